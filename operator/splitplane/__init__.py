@@ -1,0 +1,1 @@
+"""Splitplane: adaptive partition orchestration for PyTorch models on Kubernetes."""

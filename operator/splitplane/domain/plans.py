@@ -1,0 +1,86 @@
+"""Plans: who runs which segments, how tensors cross, and what that is predicted to give."""
+
+import hashlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A partition at its place in a route.
+
+    Requests run the active range ``[first, last)``; pods keep the resident range
+    ``[resident_first, resident_last)``, which contains it.
+    """
+
+    tier: str
+    first: int
+    last: int
+    resident_first: int
+    resident_last: int
+    replicas: int
+
+    def __post_init__(self) -> None:
+        if not self.resident_first <= self.first < self.last <= self.resident_last:
+            raise ValueError(f"active range [{self.first}, {self.last}) is empty or not inside the resident range")
+        if self.replicas < 1:
+            raise ValueError(f"a stage needs at least one replica, not {self.replicas}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a plan should give at the arrival rate it was made for."""
+
+    p95_seconds: float
+    mean_seconds: float
+    cost_per_hour: float
+    max_rate_per_second: float
+    """Highest rate at which no stage or link exceeds the utilisation ceiling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Ordered stages that cover the model once; ``codecs[i]`` encodes what stage ``i`` hands to stage ``i + 1``."""
+
+    stages: tuple[Stage, ...]
+    codecs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.codecs) != len(self.stages) - 1:
+            raise ValueError("a plan needs one codec for each crossing between neighbouring stages")
+        for left, right in zip(self.stages, self.stages[1:], strict=False):
+            if left.last != right.first:
+                raise ValueError(f"stages do not meet: [{left.first}, {left.last}) then [{right.first}, {right.last})")
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Indices of the cuts that a request crosses between stages."""
+        return tuple(stage.first for stage in self.stages[1:])
+
+    @property
+    def routing(self) -> tuple[tuple[str, int, int, str], ...]:
+        """(tier, first, last, codec to the next stage) per stage: what a request sees of the plan."""
+        return tuple(
+            (stage.tier, stage.first, stage.last, codec)
+            for stage, codec in zip(self.stages, (*self.codecs, ""), strict=True)
+        )
+
+    def replicas(self, tier: str) -> int:
+        return sum(stage.replicas for stage in self.stages if stage.tier == tier)
+
+    def __str__(self) -> str:
+        text = "|".join(f"{stage.tier}:{stage.first}-{stage.last}" for stage in self.stages)
+        return " ".join((text, *self.codecs))
+
+    @property
+    def digest(self) -> str:
+        """Ten hexadecimal digits that name this plan: equal plans have equal names."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan with its prediction; ``violations`` is empty when it satisfies every limit."""
+
+    plan: Plan
+    predicted: Prediction
+    violations: tuple[str, ...] = ()

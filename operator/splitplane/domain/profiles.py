@@ -1,0 +1,88 @@
+"""What was measured of one model: its cuts, and the time and memory of its segments on each device class.
+
+Cut ``i`` lies before segment ``i``; a model of ``n`` segments has ``n + 1`` cuts, cut 0 being its input and
+cut ``n`` its output. A range ``[first, last)`` is written by the cuts that bound it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+CODECS = ("fp32", "fp16", "int8")
+"""Wire codecs, in the order of falling fidelity."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor that crosses a cut. ``shape`` leaves the batch dimension out; ``datatype`` is the OIP's name."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A place where the graph can be divided.
+
+    ``wire_bytes`` maps a codec to the bytes per sample on the wire (header excluded).
+    ``schema_hash`` identifies names, dtypes and shapes; stages with different hashes refuse each other.
+    """
+
+    index: int
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    wire_bytes: Mapping[str, int]
+    schema_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class CodecTimes:
+    """Seconds per fp32 byte of payload to encode and to decode, on one thread of a device class."""
+
+    encode_seconds_per_byte: float
+    decode_seconds_per_byte: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """Times of one device class, for a batch of one sample.
+
+    ``prefix_seconds[i]`` is the median time of segments ``[0, i)``, run as a whole; ``prefix_seconds[0] == 0``.
+    ``time_cv`` is the coefficient of variation of a range's time. ``overhead_seconds`` is what a stage adds to
+    each request besides compute and codecs (receive, deserialise, respond).
+    """
+
+    device_class: str
+    prefix_seconds: tuple[float, ...]
+    time_cv: float
+    overhead_seconds: float
+    codec_times: Mapping[str, CodecTimes]
+    base_memory_bytes: int
+
+    def range_seconds(self, first: int, last: int) -> float:
+        """Median seconds of segments ``[first, last)``; never negative, though prefixes are measured apart."""
+        return max(0.0, self.prefix_seconds[last] - self.prefix_seconds[first])
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Everything the planner knows of a model.
+
+    ``weight_bytes[i]`` belongs to segment ``i``; ``activation_bytes`` is the peak of live activations per sample.
+    ``fingerprint`` covers graph, weights digest, torch and library versions.
+    """
+
+    fingerprint: str
+    cuts: tuple[Cut, ...]
+    weight_bytes: tuple[int, ...]
+    activation_bytes: int
+    devices: Mapping[str, DeviceProfile] = field(default_factory=dict)
+
+    @property
+    def segments(self) -> int:
+        return len(self.cuts) - 1
+
+    def resident_bytes(self, device_class: str, first: int, last: int) -> int:
+        """Memory of a pod that keeps ``[first, last)`` resident: its runtime, weights and activations."""
+        base = self.devices[device_class].base_memory_bytes
+        return base + sum(self.weight_bytes[first:last]) + self.activation_bytes

@@ -1,0 +1,144 @@
+"""What one planning tick may look at (snapshot), what the user allows (policy), and what comes out (decision)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from splitplane.domain.measurements import Measurement
+from splitplane.domain.plans import Candidate, Plan
+from splitplane.domain.profiles import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A kind of node as the user named it, and what the cluster has of it now.
+
+    ``price_per_hour`` is the price of one replica-hour. ``memory_limit_bytes`` is the pod's limit, ``None`` when
+    the user set none. ``slots`` is the number of replicas that ready nodes can hold in all, this pipeline's own
+    running replicas included.
+    """
+
+    name: str
+    device_class: str
+    trusted: bool
+    min_replicas: int
+    max_replicas: int
+    price_per_hour: Measurement
+    egress_price_per_gib: float
+    memory_limit_bytes: int | None
+    slots: int
+    ready_nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One direction between two tiers, as the data plane measures it. ``delay_seconds`` is one-way."""
+
+    source: str
+    target: str
+    bandwidth_bytes_per_second: Measurement
+    delay_seconds: Measurement
+
+
+class Preference(StrEnum):
+    COST = "Cost"
+    LATENCY = "Latency"
+    PRIVACY = "Privacy"
+
+
+class Mode(StrEnum):
+    AUTO = "Auto"
+    ADVISORY = "Advisory"
+    FIXED = "Fixed"
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPlan:
+    """A split that the user dictates: tier, first and last cut by stage, and codecs."""
+
+    stages: tuple[tuple[str, int, int], ...]
+    codecs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The user's limits and the rules of re-planning. ``None`` means no limit."""
+
+    max_p95_seconds: float | None = None
+    max_cost_per_hour: float | None = None
+    raw_input_stays_trusted: bool = False
+    prefer: Preference = Preference.COST
+    mode: Mode = Mode.AUTO
+    fixed: FixedPlan | None = None
+    codecs: tuple[str, ...] = ("fp32",)
+    max_partitions: int = 2
+    max_utilization: float = 0.7
+    min_gain: float = 0.15
+    cooldown_seconds: float = 60.0
+    scale_down_window_seconds: float = 300.0
+    gateway_tier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """The plan that serves now. ``since`` and the switch times are in seconds of the snapshot's clock."""
+
+    plan: Plan
+    generation: int
+    since: float
+    last_switch_seconds: float = 0.0
+    low_demand_since: float | None = None
+    """Since when fewer replicas would have sufficed, without interruption."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that a decision about one pipeline may look at, read once.
+
+    ``speed_corrections`` maps a tier to observed over profiled compute time (1.0 when unknown).
+    ``arrival_scv`` is the squared coefficient of variation of inter-arrival times (1 for Poisson, 0 for a metronome).
+    """
+
+    pipeline: str
+    time: float
+    profile: Profile
+    tiers: tuple[Tier, ...]
+    links: tuple[Link, ...]
+    arrival_rate: Measurement
+    arrival_scv: float = 1.0
+    observed_p95_seconds: Measurement | None = None
+    speed_corrections: Mapping[str, float] = field(default_factory=dict)
+    active: Active | None = None
+    set_aside: frozenset[str] = frozenset()
+    """Digests of plans that could not be carried out lately; not proposed until their back-off ends."""
+
+
+class Action(StrEnum):
+    START = "Start"
+    SWITCH = "Switch"
+    HOLD = "Hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do next for one pipeline, with the reason and the numbers behind it.
+
+    ``target`` is the plan that should serve (the active one on ``HOLD``; ``None`` when no plan exists at all).
+    ``best`` is what the planner would pick without gates: equal to ``target`` unless a gate or the mode held it.
+    ``gate`` names the gate that held, empty otherwise. ``gain`` is relative, in the preferred objective.
+    ``alternatives`` are the baselines by name (``edge-only``, ``cloud-only``), for explanation.
+    """
+
+    action: Action
+    reason: str
+    message: str
+    target: Candidate | None
+    best: Candidate | None = None
+    current: Candidate | None = None
+    gate: str = ""
+    gain: float = 0.0
+    feasible: bool = True
+    routes: tuple[Candidate, ...] = ()
+    """Admissible routes of the target, best first, each runnable on what the target keeps resident."""
+    low_demand_since: float | None = None
+    alternatives: Mapping[str, Candidate] = field(default_factory=dict)
