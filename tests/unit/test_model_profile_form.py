@@ -1,0 +1,84 @@
+"""What a profile job writes is what the operator reads."""
+
+import json
+import math
+
+import pytest
+
+from splitplane.domain.codecs import encoded_bytes, raw_bytes
+from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
+from splitplane.domain.profiles_io import ProfileResult, from_dict, to_dict
+
+
+def result() -> ProfileResult:
+    specs = (
+        TensorSpec("frames", "FP32", (4,)),
+        TensorSpec("conv1", "FP32", (2, 3)),
+        TensorSpec("output_0", "FP32", (5,)),
+    )
+    sizes = {"fp32": 24, "fp16": 12, "int8": 22}
+    return ProfileResult(
+        model="tiny",
+        inputs=specs[:1],
+        outputs=specs[2:],
+        segment_names=("conv1", "classifier"),
+        profile=Profile(
+            fingerprint="abc",
+            cuts=tuple(Cut(index, spec.name, (spec,), sizes, f"hash{index}") for index, spec in enumerate(specs)),
+            weight_bytes=(10, 20),
+            activation_bytes=48,
+            devices={
+                "x86": DeviceProfile("x86", (0.0, 0.001, 0.0035), 0.04, 0.0008, {"fp32": CodecTimes(1e-10, 2e-10)}, 9)
+            },
+        ),
+    )
+
+
+def test_a_result_survives_json() -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(result())))) == result()
+
+
+def test_a_result_without_a_field_is_refused_with_the_fields_name() -> None:
+    data = to_dict(result())
+    del data["device"]["prefixSeconds"]
+    with pytest.raises(ValueError, match="lacks 'prefixSeconds'"):
+        from_dict(data)
+
+
+def test_a_result_whose_numbers_do_not_fit_its_cuts_is_refused() -> None:
+    data = to_dict(result())
+    data["segments"].pop()
+    with pytest.raises(ValueError, match="2 segments needs 2 names"):
+        from_dict(data)
+
+
+def test_a_result_of_another_format_says_that_releases_differ() -> None:
+    with pytest.raises(ValueError, match="one release"):
+        from_dict({**to_dict(result()), "format": 99})
+
+
+@pytest.mark.parametrize(
+    ("datatype", "codec", "expected"),
+    [
+        ("FP32", "fp32", 4 * 128 * 16),
+        ("FP32", "fp16", 2 * 128 * 16),
+        ("FP32", "int8", 128 * 16 + 8 * 128),
+        ("INT64", "int8", 8 * 128 * 16),
+        ("INT64", "fp16", 8 * 128 * 16),
+        ("BOOL", "fp16", 128 * 16),
+    ],
+)
+def test_encoded_bytes_of_one_sample(datatype: str, codec: str, expected: int) -> None:
+    assert encoded_bytes(TensorSpec("x", datatype, (128, 16)), codec) == expected
+
+
+def test_int8_scales_are_shared_by_the_batch() -> None:
+    spec = TensorSpec("x", "FP32", (128, 16))
+    assert encoded_bytes(spec, "int8", batch=8) == 8 * math.prod(spec.shape) + 8 * 128
+
+
+def test_unknown_codec_and_datatype_are_refused() -> None:
+    with pytest.raises(ValueError, match="use one of fp32, fp16, int8"):
+        encoded_bytes(TensorSpec("x", "FP32", (1,)), "zip")
+    with pytest.raises(ValueError, match="no fixed size"):
+        raw_bytes(TensorSpec("x", "BYTES", (1,)))
