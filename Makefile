@@ -1,0 +1,65 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11+ and git: everything else is fetched or built, once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null || echo build/uv/bin/uv)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test test-unit lint format crds generate bench lock env binaries clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: env binaries  ## Split a trained model between edge and cloud nodes, and watch it being re-planned (about 6 minutes)
+	@PYTHONPATH=examples $(BIN)/python -m demo $(DEMO_ARGS)
+
+test: env binaries  ## Run all tests: unit, integration on the embedded control plane, end to end
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-unit: env  ## Run the tests that need no cluster
+	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+lint: env  ## Check format, lint, types, import layers, generated files and locks
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m splitplane.api.crds --check
+	@$(BIN)/python -m splitplane.runtime.generate --check
+	@UV="$(UV)" hack/lock --check
+
+format: env  ## Format the code and mend what can be mended by machine
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+crds: env  ## Generate crds/ and the chart's copy from the pydantic models
+	@$(BIN)/python -m splitplane.api.crds
+
+generate: env crds  ## Generate CRDs and protocol stubs
+	@$(BIN)/python -m splitplane.runtime.generate
+
+bench: env binaries  ## Measure hop overhead, planner speed and operator memory; writes build/bench/bench.json
+	@$(BIN)/python -m benchmarks
+
+lock: $(UV)  ## Resolve the dependencies anew and write requirements/*.lock
+	@UV="$(UV)" hack/lock
+
+env: $(VENV)/.stamp
+
+binaries: env
+	@$(BIN)/splitplane local build
+
+build/uv/bin/uv:
+	@echo "uv is not on PATH: installing it into build/uv"
+	@$(PYTHON) -m venv build/uv && build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.stamp: requirements/dev.lock pyproject.toml | $(UV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	@echo "Installing the environment (torch alone is 5 GB unpacked; later runs take it from the cache)"
+	@$(UV) pip sync --python $(BIN)/python --require-hashes requirements/dev.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+clean:  ## Remove what make built in this folder (caches of the user stay)
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
