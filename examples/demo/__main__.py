@@ -1,0 +1,257 @@
+"""Runs the demo from nothing to the report: see `--help`."""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from demo import report
+from demo.kube import Active, DemoError, Kube, active, wait_for
+from demo.scenario import BASE_RATE, FAST_LINK, STEPS, Step
+from splitplane.local import binaries
+
+EXAMPLES = Path(__file__).parents[1]
+HERE = Path(__file__).parent
+PIPELINE = "pitch-tracker"
+console = Console(highlight=False)
+
+
+def splitplane(*arguments: str, quiet: bool = True) -> str:
+    """Output of a `splitplane` command. Raises ``DemoError`` with its words when it fails."""
+    command = [str(Path(sys.executable).with_name("splitplane")), *arguments]
+    done = subprocess.run(command, capture_output=quiet, text=True, check=False)
+    if done.returncode:
+        raise DemoError(f"splitplane {' '.join(arguments)} failed: {(done.stderr or done.stdout or '').strip()}")
+    return done.stdout or ""
+
+
+class Demo:
+    """One run of the demo on one embedded cluster."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.out: Path = options.out
+        self.log = self.out / "requests.jsonl"
+        self.began = time.monotonic()
+        self.marks: list[report.Mark] = []
+        self.steps: list[report.StepReport] = []
+        self.shown: list[str] = []
+        self.kube: Kube
+
+    def say(self, text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/]  {text}")
+
+    def local_command(self, verb: str, *arguments: str) -> str:
+        return splitplane("local", *verb.split(), "--name", self.options.name, *arguments)
+
+    @contextmanager
+    def cluster(self) -> Iterator[None]:
+        """The embedded cluster; gone afterwards, unless the user keeps it."""
+        name = self.options.name
+        try:
+            with console.status("Starting the control plane, Prometheus and four nodes"):
+                self.local_command("down", "--purge")
+                self.local_command("up", "--config", str(HERE / "cluster.yaml"))
+            kubeconfig = Path(self.local_command("kubeconfig", "--path").strip())
+            self.kube = Kube(binaries.ensure("kubectl"), kubeconfig, "default")
+            self.say(f"Cluster is up: 2 edge nodes (8x slower), 1 cloud node (1.5x), link {FAST_LINK}/s")
+            yield
+        finally:
+            if self.options.keep:
+                self.say(f"The cluster stays up: export KUBECONFIG=$(splitplane local kubeconfig --name {name} --path)")
+                self.say(f"End it with: splitplane local down --name {name} --purge")
+            else:
+                with console.status("Stopping the cluster"):
+                    self.local_command("down", "--purge")
+
+    def install(self) -> None:
+        with console.status("Installing Splitplane from its chart"):
+            self.local_command("install")
+        self.say("Splitplane is installed (charts/splitplane)")
+        with console.status("Saving the trained weights of CREPE on a volume"):
+            code = EXAMPLES / "models" / "pitch_tracker.py"
+            self.kube.run("create", "configmap", "pitch-tracker-code", f"--from-file=pitch_tracker.py={code}")
+            self.kube.run("apply", "--filename", str(HERE / "weights.yaml"))
+            self.kube.run("wait", "--for=condition=complete", "job/pitch-tracker-weights", "--timeout=90s")
+        self.say("Trained weights are on the volume splitplane-models")
+
+    def reference(self) -> Path:
+        """Frames and the unsplit model's answers, computed from the very weights that the pods read."""
+        claim = self.kube.get("pvc", "splitplane-models")["spec"]["volumeName"]
+        weights = Path(self.kube.get("pv", claim)["spec"]["hostPath"]["path"]) / "crepe-full.safetensors"
+        data = self.out / "reference.npz"
+        with console.status("Computing the unsplit model's answers, to compare with"):
+            subprocess.run([sys.executable, "-m", "demo.reference", str(weights), str(data)], check=True)
+        return data
+
+    def apply(self) -> Active:
+        self.kube.run("apply", "--filename", str(EXAMPLES / "pitch-tracker.yaml"))
+        with console.status("Profiling the model on each tier, planning, starting partitions") as status:
+
+            def ready() -> Active | None:
+                now = active(self.kube, PIPELINE)
+                status.update(f"Waiting until Ready: {now.conditions.get('Ready', 'not seen by the operator yet')}")
+                return now if now.ready and now.summary else None
+
+            first = wait_for("Ready", ready, seconds=240, show=lambda: str(active(self.kube, PIPELINE).conditions))
+        self.say(f"{PIPELINE} is Ready: [bold]{first.text}[/]")
+        return first
+
+    @contextmanager
+    def client(self, data: Path) -> Iterator[subprocess.Popen[str]]:
+        """The constant-rate client, ended at the end by its own command."""
+        pods = self.kube.pods(**{"splitplane.dev/pipeline": PIPELINE, "app.kubernetes.io/component": "gateway"})
+        address = next(pod["status"]["podIP"] for pod in pods if pod["status"]["phase"] == "Running")
+        self.log.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "demo.client", "--url", f"{address}:9000", "--model", PIPELINE,
+                   "--data", str(data), "--log", str(self.log)]  # fmt: skip
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+        try:
+            yield process
+        finally:
+            if process.poll() is None and process.stdin:
+                process.stdin.write("stop\n")
+                process.stdin.close()
+            try:
+                process.wait(70)
+            finally:
+                process.kill()
+
+    def set_rate(self, client: subprocess.Popen[str], rate: float) -> None:
+        if client.poll() is not None or client.stdin is None:
+            raise DemoError(f"the client ended with code {client.returncode}")
+        client.stdin.write(f"rate {rate}\n")
+        client.stdin.flush()
+
+    def steady(self) -> list[report.Request]:
+        """Requests sent in a window of a steady state, all of them answered."""
+        time.sleep(self.options.settle)
+        start = time.time()
+        time.sleep(self.options.steady)
+        end = time.time()
+        time.sleep(1.0)
+        return report.between(report.read_log(self.log), start, end)
+
+    def play(self, step: Step, client: subprocess.Popen[str], first: Active) -> None:
+        before, began = active(self.kube, PIPELINE), time.time()
+        self.marks.append(report.Mark(began, step.name, is_event=True))
+        self.say(f"[bold]{step.name}[/]")
+        for command in step.commands:
+            verb = " ".join(command[:2]) if command[0] == "node" else command[0]
+            self.local_command(verb, *command[len(verb.split()) :])
+        self.set_rate(client, step.rate)
+        with console.status("Waiting for the new plan") as status:
+
+            def settled() -> Active | None:
+                now = active(self.kube, PIPELINE)
+                status.update(f"Serving {now.text}; {now.conditions.get('Progressing', '')}")
+                return now if now.generation > before.generation and step.settled(before, now, first) else None
+
+            after = wait_for(step.name, settled, seconds=120, show=lambda: str(active(self.kube, PIPELINE).conditions))
+        served = time.time()
+        self.marks.append(report.Mark(served, after.text, is_event=False))
+        self.say(f"    {before.text} -> [bold]{after.text}[/] after {served - began:.1f} s: {after.reason}")
+        self.say(f"    {after.message}")
+        self.record(step.name, before=before, began=began, seconds_to_plan=served - began, rate=step.rate)
+
+    def record(self, name: str, *, before: Active, began: float, seconds_to_plan: float, rate: float) -> None:
+        with console.status("Measuring the steady state"):
+            window = self.steady()
+        after = active(self.kube, PIPELINE)
+        sent = report.between(report.read_log(self.log), began, time.time())
+        failed = [request for request in sent if not request.ok]
+        observed = report.p95_ms(window)
+        goodput = sum(request.ok for request in window) / self.options.steady
+        p95 = f"p95 predicted {after.predicted_p95:.0f} ms, observed {observed:.0f} ms"
+        counts = f"{len(sent)} requests, {len(failed)} failed; {goodput:.1f} answers/s"
+        self.say(f"    {p95}; {after.cost_per_hour:.2f}/h; {counts}")
+        if failed:
+            self.shown.append(f"{name}: {len(failed)} requests failed, the first with: {failed[0].error}")
+        if goodput < 0.95 * rate:
+            self.shown.append(f"{name}: {goodput:.1f} answers/s where {rate:.1f}/s were sent")
+        if not 0.75 * observed <= after.predicted_p95 <= 1.25 * observed:
+            self.shown.append(f"{name}: predicted p95 {after.predicted_p95:.0f} ms, observed {observed:.0f} ms")
+        pods = self.kube.pods(**{"splitplane.dev/pipeline": PIPELINE, "app.kubernetes.io/component": "stage"})
+        self.steps.append(
+            report.StepReport(
+                name=name, planBefore=before.text, planAfter=after.text, reason=after.reason,
+                predictedP95Ms=round(after.predicted_p95, 1), observedP95Ms=round(observed, 1),
+                costPerHour=after.cost_per_hour, requests=len(sent), failed=len(failed),
+                goodputPerSecond=round(goodput, 2), secondsToNewPlan=round(seconds_to_plan, 1),
+                podUids=sorted(pod["metadata"]["uid"] for pod in pods),
+            )
+        )  # fmt: skip
+
+    def finish(self) -> None:
+        requests = report.read_log(self.log)
+        if not requests:
+            return
+        min_cosine = min((r.cosine for r in requests if r.cosine is not None), default=float("nan"))
+        report.write_json(self.out / "report.json", self.steps, min_cosine=min_cosine)
+        report.plot(self.out / "timeline.png", requests, self.marks, title="CREPE, split and re-planned by Splitplane")
+        console.print(report.table(self.steps))
+        console.print(
+            f"Nearest to the unsplit model's answers: lowest cosine {min_cosine:.6f} of {len(requests)} requests"
+        )
+        console.print(f"Report: {self.out / 'report.json'}   Plot: {self.out / 'timeline.png'}")
+        if not min_cosine >= 0.999:
+            self.shown.append(f"an answer differs from the unsplit model's: cosine {min_cosine:.6f}")
+
+    def run(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        with self.cluster():
+            self.install()
+            data = self.reference()
+            self.apply()
+            with ExitStack() as stack:
+                stack.callback(self.finish)
+                client = stack.enter_context(self.client(data))
+                self.set_rate(client, BASE_RATE)
+                began = time.time()
+                with console.status("First traffic"):
+                    time.sleep(self.options.warm)
+                first = wait_for("a split plan", lambda: _split(self.kube), seconds=90)
+                self.record("first plan", before=first, began=began, seconds_to_plan=0.0, rate=BASE_RATE)
+                first = active(self.kube, PIPELINE)
+                for step in STEPS:
+                    if step.letter in self.options.steps:
+                        self.play(step, client, first)
+
+
+def _split(kube: Kube) -> Active | None:
+    now = active(kube, PIPELINE)
+    return now if len(now.cuts) > 1 else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the cluster up at the end")
+    parser.add_argument("--steps", default="abcde", help="which of the events a, b, c, d, e to play (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder of report.json and timeline.png")
+    parser.add_argument("--name", default="demo", help="name of the embedded cluster")
+    parser.add_argument("--warm", type=float, default=20.0, help="seconds of traffic before the first measurement")
+    parser.add_argument("--settle", type=float, default=8.0, help="seconds from a new plan to its steady state")
+    parser.add_argument("--steady", type=float, default=12.0, help="seconds over which a steady state is measured")
+    demo = Demo(parser.parse_args())
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        demo.run()
+    except DemoError as error:
+        console.print(f"[red]The demo stopped:[/] {error}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("Stopped by Ctrl-C; what was started has been ended.")
+        return 130
+    for line in demo.shown:
+        console.print(f"[yellow]Not as it should be:[/] {line}")
+    return 2 if demo.shown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The demo's events: what is done to the cluster, and what must come of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from demo.kube import Active
+
+BASE_RATE = 3.5
+FAST_LINK = "50Mbit"
+SLOW_LINK = "3Mbit"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One event. ``commands`` are arguments of `splitplane local`; ``rate`` is the client's new pace, if it changes.
+
+    ``settled`` says of (plan before, plan now, plan of the first steady state) whether the wanted plan serves.
+    """
+
+    letter: str
+    name: str
+    settled: Callable[[Active, Active, Active], bool]
+    commands: tuple[tuple[str, ...], ...] = ()
+    rate: float = BASE_RATE
+
+
+def _is_split(plan: Active) -> bool:
+    return len(plan.cuts) > 1
+
+
+STEPS = (
+    Step(
+        "a", f"(a) edge-cloud link drops to {SLOW_LINK}/s",
+        lambda before, now, _: _is_split(now) and now.cuts != before.cuts,
+        commands=(("link", "edge", "cloud", "--rate", SLOW_LINK),),
+    ),
+    Step(
+        "b", f"(b) link back at {FAST_LINK}/s",
+        lambda _, now, first: now.cuts == first.cuts,
+        commands=(("link", "edge", "cloud", "--rate", FAST_LINK),),
+    ),
+    Step(
+        "c", "(c) three times the requests",
+        lambda before, now, _: sum(now.replicas.values()) > sum(before.replicas.values()),
+        rate=3 * BASE_RATE,
+    ),
+    Step(
+        "d", "(d) the cloud node's price doubles",
+        lambda before, now, _: now.replicas != before.replicas or now.cuts != before.cuts,
+        commands=(("node", "price", "cloud-1", "4.80"),), rate=3 * BASE_RATE,
+    ),
+    Step(
+        "e", "(e) the cloud node dies",
+        lambda _, now, __: bool(now.cuts) and "cloud" not in now.replicas,
+        commands=(("node", "stop", "cloud-1"),), rate=3 * BASE_RATE,
+    ),
+)  # fmt: skip
