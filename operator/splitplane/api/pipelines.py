@@ -1,0 +1,288 @@
+"""``InferencePipeline``: what a user asks for, and the rules that make a request sensible."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from splitplane.api.fields import (
+    Codec,
+    DecimalString,
+    Metadata,
+    Model,
+    Name,
+    TierName,
+    at_most,
+    between,
+    distinct,
+    keyed,
+    ordered,
+    rule,
+    rules,
+    text,
+)
+from splitplane.api.pods import Env, PullSecrets, Resources, Tolerations, VolumeMounts, Volumes
+from splitplane.api.statuses import PipelineStatus
+from splitplane.api.tensors import Tensors
+
+KIND = "InferencePipeline"
+PLURAL = "inferencepipelines"
+
+_IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]*"
+_FACTORY = text(
+    f"^{_IDENTIFIER}([.]{_IDENTIFIER})*:{_IDENTIFIER}$",
+    "must be module:callable, such as pitch_tracker:build",
+    longest=253,
+)
+_URI = text(
+    r"^(file:///[^/].*|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^/].*)$",
+    "must be pvc://<claim>/<path> or file:///<path in the runtime image or a mounted volume>",
+    longest=1024,
+)
+_SHA256 = text(
+    r"^[0-9a-f]{64}$", "must be the file's SHA-256 as 64 lower-case hexadecimal digits (see sha256sum)", longest=64
+)
+_IMAGE = text(r"^[a-zA-Z0-9][-a-zA-Z0-9._:/@]*$", "must be an image reference such as repository/name:tag", longest=512)
+
+MAX_PARTITIONS = 2
+NAMES_LENGTH = 45
+"""Longest pipeline's and tier's name together: children are called ``<pipeline>-profile-<tier>-<hash8>``, within 63."""
+
+
+class Weights(Model):
+    """The model's trained weights: one safetensors file."""
+
+    uri: Annotated[str, *_URI]
+    """Where the file is: ``pvc://<claim>/<path>`` or ``file:///<path>``."""
+    sha256: Annotated[str, *_SHA256]
+    """SHA-256 of the whole file; pods refuse any other."""
+
+
+class ModelSpec(Model):
+    """The model, and the pods' surroundings that it needs."""
+
+    model_config = rules(
+        rule(
+            "!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes)"
+            " && self.volumes.exists(v, v.name == m.name))",
+            "every mount must name one of spec.model.volumes",
+            field=".volumeMounts",
+        ),
+    )
+
+    factory: Annotated[str, *_FACTORY]
+    """``module:callable`` that returns the ``torch.nn.Module``, importable in the runtime image or a mounted volume."""
+    image: Annotated[str, *_IMAGE] | None = None
+    """Image of the pods that hold the model. Default: the operator's runtime image."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_secrets: PullSecrets = ()
+    weights: Weights
+    inputs: Tensors
+    """The model's inputs in the order of its arguments; the first dimension is the batch, -1."""
+    env: Env = ()
+    volumes: Volumes = ()
+    volume_mounts: VolumeMounts = ()
+
+
+class Objectives(Model):
+    """Limits that every plan must keep, and what to minimise among those that do."""
+
+    latency_p95_milliseconds: Annotated[int, between(1, 600_000)] | None = None
+    """Highest 95th percentile of a request's time at the gateway. Default: no limit."""
+    max_cost_per_hour: DecimalString | None = None
+    """Highest cost of all replicas and of traffic, in the currency of the prices. Default: no limit."""
+    raw_input_stays_trusted: bool = False
+    """The model's input may not leave tiers marked ``trusted``."""
+    prefer: Literal["Cost", "Latency"] = "Cost"
+
+
+class ReplicaRange(Model):
+    """How many replicas a stage of this tier may have."""
+
+    model_config = rules(rule("self.min <= self.max", "must not be larger than max", field=".min"))
+
+    min: Annotated[int, between(0, 100)] = 0
+    max: Annotated[int, between(1, 100)]
+
+
+_Labels = Annotated[
+    dict[Annotated[str, at_most(316)], Annotated[str, at_most(63)]],
+    Field(min_length=1, max_length=16),
+]
+
+
+class TierSpec(Model):
+    """A kind of node."""
+
+    name: TierName
+    node_selector: _Labels
+    """Labels of this tier's nodes."""
+    tolerations: Tolerations = ()
+    device_class: Name
+    """Tiers of the same device class share profile measurements."""
+    trusted: bool = False
+    """Whether raw inputs may be processed here."""
+    replicas: ReplicaRange
+    resources: Resources = Resources()
+    price_per_hour: DecimalString | None = None
+    """Price of one replica for an hour, used when Prometheus has no ``node_total_hourly_cost`` for the tier's nodes."""
+    egress_price_per_gib: DecimalString = Field(default="0", alias="egressPricePerGiB")
+    """Price of a GiB that leaves this tier for another."""
+
+
+class FixedStage(Model):
+    """A part of the model, by the cuts that bound it."""
+
+    model_config = rules(
+        rule("self.firstCut < self.lastCut", "must be larger than firstCut", field=".lastCut"),
+    )
+
+    tier: TierName
+    first_cut: Annotated[int, between(0, 1023)]
+    last_cut: Annotated[int, between(1, 1024)]
+
+
+class FixedPartitioning(Model):
+    """A split that the user dictates."""
+
+    model_config = rules(
+        rule("self.stages[0].firstCut == 0", "the first stage must start at cut 0, the model's input", field=".stages"),
+        rule(
+            "self.stages.size() < 2 || self.stages[0].lastCut == self.stages[1].firstCut",
+            "the second stage's firstCut must equal the first stage's lastCut",
+            field=".stages",
+        ),
+        rule(
+            "(has(self.codecs) ? self.codecs.size() : 0) == self.stages.size() - 1",
+            "give one codec for each crossing between two stages: one fewer than stages",
+            field=".codecs",
+        ),
+    )
+
+    stages: Annotated[tuple[FixedStage, ...], ordered(least=1, most=MAX_PARTITIONS)]
+    codecs: Annotated[tuple[Codec, ...], ordered(most=MAX_PARTITIONS - 1)] = ()
+
+
+class Partitioning(Model):
+    """How freely the model is split."""
+
+    model_config = rules(
+        rule(
+            "self.mode != 'Fixed' || has(self.fixed)", "required with mode Fixed; add it or choose Auto", field=".fixed"
+        ),
+        rule(
+            "self.mode == 'Fixed' || !has(self.fixed)",
+            "only allowed with mode Fixed; remove it or set mode Fixed",
+            field=".fixed",
+        ),
+        rule(
+            "!has(self.fixed) || self.fixed.stages.size() <= self.maxPartitions",
+            "must be at least the number of stages in fixed.stages",
+            field=".maxPartitions",
+        ),
+    )
+
+    mode: Literal["Auto", "Advisory", "Fixed"] = "Auto"
+    """``Auto`` re-plans; ``Advisory`` keeps the first plan and reports better ones; ``Fixed`` takes ``fixed``."""
+    max_partitions: Annotated[int, between(1, MAX_PARTITIONS)] = MAX_PARTITIONS
+    codecs: Annotated[tuple[Codec, ...], distinct(least=1, most=3)] = ("fp32",)
+    """Encodings that a plan may use between tiers. ``fp16`` and ``int8`` lose accuracy: ask for them by name."""
+    fixed: FixedPartitioning | None = None
+
+
+class Replanning(Model):
+    """When a better plan is taken."""
+
+    model_config = rules(
+        rule(
+            "self.cooldownSeconds == 0 || self.cooldownSeconds >= self.intervalSeconds",
+            "must be 0 or at least intervalSeconds: a shorter cool-down never takes effect",
+            field=".cooldownSeconds",
+        ),
+        rule(
+            "self.scaleDownWindowSeconds == 0 || self.scaleDownWindowSeconds >= self.intervalSeconds",
+            "must be 0 or at least intervalSeconds: a shorter window never takes effect",
+            field=".scaleDownWindowSeconds",
+        ),
+    )
+
+    interval_seconds: Annotated[int, between(5, 3600)] = 60
+    min_gain_percent: Annotated[int, between(0, 100)] = 15
+    """Gain below which a change is not worth its disturbance."""
+    cooldown_seconds: Annotated[int, between(0, 86_400)] = 60
+    """Least time between two changes that no limit forces."""
+    scale_down_window_seconds: Annotated[int, between(0, 86_400)] = 300
+    """How long fewer replicas must have sufficed before any are taken away."""
+    max_utilization_percent: Annotated[int, between(10, 95)] = 70
+    """Highest share of time that a replica or link may be busy."""
+
+
+class GatewaySpec(Model):
+    """Where requests come in."""
+
+    tier: TierName
+    """The tier whose nodes run the gateway."""
+    resources: Resources = Resources()
+
+
+_STAGES = "self.partitioning.fixed.stages"
+
+
+class InferencePipelineSpec(Model):
+    """A model, the tiers to run it on, and the limits to keep."""
+
+    model_config = rules(
+        rule(
+            "self.tiers.exists(t, t.name == self.gateway.tier)",
+            "must be the name of one of spec.tiers; add that tier or name another",
+            field=".gateway.tier",
+        ),
+        rule(
+            "!self.objectives.rawInputStaysTrusted || self.tiers.exists(t, t.trusted)",
+            "rawInputStaysTrusted needs a tier with trusted: true; mark one, or drop the objective",
+            field=".tiers",
+        ),
+        rule(
+            "!self.objectives.rawInputStaysTrusted || !self.tiers.exists(t, t.name == self.gateway.tier && !t.trusted)",
+            "must be a tier with trusted: true, because of objectives.rawInputStaysTrusted",
+            field=".gateway.tier",
+        ),
+        rule(
+            f"!has(self.partitioning.fixed) || {_STAGES}.all(s, self.tiers.exists(t, t.name == s.tier))",
+            "every stage's tier must be the name of one of spec.tiers; add that tier or name another",
+            field=".partitioning.fixed.stages",
+        ),
+        rule(
+            "!self.objectives.rawInputStaysTrusted || !has(self.partitioning.fixed)"
+            f" || !self.tiers.exists(t, t.name == {_STAGES}[0].tier && !t.trusted)",
+            "the first stage must be on a tier with trusted: true, because of objectives.rawInputStaysTrusted",
+            field=".partitioning.fixed.stages",
+        ),
+    )
+
+    model: ModelSpec
+    objectives: Objectives = Objectives()
+    tiers: Annotated[tuple[TierSpec, ...], keyed("name", least=1, most=8)]
+    partitioning: Partitioning = Partitioning()
+    replanning: Replanning = Replanning()
+    gateway: GatewaySpec
+    suspend: bool = False
+    """Keep serving the active plan, and make no other."""
+
+
+class InferencePipeline(Model):
+    """A PyTorch model served across edge and cloud nodes, split where that suits its limits best."""
+
+    model_config = rules(
+        rule(
+            "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            "metadata.name: must be lower-case letters, digits and inner dashes, a letter first: it names a Service",
+        ),
+        rule(
+            f"self.spec.tiers.all(t, size(self.metadata.name) + size(t.name) <= {NAMES_LENGTH})",
+            f"metadata.name: together with the longest tier's name at most {NAMES_LENGTH} characters; shorten one",
+        ),
+    )
+
+    metadata: Metadata
+    spec: InferencePipelineSpec
+    status: PipelineStatus = PipelineStatus()

@@ -1,0 +1,114 @@
+"""From resources to the planner's values, and from plans back to resources."""
+
+from collections.abc import Callable, Sequence
+
+from splitplane.api.fields import decimal_string
+from splitplane.api.pipelines import InferencePipelineSpec, TierSpec
+from splitplane.api.pods import parse_quantity
+from splitplane.api.statuses import PlanStatus
+from splitplane.domain.measurements import Measurement, Missing, Value
+from splitplane.domain.plans import Plan, Prediction, Stage
+from splitplane.domain.snapshots import FixedPlan, Mode, Policy, Preference, Tier
+
+
+def to_policy(spec: InferencePipelineSpec) -> Policy:
+    """The user's limits and rules, in seconds and fractions."""
+    objectives, partitioning, replanning = spec.objectives, spec.partitioning, spec.replanning
+    fixed = partitioning.fixed
+    limit = objectives.latency_p95_milliseconds
+    return Policy(
+        max_p95_seconds=None if limit is None else limit / 1000,
+        max_cost_per_hour=None if objectives.max_cost_per_hour is None else float(objectives.max_cost_per_hour),
+        raw_input_stays_trusted=objectives.raw_input_stays_trusted,
+        prefer=Preference(objectives.prefer),
+        mode=Mode(partitioning.mode),
+        fixed=None
+        if fixed is None
+        else FixedPlan(
+            stages=tuple((stage.tier, stage.first_cut, stage.last_cut) for stage in fixed.stages),
+            codecs=tuple(fixed.codecs),
+        ),
+        codecs=tuple(partitioning.codecs),
+        max_partitions=partitioning.max_partitions,
+        max_utilization=replanning.max_utilization_percent / 100,
+        min_gain=replanning.min_gain_percent / 100,
+        cooldown_seconds=replanning.cooldown_seconds,
+        scale_down_window_seconds=replanning.scale_down_window_seconds,
+        gateway_tier=spec.gateway.tier,
+    )
+
+
+def spec_price(tier: TierSpec) -> Measurement:
+    """The price of a replica-hour that the user wrote down, for when Prometheus has none."""
+    if tier.price_per_hour is None:
+        return Missing(f"tier {tier.name} has no pricePerHour, and no node_total_hourly_cost was found")
+    return Value(float(tier.price_per_hour))
+
+
+def to_tier(tier: TierSpec, *, price_per_hour: Measurement, slots: int, ready_nodes: int) -> Tier:
+    """A tier with what the cluster has of it now; ``price_per_hour`` is the price of one replica-hour."""
+    memory = (tier.resources.limits or {}).get("memory")
+    return Tier(
+        name=tier.name,
+        device_class=tier.device_class,
+        trusted=tier.trusted,
+        min_replicas=tier.replicas.min,
+        max_replicas=tier.replicas.max,
+        price_per_hour=price_per_hour,
+        egress_price_per_gib=float(tier.egress_price_per_gib),
+        memory_limit_bytes=None if memory is None else int(parse_quantity(memory)),
+        slots=slots,
+        ready_nodes=ready_nodes,
+    )
+
+
+def to_plan(status: PlanStatus) -> Plan:
+    """The plan that a status describes. Raises ``ValueError`` when its stages do not fit together."""
+    return Plan(
+        stages=tuple(
+            Stage(
+                tier=stage.tier,
+                first=stage.first_cut,
+                last=stage.last_cut,
+                resident_first=stage.resident_first,
+                resident_last=stage.resident_last,
+                replicas=stage.replicas,
+            )
+            for stage in status.stages
+        ),
+        codecs=tuple(status.codecs),
+    )
+
+
+def from_plan(
+    plan: Plan,
+    *,
+    generation: int,
+    predicted: Prediction | None = None,
+    cut_names: Sequence[str] = (),
+    deployment: Callable[[Stage], str] | None = None,
+) -> PlanStatus:
+    """A plan's place in the status; ``cut_names[i]`` is the name of cut ``i``, ``deployment`` names a stage's pods."""
+    return PlanStatus.model_validate(
+        {
+            "summary": str(plan),
+            "generation": generation,
+            "stages": [
+                {
+                    "tier": stage.tier,
+                    "firstCut": stage.first,
+                    "lastCut": stage.last,
+                    "cutName": cut_names[stage.first] if stage.first < len(cut_names) else "",
+                    "residentFirst": stage.resident_first,
+                    "residentLast": stage.resident_last,
+                    "replicas": stage.replicas,
+                    "deployment": None if deployment is None else deployment(stage),
+                }
+                for stage in plan.stages
+            ],
+            "codecs": list(plan.codecs),
+            "predictedP95Milliseconds": None if predicted is None else round(predicted.p95_seconds * 1000),
+            "costPerHour": None if predicted is None else decimal_string(predicted.cost_per_hour),
+            "maxRatePerSecond": None if predicted is None else decimal_string(predicted.max_rate_per_second),
+        }
+    )

@@ -1,0 +1,220 @@
+"""``ModelProfile``: what the profile jobs measured of one model, in whole units, and its way to and from the domain."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from splitplane.api.fields import (
+    Codec,
+    Count,
+    DecimalString,
+    Metadata,
+    Model,
+    Name,
+    at_most,
+    between,
+    decimal_string,
+    keyed,
+    ordered,
+    rule,
+    rules,
+)
+from splitplane.api.tensors import Datatype, Tensors
+from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
+
+KIND = "ModelProfile"
+PLURAL = "modelprofiles"
+
+_Text = Annotated[str, at_most(256)]
+_MAX_CUTS = 1025
+
+
+class ProfiledModel(Model):
+    """Which model this is, whatever pipeline serves it."""
+
+    factory: Annotated[str, at_most(253)]
+    weights_sha256: Annotated[str, at_most(64)]
+
+
+class CutTensor(Model):
+    """A tensor that crosses a cut; the shape is that of one sample, without the batch."""
+
+    name: _Text
+    datatype: Datatype
+    sample_shape: Annotated[tuple[Annotated[int, between(0, 2**31 - 1)], ...], ordered(most=8)]
+
+
+class WireSize(Model):
+    """Bytes of one sample on the wire, header excluded."""
+
+    codec: Codec
+    bytes: Count
+
+
+class ProfiledCut(Model):
+    """A place where the model can be divided."""
+
+    name: _Text
+    tensors: Annotated[tuple[CutTensor, ...], ordered(least=1, most=64)]
+    wire_bytes: Annotated[tuple[WireSize, ...], keyed("codec", least=1, most=3)]
+    schema_hash: Annotated[str, at_most(64)]
+    """Identifies names, datatypes and shapes; stages with different hashes refuse each other."""
+
+
+class ProfiledSegment(Model):
+    """The part between two neighbouring cuts."""
+
+    name: _Text
+    weight_bytes: Count
+
+
+class CodecCost(Model):
+    """Time of a codec on one thread, per fp32 byte of payload."""
+
+    codec: Codec
+    encode_nanoseconds_per_byte: DecimalString
+    decode_nanoseconds_per_byte: DecimalString
+
+
+class ProfiledDevice(Model):
+    """Times of one device class, for a batch of one sample."""
+
+    device_class: Name
+    prefix_nanoseconds: Annotated[tuple[Count, ...], ordered(least=2, most=_MAX_CUTS)]
+    """Median time of the segments before each cut, run as a whole; the first is 0."""
+    time_cv: DecimalString
+    """Coefficient of variation of a range's time."""
+    overhead_nanoseconds: Count
+    """What a stage adds to each request besides compute and codecs."""
+    codecs: Annotated[tuple[CodecCost, ...], keyed("codec", most=3)] = ()
+    base_memory_bytes: Count
+    """Resident memory of a pod before it loads any segment."""
+
+
+class ModelProfileSpec(Model):
+    """Measurements, written by the operator from the results of profile jobs."""
+
+    model_config = rules(
+        rule("self.cuts.size() == self.segments.size() + 1", "must be one more than segments", field=".cuts"),
+        rule(
+            "!has(self.devices) || self.devices.all(d, d.prefixNanoseconds.size() == self.cuts.size())",
+            "every prefixNanoseconds must have one entry for each cut",
+            field=".devices",
+        ),
+    )
+
+    fingerprint: Annotated[str, at_most(128)]
+    """Covers graph, weights digest, torch and library versions."""
+    model: ProfiledModel
+    inputs: Tensors
+    outputs: Tensors
+    cuts: Annotated[tuple[ProfiledCut, ...], ordered(least=2, most=_MAX_CUTS)]
+    """Cut 0 is the model's input, the last its output."""
+    segments: Annotated[tuple[ProfiledSegment, ...], ordered(least=1, most=_MAX_CUTS - 1)]
+    activation_bytes: Count
+    """Peak of live activations for one sample."""
+    devices: Annotated[tuple[ProfiledDevice, ...], keyed("deviceClass", most=16)] = ()
+
+
+class ModelProfile(Model):
+    """Time, memory and bytes of a model's parts, shared by the namespace's pipelines with the same fingerprint."""
+
+    metadata: Metadata
+    spec: ModelProfileSpec
+
+
+def to_profile(spec: ModelProfileSpec) -> Profile:
+    """The planner's view of a profile, in seconds and bytes."""
+    return Profile(
+        fingerprint=spec.fingerprint,
+        cuts=tuple(
+            Cut(
+                index=index,
+                name=cut.name,
+                tensors=tuple(TensorSpec(t.name, t.datatype, tuple(t.sample_shape)) for t in cut.tensors),
+                wire_bytes={size.codec: size.bytes for size in cut.wire_bytes},
+                schema_hash=cut.schema_hash,
+            )
+            for index, cut in enumerate(spec.cuts)
+        ),
+        weight_bytes=tuple(segment.weight_bytes for segment in spec.segments),
+        activation_bytes=spec.activation_bytes,
+        devices={device.device_class: to_device(device) for device in spec.devices},
+    )
+
+
+def to_device(device: ProfiledDevice) -> DeviceProfile:
+    """One device class's times in seconds."""
+    return DeviceProfile(
+        device_class=device.device_class,
+        prefix_seconds=tuple(nanoseconds / 1e9 for nanoseconds in device.prefix_nanoseconds),
+        time_cv=float(device.time_cv),
+        overhead_seconds=device.overhead_nanoseconds / 1e9,
+        codec_times={
+            cost.codec: CodecTimes(
+                encode_seconds_per_byte=float(cost.encode_nanoseconds_per_byte) / 1e9,
+                decode_seconds_per_byte=float(cost.decode_nanoseconds_per_byte) / 1e9,
+            )
+            for cost in device.codecs
+        },
+        base_memory_bytes=device.base_memory_bytes,
+    )
+
+
+def from_device(device: DeviceProfile) -> ProfiledDevice:
+    """One device class's times in whole nanoseconds. Raises ``pydantic.ValidationError`` for an unknown codec."""
+    return ProfiledDevice.model_validate(
+        {
+            "deviceClass": device.device_class,
+            "prefixNanoseconds": [round(seconds * 1e9) for seconds in device.prefix_seconds],
+            "timeCv": decimal_string(device.time_cv),
+            "overheadNanoseconds": round(device.overhead_seconds * 1e9),
+            "codecs": [
+                {
+                    "codec": codec,
+                    "encodeNanosecondsPerByte": decimal_string(times.encode_seconds_per_byte * 1e9, digits=9),
+                    "decodeNanosecondsPerByte": decimal_string(times.decode_seconds_per_byte * 1e9, digits=9),
+                }
+                for codec, times in sorted(device.codec_times.items())
+            ],
+            "baseMemoryBytes": device.base_memory_bytes,
+        }
+    )
+
+
+def from_profile(
+    profile: Profile,
+    *,
+    factory: str,
+    weights_sha256: str,
+    inputs: Tensors,
+    outputs: Tensors,
+    segment_names: Sequence[str],
+) -> ModelProfileSpec:
+    """The resource's form of a profile. Raises ``ValueError`` unless every segment has a name."""
+    if len(segment_names) != profile.segments:
+        raise ValueError(f"{profile.segments} segments need as many names, not {len(segment_names)}")
+    return ModelProfileSpec.model_validate(
+        {
+            "fingerprint": profile.fingerprint,
+            "model": {"factory": factory, "weightsSha256": weights_sha256},
+            "inputs": [tensor.dump() for tensor in inputs],
+            "outputs": [tensor.dump() for tensor in outputs],
+            "cuts": [
+                {
+                    "name": cut.name,
+                    "tensors": [
+                        {"name": t.name, "datatype": t.datatype, "sampleShape": list(t.shape)} for t in cut.tensors
+                    ],
+                    "wireBytes": [{"codec": codec, "bytes": size} for codec, size in sorted(cut.wire_bytes.items())],
+                    "schemaHash": cut.schema_hash,
+                }
+                for cut in profile.cuts
+            ],
+            "segments": [
+                {"name": name, "weightBytes": size}
+                for name, size in zip(segment_names, profile.weight_bytes, strict=True)
+            ],
+            "activationBytes": profile.activation_bytes,
+            "devices": [from_device(device).dump() for _, device in sorted(profile.devices.items())],
+        }
+    )

@@ -1,0 +1,150 @@
+"""``RouteTable``: the contract between operator and gateway (docs/architecture.md fixes its form)."""
+
+from typing import Annotated
+
+from splitplane.api.fields import (
+    LARGEST,
+    Codec,
+    Count,
+    DecimalString,
+    Metadata,
+    Model,
+    Name,
+    TierName,
+    at_most,
+    between,
+    distinct,
+    keyed,
+    ordered,
+    rule,
+    rules,
+)
+from splitplane.api.tensors import Tensors
+
+KIND = "RouteTable"
+PLURAL = "routetables"
+
+_CutIndex = Annotated[int, between(0, 1024)]
+
+
+class ServedModel(Model):
+    """The model as clients see it."""
+
+    name: Name
+    """Its Open Inference Protocol name: the pipeline's name."""
+    inputs: Tensors
+    outputs: Tensors
+
+
+class RouteStage(Model):
+    """A partition at its place in a route."""
+
+    model_config = rules(rule("self.first < self.last", "must be larger than first", field=".last"))
+
+    stage: Name
+    """Name of the Deployment, and label ``splitplane.dev/stage`` of its pods."""
+    tier: TierName
+    first: _CutIndex
+    last: _CutIndex
+
+
+class Route(Model):
+    """One admissible way through the stages."""
+
+    model_config = rules(
+        rule(
+            "(has(self.codecs) ? self.codecs.size() : 0) == self.stages.size() - 1",
+            "give one codec for each crossing between two stages: one fewer than stages",
+            field=".codecs",
+        ),
+        rule("self.stages[0].first == 0", "the first stage must start at cut 0, the model's input", field=".stages"),
+    )
+
+    name: Annotated[str, at_most(256)]
+    stages: Annotated[tuple[RouteStage, ...], ordered(least=1, most=8)]
+    codecs: Annotated[tuple[Codec, ...], ordered(most=7)] = ()
+    max_rate_per_second: DecimalString
+    """Highest rate that its resident replicas bear."""
+
+
+class ProbedLink(Model):
+    """A link to keep an estimate of, and the link targets to ask when traffic tells nothing."""
+
+    source: TierName
+    target: TierName
+    probes: Annotated[tuple[Annotated[str, at_most(261)], ...], distinct(most=16)] = ()
+    """gRPC addresses, ``host:port``."""
+
+
+class QueueSpec(Model):
+    """Bounds of the gateway's queue."""
+
+    max_in_flight: Annotated[int, between(1, 100_000)] = 256
+    timeout_milliseconds: Annotated[int, between(1, 3_600_000)] = 60_000
+
+
+class RouteTableSpec(Model):
+    """Written by the operator."""
+
+    model_config = rules(
+        rule(
+            "self.generation >= oldSelf.generation",
+            "may only grow: another writer was faster; read the object again and decide anew",
+            field=".generation",
+        ),
+        rule(
+            "!has(self.routes) || self.routes.all(r, r.stages.all(s, has(self.stages) && s.stage in self.stages))",
+            "every stage of a route must be listed in spec.stages",
+            field=".routes",
+        ),
+    )
+
+    generation: Count
+    model: ServedModel
+    routes: Annotated[tuple[Route, ...], ordered(most=16)] = ()
+    """Admissible routes, best first; empty while nothing is ready."""
+    stages: Annotated[tuple[Name, ...], distinct(most=32)] = ()
+    """Every stage to watch and report on, those still being prepared included."""
+    links: Annotated[tuple[ProbedLink, ...], keyed("source", "target", most=16)] = ()
+    queue: QueueSpec = QueueSpec()
+
+
+class StageEndpoints(Model):
+    """Endpoints of a stage that the gateway has admitted: ready, not terminating, and answering a health check."""
+
+    name: Name
+    ready: Annotated[int, between(0, 100_000)]
+
+
+class InFlight(Model):
+    """Requests that a plan generation still serves."""
+
+    generation: Count
+    requests: Annotated[int, between(0, 10**9)]
+
+
+class LinkEstimate(Model):
+    """The gateway's live estimate; a number that is not known is left out."""
+
+    source: TierName
+    target: TierName
+    bandwidth_bytes_per_second: DecimalString | None = None
+    delay_microseconds: Count | None = None
+
+
+class RouteTableStatus(Model):
+    """Written by the gateway."""
+
+    acknowledged_generation: Annotated[int, between(-1, LARGEST)] = -1
+    """The generation that new requests are routed by."""
+    stages: Annotated[tuple[StageEndpoints, ...], keyed("name", most=32)] = ()
+    in_flight: Annotated[tuple[InFlight, ...], keyed("generation", most=64)] = ()
+    links: Annotated[tuple[LinkEstimate, ...], keyed("source", "target", most=16)] = ()
+
+
+class RouteTable(Model):
+    """The routes that a pipeline's gateway may take: written by the operator, acknowledged by the gateway."""
+
+    metadata: Metadata
+    spec: RouteTableSpec
+    status: RouteTableStatus = RouteTableStatus()
