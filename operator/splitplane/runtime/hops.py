@@ -1,0 +1,101 @@
+"""Calls of the next stage, over channels that are kept: what gateway and stages use to hand a request on.
+
+gRPC channels honour ``grpc_proxy`` and ``no_grpc_proxy`` by themselves.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from splitplane.runtime import oip_wire
+from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
+from splitplane.runtime.oip_grpc import MODEL_INFER, OPTIONS
+
+CHANNEL_OPTIONS = (
+    *OPTIONS,
+    # Without a pool of its own, a channel to a pod that was replaced at the same address would inherit its back-off.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+MAX_CHANNELS = 256
+
+Method = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A response with what the call took: seconds as seen here, and message bytes in both directions."""
+
+    response: InferResponse
+    address: str
+    seconds: float
+    sent: int
+    received: int
+
+
+class Channels:
+    """One kept gRPC channel per address; the least recently used one is closed when there are too many."""
+
+    def __init__(self, limit: int = MAX_CHANNELS) -> None:
+        self._limit = limit
+        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def get(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            if len(self._channels) > self._limit:
+                self.drop(next(iter(self._channels)))
+        self._channels.move_to_end(address)
+        return channel
+
+    def drop(self, address: str) -> None:
+        """Close the channel of an address that is gone; calls under way on it get ten seconds to end."""
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            task = asyncio.ensure_future(channel.close(grace=10.0))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        channels = list(self._channels.values())
+        self._channels.clear()
+        await asyncio.gather(*(channel.close() for channel in channels), *self._closing)
+
+
+async def call(channels: Channels, addresses: Sequence[str], request: InferRequest) -> Call:
+    """Hand a request to the first address that answers; at most one retry, on the next address.
+
+    Inference has no effect beyond its answer, so a request may be sent again when a replica is gone
+    (``UNAVAILABLE``), wherever in the call that showed. The request's deadline is carried along. Raises
+    :class:`InferenceError` with the far side's own status and text.
+    """
+    data = oip_wire.write_request(request)
+    for attempt, address in enumerate(addresses[:2], start=1):
+        remaining = request.remaining_seconds()
+        if remaining is not None and remaining <= 0:
+            raise InferenceError(Failure.DEADLINE_EXCEEDED, "the request's time was up before it could be handed on")
+        method: Method = channels.get(address).unary_unary(MODEL_INFER)
+        started = time.perf_counter()
+        try:
+            answer = await method(data, timeout=remaining)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE and attempt < len(addresses[:2]):
+                continue
+            raise _failure(error, address) from error
+        seconds = time.perf_counter() - started
+        return Call(oip_wire.read_response(answer), address, seconds, len(data), len(answer))
+    raise InferenceError(Failure.UNAVAILABLE, "the route names no address to hand the request to")
+
+
+def _failure(error: grpc.aio.AioRpcError, address: str) -> InferenceError:
+    name = error.code().name
+    failure = Failure[name] if name in Failure.__members__ else Failure.INTERNAL
+    return InferenceError(failure, error.details() or f"the stage at {address} answered {name}")

@@ -1,0 +1,161 @@
+"""Requests, responses and errors of the Open Inference Protocol, free of any transport or tensor library.
+
+The gRPC and REST fronts (``oip_grpc``, ``oip_rest``) translate to and from these values; a gateway or a stage is a
+:class:`Model` behind both fronts.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+Parameter = bool | int | float | str
+Parameters = Mapping[str, Parameter]
+
+
+class Failure(Enum):
+    """Why a request failed: (gRPC status name, HTTP status)."""
+
+    INVALID_ARGUMENT = 400
+    NOT_FOUND = 404
+    FAILED_PRECONDITION = 409
+    RESOURCE_EXHAUSTED = 429
+    CANCELLED = 499
+    INTERNAL = 500
+    UNIMPLEMENTED = 501
+    UNAVAILABLE = 503
+    DEADLINE_EXCEEDED = 504
+
+    @property
+    def http_status(self) -> int:
+        """Overload is 503 to HTTP clients, as model servers answer it: 429 blames the one client."""
+        return 503 if self is Failure.RESOURCE_EXHAUSTED else self.value
+
+
+class InferenceError(Exception):
+    """A request that cannot be served. The text goes to the client: it says what to do, and holds no secret."""
+
+    def __init__(self, failure: Failure, message: str) -> None:
+        super().__init__(message)
+        self.failure = failure
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as it lies on the wire: ``data`` is its elements, little-endian, in C order, without gaps."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Buffer
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMetadata:
+    """A declared input or output; -1 in ``shape`` stands for a dynamic dimension (the first is always the batch)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    name: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+    versions: tuple[str, ...] = ("1",)
+    platform: str = "pytorch_torchexport"
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """``outputs`` names what the client wants back (empty: everything). ``deadline`` is on ``time.monotonic``'s
+    clock, ``None`` without one; ``received`` is when the whole request had arrived, on ``time.perf_counter``'s."""
+
+    model_name: str
+    inputs: tuple[Tensor, ...]
+    model_version: str = ""
+    id: str = ""
+    parameters: Parameters = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    deadline: float | None = None
+    received: float = field(default_factory=time.perf_counter)
+
+    def remaining_seconds(self) -> float | None:
+        """Seconds until the deadline (negative once it has passed); ``None`` without one."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    model_name: str
+    outputs: tuple[Tensor, ...]
+    model_version: str = "1"
+    id: str = ""
+    parameters: Parameters = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """What the protocol fronts serve: one model, under one name."""
+
+    def metadata(self) -> ModelMetadata:
+        """Raises :class:`InferenceError` (``UNAVAILABLE``) while it is not known yet."""
+        ...
+
+    def ready(self) -> bool: ...
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Raises :class:`InferenceError`. Name, version and wanted outputs are the fronts' to check."""
+        ...
+
+
+def check(model: Model, name: str, version: str) -> ModelMetadata:
+    """The metadata of the model that a request names. Raises :class:`InferenceError` when it is not served here."""
+    metadata = model.metadata()
+    if name != metadata.name:
+        raise InferenceError(Failure.NOT_FOUND, f"model '{name}' is not served here; '{metadata.name}' is")
+    if version and version not in metadata.versions:
+        raise InferenceError(
+            Failure.NOT_FOUND,
+            f"version '{version}' of model '{name}' is not served here; use {', '.join(metadata.versions)} or none",
+        )
+    return metadata
+
+
+def select(response: InferResponse, wanted: tuple[str, ...]) -> tuple[Tensor, ...]:
+    """The outputs that a client asked for, in its order; all when it named none."""
+    if not wanted:
+        return response.outputs
+    by_name = {tensor.name: tensor for tensor in response.outputs}
+    for name in wanted:
+        if name not in by_name:
+            raise InferenceError(
+                Failure.INVALID_ARGUMENT,
+                f"output '{name}' does not exist; model '{response.model_name}' returns {', '.join(by_name)}",
+            )
+    return tuple(by_name[name] for name in wanted)
+
+
+def deadline_of(parameters: Parameters, transport_deadline: float | None = None) -> float | None:
+    """The earlier of the transport's deadline and the request parameter ``timeout`` (microseconds, Triton's form)."""
+    timeout = parameters.get("timeout")
+    if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout <= 0:
+        return transport_deadline
+    own = time.monotonic() + timeout / 1e6
+    return own if transport_deadline is None else min(own, transport_deadline)
+
+
+def answer(request: InferRequest, response: InferResponse) -> InferResponse:
+    """The response with the request's id and only the outputs that it asked for."""
+    return InferResponse(
+        model_name=response.model_name,
+        model_version=response.model_version,
+        id=request.id,
+        parameters=response.parameters,
+        outputs=select(response, request.outputs),
+    )

@@ -1,0 +1,179 @@
+"""Every metric that pods export (docs/architecture.md, "Metrics"), with the labels that belong to the pod bound once.
+
+Names and labels are a contract with the operator's queries. Metrics are made per registry, not at import, so that a
+test can hold several; labelled children appear when they first hold something: a missing number is never zero.
+"""
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+
+POD_LABELS = ("namespace", "pipeline")
+
+
+def growing_buckets(first: float, last: float, factor: float) -> tuple[float, ...]:
+    """Bounds from ``first`` to at least ``last``, each ``factor`` times the one before."""
+    bounds = [first]
+    while bounds[-1] < last:
+        bounds.append(float(f"{bounds[-1] * factor:.4g}"))
+    return tuple(bounds)
+
+
+REQUEST_BUCKETS = growing_buckets(0.001, 60.0, 1.2)
+"""A quantile read off these is at most 20 % too high."""
+STAGE_BUCKETS = growing_buckets(0.0001, 60.0, 1.5)
+TRANSFER_BUCKETS = growing_buckets(0.0001, 60.0, 1.5)
+
+
+class LinkMetrics:
+    """Bytes and seconds per link, counted by whoever sends (a gateway or a stage)."""
+
+    def __init__(self, registry: CollectorRegistry, *, namespace: str, pipeline: str) -> None:
+        self._labels = {"namespace": namespace, "pipeline": pipeline}
+        names = (*POD_LABELS, "source", "target")
+        self._bytes = Counter(
+            "splitplane_link_bytes", "Payload bytes sent and received over a link", names, registry=registry
+        )
+        self._seconds = Histogram(
+            "splitplane_link_transfer_seconds",
+            "Seconds of a call that the link took: the call less the receiver's own time",
+            names,
+            buckets=TRANSFER_BUCKETS,
+            registry=registry,
+        )
+
+    def transferred(self, *, source: str, target: str, size: int, seconds: float) -> None:
+        """Count one call: ``size`` bytes in both directions, ``seconds`` for both (negative is taken as 0)."""
+        self._bytes.labels(**self._labels, source=source, target=target).inc(size)
+        self._seconds.labels(**self._labels, source=source, target=target).observe(max(0.0, seconds))
+
+
+class StageMetrics:
+    """What a stage exports. ``queue_depth`` counts requests that wait for the compute worker or run on it."""
+
+    def __init__(self, registry: CollectorRegistry, *, namespace: str, pipeline: str, tier: str) -> None:
+        self._labels = {"namespace": namespace, "pipeline": pipeline, "tier": tier}
+        self.links = LinkMetrics(registry, namespace=namespace, pipeline=pipeline)
+        names = (*POD_LABELS, "tier", "range")
+        self._seconds = Histogram(
+            "splitplane_stage_duration_seconds",
+            "Compute seconds of a range, emulated slowness included",
+            names,
+            buckets=STAGE_BUCKETS,
+            registry=registry,
+        )
+        self._squared = Counter(
+            "splitplane_stage_squared_seconds", "Sum of squared compute seconds of a range", names, registry=registry
+        )
+        self._depth = Gauge(
+            "splitplane_stage_queue_depth",
+            "Requests accepted and not yet computed",
+            (*POD_LABELS, "tier"),
+            registry=registry,
+        )
+
+    def computed(self, *, first: int, last: int, seconds: float) -> None:
+        """Count one run of the active range ``[first, last)``."""
+        labels = {**self._labels, "range": f"{first}-{last}"}
+        self._seconds.labels(**labels).observe(seconds)
+        self._squared.labels(**labels).inc(seconds * seconds)
+
+    def watch_queue(self, depth: Callable[[], float]) -> None:
+        """Read the queue's depth from ``depth`` at each scrape."""
+        self._depth.labels(**self._labels).set_function(depth)
+
+
+class GatewayMetrics:
+    """What a gateway exports. Demand is counted at admission: completions would hide it behind back-pressure."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        namespace: str,
+        pipeline: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._labels = {"namespace": namespace, "pipeline": pipeline}
+        self._clock = clock
+        self._last_arrival: float | None = None
+        self.links = LinkMetrics(registry, namespace=namespace, pipeline=pipeline)
+        link = (*POD_LABELS, "source", "target")
+        self._requests = Counter(
+            "splitplane_requests", "Requests that arrived, counted at admission", POD_LABELS, registry=registry
+        ).labels(**self._labels)
+        self._completed = Counter(
+            "splitplane_requests_completed",
+            "Requests answered, by outcome",
+            (*POD_LABELS, "outcome"),
+            registry=registry,
+        )
+        for outcome in ("success", "error", "rejected"):
+            self._completed.labels(**self._labels, outcome=outcome)
+        self._interarrival = Summary(
+            "splitplane_interarrival_seconds", "Seconds between arrivals", POD_LABELS, registry=registry
+        ).labels(**self._labels)
+        self._interarrival_squared = Counter(
+            "splitplane_interarrival_squared_seconds",
+            "Sum of squared seconds between arrivals",
+            POD_LABELS,
+            registry=registry,
+        ).labels(**self._labels)
+        self._duration = Histogram(
+            "splitplane_request_duration_seconds",
+            "Seconds from admission to answer of successful requests",
+            POD_LABELS,
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        ).labels(**self._labels)
+        self.in_flight = Gauge(
+            "splitplane_in_flight_requests", "Requests admitted and not yet answered", POD_LABELS, registry=registry
+        ).labels(**self._labels)
+        self._bandwidth = Gauge(
+            "splitplane_link_bandwidth_bytes_per_second",
+            "Estimated rate of a link; absent while unknown",
+            link,
+            registry=registry,
+        )
+        self._delay = Gauge(
+            "splitplane_link_delay_seconds",
+            "Estimated one-way delay of a link; absent while unknown",
+            link,
+            registry=registry,
+        )
+        self._generation = Gauge(
+            "splitplane_active_generation",
+            "Plan generation that new requests are routed by",
+            POD_LABELS,
+            registry=registry,
+        )
+
+    def arrived(self) -> None:
+        """Count a request at admission, whatever becomes of it."""
+        now = self._clock()
+        self._requests.inc()
+        if self._last_arrival is not None:
+            gap = now - self._last_arrival
+            self._interarrival.observe(gap)
+            self._interarrival_squared.inc(gap * gap)
+        self._last_arrival = now
+
+    def completed(self, outcome: str, *, seconds: float | None = None) -> None:
+        """Count an answer: ``outcome`` is ``success`` (then with its ``seconds``), ``error`` or ``rejected``."""
+        self._completed.labels(**self._labels, outcome=outcome).inc()
+        if seconds is not None:
+            self._duration.observe(seconds)
+
+    def set_link(
+        self, *, source: str, target: str, bandwidth_bytes_per_second: float | None, delay_seconds: float | None
+    ) -> None:
+        """Publish an estimate; ``None`` takes the series away."""
+        for gauge, value in ((self._bandwidth, bandwidth_bytes_per_second), (self._delay, delay_seconds)):
+            if value is not None:
+                gauge.labels(**self._labels, source=source, target=target).set(value)
+            else:
+                gauge.remove_by_labels({**self._labels, "source": source, "target": target})
+
+    def set_generation(self, generation: int) -> None:
+        self._generation.labels(**self._labels).set(generation)

@@ -1,0 +1,109 @@
+"""The gRPC front of the Open Inference Protocol over one :class:`Model`."""
+
+import importlib.metadata
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from splitplane.runtime import oip_pb2, oip_wire
+from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check
+
+SERVICE = "inference.GRPCInferenceService"
+MODEL_INFER = f"/{SERVICE}/ModelInfer"
+SERVER_NAME = "splitplane"
+EXTENSIONS = ("binary_tensor_data",)
+MAX_MESSAGE_BYTES = 64 << 20
+OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+)
+"""Channel and server options that both ends of every call between pods use."""
+
+LOG = logging.getLogger(__name__)
+
+VERSION = importlib.metadata.version("splitplane")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any, Context], Awaitable[Any]]
+
+
+def status_code(failure: Failure) -> grpc.StatusCode:
+    return grpc.StatusCode[failure.name]
+
+
+def make_server(model: Model, *handlers: grpc.GenericRpcHandler) -> grpc.aio.Server:
+    """A server, not yet bound or started, that answers for the model (and with further handlers)."""
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers((_service(model), *handlers))
+    return server
+
+
+def _service(model: Model) -> grpc.GenericRpcHandler:
+    async def infer(data: bytes, context: Context) -> bytes:
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else time.monotonic() + remaining
+        request = oip_wire.read_request(data, deadline=deadline)
+        check(model, request.model_name, request.model_version)
+        return oip_wire.write_response(answer(request, await model.infer(request)))
+
+    async def server_live(_request: Any, _context: Context) -> Any:
+        return oip_pb2.ServerLiveResponse(live=True)
+
+    async def server_ready(_request: Any, _context: Context) -> Any:
+        return oip_pb2.ServerReadyResponse(ready=model.ready())
+
+    async def model_ready(request: Any, _context: Context) -> Any:
+        if not model.ready():
+            return oip_pb2.ModelReadyResponse(ready=False)
+        check(model, request.name, request.version)
+        return oip_pb2.ModelReadyResponse(ready=True)
+
+    async def server_metadata(_request: Any, _context: Context) -> Any:
+        return oip_pb2.ServerMetadataResponse(name=SERVER_NAME, version=VERSION, extensions=EXTENSIONS)
+
+    async def model_metadata(request: Any, _context: Context) -> Any:
+        metadata = check(model, request.name, request.version)
+        response = oip_pb2.ModelMetadataResponse(
+            name=metadata.name, versions=metadata.versions, platform=metadata.platform
+        )
+        for target, tensors in ((response.inputs, metadata.inputs), (response.outputs, metadata.outputs)):
+            for tensor in tensors:
+                target.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        return response
+
+    methods = {
+        "ServerLive": _method(server_live, oip_pb2.ServerLiveRequest),
+        "ServerReady": _method(server_ready, oip_pb2.ServerReadyRequest),
+        "ModelReady": _method(model_ready, oip_pb2.ModelReadyRequest),
+        "ServerMetadata": _method(server_metadata, oip_pb2.ServerMetadataRequest),
+        "ModelMetadata": _method(model_metadata, oip_pb2.ModelMetadataRequest),
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(_answering(infer)),
+    }
+    return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _method(handler: Handler, form: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+    return grpc.unary_unary_rpc_method_handler(
+        _answering(handler),
+        request_deserializer=form.FromString,
+        response_serializer=lambda message: message.SerializeToString(),
+    )
+
+
+def _answering(handler: Handler) -> Handler:
+    """Turns :class:`InferenceError` into its gRPC status."""
+
+    async def handle(request: Any, context: Context) -> Any:
+        try:
+            return await handler(request, context)
+        except InferenceError as error:
+            await context.abort(status_code(error.failure), error.message)
+        except Exception as error:
+            LOG.exception("a request failed in a way that nothing foresaw")
+            await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the server's log says more")
+
+    return handle

@@ -1,0 +1,203 @@
+"""Inference bodies of the Open Inference Protocol (REST) to and from ``inference`` values.
+
+The binary tensor extension is included: a body is then a JSON header of ``Inference-Header-Content-Length`` bytes, and
+after it the contents of every tensor that has the parameter ``binary_data_size``, in the order of the header.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from splitplane.domain.codecs import DATATYPE_BYTES
+from splitplane.runtime.inference import (
+    Failure,
+    InferenceError,
+    InferRequest,
+    InferResponse,
+    Parameter,
+    Parameters,
+    Tensor,
+    deadline_of,
+)
+from splitplane.runtime.tensors import NUMPY_TYPES, check_size, from_array, nbytes, to_array
+
+BINARY_SIZE = "binary_data_size"
+BINARY = "binary_data"
+BINARY_OUTPUT = "binary_data_output"
+_TRANSPORT_PARAMETERS = frozenset({BINARY_SIZE, BINARY, BINARY_OUTPUT})
+
+_KINDS = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}
+"""Kinds of JSON values (as numpy reads them) that a tensor of a numpy kind takes without loss of meaning."""
+
+
+def _invalid(message: str) -> InferenceError:
+    return InferenceError(Failure.INVALID_ARGUMENT, message)
+
+
+class BinaryOutputs:
+    """Which outputs a client wants as raw bytes: its default, and its word on single outputs."""
+
+    def __init__(self, *, default: bool, named: Mapping[str, bool]) -> None:
+        self._default, self._named = default, named
+
+    def __contains__(self, name: str) -> bool:
+        return self._named.get(name, self._default)
+
+
+def read_request(
+    body: bytes, *, header_size: int | None, model_name: str, model_version: str
+) -> tuple[InferRequest, BinaryOutputs]:
+    """A request, and which outputs it wants in binary. Raises :class:`InferenceError` that says what is wrong."""
+    received = time.perf_counter()
+    if header_size is not None and not 0 <= header_size <= len(body):
+        raise _invalid(f"Inference-Header-Content-Length is {header_size}, but the body has {len(body)} bytes")
+    try:
+        header = json.loads(body if header_size is None else body[:header_size])
+    except ValueError as error:
+        raise _invalid(f"the request is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise _invalid("the request is not a JSON object")
+    rest = memoryview(body)[len(body) if header_size is None else header_size :]
+    inputs: list[Tensor] = []
+    for entry in _objects(header, "inputs"):
+        tensor, rest = _read_input(entry, rest)
+        inputs.append(tensor)
+    if len(rest):
+        raise _invalid(f"{len(rest)} bytes follow the last binary input")
+    parameters = _parameters(header, "the request")
+    outputs = _objects(header, "outputs")
+    names = [_text(output, "name", "an output") for output in outputs]
+    named = {}
+    for name, output in zip(names, outputs, strict=True):
+        wish = _parameters(output, f"output '{name}'").get(BINARY)
+        if wish is not None:
+            named[name] = bool(wish)
+    request = InferRequest(
+        model_name=model_name,
+        model_version=model_version,
+        id=str(header.get("id", "")),
+        parameters=_without_transport(parameters),
+        inputs=tuple(inputs),
+        outputs=tuple(names),
+        deadline=deadline_of(parameters),
+        received=received,
+    )
+    return request, BinaryOutputs(default=bool(parameters.get(BINARY_OUTPUT, False)), named=named)
+
+
+def write_response(response: InferResponse, binary: BinaryOutputs) -> tuple[bytes, int | None]:
+    """The body, and the size of its JSON header when binary contents follow (else ``None``).
+
+    Raises :class:`InferenceError` when an output that should be JSON cannot be.
+    """
+    outputs, contents = [], []
+    for tensor in response.outputs:
+        entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        parameters = dict(tensor.parameters)
+        if tensor.name in binary:
+            parameters[BINARY_SIZE] = nbytes(tensor)
+            contents.append(tensor.data)
+        else:
+            entry["data"] = _json_data(tensor)
+        if parameters:
+            entry["parameters"] = parameters
+        outputs.append(entry)
+    message: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
+    if response.id:
+        message["id"] = response.id
+    if response.parameters:
+        message["parameters"] = dict(response.parameters)
+    header = json.dumps({**message, "outputs": outputs}, separators=(",", ":")).encode()
+    return (b"".join((header, *contents)), len(header)) if contents else (header, None)
+
+
+def _json_data(tensor: Tensor) -> list[Any]:
+    if tensor.datatype not in NUMPY_TYPES:
+        raise _invalid(f"output '{tensor.name}' is {tensor.datatype}, which JSON cannot carry: ask for it as {BINARY}")
+    array = to_array(tensor).reshape(-1)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise _invalid(f"output '{tensor.name}' holds NaN or infinity, which JSON cannot carry: ask for it as {BINARY}")
+    values: list[Any] = array.tolist()
+    return values
+
+
+def _read_input(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, memoryview]:
+    name = _text(entry, "name", "an input")
+    datatype = _text(entry, "datatype", f"input '{name}'")
+    shape = entry.get("shape")
+    if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise _invalid(f"input '{name}': 'shape' must be a list of sizes, not {shape!r}")
+    parameters = _parameters(entry, f"input '{name}'")
+    size = parameters.get(BINARY_SIZE)
+    if size is None:
+        return _from_json(name, datatype, tuple(shape), entry, _without_transport(parameters)), rest
+    if not isinstance(size, int) or not 0 <= size <= len(rest):
+        raise _invalid(f"input '{name}': {BINARY_SIZE} is {size}, but {len(rest)} bytes of binary data are left")
+    tensor = Tensor(name, datatype, tuple(shape), rest[:size], _without_transport(parameters))
+    check_size(tensor)
+    return tensor, rest[size:]
+
+
+def _from_json(
+    name: str, datatype: str, shape: tuple[int, ...], entry: Mapping[str, Any], parameters: Parameters
+) -> Tensor:
+    if "data" not in entry:
+        raise _invalid(f"input '{name}' has neither 'data' nor the parameter {BINARY_SIZE}")
+    if datatype not in NUMPY_TYPES:
+        hint = "can only be sent as binary data" if datatype in DATATYPE_BYTES else "is not supported"
+        raise _invalid(f"input '{name}': datatype '{datatype}' {hint}")
+    array = _array(name, datatype, entry["data"])
+    if array.size != int(np.prod(shape, dtype=np.int64)):
+        raise _invalid(f"input '{name}' has {array.size} values; shape {list(shape)} takes {np.prod(shape)}")
+    tensor = from_array(name, array.reshape(shape))
+    return Tensor(name, datatype, shape, tensor.data, parameters)
+
+
+def _array(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
+    """JSON values as an array; never rounds, wraps or parses a value to make it fit."""
+    target = NUMPY_TYPES[datatype]
+    try:
+        given = np.array(data)
+    except ValueError:
+        raise _invalid(f"input '{name}': 'data' is ragged; nest it as its shape says, or send it flat") from None
+    if given.size == 0:
+        return np.empty(0, target)
+    if given.dtype.kind not in _KINDS[target.kind]:
+        raise _invalid(f"input '{name}': 'data' holds values that are not {datatype}")
+    if target.kind in "ui":
+        limits: np.iinfo[Any] = np.iinfo(target)
+        if int(given.min()) < limits.min or int(given.max()) > limits.max:
+            raise _invalid(f"input '{name}': a value lies outside {datatype} ({limits.min} to {limits.max})")
+    with np.errstate(over="ignore"):
+        return given.astype(target)
+
+
+def _objects(record: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    entries = record.get(key, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise _invalid(f"'{key}' must be a list of objects")
+    return entries
+
+
+def _text(record: Mapping[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str) or not value:
+        raise _invalid(f"{where} has no '{key}'")
+    return value
+
+
+def _parameters(record: Mapping[str, Any], where: str) -> Parameters:
+    parameters = record.get("parameters", {})
+    if not isinstance(parameters, dict) or not all(
+        isinstance(value, bool | int | float | str) for value in parameters.values()
+    ):
+        raise _invalid(f"{where}: 'parameters' must be an object of numbers, texts, true and false")
+    return parameters
+
+
+def _without_transport(parameters: Parameters) -> dict[str, Parameter]:
+    return {name: value for name, value in parameters.items() if name not in _TRANSPORT_PARAMETERS}

@@ -1,0 +1,134 @@
+"""The REST front of the Open Inference Protocol over one :class:`Model`, with health and metrics beside it."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from splitplane.runtime import oip_json
+from splitplane.runtime.inference import Failure, InferenceError, Model, ModelMetadata, answer, check
+from splitplane.runtime.oip_grpc import EXTENSIONS, MAX_MESSAGE_BYTES, SERVER_NAME, VERSION
+from splitplane.runtime.tensors import nbytes
+
+LOG = logging.getLogger(__name__)
+HEADER_SIZE = "Inference-Header-Content-Length"
+OFF_LOOP_BYTES = 1 << 16
+"""Bodies larger than this are parsed and written on a thread, so that they hold up no other request."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(model: Model, registry: CollectorRegistry) -> web.Application:
+    """The application, not yet bound: OIP REST, ``/v2/health/*`` and ``/metrics``."""
+    app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[_errors])
+
+    async def live(_request: web.Request) -> web.Response:
+        return web.json_response({"live": True})
+
+    async def ready(_request: web.Request) -> web.Response:
+        is_ready = model.ready()
+        return web.json_response({"ready": is_ready}, status=200 if is_ready else 503)
+
+    async def server_metadata(_request: web.Request) -> web.Response:
+        return web.json_response({"name": SERVER_NAME, "version": VERSION, "extensions": list(EXTENSIONS)})
+
+    async def model_metadata(request: web.Request) -> web.Response:
+        return web.json_response(_metadata(check(model, *_named(request))))
+
+    async def model_ready(request: web.Request) -> web.Response:
+        if not model.ready():
+            return web.json_response({"name": request.match_info["name"], "ready": False}, status=503)
+        return web.json_response({"name": check(model, *_named(request)).name, "ready": True})
+
+    async def infer(request: web.Request) -> web.Response:
+        name, version = _named(request)
+        check(model, name, version)
+        body = await request.read()
+        inference, binary = await _maybe_off_loop(
+            len(body),
+            lambda: oip_json.read_request(
+                body, header_size=_header_size(request), model_name=name, model_version=version
+            ),
+        )
+        response = answer(inference, await model.infer(inference))
+        size = sum(nbytes(tensor) for tensor in response.outputs)
+        content, header_size = await _maybe_off_loop(size, lambda: oip_json.write_response(response, binary))
+        if header_size is None:
+            return web.Response(body=content, content_type="application/json")
+        return web.Response(
+            body=content, content_type="application/octet-stream", headers={HEADER_SIZE: str(header_size)}
+        )
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app.router.add_get("/v2", server_metadata)
+    app.router.add_get("/v2/health/live", live)
+    app.router.add_get("/v2/health/ready", ready)
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.router.add_get(path, model_metadata)
+        app.router.add_get(f"{path}/ready", model_ready)
+        app.router.add_post(f"{path}/infer", infer)
+    app.router.add_get("/metrics", metrics)
+    return app
+
+
+async def serve(app: web.Application, host: str, port: int) -> web.AppRunner:
+    """Bind and serve; the caller ends it with the runner's ``cleanup()``."""
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except InferenceError as error:
+        return _error(error.message, error.failure.http_status)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _error(f"{error.reason}: {request.method} {request.path}", error.status)
+    except Exception as error:
+        LOG.exception("a request failed in a way that nothing foresaw")
+        return _error(f"{type(error).__name__}; the server's log says more", Failure.INTERNAL.http_status)
+
+
+def _error(message: str, status: int) -> web.Response:
+    return web.Response(text=json.dumps({"error": message}), status=status, content_type="application/json")
+
+
+def _named(request: web.Request) -> tuple[str, str]:
+    return request.match_info["name"], request.match_info.get("version", "")
+
+
+def _header_size(request: web.Request) -> int | None:
+    text = request.headers.get(HEADER_SIZE)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise InferenceError(Failure.INVALID_ARGUMENT, f"{HEADER_SIZE} is '{text}', not a number of bytes")
+    return int(text)
+
+
+def _metadata(metadata: ModelMetadata) -> dict[str, Any]:
+    return {
+        "name": metadata.name,
+        "versions": list(metadata.versions),
+        "platform": metadata.platform,
+        **{
+            key: [{"name": item.name, "datatype": item.datatype, "shape": list(item.shape)} for item in tensors]
+            for key, tensors in (("inputs", metadata.inputs), ("outputs", metadata.outputs))
+        },
+    }
+
+
+async def _maybe_off_loop(size: int, work: Callable[[], Any]) -> Any:
+    return work() if size <= OFF_LOOP_BYTES else await asyncio.to_thread(work)

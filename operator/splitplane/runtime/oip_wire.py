@@ -1,0 +1,230 @@
+"""Inference messages of the Open Inference Protocol (gRPC) to and from ``inference`` values, without spare copies.
+
+Tensor contents are by far the largest part of a message, and protobuf copies them several times (into its arena, out
+as ``bytes``, into the serialised message). Here the fields ``raw_*_contents`` are read and written beside protobuf: a
+message is a sequence of fields, so any protobuf implementation reads what these functions write, and the reverse.
+Reading gives views into the received bytes; writing joins header and contents once.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from splitplane.runtime import oip_pb2
+from splitplane.runtime.inference import (
+    Buffer,
+    Failure,
+    InferenceError,
+    InferRequest,
+    InferResponse,
+    Parameter,
+    Parameters,
+    Tensor,
+    deadline_of,
+)
+from splitplane.runtime.tensors import NUMPY_TYPES
+
+_RAW_INPUTS = oip_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+_RAW_OUTPUTS = oip_pb2.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
+_FIXED_SIZES = {1: 8, 5: 4}
+_LENGTH_DELIMITED = 2
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+"""The typed field of a tensor by datatype; FP16 and BF16 have none and must come as raw contents."""
+
+
+def read_request(data: bytes, *, deadline: float | None = None) -> InferRequest:
+    """A ``ModelInferRequest`` as it came off the wire. Raises :class:`InferenceError` when it is malformed."""
+    received = time.perf_counter()
+    header, contents = _split(data, _RAW_INPUTS)
+    message = _parse(oip_pb2.ModelInferRequest, header)
+    parameters = _read_parameters(message.parameters)
+    return InferRequest(
+        model_name=message.model_name,
+        model_version=message.model_version,
+        id=message.id,
+        parameters=parameters,
+        inputs=_read_tensors(message.inputs, contents, "input"),
+        outputs=tuple(output.name for output in message.outputs),
+        deadline=deadline_of(parameters, deadline),
+        received=received,
+    )
+
+
+def write_request(request: InferRequest) -> bytes:
+    """The serialised ``ModelInferRequest``."""
+    message = oip_pb2.ModelInferRequest(
+        model_name=request.model_name, model_version=request.model_version, id=request.id
+    )
+    _write_parameters(message.parameters, request.parameters)
+    for name in request.outputs:
+        message.outputs.add(name=name)
+    return _join(message, message.inputs, request.inputs, _RAW_INPUTS)
+
+
+def read_response(data: bytes) -> InferResponse:
+    """A ``ModelInferResponse`` as it came off the wire. Raises :class:`InferenceError` when it is malformed."""
+    header, contents = _split(data, _RAW_OUTPUTS)
+    message = _parse(oip_pb2.ModelInferResponse, header)
+    return InferResponse(
+        model_name=message.model_name,
+        model_version=message.model_version,
+        id=message.id,
+        parameters=_read_parameters(message.parameters),
+        outputs=_read_tensors(message.outputs, contents, "output"),
+    )
+
+
+def write_response(response: InferResponse) -> bytes:
+    """The serialised ``ModelInferResponse``."""
+    message = oip_pb2.ModelInferResponse(
+        model_name=response.model_name, model_version=response.model_version, id=response.id
+    )
+    _write_parameters(message.parameters, response.parameters)
+    return _join(message, message.outputs, response.outputs, _RAW_OUTPUTS)
+
+
+def _split(data: bytes, number: int) -> tuple[bytes, list[memoryview]]:
+    """The message without its fields of that number, and views of those fields' contents."""
+    view, position, start = memoryview(data), 0, 0
+    header: list[memoryview] = []
+    contents: list[memoryview] = []
+    try:
+        while position < len(data):
+            field = position
+            tag, position = _read_varint(data, position)
+            kind = tag & 7
+            if kind == _LENGTH_DELIMITED:
+                size, position = _read_varint(data, position)
+                end = position + size
+                if tag >> 3 == number:
+                    if end > len(data):
+                        raise ValueError
+                    header.append(view[start:field])
+                    contents.append(view[position:end])
+                    start = end
+                position = end
+            elif kind == 0:
+                _, position = _read_varint(data, position)
+            else:
+                position += _FIXED_SIZES[kind]
+    except (IndexError, KeyError, ValueError):
+        raise _malformed() from None
+    header.append(view[start:])
+    return b"".join(header), contents
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("a varint has at most ten bytes")
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _parse(form: Any, header: bytes) -> Any:
+    try:
+        return form.FromString(header)
+    except Exception:  # protobuf's DecodeError is another class in each of its implementations
+        raise _malformed() from None
+
+
+def _malformed() -> InferenceError:
+    return InferenceError(Failure.INVALID_ARGUMENT, "the message is not a valid Open Inference Protocol message")
+
+
+def _join(message: Any, described: Any, tensors: Sequence[Tensor], number: int) -> bytes:
+    tag = _varint(number << 3 | _LENGTH_DELIMITED)
+    contents: list[Buffer] = []
+    for tensor in tensors:
+        entry = described.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        _write_parameters(entry.parameters, tensor.parameters)
+        size = tensor.data.nbytes if isinstance(tensor.data, memoryview) else len(tensor.data)
+        contents += (tag, _varint(size), tensor.data)
+    return b"".join((message.SerializeToString(), *contents))
+
+
+def _read_parameters(parameters: Any) -> Parameters:
+    read: dict[str, Parameter] = {}
+    for name, parameter in parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is not None:
+            read[name] = getattr(parameter, choice)
+    return read
+
+
+def _write_parameters(target: Any, parameters: Parameters) -> None:
+    for name, value in parameters.items():
+        match value:
+            case bool():
+                target[name].bool_param = value
+            case int() if value >= 1 << 63:
+                target[name].uint64_param = value
+            case int():
+                target[name].int64_param = value
+            case float():
+                target[name].double_param = value
+            case _:
+                target[name].string_param = value
+
+
+def _read_tensors(described: Iterable[Any], contents: list[memoryview], kind: str) -> tuple[Tensor, ...]:
+    entries = list(described)
+    if contents and len(contents) != len(entries):
+        raise InferenceError(
+            Failure.INVALID_ARGUMENT,
+            f"the message describes {len(entries)} {kind} tensors but holds {len(contents)} raw contents",
+        )
+    return tuple(
+        Tensor(
+            name=entry.name,
+            datatype=entry.datatype,
+            shape=tuple(entry.shape),
+            data=contents[index] if contents else _typed_contents(entry, kind),
+            parameters=_read_parameters(entry.parameters),
+        )
+        for index, entry in enumerate(entries)
+    )
+
+
+def _typed_contents(entry: Any, kind: str) -> bytes:
+    field = _CONTENTS.get(entry.datatype)
+    if field is None:
+        raise InferenceError(
+            Failure.INVALID_ARGUMENT,
+            f"{kind} '{entry.name}': {entry.datatype or 'a tensor without datatype'} can only be sent as raw contents",
+        )
+    try:
+        return np.array(getattr(entry.contents, field), NUMPY_TYPES[entry.datatype]).tobytes()
+    except OverflowError:
+        raise InferenceError(
+            Failure.INVALID_ARGUMENT, f"{kind} '{entry.name}': a value does not fit into {entry.datatype}"
+        ) from None

@@ -1,0 +1,157 @@
+"""Open Inference Protocol tensors from and to numpy arrays and torch tensors, and the checks on what clients send.
+
+torch is imported only by the functions that return or take its tensors: gateway and link target run without it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from splitplane.domain.codecs import DATATYPE_BYTES
+from splitplane.runtime.inference import Failure, InferenceError, Tensor, TensorMetadata
+
+if TYPE_CHECKING:
+    import torch
+
+NUMPY_TYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+"""The datatypes that numpy knows. ``BF16`` exists in torch only; ``BYTES`` has no place in a tensor program."""
+
+DATATYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
+
+
+def _invalid(message: str) -> InferenceError:
+    return InferenceError(Failure.INVALID_ARGUMENT, message)
+
+
+def nbytes(tensor: Tensor) -> int:
+    return len(tensor.data) if not isinstance(tensor.data, memoryview) else tensor.data.nbytes
+
+
+def check_size(tensor: Tensor, *, kind: str = "input") -> None:
+    """Raises :class:`InferenceError` when the bytes of a tensor are not those of its datatype and shape."""
+    if tensor.datatype not in DATATYPE_BYTES:
+        raise _invalid(
+            f"{kind} '{tensor.name}': datatype '{tensor.datatype}' is not supported; "
+            f"use one of {', '.join(DATATYPE_BYTES)}"
+        )
+    if any(size < 0 for size in tensor.shape):
+        raise _invalid(f"{kind} '{tensor.name}': shape {list(tensor.shape)} has a negative dimension")
+    expected = math.prod(tensor.shape) * DATATYPE_BYTES[tensor.datatype]
+    if nbytes(tensor) != expected:
+        raise _invalid(
+            f"{kind} '{tensor.name}': {nbytes(tensor)} bytes of data, but {tensor.datatype} of shape "
+            f"{list(tensor.shape)} takes {expected}"
+        )
+
+
+def check_inputs(tensors: Sequence[Tensor], declared: Sequence[TensorMetadata]) -> None:
+    """Compare what a client sent with what the model declares.
+
+    Raises :class:`InferenceError` that names the tensor and what was expected: unknown, twice or missing names, a
+    wrong datatype or shape, inputs that differ in their batch (first) dimension, bytes that do not fit.
+    """
+    expected = {spec.name: spec for spec in declared}
+    seen: set[str] = set()
+    batches: dict[int, str] = {}
+    for tensor in tensors:
+        spec = expected.get(tensor.name)
+        if spec is None:
+            raise _invalid(f"input '{tensor.name}' is unknown; the inputs are {', '.join(expected)}")
+        if tensor.name in seen:
+            raise _invalid(f"input '{tensor.name}' is given twice")
+        seen.add(tensor.name)
+        if tensor.datatype != spec.datatype:
+            raise _invalid(f"input '{tensor.name}' has datatype {tensor.datatype}; expected {spec.datatype}")
+        if len(tensor.shape) != len(spec.shape) or any(
+            want not in (-1, got) for want, got in zip(spec.shape, tensor.shape, strict=True)
+        ):
+            raise _invalid(
+                f"input '{tensor.name}' has shape {list(tensor.shape)}; expected {list(spec.shape)} (-1 is any size)"
+            )
+        if tensor.shape:
+            if tensor.shape[0] < 1:
+                raise _invalid(f"input '{tensor.name}' has an empty batch: send at least one sample")
+            batches.setdefault(tensor.shape[0], tensor.name)
+        check_size(tensor)
+    missing = [name for name in expected if name not in seen]
+    if missing:
+        raise _invalid(f"input '{missing[0]}' is missing; the inputs are {', '.join(expected)}")
+    if len(batches) > 1:
+        sizes = ", ".join(f"'{name}' has {size}" for size, name in batches.items())
+        raise _invalid(f"the inputs differ in their batch size (first dimension): {sizes}")
+
+
+def to_array(tensor: Tensor) -> npt.NDArray[Any]:
+    """A view of the bytes (read-only, perhaps unaligned). Raises :class:`InferenceError` if they do not fit."""
+    check_size(tensor)
+    if tensor.datatype not in NUMPY_TYPES:
+        raise _invalid(f"input '{tensor.name}': numpy has no {tensor.datatype}")
+    return np.frombuffer(tensor.data, NUMPY_TYPES[tensor.datatype]).reshape(tensor.shape)
+
+
+def from_array(name: str, array: npt.NDArray[Any]) -> Tensor:
+    """A tensor over the array's own memory (copied only if it is not contiguous or not little-endian)."""
+    dtype = array.dtype.newbyteorder("<")
+    if dtype not in DATATYPES:
+        raise ValueError(f"tensor {name}: {array.dtype} has no Open Inference Protocol datatype")
+    flat = np.ascontiguousarray(array, dtype)
+    return Tensor(name=name, datatype=DATATYPES[dtype], shape=array.shape, data=flat.reshape(-1).view(np.uint8).data)
+
+
+def to_torch(tensor: Tensor) -> "torch.Tensor":
+    """The tensor in memory of its own, aligned and writable: one copy, which torch's kernels need.
+
+    Raises :class:`InferenceError` when the bytes do not fit datatype and shape.
+    """
+    import torch
+
+    check_size(tensor)
+    raw = np.frombuffer(tensor.data, np.uint8).copy()
+    flat = torch.from_numpy(raw)
+    if flat.numel() == 0:
+        return torch.empty(tensor.shape, dtype=torch_dtype(tensor.datatype))
+    return flat.view(torch_dtype(tensor.datatype)).reshape(tensor.shape)
+
+
+def from_torch(name: str, value: "torch.Tensor") -> Tensor:
+    """A tensor over the memory of a torch tensor (copied only if it is not contiguous or not on the CPU)."""
+    import torch
+
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
+    return Tensor(name=name, datatype=torch_datatype(value.dtype), shape=tuple(value.shape), data=data)
+
+
+def torch_dtype(datatype: str) -> "torch.dtype":
+    """torch's type of an OIP datatype, all of ``DATATYPE_BYTES``."""
+    import torch
+
+    names = {"BOOL": "bool", "FP16": "float16", "BF16": "bfloat16", "FP32": "float32", "FP64": "float64"}
+    dtype = getattr(torch, names.get(datatype, datatype.lower()))
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"torch has no datatype {datatype}")
+    return dtype
+
+
+def torch_datatype(dtype: "torch.dtype") -> str:
+    """The OIP datatype of a torch type. Raises ``ValueError`` for those that the protocol lacks (complex)."""
+    for datatype in DATATYPE_BYTES:
+        if torch_dtype(datatype) == dtype:
+            return datatype
+    raise ValueError(f"{dtype} has no Open Inference Protocol datatype")
