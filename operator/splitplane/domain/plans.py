@@ -28,7 +28,11 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a plan should give at the arrival rate it was made for."""
+    """What a plan should give at the arrival rate it was made for.
+
+    Seconds are infinite where the plan cannot carry that rate. The cost is NaN while a price that it needs is
+    unknown and no limit or preference asks for it.
+    """
 
     p95_seconds: float
     mean_seconds: float

@@ -80,6 +80,21 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Inputs:
+    """The numbers that a decision rested on, kept with the plan that came of it.
+
+    They tell later why a plan changed, and stand in for a link's numbers while these are missing. ``links`` holds
+    (source, target, bytes per second, one-way delay in seconds); ``prices`` holds (tier, price of a replica-hour).
+    ``tiers`` names those that could be used.
+    """
+
+    rate_per_second: float
+    links: tuple[tuple[str, str, float, float], ...] = ()
+    prices: tuple[tuple[str, float], ...] = ()
+    tiers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Active:
     """The plan that serves now. ``since`` and the switch times are in seconds of the snapshot's clock."""
 
@@ -88,7 +103,9 @@ class Active:
     since: float
     last_switch_seconds: float = 0.0
     low_demand_since: float | None = None
-    """Since when fewer replicas would have sufficed, without interruption."""
+    """Since when fewer replicas would have sufficed, without interruption: the last decision's value."""
+    inputs: Inputs | None = None
+    """``Decision.inputs`` of the decision that brought this plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +159,5 @@ class Decision:
     """Admissible routes of the target, best first, each runnable on what the target keeps resident."""
     low_demand_since: float | None = None
     alternatives: Mapping[str, Candidate] = field(default_factory=dict)
+    inputs: Inputs | None = None
+    """What the decision rested on: hand it to ``Active.inputs`` once ``target`` serves."""

@@ -1,0 +1,192 @@
+"""What a snapshot and a policy come to: which tiers and links can be used, and with which numbers.
+
+Absent measurements are settled here, once, so that the rest of the planner works with plain numbers and a number
+that is missing can never pass for a zero.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from splitplane.domain.measurements import Idle, Measurement, Value, explain
+from splitplane.domain.plans import Plan
+from splitplane.domain.profiles import DeviceProfile, Profile
+from splitplane.domain.snapshots import Active, Inputs, Policy, Preference, Snapshot, Tier
+
+IDLE_RATE = 0.01
+"""Requests per second that an idle pipeline is planned for: one every 100 s, so that it still serves quickly."""
+
+DEFAULT_RATE = 1.0
+"""Requests per second that a pipeline is planned for before its rate has ever been measured."""
+
+Direction = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A tier that can hold replicas now: ``low`` to ``high`` of them, at ``price`` each per hour (NaN: unknown)."""
+
+    tier: Tier
+    device: DeviceProfile
+    correction: float
+    price: float
+    low: int
+    high: int
+
+    @property
+    def name(self) -> str:
+        return self.tier.name
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """One direction between two tiers: bytes per second and one-way delay in seconds.
+
+    ``remembered`` numbers are those of the active plan's decision, since none are measured now.
+    """
+
+    bandwidth: float
+    delay: float
+    remembered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The planner's view of one tick. ``missing`` says which numbers are absent that changing a plan would need."""
+
+    profile: Profile
+    policy: Policy
+    gateway: str
+    tiers: Mapping[str, Tier]
+    sites: Mapping[str, Site]
+    wires: Mapping[Direction, Wire]
+    rate: float
+    arrival_scv: float
+    active: Active | None
+    missing: tuple[str, ...]
+    set_aside: frozenset[str]
+
+    def private(self, tier: str) -> bool:
+        """Whether the model's input must not reach this tier."""
+        return self.policy.raw_input_stays_trusted and not self.tiers[tier].trusted
+
+    def affordable(self, site: Site) -> bool:
+        """Whether new plans may use the tier as far as its price is concerned: known, or asked for by nobody."""
+        return not (needs_price(self.policy) and math.isnan(site.price))
+
+    @property
+    def inputs(self) -> Inputs:
+        """The numbers that a decision of this tick rests on."""
+        return Inputs(
+            rate_per_second=self.rate,
+            links=tuple((*pair, wire.bandwidth, wire.delay) for pair, wire in sorted(self.wires.items())),
+            prices=tuple((name, site.price) for name, site in self.sites.items() if not math.isnan(site.price)),
+            tiers=tuple(self.sites),
+        )
+
+
+def build_context(snapshot: Snapshot, policy: Policy) -> Context:
+    """Settle what is known. Raises ``ValueError``, with what to do, where policy and snapshot do not fit together."""
+    tiers = {tier.name: tier for tier in snapshot.tiers}
+    gateway = policy.gateway_tier or next(iter(tiers), "")
+    if gateway not in tiers:
+        raise ValueError(
+            f"the gateway's tier {gateway!r} is not among the pipeline's tiers: name one of {sorted(tiers)}"
+        )
+    if not 0.0 < policy.max_utilization < 1.0:
+        raise ValueError(f"the utilisation ceiling must lie between 0 and 1, not be {policy.max_utilization}")
+    recalled = snapshot.active.inputs if snapshot.active else None
+    sites = {tier.name: site for tier in snapshot.tiers if (site := _site(snapshot, tier, recalled)) is not None}
+    wires = _wires(snapshot, recalled)
+    rate = _rate(snapshot.arrival_rate)
+    return Context(
+        profile=snapshot.profile,
+        policy=policy,
+        gateway=gateway,
+        tiers=tiers,
+        sites=sites,
+        wires=wires,
+        rate=rate if rate is not None else recalled.rate_per_second if recalled else DEFAULT_RATE,
+        arrival_scv=snapshot.arrival_scv if math.isfinite(snapshot.arrival_scv) else 1.0,
+        active=snapshot.active,
+        missing=_missing(snapshot, policy, gateway, sites, wires) if snapshot.active else (),
+        set_aside=snapshot.set_aside,
+    )
+
+
+def crossings(plan: Plan, gateway: str) -> tuple[Direction, ...]:
+    """Directions between different tiers that a request takes, in order; answers come back along the reverse."""
+    tiers = [gateway, *(stage.tier for stage in plan.stages)]
+    return tuple((a, b) for a, b in pairwise(tiers) if a != b)
+
+
+def needs_price(policy: Policy) -> bool:
+    return policy.max_cost_per_hour is not None or policy.prefer is Preference.COST
+
+
+def _missing(
+    snapshot: Snapshot, policy: Policy, gateway: str, sites: Mapping[str, Site], wires: Mapping[Direction, Wire]
+) -> tuple[str, ...]:
+    missing = []
+    if _rate(snapshot.arrival_rate) is None:
+        missing.append(f"arrival rate {explain(snapshot.arrival_rate)}")
+    if needs_price(policy):
+        missing += [
+            f"price of tier {site.name} {explain(site.tier.price_per_hour)}"
+            for site in sites.values()
+            if _positive(site.tier.price_per_hour) is None
+        ]
+    if snapshot.active is not None:
+        for source, target in crossings(snapshot.active.plan, gateway):
+            if (source, target) not in wires and {source, target} <= sites.keys():
+                missing.append(f"bandwidth from tier {source} to tier {target} missing")
+    return tuple(missing)
+
+
+def _site(snapshot: Snapshot, tier: Tier, recalled: Inputs | None) -> Site | None:
+    device = snapshot.profile.devices.get(tier.device_class)
+    high = min(tier.max_replicas, tier.slots)
+    if device is None or tier.ready_nodes < 1 or high < 1:
+        return None
+    price = _positive(tier.price_per_hour)
+    if price is None:
+        price = dict(recalled.prices if recalled else ()).get(tier.name, math.nan)
+    correction = snapshot.speed_corrections.get(tier.name, 1.0)
+    if not (math.isfinite(correction) and correction > 0.0):
+        correction = 1.0
+    return Site(tier, device, correction, price, low=min(high, max(1, tier.min_replicas)), high=high)
+
+
+def _wires(snapshot: Snapshot, recalled: Inputs | None) -> dict[Direction, Wire]:
+    """Numbers by direction. A direction that nobody measures is taken to be like its reverse."""
+    measured: dict[Direction, Wire] = {}
+    for link in snapshot.links:
+        bandwidth, delay = _positive(link.bandwidth_bytes_per_second), _positive(link.delay_seconds)
+        if bandwidth is not None and delay is not None:
+            # A link that was measured to pass nothing stays a link, only one that no plan can use.
+            measured[link.source, link.target] = Wire(max(1.0, bandwidth), delay)
+    memory = {(s, t): Wire(b, d, remembered=True) for s, t, b, d in (recalled.links if recalled else ())}
+    wires: dict[Direction, Wire] = {}
+    for source in (tier.name for tier in snapshot.tiers):
+        for target in (tier.name for tier in snapshot.tiers if tier.name != source):
+            forward, reverse = (source, target), (target, source)
+            for known in (measured.get(forward), measured.get(reverse), memory.get(forward), memory.get(reverse)):
+                if known is not None:
+                    wires[forward] = known
+                    break
+    return wires
+
+
+def _rate(measurement: Measurement) -> float | None:
+    if isinstance(measurement, Idle):
+        return IDLE_RATE
+    value = _positive(measurement)
+    return None if value is None else max(IDLE_RATE, value)
+
+
+def _positive(measurement: Measurement) -> float | None:
+    """A measured, finite number that is not negative; anything else is unknown."""
+    if isinstance(measurement, Value) and math.isfinite(measurement.value) and measurement.value >= 0.0:
+        return measurement.value
+    return None

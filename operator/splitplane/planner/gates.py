@@ -1,0 +1,60 @@
+"""Reasons not to change the plan yet. Each gate is a pure function of its own that answers whether it holds."""
+
+from splitplane.domain.plans import Plan
+from splitplane.domain.snapshots import Active, Policy
+
+DEAD_BAND = 0.10
+"""Replicas are taken away only if the remaining ones would bear this much more than the current rate."""
+
+DEFAULT_SWITCH_SECONDS = 30.0
+"""Assumed duration of a switch that moves pods, before one has been measured."""
+
+LONGEST_HORIZON_SECONDS = 3600.0
+
+
+def deployments(plan: Plan) -> frozenset[tuple[str, int, int, int]]:
+    """What pods a plan keeps: (tier, resident range, replicas). Plans that agree in it differ in routing only."""
+    return frozenset((s.tier, s.resident_first, s.resident_last, s.replicas) for s in plan.stages)
+
+
+def moves_pods(old: Plan, new: Plan) -> bool:
+    return deployments(old) != deployments(new)
+
+
+def shrinks(old: Plan, new: Plan) -> bool:
+    """Whether a tier that both plans use would lose replicas."""
+    tiers = {stage.tier for stage in old.stages} & {stage.tier for stage in new.stages}
+    return any(new.replicas(tier) < old.replicas(tier) for tier in tiers)
+
+
+def is_scale_down(old: Plan, new: Plan) -> bool:
+    """Whether the plans differ only in that some stages have fewer replicas."""
+    return old.routing == new.routing and all(
+        a.replicas >= b.replicas for a, b in zip(old.stages, new.stages, strict=True)
+    )
+
+
+def too_little_gain(policy: Policy, gain: float) -> bool:
+    return gain < policy.min_gain
+
+
+def cooling_down(policy: Policy, active: Active, now: float) -> bool:
+    """Within the cool-down after the last switch, which is at least three times as long as that switch took."""
+    return now - active.since < max(policy.cooldown_seconds, 3.0 * active.last_switch_seconds)
+
+
+def too_short_lived(policy: Policy, active: Active, gain: float, now: float) -> bool:
+    """Whether a switch that moves pods would not pay for itself.
+
+    While it lasts, both plans' pods run: it costs its duration once more. It gains the relative gain for as long as
+    the new plan lives, for which the age of the present one is the best guess, within the scale-down window and an
+    hour.
+    """
+    duration = active.last_switch_seconds or DEFAULT_SWITCH_SECONDS
+    horizon = min(LONGEST_HORIZON_SECONDS, max(policy.scale_down_window_seconds, now - active.since))
+    return gain * horizon < duration
+
+
+def demand_still_young(policy: Policy, low_since: float | None, now: float) -> bool:
+    """Whether demand has not yet been low for the whole scale-down window without interruption."""
+    return low_since is None or now - low_since < policy.scale_down_window_seconds

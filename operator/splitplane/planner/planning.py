@@ -1,0 +1,196 @@
+"""The decision of one tick: candidates, the best of them, the gates, and the reason."""
+
+from dataclasses import dataclass, replace
+
+from splitplane.domain.plans import Candidate, Plan, Stage
+from splitplane.domain.profiles import CODECS
+from splitplane.domain.snapshots import Action, Active, Decision, Mode, Policy, Snapshot
+from splitplane.planner import gates
+from splitplane.planner.baselines import baselines
+from splitplane.planner.candidates import Layout, enumerate_layouts, with_replicas
+from splitplane.planner.choice import build_pool, gain, pick, severity
+from splitplane.planner.context import Context, build_context, crossings
+from splitplane.planner.evaluation import assess, violations
+from splitplane.planner.explain import conditions, describe, reason_of_change, why_nothing_fits
+from splitplane.planner.residency import resident_range
+from splitplane.planner.routes import admissible_routes
+
+
+def plan(snapshot: Snapshot, policy: Policy, now: float) -> Decision:
+    """Decide what should serve one pipeline. Pure: equal arguments give equal decisions.
+
+    ``now`` is in seconds of the snapshot's clock. Raises ``ValueError``, saying what to mend, where policy and
+    snapshot contradict each other (an unknown gateway tier, a fixed plan that does not cover the model).
+    """
+    context = build_context(snapshot, policy)
+    best = _best(context)
+    verdict = _start(context, best) if context.active is None else _revise(context, context.active, best, now)
+    return Decision(
+        action=verdict.action,
+        reason=verdict.reason,
+        message=verdict.message,
+        target=verdict.target,
+        best=best,
+        current=verdict.current,
+        gate=verdict.gate,
+        gain=verdict.gain,
+        feasible=best is not None and not best.violations,
+        routes=admissible_routes(context, verdict.target.plan) if verdict.target else (),
+        low_demand_since=verdict.low_since,
+        alternatives=baselines(context),
+        inputs=context.inputs,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    action: Action
+    reason: str
+    message: str
+    target: Candidate | None
+    current: Candidate | None = None
+    gate: str = ""
+    gain: float = 0.0
+    low_since: float | None = None
+
+
+def _best(context: Context) -> Candidate | None:
+    pool = build_pool(context, _layouts(context))
+    return None if pool is None else pick(context, pool)
+
+
+def _layouts(context: Context) -> list[Layout]:
+    if context.policy.mode is Mode.FIXED:
+        layout = with_replicas(context, fixed) if (fixed := _fixed(context)) is not None else None
+        return [layout] if layout is not None else []
+    layouts = list(enumerate_layouts(context))
+    if context.active is not None and not violations(context, context.active.plan):
+        # Over links that are not measured now, the active routing alone stays in the running.
+        wires = [context.wires.get(pair) for pair in crossings(context.active.plan, context.gateway)]
+        if (
+            all(wires)
+            and any(wire.remembered for wire in wires if wire)
+            and ((layout := with_replicas(context, context.active.plan)) is not None)
+        ):
+            layouts.append(layout)
+    return layouts
+
+
+def _fixed(context: Context) -> Plan | None:
+    """The plan that the user dictates, with one replica per stage; ``None`` where it cannot or must not run."""
+    fixed = context.policy.fixed
+    if fixed is None:
+        raise ValueError("mode Fixed needs a fixed plan: give its stages and codecs, or choose mode Auto")
+    end = context.profile.segments
+    if not fixed.stages or fixed.stages[0][1] != 0 or fixed.stages[-1][2] != end:
+        raise ValueError(f"the fixed plan does not cover the model: its stages must run from cut 0 to cut {end}")
+    unknown = {tier for tier, _, _ in fixed.stages} - context.tiers.keys()
+    if unknown:
+        raise ValueError(f"the fixed plan names tiers {sorted(unknown)} that the pipeline does not have")
+    if not set(fixed.codecs) <= set(CODECS):
+        raise ValueError(f"the fixed plan names codecs other than {', '.join(CODECS)}")
+    stages = tuple(
+        Stage(tier, first, last, *resident_range(context, tier, first, last), 1) for tier, first, last in fixed.stages
+    )
+    dictated = Plan(stages, fixed.codecs)
+    unlinked = any(pair not in context.wires for pair in crossings(dictated, context.gateway))
+    return None if unlinked or violations(context, dictated) else dictated
+
+
+def _start(context: Context, best: Candidate | None) -> _Verdict:
+    if best is None:
+        return _Verdict(Action.HOLD, "Infeasible", f"no plan can serve: {why_nothing_fits(context)}", None)
+    message = f"start {describe(best)} for {conditions(context)}"
+    return _Verdict(Action.START, "InitialPlan", message, best)
+
+
+def _revise(context: Context, active: Active, best: Candidate | None, now: float) -> _Verdict:
+    policy = context.policy
+    current = _current(context, active)
+    invalid = bool({"node-loss", "spec", "privacy", "memory"} & set(current.violations))
+    low_since: float | None = None
+
+    def hold(reason: str, why: str, gate: str = "", by: float = 0.0) -> _Verdict:
+        message = f"keep {describe(current)}: {why}"
+        return _Verdict(Action.HOLD, reason, message, current, current, gate, by, low_since)
+
+    if context.missing and not invalid:
+        return hold("MetricsMissing", "; ".join(context.missing), "metrics")
+    if best is None:
+        return hold("Infeasible", f"no other plan can serve: {why_nothing_fits(context)}")
+    if best.plan == active.plan:
+        return hold("Infeasible" if best.violations else "UpToDate", f"best for {conditions(context)}")
+
+    target = best
+    if gates.shrinks(active.plan, best.plan):
+        smaller = _with_headroom(context, active)
+        if smaller is not None:
+            low_since = now if active.low_demand_since is None else active.low_demand_since
+        if smaller is None or gates.demand_still_young(policy, low_since, now):
+            kept = assess(context, _keeping_replicas(best.plan, active.plan))
+            if severity(kept) <= severity(best) or severity(best) >= severity(current):
+                target = kept
+        else:
+            target = smaller
+    by = gain(context, current, target)
+    if target.plan == active.plan:
+        return hold("HeldByScaleDown", _scale_down_why(context, best, low_since, now), "scale-down", by)
+    if policy.mode is Mode.ADVISORY:
+        return hold("Advisory", f"mode Advisory; recommended is {describe(best)}", "advisory", by)
+
+    relieves = severity(target) < severity(current) or (
+        "utilization" in current.violations and "utilization" in target.violations and by >= gates.DEAD_BAND
+    )
+    if not relieves:
+        if not gates.is_scale_down(active.plan, target.plan) and gates.too_little_gain(policy, by):
+            why = f"{describe(target)} gains {by:.0%}, less than {policy.min_gain:.0%}"
+            return hold("HeldByGain", why, "gain", by)
+        if gates.cooling_down(policy, active, now):
+            why = f"cooling down after the last switch; then {describe(target)}"
+            return hold("HeldByCooldown", why, "cooldown", by)
+        if (
+            gates.moves_pods(active.plan, target.plan)
+            and not gates.is_scale_down(active.plan, target.plan)
+            and gates.too_short_lived(policy, active, by, now)
+        ):
+            why = f"{describe(target)} gains {by:.0%}, which does not pay for moving pods"
+            return hold("HeldByBreakEven", why, "break-even", by)
+    reason = reason_of_change(context, active, current, target.plan)
+    message = f"{describe(current)} -> {describe(target)} for {conditions(context)}"
+    return _Verdict(Action.SWITCH, reason, message, target, current, "", by, low_since)
+
+
+def _current(context: Context, active: Active) -> Candidate:
+    current = assess(context, active.plan)
+    fixed = context.policy.fixed if context.policy.mode is Mode.FIXED else None
+    if fixed is not None and "spec" not in current.violations:
+        routing = tuple((stage.tier, stage.first, stage.last) for stage in active.plan.stages)
+        if (routing, active.plan.codecs) != (fixed.stages, fixed.codecs):
+            return replace(current, violations=("spec", *current.violations))
+    return current
+
+
+def _with_headroom(context: Context, active: Active) -> Candidate | None:
+    """The best plan for the dead band above the current rate, as it does at the current rate; ``None`` unless smaller.
+
+    It passes the N/(N-1) check: what remains bears the current rate and the dead band.
+    """
+    roomy = _best(replace(context, rate=context.rate * (1.0 + gates.DEAD_BAND)))
+    if roomy is None or not gates.shrinks(active.plan, roomy.plan):
+        return None
+    return assess(context, roomy.plan)
+
+
+def _keeping_replicas(new: Plan, old: Plan) -> Plan:
+    """``new`` with no fewer replicas on any tier than ``old`` has there (tiers of one stage each)."""
+    return replace(
+        new,
+        stages=tuple(replace(stage, replicas=max(stage.replicas, old.replicas(stage.tier))) for stage in new.stages),
+    )
+
+
+def _scale_down_why(context: Context, best: Candidate, low_since: float | None, now: float) -> str:
+    if low_since is None:
+        return f"{describe(best)} would not bear {gates.DEAD_BAND:.0%} more"
+    window = context.policy.scale_down_window_seconds
+    return f"demand low for {now - low_since:.0f} s of {window:.0f} s; then {describe(best)}"

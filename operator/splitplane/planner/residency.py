@@ -1,0 +1,49 @@
+"""What pods keep resident, within memory and trust.
+
+Residency depends on tier, memory limit and trust, not on measured times, so that noise never moves a pod: a plan that
+runs another range within it is a change of routing only.
+"""
+
+from splitplane.planner.context import Context
+
+
+def resident_range(context: Context, tier: str, first: int, last: int) -> tuple[int, int]:
+    """The range that a pod on ``tier`` keeps resident in order to run ``[first, last)``.
+
+    The active plan's residency where it still serves; else the largest that memory and trust allow: grown from the
+    active range towards the output first, since what runs there is nearest to the data, then towards the input.
+    It is the active range itself where even that does not fit.
+    """
+    if context.active is not None:
+        for stage in context.active.plan.stages:
+            kept = (stage.resident_first, stage.resident_last)
+            serves = stage.tier == tier and kept[0] <= first and last <= kept[1] <= context.profile.segments
+            if serves and allowed(context, tier, *kept):
+                return kept
+    low, high = first, last
+    while high < context.profile.segments and allowed(context, tier, low, high + 1):
+        high += 1
+    while low > 0 and allowed(context, tier, low - 1, high):
+        low -= 1
+    return low, high
+
+
+def allowed(context: Context, tier: str, first: int, last: int) -> bool:
+    """Whether trust and memory let a pod on ``tier`` hold segments ``[first, last)``."""
+    return trusted(context, tier, first) and fits(context, tier, first, last)
+
+
+def trusted(context: Context, tier: str, first: int) -> bool:
+    """Whether ``tier`` may see cut ``first`` and hold the weights after it.
+
+    While raw input must stay trusted, its range (segment 0) is private: an untrusted tier starts at cut 1 or later.
+    """
+    return first >= 1 or not context.private(tier)
+
+
+def fits(context: Context, tier: str, first: int, last: int) -> bool:
+    limit = context.tiers[tier].memory_limit_bytes
+    device_class = context.tiers[tier].device_class
+    if device_class not in context.profile.devices:
+        return False
+    return limit is None or context.profile.resident_bytes(device_class, first, last) <= limit
