@@ -19,7 +19,7 @@ import torch
 
 from splitplane.domain.codecs import FLOATING
 from splitplane.domain.profiles import CODECS
-from splitplane.runtime.inference import Failure, InferenceError, Tensor
+from splitplane.runtime.inference import Failure, InferenceError, Tensor, TensorMetadata
 from splitplane.runtime.tensors import from_torch, to_torch, torch_datatype, torch_dtype
 
 CODEC = "splitplane_codec"
@@ -51,6 +51,7 @@ def decode(tensors: Iterable[Tensor]) -> dict[str, torch.Tensor]:
     Raises :class:`InferenceError` when bytes do not fit, a codec is unknown, or a companion tensor is missing.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
+    companions = {name + AFFINE for name, tensor in by_name.items() if tensor.parameters.get(CODEC) == "int8"}
     values: dict[str, torch.Tensor] = {}
     for name, tensor in by_name.items():
         codec = tensor.parameters.get(CODEC, "fp32")
@@ -60,9 +61,20 @@ def decode(tensors: Iterable[Tensor]) -> dict[str, torch.Tensor]:
             values[name] = to_torch(tensor).to(_target(tensor))
         elif codec != "fp32":
             raise _invalid(tensor, f"codec '{codec}' is unknown here; use one of {', '.join(CODECS)}")
-        elif not (name.endswith(AFFINE) and name.removesuffix(AFFINE) in by_name):
+        elif name not in companions:
             values[name] = to_torch(tensor)
     return values
+
+
+def described(tensors: Iterable[Tensor]) -> list[TensorMetadata]:
+    """What :func:`decode` will give, told from the wire tensors' headers alone."""
+    wire = list(tensors)
+    companions = {tensor.name + AFFINE for tensor in wire if tensor.parameters.get(CODEC) == "int8"}
+    return [
+        TensorMetadata(tensor.name, str(tensor.parameters.get(DATATYPE, tensor.datatype)), tensor.shape)
+        for tensor in wire
+        if tensor.name not in companions
+    ]
 
 
 def _invalid(tensor: Tensor, why: str) -> InferenceError:

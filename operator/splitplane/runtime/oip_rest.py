@@ -78,9 +78,9 @@ def make_app(model: Model, registry: CollectorRegistry) -> web.Application:
     return app
 
 
-async def serve(app: web.Application, host: str, port: int) -> web.AppRunner:
-    """Bind and serve; the caller ends it with the runner's ``cleanup()``."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+async def serve(app: web.Application, host: str, port: int, *, drain_seconds: float = 25.0) -> web.AppRunner:
+    """Bind and serve; the caller ends it with the runner's ``cleanup()``, which waits for requests inside."""
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=drain_seconds)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     return runner

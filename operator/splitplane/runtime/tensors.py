@@ -61,15 +61,25 @@ def check_size(tensor: Tensor, *, kind: str = "input") -> None:
 
 
 def check_inputs(tensors: Sequence[Tensor], declared: Sequence[TensorMetadata]) -> None:
-    """Compare what a client sent with what the model declares.
+    """Compare what a client sent with what the model declares, bytes included.
+
+    Raises :class:`InferenceError` as :func:`check_described` and :func:`check_size` do.
+    """
+    check_described([TensorMetadata(tensor.name, tensor.datatype, tensor.shape) for tensor in tensors], declared)
+    for tensor in tensors:
+        check_size(tensor)
+
+
+def check_described(described: Sequence[TensorMetadata], declared: Sequence[TensorMetadata]) -> None:
+    """Compare names, datatypes and shapes of tensors with what the model declares.
 
     Raises :class:`InferenceError` that names the tensor and what was expected: unknown, twice or missing names, a
-    wrong datatype or shape, inputs that differ in their batch (first) dimension, bytes that do not fit.
+    wrong datatype or shape, an empty batch, inputs that differ in their batch (first) dimension.
     """
     expected = {spec.name: spec for spec in declared}
     seen: set[str] = set()
     batches: dict[int, str] = {}
-    for tensor in tensors:
+    for tensor in described:
         spec = expected.get(tensor.name)
         if spec is None:
             raise _invalid(f"input '{tensor.name}' is unknown; the inputs are {', '.join(expected)}")
@@ -78,23 +88,24 @@ def check_inputs(tensors: Sequence[Tensor], declared: Sequence[TensorMetadata]) 
         seen.add(tensor.name)
         if tensor.datatype != spec.datatype:
             raise _invalid(f"input '{tensor.name}' has datatype {tensor.datatype}; expected {spec.datatype}")
-        if len(tensor.shape) != len(spec.shape) or any(
-            want not in (-1, got) for want, got in zip(spec.shape, tensor.shape, strict=True)
-        ):
+        if not _fits(tensor.shape, spec.shape):
             raise _invalid(
                 f"input '{tensor.name}' has shape {list(tensor.shape)}; expected {list(spec.shape)} (-1 is any size)"
             )
         if tensor.shape:
-            if tensor.shape[0] < 1:
-                raise _invalid(f"input '{tensor.name}' has an empty batch: send at least one sample")
             batches.setdefault(tensor.shape[0], tensor.name)
-        check_size(tensor)
     missing = [name for name in expected if name not in seen]
     if missing:
         raise _invalid(f"input '{missing[0]}' is missing; the inputs are {', '.join(expected)}")
     if len(batches) > 1:
         sizes = ", ".join(f"'{name}' has {size}" for size, name in batches.items())
         raise _invalid(f"the inputs differ in their batch size (first dimension): {sizes}")
+    if 0 in batches:
+        raise _invalid(f"input '{batches[0]}' has an empty batch: send at least one sample")
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
+    return len(shape) == len(declared) and all(want in (-1, got) for want, got in zip(declared, shape, strict=True))
 
 
 def to_array(tensor: Tensor) -> npt.NDArray[Any]:

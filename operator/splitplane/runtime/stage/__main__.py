@@ -1,0 +1,61 @@
+"""``python -m splitplane.runtime.stage``: what a stage's pod runs.
+
+Exit code 0 after a drain; 78 (``EX_CONFIG``) when a retry cannot help until somebody changes the pipeline or the image;
+1 otherwise. The last line of the log says why.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import traceback
+
+import torch
+from prometheus_client import REGISTRY
+
+from splitplane.model import ModelError, ModelSource, load_partition
+from splitplane.runtime import emulation
+from splitplane.runtime.stage import server
+from splitplane.runtime.stage.serving import Runnable
+from splitplane.runtime.stage.settings import Settings, SettingsError
+
+LOG = logging.getLogger("splitplane.runtime.stage")
+
+
+class FingerprintError(Exception):
+    """This pod would compute something else than what was profiled."""
+
+
+def load(settings: Settings) -> Runnable:
+    """Load the resident range. Raises ``ModelError``, or :class:`FingerprintError`: not what was profiled."""
+    source = ModelSource.from_json(settings.model)
+    partition = load_partition(source, settings.resident_first, settings.resident_last)
+    if partition.graph.fingerprint != settings.fingerprint:
+        raise FingerprintError(
+            f"this pod's model has the fingerprint {partition.graph.fingerprint}, its profile {settings.fingerprint}: "
+            "the factory, the weights or the libraries of the image changed since; let the model be profiled again"
+        )
+    return partition
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    torch.set_num_interop_threads(1)
+    try:
+        settings = Settings.from_environment(os.environ)
+        asyncio.run(server.run(settings, lambda: load(settings), emulation.pace, REGISTRY))
+    except (SettingsError, ModelError, FingerprintError) as error:
+        LOG.error("cannot start: %s", " ".join(str(error).split()))
+        return os.EX_CONFIG
+    except Exception as error:
+        traceback.print_exc()
+        LOG.error("failed: %s: %s", type(error).__name__, " ".join(str(error).split()))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    # A load that was told to stop still holds its daemon thread inside torch, which must not outlive the interpreter.
+    os._exit(code)

@@ -1,0 +1,98 @@
+"""A stage's life: live at once, ready when its partition is loaded and warm, drained before it ends."""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from splitplane.domain.profiles import CODECS
+from splitplane.runtime import codecs, oip_grpc, oip_rest
+from splitplane.runtime.hops import Channels
+from splitplane.runtime.metrics import StageMetrics
+from splitplane.runtime.stage.serving import Pace, Runnable, StageModel
+from splitplane.runtime.stage.settings import Settings
+from splitplane.runtime.stage.worker import Worker
+from splitplane.runtime.tensors import torch_dtype
+
+LOG = logging.getLogger(__name__)
+WARM_UP_RUNS = 3
+
+Load = Callable[[], Runnable]
+"""Loads the resident range; runs on the compute thread. What it raises ends the stage."""
+
+
+async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorRegistry) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Raises what ``load`` raises, and ``OSError`` if a port is taken."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    worker, channels = Worker(settings.queue_capacity), Channels()
+    model = StageModel(
+        name=settings.pipeline,
+        stage=settings.pod_name,
+        tier=settings.tier,
+        resident=(settings.resident_first, settings.resident_last),
+        worker=worker,
+        channels=channels,
+        metrics=StageMetrics(registry, namespace=settings.namespace, pipeline=settings.pipeline, tier=settings.tier),
+        pace=pace,
+    )
+    server = oip_grpc.make_server(model)
+    server.add_insecure_port(f"{settings.pod_ip}:{settings.grpc_port}")
+    await server.start()
+    http = await oip_rest.serve(
+        oip_rest.make_app(model, registry), settings.pod_ip, settings.http_port, drain_seconds=settings.drain_seconds
+    )
+    try:
+        if await _load(settings, load, worker, model, stopping):
+            await stopping.wait()
+            model.drain()
+            LOG.info("draining: %d requests wait or run", worker.depth)
+            await asyncio.sleep(settings.drain_pause_seconds)
+    finally:
+        await asyncio.gather(server.stop(settings.drain_seconds), http.cleanup())
+        worker.stop()
+        await channels.close()
+
+
+async def _load(settings: Settings, load: Load, worker: Worker, model: StageModel, stopping: asyncio.Event) -> bool:
+    """Load, warm up, begin to serve. False when the stage was told to stop meanwhile."""
+    started = time.perf_counter()
+
+    def prepare() -> Runnable:
+        torch.set_num_threads(settings.threads)
+        partition = load()
+        warm_up(partition, settings.resident_first, settings.resident_last)
+        return partition
+
+    loading = asyncio.ensure_future(worker.run(prepare))
+    told = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((loading, told), return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if not loading.done():
+        loading.cancel()
+        return False
+    model.serve(loading.result().result)
+    LOG.info(
+        "ready: cuts %d to %d of %s, loaded in %.1f s",
+        settings.resident_first,
+        settings.resident_last,
+        settings.pipeline,
+        time.perf_counter() - started,
+    )
+    return True
+
+
+def warm_up(partition: Runnable, first: int, last: int) -> None:
+    """Run the range and every codec on zeros: first calls allocate and choose kernels, which no request should pay."""
+    cut = partition.graph.cuts[first]
+    zeros = {spec.name: torch.zeros((1, *spec.shape), dtype=torch_dtype(spec.datatype)) for spec in cut.tensors}
+    for _ in range(WARM_UP_RUNS):
+        outputs = partition.run(first, last, zeros)
+        for codec in CODECS:
+            codecs.decode(codecs.encode(outputs, codec))

@@ -1,0 +1,233 @@
+"""What a stage does with a request: decode, run the active range, encode for the next hop, hand on, add its trace."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from splitplane.domain.profiles import CODECS, Cut
+from splitplane.runtime import codecs, hops
+from splitplane.runtime.inference import (
+    Failure,
+    InferenceError,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    Parameter,
+    Tensor,
+    TensorMetadata,
+)
+from splitplane.runtime.metrics import StageMetrics
+from splitplane.runtime.routes import (
+    GENERATION,
+    ROUTE,
+    SCHEMA,
+    TRACE,
+    Hop,
+    HopTrace,
+    decode_route,
+    decode_trace,
+    encode_route,
+    encode_trace,
+)
+from splitplane.runtime.stage.worker import Worker
+from splitplane.runtime.tensors import check_described
+
+Pace = Callable[[float], float]
+"""Waits as a slower device would after so many seconds of compute; returns the seconds waited."""
+
+
+class Graph(Protocol):
+    """What a stage asks of a model's graph."""
+
+    @property
+    def cuts(self) -> Sequence[Cut]: ...
+
+
+class Runnable(Protocol):
+    """A resident range of a model (``splitplane.model`` loads it)."""
+
+    @property
+    def graph(self) -> Graph: ...
+
+    def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    tensors: tuple[Tensor, ...]
+    decode: float
+    compute: float
+    encode: float
+
+
+class StageModel:
+    """The stage as a protocol front sees it. Ready once :meth:`serve` was called and until :meth:`drain` is."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        stage: str,
+        tier: str,
+        resident: tuple[int, int],
+        worker: Worker,
+        channels: hops.Channels,
+        metrics: StageMetrics,
+        pace: Pace,
+    ) -> None:
+        self._name, self._stage, self._tier = name, stage, tier
+        self._resident = resident
+        self._worker, self._channels, self._metrics, self._pace = worker, channels, metrics, pace
+        self._partition: Runnable | None = None
+        self._draining = False
+        metrics.watch_queue(lambda: worker.depth)
+
+    def serve(self, partition: Runnable) -> None:
+        """Begin to answer, with a partition that is loaded and warm."""
+        self._partition = partition
+
+    def drain(self) -> None:
+        """Cease to be ready; requests that come all the same are still answered."""
+        self._draining = True
+
+    def ready(self) -> bool:
+        return self._partition is not None and not self._draining
+
+    def metadata(self) -> ModelMetadata:
+        """The resident range as a model of its own, so that an ordinary client can call the stage alone."""
+        cuts = self._loaded().graph.cuts
+        first, last = self._resident
+        return ModelMetadata(name=self._name, inputs=declared(cuts[first]), outputs=declared(cuts[last]))
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        partition = self._loaded()
+        route = self._route(request)
+        self._check(partition, route[0], request)
+        own, rest = route[0], route[1:]
+        codec = own.codec if rest else "fp32"
+        done = await self._worker.run(
+            lambda: self._compute(partition, own, request.inputs, codec), deadline=request.deadline
+        )
+        computed = done.result
+        self._metrics.computed(first=own.first, last=own.last, seconds=computed.compute)
+        trace = HopTrace(
+            stage=own.stage,
+            tier=own.tier,
+            first=own.first,
+            last=own.last,
+            queue=done.queue_seconds,
+            decode=computed.decode,
+            compute=computed.compute,
+            encode=computed.encode,
+            server=0.0,
+        )
+        if not rest:
+            response = InferResponse(model_name=self._name, outputs=computed.tensors)
+            return _traced(response, (replace(trace, server=time.perf_counter() - request.received),))
+        call = await self._hand_on(partition, request, computed.tensors, rest)
+        later = _trace_of(call.response)
+        trace = replace(
+            trace,
+            hop=call.seconds,
+            sent=call.sent,
+            received=call.received,
+            server=time.perf_counter() - request.received,
+        )
+        return _traced(replace(call.response, model_name=self._name), (trace, *later))
+
+    def _loaded(self) -> Runnable:
+        if self._partition is None:
+            raise InferenceError(
+                Failure.UNAVAILABLE, f"stage {self._stage} is still loading its partition; retry later"
+            )
+        return self._partition
+
+    def _route(self, request: InferRequest) -> tuple[Hop, ...]:
+        text = request.parameters.get(ROUTE)
+        if text is None:
+            first, last = self._resident
+            return (Hop(stage=self._stage, tier=self._tier, first=first, last=last, addresses=("-",)),)
+        try:
+            route = decode_route(str(text))
+            unknown = {hop.codec for hop in route[:-1]}.difference(CODECS)
+            if unknown:
+                raise ValueError(f"codec '{unknown.pop()}' is unknown; use one of {', '.join(CODECS)}")
+        except ValueError as error:
+            raise InferenceError(Failure.INVALID_ARGUMENT, f"parameter {ROUTE}: {error}") from None
+        return route
+
+    def _check(self, partition: Runnable, own: Hop, request: InferRequest) -> None:
+        """Raises :class:`InferenceError` when the range is not resident or the tensors are not those of its cut."""
+        first, last = self._resident
+        if not first <= own.first < own.last <= last:
+            raise InferenceError(
+                Failure.FAILED_PRECONDITION,
+                f"stage {self._stage} keeps cuts {first} to {last} resident and cannot run {own.first} to {own.last}",
+            )
+        cut = partition.graph.cuts[own.first]
+        schema = request.parameters.get(SCHEMA, cut.schema_hash)
+        if schema != cut.schema_hash:
+            raise InferenceError(
+                Failure.FAILED_PRECONDITION,
+                f"the tensors have schema {schema}, but cut {cut.index} ({cut.name}) of stage {self._stage} has "
+                f"{cut.schema_hash}: the stages hold different models",
+            )
+        check_described(codecs.described(request.inputs), declared(cut))
+
+    def _compute(self, partition: Runnable, own: Hop, inputs: Sequence[Tensor], codec: str) -> _Computed:
+        """On the compute thread. Emulated slowness holds the thread, as compute on a slower device would."""
+        started = time.perf_counter()
+        tensors = codecs.decode(inputs)
+        decoded = time.perf_counter()
+        outputs = partition.run(own.first, own.last, tensors)
+        self._pace(time.perf_counter() - decoded)
+        ran = time.perf_counter()
+        encoded = codecs.encode(outputs, codec)
+        return _Computed(encoded, decoded - started, ran - decoded, time.perf_counter() - ran)
+
+    async def _hand_on(
+        self, partition: Runnable, request: InferRequest, tensors: tuple[Tensor, ...], rest: tuple[Hop, ...]
+    ) -> hops.Call:
+        parameters: dict[str, Parameter] = {
+            ROUTE: encode_route(rest),
+            SCHEMA: partition.graph.cuts[rest[0].first].schema_hash,
+        }
+        if GENERATION in request.parameters:
+            parameters[GENERATION] = request.parameters[GENERATION]
+        call = await hops.call(
+            self._channels,
+            rest[0].addresses,
+            InferRequest(
+                model_name=request.model_name,
+                id=request.id,
+                parameters=parameters,
+                inputs=tensors,
+                outputs=request.outputs,
+                deadline=request.deadline,
+            ),
+        )
+        server = next((record.server for record in _trace_of(call.response)), 0.0)
+        self._metrics.links.transferred(
+            source=self._tier, target=rest[0].tier, size=call.sent + call.received, seconds=call.seconds - server
+        )
+        return call
+
+
+def declared(cut: Cut) -> tuple[TensorMetadata, ...]:
+    """The tensors of a cut as a model's inputs or outputs: the batch comes first and is dynamic."""
+    return tuple(TensorMetadata(spec.name, spec.datatype, (-1, *spec.shape)) for spec in cut.tensors)
+
+
+def _trace_of(response: InferResponse) -> tuple[HopTrace, ...]:
+    """A trace is for estimates only: one that cannot be read must not fail a request that was served."""
+    try:
+        return decode_trace(str(response.parameters.get(TRACE, "[]")))
+    except ValueError:
+        return ()
+
+
+def _traced(response: InferResponse, trace: Sequence[HopTrace]) -> InferResponse:
+    return replace(response, parameters={**response.parameters, TRACE: encode_trace(trace)})

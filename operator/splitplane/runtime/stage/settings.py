@@ -1,0 +1,66 @@
+"""What the pod's environment tells a stage (docs/architecture.md, "Pods")."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class SettingsError(Exception):
+    """A variable is missing or malformed: the process cannot start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Ports are 8080 and 9000 in pods; other values exist for several stages on one address in tests."""
+
+    namespace: str
+    pipeline: str
+    tier: str
+    pod_name: str
+    pod_ip: str
+    model: str
+    resident_first: int
+    resident_last: int
+    fingerprint: str
+    threads: int = 1
+    http_port: int = 8080
+    grpc_port: int = 9000
+    queue_capacity: int = 128
+    """Requests that may wait for the compute worker; more are turned away at once."""
+    drain_pause_seconds: float = 2.0
+    """Between ceasing to be ready and refusing calls, so that senders hear of the first before the second."""
+    drain_seconds: float = 25.0
+    """Longest wait for accepted requests after that; both together are less than a pod's usual 30 s of grace."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
+        """Raises :class:`SettingsError` that names what is missing or malformed."""
+        names = ("NAMESPACE", "PIPELINE", "TIER", "POD_NAME", "POD_IP", "MODEL", "RESIDENT", "FINGERPRINT")
+        missing = [f"SPLITPLANE_{name}" for name in names if not environment.get(f"SPLITPLANE_{name}")]
+        if missing:
+            raise SettingsError(f"set {', '.join(missing)}: the stage's Deployment gives them to its pods")
+        first, last = _resident(environment["SPLITPLANE_RESIDENT"])
+        return cls(
+            namespace=environment["SPLITPLANE_NAMESPACE"],
+            pipeline=environment["SPLITPLANE_PIPELINE"],
+            tier=environment["SPLITPLANE_TIER"],
+            pod_name=environment["SPLITPLANE_POD_NAME"],
+            pod_ip=environment["SPLITPLANE_POD_IP"],
+            model=environment["SPLITPLANE_MODEL"],
+            resident_first=first,
+            resident_last=last,
+            fingerprint=environment["SPLITPLANE_FINGERPRINT"],
+            threads=_threads(environment.get("SPLITPLANE_THREADS") or "1"),
+        )
+
+
+def _resident(text: str) -> tuple[int, int]:
+    first, separator, last = text.partition(":")
+    if not (separator and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise SettingsError(f"SPLITPLANE_RESIDENT is '{text}'; it must be two cuts, as in 0:3")
+    return int(first), int(last)
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingsError(f"SPLITPLANE_THREADS is '{text}'; it must be a number of threads, 1 or more")
+    return int(text)
