@@ -1,0 +1,50 @@
+"""``python -m splitplane.runtime.gateway``: the gateway pod's command."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from splitplane.adapters.cluster import ClusterError, connect
+from splitplane.runtime.gateway.app import Gateway
+from splitplane.runtime.gateway.settings import Settings, SettingsError
+
+logger = logging.getLogger("splitplane.gateway")
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    cluster = await connect(component="splitplane-gateway")
+    try:
+        gateway = Gateway(settings, cluster)
+        async with gateway.serving():
+            logger.info("serving %s on %s", settings.pipeline, settings.pod_ip)
+            await stop.wait()
+            logger.info("leaving: no new requests, %d inside", gateway.router.flights.inside)
+            await gateway.drain()
+    finally:
+        await cluster.close()
+
+
+def main() -> int:
+    """Exit code 0 after SIGTERM, 1 when the gateway cannot serve, 2 when its environment is wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        logger.error("%s", error)
+        return 2
+    try:
+        asyncio.run(_run(settings))
+    except (ClusterError, OSError, RuntimeError) as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

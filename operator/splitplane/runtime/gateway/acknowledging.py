@@ -1,0 +1,75 @@
+"""Tells the operator, in the RouteTable's status, what the gateway routes by and what it sees."""
+
+import asyncio
+import logging
+from typing import Any
+
+from splitplane.adapters.cluster import Cluster, ClusterError
+from splitplane.adapters.kinds import ROUTE_TABLE
+from splitplane.runtime.gateway.router import Router
+from splitplane.runtime.gateway.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+ROUTINE_SECONDS = 5.0
+"""Between looks at what changes all the time: estimates, requests on their way."""
+SPACING_SECONDS = 0.2
+"""At least so long between two writes, so that a burst of changes is one write."""
+RETRY_SECONDS = 1.0
+MOST_LINKS = 16
+MOST_GENERATIONS = 64
+
+
+def build_status(router: Router) -> dict[str, Any]:
+    """The status as ``api.routes.RouteTableStatus`` has it. A link whose probes fail is listed without numbers."""
+    table = router.table
+    links = []
+    for (source, target), estimate in router.links.estimates(router.clock()).items():
+        entry: dict[str, Any] = {"source": source, "target": target}
+        if estimate.bandwidth_bytes_per_second is not None:
+            entry["bandwidthBytesPerSecond"] = str(round(estimate.bandwidth_bytes_per_second))
+        if estimate.delay_seconds is not None:
+            entry["delayMicroseconds"] = round(estimate.delay_seconds * 1e6)
+        if len(entry) > 2 or (source, target) in router.links.down:
+            links.append(entry)
+    return {
+        "acknowledgedGeneration": table.generation if table else -1,
+        "stages": [{"name": name, "ready": router.endpoints.ready(name)} for name in (table.stages if table else ())],
+        "inFlight": [
+            {"generation": generation, "requests": requests}
+            for generation, requests in sorted(router.flights.by_generation.items())[-MOST_GENERATIONS:]
+        ],
+        "links": links[:MOST_LINKS],
+    }
+
+
+class Acknowledger:
+    """Writes the status: at once for a new table, other admitted endpoints, a drained generation; else now and then."""
+
+    def __init__(self, router: Router, cluster: Cluster, settings: Settings) -> None:
+        self._router = router
+        self._cluster = cluster
+        self._settings = settings
+        self._written: tuple[str, dict[str, Any]] | None = None
+
+    async def run(self) -> None:
+        """Write what has changed, for ever."""
+        while True:
+            pause = ROUTINE_SECONDS
+            self._router.reportable.clear()
+            if self._router.table is not None and not await self._write(self._router.table.uid):
+                pause = RETRY_SECONDS
+            await asyncio.sleep(SPACING_SECONDS)
+            await self._router.reportable.wait(pause)
+
+    async def _write(self, uid: str) -> bool:
+        status = build_status(self._router)
+        if self._written == (uid, status):
+            return True
+        try:
+            await self._cluster.patch_status(ROUTE_TABLE, self._settings.route_table, self._settings.namespace, status)
+        except ClusterError as error:
+            logger.info("the status is not written: %s", error)
+            return False
+        self._written = (uid, status)
+        return True

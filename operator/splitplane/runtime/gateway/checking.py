@@ -1,0 +1,80 @@
+"""Asks stage servers whether they are ready: before they are admitted, and again when calls to them fail.
+
+Checks go over connections of their own, so that a large transfer in front of them does not make a pod look dead.
+"""
+
+import asyncio
+import contextlib
+
+import grpc
+import grpc.aio
+
+from splitplane.runtime import oip_pb2
+from splitplane.runtime.gateway.endpoints import Endpoint
+from splitplane.runtime.gateway.router import Router
+from splitplane.runtime.hops import Channels
+from splitplane.runtime.oip_grpc import SERVICE
+
+SERVER_READY = f"/{SERVICE}/ServerReady"
+CHECK_SECONDS = 1.5
+IDLE_SECONDS = 5.0
+
+
+class Checker:
+    """Keeps the router's endpoints admitted or not, by ServerReady. ``calls`` are the channels that requests use."""
+
+    def __init__(self, router: Router, calls: Channels) -> None:
+        self._router = router
+        self._calls = calls
+        self._channels = Channels()
+        self._running: dict[str, asyncio.Task[bool]] = {}
+
+    async def run(self) -> None:
+        """Check what is due, for ever."""
+        endpoints, clock = self._router.endpoints, self._router.clock
+        while True:
+            self._router.checks_due.clear()
+            for endpoint in endpoints.take_due(clock()):
+                self._start(endpoint)
+            pause = min(max(endpoints.next_check() - clock(), 0.05), IDLE_SECONDS)
+            await self._router.checks_due.wait(pause)
+
+    async def suspect(self, addresses: tuple[str, ...]) -> frozenset[str]:
+        """Check endpoints that a failed or overdue call went over, eject those that do not answer, and return them."""
+        endpoints = [e for a in addresses if (e := self._router.endpoints.get(a)) is not None]
+        answers = await asyncio.gather(*(self._start(endpoint) for endpoint in endpoints))
+        gone = frozenset(a for a in addresses if self._router.endpoints.get(a) is None)
+        return gone | {e.address for e, healthy in zip(endpoints, answers, strict=True) if not healthy}
+
+    async def close(self) -> None:
+        for task in list(self._running.values()):
+            task.cancel()
+        await self._channels.close()
+
+    def _start(self, endpoint: Endpoint) -> "asyncio.Future[bool]":
+        """One check per endpoint at a time; whoever asks meanwhile shares it."""
+        task = self._running.get(endpoint.address)
+        if task is None:
+            task = self._running[endpoint.address] = asyncio.create_task(self._check(endpoint))
+            task.add_done_callback(lambda _: self._running.pop(endpoint.address, None))
+        return asyncio.shield(task)
+
+    async def _check(self, endpoint: Endpoint) -> bool:
+        healthy = await self._ask(endpoint.address)
+        self._router.endpoints.checked(endpoint, healthy=healthy, now=self._router.clock())
+        if not healthy:
+            # Behind a connection that a vanished node has left open, no later call would ever be answered.
+            self._channels.drop(endpoint.address)
+            self._calls.drop(endpoint.address)
+        return healthy
+
+    async def _ask(self, address: str) -> bool:
+        method = self._channels.get(address).unary_unary(
+            SERVER_READY,
+            request_serializer=oip_pb2.ServerReadyRequest.SerializeToString,
+            response_deserializer=oip_pb2.ServerReadyResponse.FromString,
+        )
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            answer = await method(oip_pb2.ServerReadyRequest(), timeout=CHECK_SECONDS)
+            return bool(answer.ready)
+        return False

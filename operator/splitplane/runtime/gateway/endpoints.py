@@ -1,0 +1,165 @@
+"""Which pods of which stage may take a request now. Pure bookkeeping: times come in as arguments.
+
+A pod that the cluster reports as ready is a *candidate*. It is *admitted* once it has answered a health check itself.
+A failed call ejects it at once, for longer each time that failures follow each other, and only a new answer to a health
+check brings it back: so no request has to find out whether a lost pod has returned.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from math import inf
+
+FIRST_EJECTION_SECONDS = 0.25
+LONGEST_EJECTION_SECONDS = 10.0
+CHECK_RETRY_SECONDS = 0.5
+DOUBTS = 3
+UNANSWERED_CHECK_SECONDS = 3.0
+MAX_ALTERNATES = 2
+"""Further addresses that a route carries per stage, for the sender to fall back on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What the gateway needs of a stage's pod. ``ready`` is false as soon as it is being deleted."""
+
+    name: str
+    stage: str
+    address: str
+    ready: bool
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """A ready pod of a stage; ``address`` is host:port of its gRPC server."""
+
+    pod: Pod
+    admitted: bool = False
+    check_at: float = -inf
+    failures: int = 0
+    outstanding: int = 0
+
+    @property
+    def address(self) -> str:
+        return self.pod.address
+
+
+class Endpoints:
+    """All endpoints of one pipeline by address.
+
+    ``on_change`` is called when the admitted ones change, ``on_check`` when one has to be checked earlier than before.
+    """
+
+    def __init__(
+        self, on_change: Callable[[], None] = lambda: None, on_check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._by_address: dict[str, Endpoint] = {}
+        self._on_change = on_change
+        self._on_check = on_check
+
+    def replace(self, pods: Iterable[Pod]) -> None:
+        """The cluster's whole list: candidates that are not in it are gone."""
+        ready = {pod.address: pod for pod in pods if pod.ready}
+        for address in [address for address in self._by_address if address not in ready]:
+            self._remove(address)
+        for pod in ready.values():
+            self.update(pod)
+
+    def update(self, pod: Pod) -> None:
+        """The cluster reported one pod, which may have become ready or have ceased to be."""
+        known = self._by_address.get(pod.address)
+        if not pod.ready:
+            # A pod that has lost its address is found by name.
+            for address in [a for a, e in self._by_address.items() if e.pod.name == pod.name]:
+                self._remove(address)
+        elif known is None or known.pod != pod:
+            if known is not None:
+                self._remove(pod.address)
+            self._by_address[pod.address] = Endpoint(pod)
+            self._on_check()
+
+    def delete(self, name: str) -> None:
+        """The cluster deleted a pod."""
+        for address in [address for address, endpoint in self._by_address.items() if endpoint.pod.name == name]:
+            self._remove(address)
+
+    def take_due(self, now: float) -> list[Endpoint]:
+        """Endpoints that should be asked for their health now; each is handed out again only after a while."""
+        due = [e for e in self._by_address.values() if not e.admitted and e.check_at <= now]
+        for endpoint in due:
+            endpoint.check_at = now + UNANSWERED_CHECK_SECONDS
+        return due
+
+    def next_check(self) -> float:
+        """When the next one is due; infinity when all are admitted."""
+        return min((e.check_at for e in self._by_address.values() if not e.admitted), default=inf)
+
+    def checked(self, endpoint: Endpoint, *, healthy: bool, now: float) -> None:
+        """A health check of ``endpoint`` has ended. Ignored if the pod has gone meanwhile."""
+        if self._by_address.get(endpoint.address) is not endpoint:
+            return
+        if healthy and not endpoint.admitted:
+            endpoint.admitted = True
+            self._on_change()
+        elif not healthy:
+            self._eject(endpoint, now + CHECK_RETRY_SECONDS)
+
+    def succeeded(self, address: str) -> None:
+        """A call to the endpoint was answered."""
+        endpoint = self._by_address.get(address)
+        if endpoint is not None and endpoint.admitted:
+            endpoint.failures = 0
+
+    def failed(self, address: str, now: float) -> None:
+        """A call to the endpoint failed in a way that speaks against the endpoint itself."""
+        endpoint = self._by_address.get(address)
+        if endpoint is not None and endpoint.admitted:
+            pause = min(FIRST_EJECTION_SECONDS * 2**endpoint.failures, LONGEST_EJECTION_SECONDS)
+            endpoint.failures += 1
+            self._eject(endpoint, now + pause)
+
+    def doubted(self, address: str, now: float) -> None:
+        """A call over several endpoints failed, perhaps because of this one: the third time in a row ejects it."""
+        endpoint = self._by_address.get(address)
+        if endpoint is not None and endpoint.admitted:
+            endpoint.failures += 1
+            if endpoint.failures >= DOUBTS:
+                self.failed(address, now)
+
+    def pick(self, stage: str, avoid: Collection[str] = ()) -> tuple[str, ...]:
+        """Admitted addresses of a stage, least loaded first, with at most ``MAX_ALTERNATES``; ``avoid`` is left out.
+
+        Each failure in a row counts as a request outstanding: a fast failure must not attract more.
+        """
+        free = [e for e in self._by_address.values() if e.admitted and e.pod.stage == stage and e.address not in avoid]
+        free.sort(key=lambda e: (e.outstanding + e.failures, e.address))
+        return tuple(e.address for e in free[: 1 + MAX_ALTERNATES])
+
+    def begin(self, addresses: Iterable[str]) -> None:
+        """A request was sent over these endpoints."""
+        for address in addresses:
+            if (endpoint := self._by_address.get(address)) is not None:
+                endpoint.outstanding += 1
+
+    def end(self, addresses: Iterable[str]) -> None:
+        """It came back, or will not. An endpoint that was replaced meanwhile is not brought below zero."""
+        for address in addresses:
+            if (endpoint := self._by_address.get(address)) is not None:
+                endpoint.outstanding = max(0, endpoint.outstanding - 1)
+
+    def ready(self, stage: str) -> int:
+        """Number of admitted endpoints of a stage."""
+        return sum(1 for e in self._by_address.values() if e.admitted and e.pod.stage == stage)
+
+    def get(self, address: str) -> Endpoint | None:
+        return self._by_address.get(address)
+
+    def _eject(self, endpoint: Endpoint, until: float) -> None:
+        endpoint.check_at = until
+        self._on_check()
+        if endpoint.admitted:
+            endpoint.admitted = False
+            self._on_change()
+
+    def _remove(self, address: str) -> None:
+        if self._by_address.pop(address).admitted:
+            self._on_change()

@@ -1,0 +1,234 @@
+"""Serves one request: admission, the way over a route, and another way when that one fails."""
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from splitplane.runtime.gateway.checking import Checker
+from splitplane.runtime.gateway.choosing import Choice
+from splitplane.runtime.gateway.pacing import ONCE, RETRYABLE, Patience, RetryBudget, pause_seconds
+from splitplane.runtime.gateway.router import Router
+from splitplane.runtime.gateway.tables import Table
+from splitplane.runtime.hops import Call, Channels, call
+from splitplane.runtime.inference import (
+    Failure,
+    InferenceError,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    Parameter,
+)
+from splitplane.runtime.routes import GENERATION, ROUTE, TRACE, Hop, encode_route
+from splitplane.runtime.tensors import check_inputs
+
+logger = logging.getLogger(__name__)
+
+PLAN = "splitplane_plan"
+"""Response parameter: the name of the route that served the request."""
+MAX_PATIENCES = 64
+OVERDUE_ROUNDS = 3
+"""Patience is doubled and asked again so often before an attempt whose endpoints live is given up for another."""
+
+
+@dataclass(slots=True)
+class _Journey:
+    """A request on its way: when it ends, what has been tried, and why the last attempt failed."""
+
+    request: InferRequest
+    deadline: float
+    attempts: int = 0
+    avoid: frozenset[str] = frozenset()
+    suspects: list["asyncio.Future[frozenset[str]]"] = field(default_factory=list)
+    once: int = 0
+    last: InferenceError | None = None
+
+
+class _OverdueError(InferenceError):
+    """An attempt was given up: its endpoints are dead, or it took far too long and another way is free."""
+
+
+class Forwarder:
+    """The model behind the gateway's fronts (``inference.Model``)."""
+
+    def __init__(self, router: Router, channels: Channels, checker: Checker) -> None:
+        self._router = router
+        self._channels = channels
+        self._checker = checker
+        self._budget = RetryBudget()
+        self._patience: defaultdict[str, Patience] = defaultdict(Patience)
+        self._turn = asyncio.Lock()
+        self.draining = False
+
+    def metadata(self) -> ModelMetadata:
+        return self._table().model
+
+    def ready(self) -> bool:
+        return not self.draining and self._router.can_serve()
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Answer one request. Raises :class:`InferenceError`; ``RESOURCE_EXHAUSTED`` when the queue is full."""
+        router, metrics = self._router, self._router.metrics
+        try:
+            table = self._table()
+            check_inputs(request.inputs, table.model.inputs)
+        except InferenceError:
+            metrics.completed("rejected")
+            raise
+        metrics.arrived()
+        if router.flights.inside >= table.max_in_flight:
+            metrics.completed("rejected")
+            raise InferenceError(
+                Failure.RESOURCE_EXHAUSTED,
+                f"{table.max_in_flight} requests are under way, as many as this pipeline takes; try again shortly",
+            )
+        admitted = router.clock()
+        deadline = admitted + table.timeout_seconds
+        if request.deadline is not None:
+            deadline = min(deadline, request.deadline)
+        self._budget.request()
+        outcome = "error"
+        with router.flights.admitted():
+            metrics.in_flight.set(router.flights.inside)
+            try:
+                response = await self._travel(_Journey(replace(request, deadline=deadline), deadline))
+                outcome = "success"
+                return response
+            finally:
+                seconds = router.clock() - admitted if outcome == "success" else None
+                metrics.completed(outcome, seconds=seconds)
+                metrics.in_flight.set(router.flights.inside - 1)
+
+    def _table(self) -> Table:
+        if self._router.table is None:
+            raise InferenceError(Failure.UNAVAILABLE, "the gateway has no route table yet; try again shortly")
+        return self._router.table
+
+    async def _travel(self, journey: _Journey) -> InferResponse:
+        while True:
+            choice = await self._choose(journey)
+            journey.attempts += 1
+            try:
+                return await self._attempt(choice, journey)
+            except InferenceError as error:
+                journey.last = error
+                if error.failure not in RETRYABLE:
+                    raise
+                journey.once += error.failure in ONCE
+                if journey.once > 1 or self._router.clock() >= journey.deadline:
+                    raise
+                logger.info(
+                    "attempt %d over %s: %s: %s", journey.attempts, choice.route.name, error.failure.name, error
+                )
+                journey.avoid |= frozenset(choice.addresses)
+                if error.failure in (Failure.UNAVAILABLE, Failure.CANCELLED) and not isinstance(error, _OverdueError):
+                    self._blame(choice, journey)
+                await self._sleep(self._budget.take(self._router.clock()), journey)
+
+    def _blame(self, choice: Choice, journey: _Journey) -> None:
+        """A call broke off. Over one endpoint that is the cause; of several, a health check finds which."""
+        now = self._router.clock()
+        if len(choice.addresses) == 1:
+            self._router.endpoints.failed(choice.addresses[0], now)
+            return
+        for address in choice.addresses:
+            self._router.endpoints.doubted(address, now)
+        journey.suspects.append(asyncio.ensure_future(self._checker.suspect(choice.addresses)))
+
+    async def _choose(self, journey: _Journey) -> Choice:
+        """A route, preferably over endpoints not yet tried; waits in turn, until the deadline, while there is none."""
+        if journey.avoid:
+            choice = self._router.choose(journey.avoid)
+            if isinstance(choice, Choice):
+                return choice
+            # Everything has been tried once: wait for the verdict on it, and begin anew.
+            if journey.suspects:
+                await asyncio.wait(journey.suspects, timeout=self._remaining(journey))
+                journey.suspects.clear()
+            await self._sleep(pause_seconds(journey.attempts), journey)
+            journey.avoid = frozenset()
+        why = "others wait before it"
+        try:
+            async with asyncio.timeout(self._remaining(journey)), self._turn:
+                while True:
+                    choice = self._router.choose()
+                    if isinstance(choice, Choice):
+                        return choice
+                    why = choice.why
+                    await self._router.changed.wait(choice.seconds)
+        except TimeoutError:
+            raise self._too_late(journey, why) from None
+
+    async def _attempt(self, choice: Choice, journey: _Journey) -> InferResponse:
+        router = self._router
+        request = replace(journey.request, parameters=self._parameters(journey.request.parameters, choice), outputs=())
+        started = router.clock()
+        router.endpoints.begin(choice.addresses)
+        sending = asyncio.ensure_future(call(self._channels, choice.addresses[:1], request))
+        try:
+            with router.flights.under_way(choice.generation):
+                answered = await self._wait(sending, choice)
+        finally:
+            router.endpoints.end(choice.addresses)
+            if not sending.done():
+                sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError, InferenceError):
+                    await sending
+        now = router.clock()
+        if len(self._patience) > MAX_PATIENCES:
+            self._patience.clear()
+        self._patience[choice.route.name].completed(now - started)
+        for address in choice.addresses:
+            router.endpoints.succeeded(address)
+        router.links.observe(answered, now)
+        kept = {name: value for name, value in answered.response.parameters.items() if name != TRACE}
+        return replace(
+            answered.response,
+            model_name=journey.request.model_name,
+            parameters={**kept, GENERATION: choice.generation, PLAN: choice.route.name},
+        )
+
+    async def _wait(self, sending: "asyncio.Future[Call]", choice: Choice) -> Call:
+        """The answer. Once it is overdue, asks whether the endpoints live, and gives up if it can go another way."""
+        patience = self._patience[choice.route.name].seconds()
+        overdue = 0
+        while True:
+            await asyncio.wait({sending}, timeout=patience)
+            if sending.done():
+                return sending.result()
+            dead = await self._checker.suspect(choice.addresses)
+            if sending.done():
+                return sending.result()
+            overdue += 1
+            elsewhere = isinstance(self._router.peek(frozenset(choice.addresses)), Choice)
+            if elsewhere and (dead or overdue >= OVERDUE_ROUNDS):
+                raise _OverdueError(
+                    Failure.UNAVAILABLE, f"no answer over {choice.route.name}; dead: {sorted(dead) or 'none'}"
+                )
+            patience *= 2
+
+    @staticmethod
+    def _parameters(given: Mapping[str, Parameter], choice: Choice) -> dict[str, Parameter]:
+        hops = [
+            Hop(stop.stage, stop.tier, stop.first, stop.last, addresses, codec)
+            for stop, addresses, codec in zip(choice.route.stops, choice.hops, (*choice.route.codecs, ""), strict=True)
+        ]
+        kept = {name: value for name, value in given.items() if not name.startswith("splitplane_")}
+        return {**kept, GENERATION: choice.generation, ROUTE: encode_route(hops)}
+
+    def _remaining(self, journey: _Journey) -> float:
+        return max(0.0, journey.deadline - self._router.clock())
+
+    async def _sleep(self, seconds: float, journey: _Journey) -> None:
+        """Pause; raises what failed last when the deadline comes first."""
+        if seconds >= self._remaining(journey):
+            raise journey.last or self._too_late(journey, "retries are over their budget")
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+    def _too_late(self, journey: _Journey, why: str) -> InferenceError:
+        """What a client hears whose time is up: the last failure if there was one, else what was waited for."""
+        last = f"; the last of {journey.attempts} attempts: {journey.last.message}" if journey.last else ""
+        return InferenceError(Failure.DEADLINE_EXCEEDED, f"the request's time is up: {why}{last}")

@@ -1,0 +1,80 @@
+"""The estimates of all links that this gateway can tell of, fed from traces of answered requests and from probes."""
+
+import logging
+from collections.abc import Iterator
+from itertools import pairwise
+
+from splitplane.runtime.gateway.links import SMALL_BYTES, LinkEstimate, LinkEstimator
+from splitplane.runtime.hops import Call
+from splitplane.runtime.metrics import GatewayMetrics
+from splitplane.runtime.routes import TRACE, HopTrace, decode_trace
+
+logger = logging.getLogger(__name__)
+
+LinkName = tuple[str, str]
+"""(source tier, target tier)."""
+
+
+class LinkBook:
+    """Estimators by link. ``down`` holds links whose probes fail; what crosses one in spite of that clears it."""
+
+    def __init__(self, *, tier: str, metrics: GatewayMetrics) -> None:
+        self._tier = tier
+        self._metrics = metrics
+        self._estimators: dict[LinkName, LinkEstimator] = {}
+        self.down: set[LinkName] = set()
+
+    def estimator(self, link: LinkName) -> LinkEstimator:
+        return self._estimators.setdefault(link, LinkEstimator())
+
+    def mark_down(self, link: LinkName) -> None:
+        """Probes of the link fail: nothing that was measured holds any more."""
+        if link not in self.down:
+            logger.warning("link %s to %s: its probes fail", *link)
+            self.down.add(link)
+            self.estimator(link).forget()
+
+    def mark_up(self, link: LinkName) -> None:
+        if link in self.down:
+            logger.info("link %s to %s: answers again", *link)
+            self.down.discard(link)
+
+    def observe(self, call: Call, now: float) -> None:
+        """Take from an answered call what its trace tells of links between tiers."""
+        try:
+            trace = decode_trace(str(call.response.parameters.get(TRACE, "[]")))
+        except ValueError as error:
+            logger.warning("a stage sent a trace that cannot be read: %s", error)
+            return
+        for index, (link, size, seconds) in enumerate(_crossings(self._tier, call, trace)):
+            if link[0] == link[1]:
+                continue
+            if index == 0:  # the stages count what they send themselves
+                self._metrics.links.transferred(source=link[0], target=link[1], size=size, seconds=seconds)
+            estimator = self.estimator(link)
+            estimator.transfer(now, size, seconds)
+            if size <= SMALL_BYTES:
+                estimator.round_trip(now, seconds)
+
+    def estimates(self, now: float) -> dict[LinkName, LinkEstimate]:
+        """What is known now, unknown links included."""
+        return {link: estimator.estimate(now) for link, estimator in sorted(self._estimators.items())}
+
+    def publish(self, now: float) -> None:
+        """Bring the gauges up to date."""
+        for (source, target), estimate in self.estimates(now).items():
+            self._metrics.set_link(
+                source=source,
+                target=target,
+                bandwidth_bytes_per_second=estimate.bandwidth_bytes_per_second,
+                delay_seconds=estimate.delay_seconds,
+            )
+
+
+def _crossings(tier: str, call: Call, trace: tuple[HopTrace, ...]) -> Iterator[tuple[LinkName, int, float]]:
+    """(link, bytes both ways, seconds on it) of each hop: a sender's hop less the receiver's own time."""
+    if not trace:
+        return
+    yield (tier, trace[0].tier), call.sent + call.received, call.seconds - trace[0].server
+    for sender, receiver in pairwise(trace):
+        yield (sender.tier, receiver.tier), sender.sent + sender.received, sender.hop - receiver.server

@@ -1,0 +1,74 @@
+"""When to try again, and when to begin to doubt an attempt that has not come back. Pure; times come in as arguments.
+
+Retries are paced, not refused: a request whose retry is over budget waits for it until its deadline. So a lost node,
+which fails everything on its way at once, is hidden, while a fault that stays cannot multiply the load.
+"""
+
+from collections import deque
+
+from splitplane.runtime.inference import Failure
+
+RETRYABLE = frozenset(
+    {
+        Failure.UNAVAILABLE,
+        Failure.RESOURCE_EXHAUSTED,
+        Failure.CANCELLED,
+        Failure.INTERNAL,
+        Failure.DEADLINE_EXCEEDED,
+        Failure.FAILED_PRECONDITION,
+    }
+)
+"""Failures that another replica or route may not have; inference changes nothing, so repeating it is safe."""
+ONCE = frozenset({Failure.INTERNAL, Failure.FAILED_PRECONDITION})
+"""Of these, the ones that are probably the request's own: tried at one other place only."""
+
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 1.0
+
+
+def pause_seconds(attempt: int) -> float:
+    """Pause after failed attempt number ``attempt`` (from 1) when it has to be repeated at the same place."""
+    return float(min(FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1), LONGEST_PAUSE_SECONDS))
+
+
+class RetryBudget:
+    """Retries allowed: ``share`` of the requests, ``floor_per_second`` besides, saved up to ``burst``."""
+
+    def __init__(self, *, share: float = 0.2, floor_per_second: float = 10.0, burst: float = 256.0) -> None:
+        self._share = share
+        self._floor = floor_per_second
+        self.burst = burst
+        self._tokens = burst
+        self._at: float | None = None
+
+    def request(self) -> None:
+        """A request arrived."""
+        self._tokens = min(self.burst, self._tokens + self._share)
+
+    def take(self, now: float) -> float:
+        """Take one retry, in debt if need be: seconds to wait before it."""
+        if self._at is not None:
+            self._tokens = min(self.burst, self._tokens + (now - self._at) * self._floor)
+        self._at = now
+        self._tokens -= 1
+        return max(0.0, -self._tokens / self._floor)
+
+
+class Patience:
+    """How long an attempt may take before its endpoints are asked whether they live: 5 x the recent p99, 2 to 10 s."""
+
+    def __init__(self, *, shortest: float = 2.0, longest: float = 10.0, factor: float = 5.0, window: int = 200) -> None:
+        self._shortest = shortest
+        self._longest = longest
+        self._factor = factor
+        self._seconds: deque[float] = deque(maxlen=window)
+
+    def completed(self, seconds: float) -> None:
+        """An attempt came back."""
+        self._seconds.append(seconds)
+
+    def seconds(self) -> float:
+        if not self._seconds:
+            return self._shortest
+        ordered = sorted(self._seconds)
+        return min(max(self._shortest, self._factor * ordered[int(0.99 * (len(ordered) - 1))]), self._longest)

@@ -1,0 +1,147 @@
+"""Measures links that carry too little traffic to tell anything, so that an edge-only plan can leave itself again.
+
+Each round asks the far end's link target for a tiny echo (delay, and whether the link is there at all). If ordinary
+traffic told no bandwidth lately, a payload follows that takes about 45 ms at the present estimate. What payloads may
+take in all is budgeted: 2 % of the time, saved up to one second for when a link has become much slower.
+"""
+
+import asyncio
+import logging
+import os
+import time
+
+import grpc
+import grpc.aio
+
+from splitplane.runtime import link_probe_pb2
+from splitplane.runtime.gateway.router import Router
+from splitplane.runtime.gateway.tables import LinkSpec
+from splitplane.runtime.hops import Channels
+
+logger = logging.getLogger(__name__)
+
+PROBE = "/splitplane.LinkProbe/Probe"
+ROUND_SECONDS = 3.0
+SMALLEST_BYTES = 16_384
+LARGEST_BYTES = 262_144
+PAYLOAD_SECONDS = 0.045
+SHARE = 0.02
+SAVED_SECONDS = 1.0
+ECHO_TIMEOUT_SECONDS = 3.0
+PAYLOAD_TIMEOUT_SECONDS = 10.0
+FAILED_ROUNDS_UNTIL_DOWN = 2
+MOST_ADDRESSES_PER_ROUND = 3
+
+
+def payload_bytes(bandwidth_bytes_per_second: float | None) -> int:
+    """Size of the next payload; the smallest while nothing is known."""
+    if bandwidth_bytes_per_second is None:
+        return SMALLEST_BYTES
+    return int(min(max(bandwidth_bytes_per_second * PAYLOAD_SECONDS, SMALLEST_BYTES), LARGEST_BYTES))
+
+
+class ProbeBudget:
+    """Seconds of a link that payloads may use: ``SHARE`` of the time, saved up to ``SAVED_SECONDS``."""
+
+    def __init__(self, now: float) -> None:
+        self._credit = SAVED_SECONDS / 2
+        self._at = now
+
+    def allows(self, now: float) -> bool:
+        """Whether a payload may be sent now; a payload that turns out long is paid back by waiting."""
+        self._credit = min(SAVED_SECONDS, self._credit + (now - self._at) * SHARE)
+        self._at = now
+        return self._credit > 0
+
+    def spend(self, seconds: float) -> None:
+        self._credit -= seconds
+
+
+class Prober:
+    """Probes every link of the table in force, each in a task of its own."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._channels = Channels()
+        self._tasks: dict[LinkSpec, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Follow the table, for ever."""
+        try:
+            while True:
+                wanted = {link for link in self._router.table.links if link.probes} if self._router.table else set()
+                for link in self._tasks.keys() - wanted:
+                    self._tasks.pop(link).cancel()
+                for link in wanted - self._tasks.keys():
+                    self._tasks[link] = asyncio.create_task(_LinkProber(self._router, self._channels, link).run())
+                await self._router.changed.wait(ROUND_SECONDS)
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await self._channels.close()
+
+
+class _LinkProber:
+    def __init__(self, router: Router, channels: Channels, link: LinkSpec) -> None:
+        self._router = router
+        self._channels = channels
+        self._link = link
+        self._name = (link.source, link.target)
+        self._addresses = list(link.probes)
+        self._failed_rounds = 0
+        self._budget = ProbeBudget(router.clock())
+        self._payload = os.urandom(LARGEST_BYTES)
+
+    async def run(self) -> None:
+        # A connection's set-up is in the first echo's time; the minimum of the next ones is not spoilt by it.
+        await self._round()
+        await self._round()
+        while True:
+            await asyncio.sleep(ROUND_SECONDS)
+            await self._round()
+
+    async def _round(self) -> None:
+        links, estimator = self._router.links, self._router.links.estimator(self._name)
+        if not await self._echo():
+            self._failed_rounds += 1
+            if self._failed_rounds >= FAILED_ROUNDS_UNTIL_DOWN:
+                links.mark_down(self._name)
+            return
+        self._failed_rounds = 0
+        links.mark_up(self._name)
+        now = self._router.clock()
+        if estimator.idle_seconds(now) < ROUND_SECONDS or not self._budget.allows(now):
+            return
+        size = payload_bytes(estimator.estimate(now).bandwidth_bytes_per_second)
+        started = time.perf_counter()
+        seconds = await self._send(self._payload[:size], PAYLOAD_TIMEOUT_SECONDS)
+        self._budget.spend(time.perf_counter() - started)
+        # A payload that does not arrive, over a link that echoes, still says that the rate is no higher than this.
+        estimator.probe(self._router.clock(), size, PAYLOAD_TIMEOUT_SECONDS if seconds is None else seconds)
+
+    async def _echo(self) -> bool:
+        """Whether some link target answers; the one that does is asked first from now on."""
+        for _ in range(min(len(self._addresses), MOST_ADDRESSES_PER_ROUND)):
+            seconds = await self._send(b"", ECHO_TIMEOUT_SECONDS)
+            if seconds is not None:
+                self._router.links.estimator(self._name).round_trip(self._router.clock(), seconds)
+                return True
+            self._channels.drop(self._addresses[0])
+            self._addresses.append(self._addresses.pop(0))
+        return False
+
+    async def _send(self, payload: bytes, timeout: float) -> float | None:
+        """Seconds that the round trip took, the link target's own taken off; ``None`` when it failed."""
+        method = self._channels.get(self._addresses[0]).unary_unary(
+            PROBE,
+            request_serializer=link_probe_pb2.ProbeRequest.SerializeToString,
+            response_deserializer=link_probe_pb2.ProbeResponse.FromString,
+        )
+        started = time.perf_counter()
+        try:
+            answer = await method(link_probe_pb2.ProbeRequest(payload=payload), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            logger.debug("probe of %s: %s", self._addresses[0], error.code())
+            return None
+        return max(time.perf_counter() - started - answer.server_seconds, 1e-6)

@@ -1,0 +1,131 @@
+"""Link estimates: how close they come, how fast they follow a change, and what they leave unknown."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitplane.runtime.gateway.links import STALE_SECONDS, LinkEstimator
+from splitplane.runtime.gateway.probing import SHARE, ProbeBudget, payload_bytes
+
+RATES = st.floats(min_value=20e3, max_value=50e6)
+DELAYS = st.floats(min_value=1e-4, max_value=0.05)
+NOISE = st.floats(min_value=1.0, max_value=1.2)
+SIZE = 262_144
+
+
+def link_seconds(rate: float, delay: float, size: int) -> float:
+    return 2 * delay + size / rate
+
+
+def feed(estimator: LinkEstimator, rate: float, delay: float, noises: Sequence[float], *, start: float = 0.0) -> float:
+    """A small and a large message each half second; noise stretches the large one's time on the link."""
+    now = start
+    for noise in noises:
+        now += 0.5
+        estimator.round_trip(now, 2 * delay)
+        estimator.transfer(now, SIZE, 2 * delay + noise * SIZE / rate)
+    return now
+
+
+@given(rate=RATES, delay=DELAYS, noises=st.lists(NOISE, min_size=1, max_size=30))
+def test_a_steady_link_is_estimated_within_the_noise(rate: float, delay: float, noises: list[float]) -> None:
+    estimator = LinkEstimator()
+    now = feed(estimator, rate, delay, noises)
+    estimate = estimator.estimate(now)
+    assert estimate.bandwidth_bytes_per_second is not None
+    on_link = SIZE / rate
+    if on_link > 0.3 * delay:  # otherwise the time on the link is too small a part of the whole to be told
+        assert rate / 1.2 <= estimate.bandwidth_bytes_per_second * 1.0001
+        assert estimate.bandwidth_bytes_per_second <= rate * 1.0001
+    assert estimate.delay_seconds == pytest.approx(delay)
+
+
+@given(
+    rate=st.floats(min_value=50e3, max_value=5e6),
+    factor=st.sampled_from([0.1, 10.0]),
+    before=st.lists(NOISE, min_size=3, max_size=30),
+    after=st.lists(NOISE, min_size=3, max_size=3),
+)
+def test_three_transfers_are_enough_to_follow_a_tenfold_change(
+    rate: float, factor: float, before: list[float], after: list[float]
+) -> None:
+    estimator = LinkEstimator()
+    now = feed(estimator, rate, 0.005, before)
+    now = feed(estimator, rate * factor, 0.005, after, start=now)
+    bandwidth = estimator.estimate(now).bandwidth_bytes_per_second
+    assert bandwidth is not None
+    assert rate * factor / 1.25 <= bandwidth <= rate * factor * 1.05
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_two_probes_are_enough_to_follow_a_tenfold_change(factor: float) -> None:
+    estimator = LinkEstimator()
+    rate, delay, now = 1e6, 0.005, 0.0
+    for index in range(20):
+        now += 3.0
+        if index == 18:
+            rate *= factor
+        estimator.round_trip(now, 2 * delay)
+        size = payload_bytes(estimator.estimate(now).bandwidth_bytes_per_second)
+        estimator.probe(now, size, link_seconds(rate, delay, size))
+    assert estimator.estimate(now).bandwidth_bytes_per_second == pytest.approx(rate, rel=0.05)
+
+
+@given(position=st.integers(min_value=0, max_value=9), factor=st.sampled_from([0.02, 0.2, 5.0, 50.0]))
+def test_one_wild_sample_among_ten_changes_nothing(position: int, factor: float) -> None:
+    estimator = LinkEstimator()
+    for index in range(10):
+        rate = 1e6 * factor if index == position else 1e6
+        estimator.transfer(index * 0.5, SIZE, SIZE / rate)
+    if position > 0:  # the very first sample has nothing to be compared with
+        assert estimator.estimate(5.0).bandwidth_bytes_per_second == pytest.approx(1e6, rel=0.01)
+
+
+def test_nothing_is_known_before_the_first_sample_and_after_the_last_one_is_stale() -> None:
+    estimator = LinkEstimator()
+    assert estimator.estimate(0.0).bandwidth_bytes_per_second is None
+    assert estimator.estimate(0.0).delay_seconds is None
+    now = feed(estimator, 1e6, 0.01, [1.0])
+    assert estimator.estimate(now + STALE_SECONDS).bandwidth_bytes_per_second is not None
+    assert estimator.estimate(now + STALE_SECONDS + 1).bandwidth_bytes_per_second is None
+    assert estimator.estimate(now + STALE_SECONDS + 1).delay_seconds is None
+
+
+def test_traffic_too_small_to_tell_leaves_the_link_idle() -> None:
+    estimator = LinkEstimator()
+    estimator.transfer(10.0, 1_000, 0.01)
+    assert estimator.estimate(10.0).bandwidth_bytes_per_second is None
+    assert estimator.idle_seconds(10.0) > 1e9
+    estimator.transfer(11.0, SIZE, 0.1)
+    assert estimator.idle_seconds(12.0) == 1.0
+
+
+def test_a_link_that_went_down_is_unknown_again() -> None:
+    estimator = LinkEstimator()
+    now = feed(estimator, 1e6, 0.01, [1.0] * 5)
+    estimator.forget()
+    assert estimator.estimate(now).bandwidth_bytes_per_second is None
+    assert estimator.estimate(now).delay_seconds is None
+
+
+@given(rate=st.floats(min_value=10e3, max_value=1e9))
+def test_a_payload_takes_about_45_ms_within_its_bounds(rate: float) -> None:
+    size = payload_bytes(rate)
+    assert 16_384 <= size <= 262_144
+    if 16_384 < size < 262_144:
+        assert 0.03 <= size / rate <= 0.06
+
+
+@given(rates=st.lists(st.floats(min_value=5e3, max_value=50e6), min_size=200, max_size=200))
+def test_payloads_take_no_more_than_their_share_of_a_link_in_the_long_run(rates: list[float]) -> None:
+    budget, known, used, now = ProbeBudget(0.0), None, 0.0, 0.0
+    for rate in rates:
+        now += 3.0
+        if budget.allows(now):
+            seconds = min(payload_bytes(known) / rate, 10.0)
+            budget.spend(seconds)
+            used += seconds
+            known = rate
+    assert used <= SHARE * now + 0.5 + 10.0  # what was saved at the start, and one payload that turned out long

@@ -1,0 +1,224 @@
+"""Which route and which endpoints a request gets, and which tables are believed."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitplane.runtime.gateway.choosing import Choice, Chooser, TokenBucket, Wait
+from splitplane.runtime.gateway.endpoints import LONGEST_EJECTION_SECONDS, Endpoints, Pod
+from splitplane.runtime.gateway.tables import Table, TableError, parse_table
+
+
+def table_object(generation: int = 1, *, uid: str = "u1", routes: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    split = {
+        "name": "edge:0-3|cloud:3-7 int8",
+        "stages": [
+            {"stage": "p-edge", "tier": "edge", "first": 0, "last": 3},
+            {"stage": "p-cloud", "tier": "cloud", "first": 3, "last": 7},
+        ],
+        "codecs": ["int8"],
+        "maxRatePerSecond": "13.4",
+    }
+    alone = {
+        "name": "edge:0-7",
+        "stages": [{"stage": "p-edge", "tier": "edge", "first": 0, "last": 7}],
+        "codecs": [],
+        "maxRatePerSecond": "2",
+    }
+    return {
+        "metadata": {"name": "p", "uid": uid},
+        "spec": {
+            "generation": generation,
+            "model": {
+                "name": "p",
+                "inputs": [{"name": "frames", "datatype": "FP32", "shape": [-1, 4]}],
+                "outputs": [{"name": "output_0", "datatype": "FP32", "shape": [-1, 2]}],
+            },
+            "routes": [split, alone] if routes is None else routes,
+            "stages": ["p-edge", "p-cloud"],
+            "links": [{"source": "edge", "target": "cloud", "probes": ["127.0.0.1:9000"]}],
+            "queue": {"maxInFlight": 8, "timeoutMilliseconds": 2500},
+        },
+    }
+
+
+def admitted(*pods: tuple[str, str]) -> Endpoints:
+    endpoints = Endpoints()
+    endpoints.replace(Pod(address, stage, address, ready=True) for stage, address in pods)
+    for endpoint in endpoints.take_due(0.0):
+        endpoints.checked(endpoint, healthy=True, now=0.0)
+    return endpoints
+
+
+def chosen(answer: Choice | Wait) -> Choice:
+    assert isinstance(answer, Choice), answer
+    return answer
+
+
+TABLE = parse_table(table_object())
+
+
+def test_a_table_is_read_with_its_limits() -> None:
+    assert TABLE.generation == 1
+    assert [route.name for route in TABLE.routes] == ["edge:0-3|cloud:3-7 int8", "edge:0-7"]
+    assert TABLE.routes[0].max_rate_per_second == 13.4
+    assert TABLE.max_in_flight == 8
+    assert TABLE.timeout_seconds == 2.5
+    assert TABLE.routes[0].crossings("edge") == (("edge", "cloud"),)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda spec: spec.pop("generation"), "generation"),
+        (lambda spec: spec["model"].pop("inputs"), "inputs"),
+        (lambda spec: spec["routes"][0].update(codecs=[]), "needs 1 codecs"),
+        (lambda spec: spec["routes"][0]["stages"][1].update(first=4), "starts at cut 4, not 3"),
+        (lambda spec: spec["routes"][0].update(stages=[]), "no stages"),
+        (lambda spec: spec.update(generation="soon"), "malformed"),
+        (lambda spec: spec.update(routes="none"), "malformed"),
+    ],
+)
+def test_a_malformed_table_is_refused_with_the_field_that_is_wrong(change: Any, words: str) -> None:
+    obj = table_object()
+    change(obj["spec"])
+    with pytest.raises(TableError, match=words):
+        parse_table(obj)
+
+
+@given(old=st.integers(0, 50), new=st.integers(0, 50), same=st.booleans())
+def test_a_lower_generation_of_the_same_object_never_supersedes(old: int, new: int, same: bool) -> None:
+    before = parse_table(table_object(old))
+    after = parse_table(table_object(new, uid="u1" if same else "u2"))
+    assert after.supersedes(before) == (new >= old or not same)
+
+
+def test_the_first_route_with_an_endpoint_for_each_stage_is_taken() -> None:
+    both = admitted(("p-edge", "e1:1"), ("p-cloud", "c1:1"))
+    assert chosen(Chooser(both).choose(TABLE, 0.0)).route.name.startswith("edge:0-3|cloud")
+    alone = admitted(("p-edge", "e1:1"))
+    assert chosen(Chooser(alone).choose(TABLE, 0.0)).route.name == "edge:0-7"
+    assert isinstance(Chooser(admitted(("p-cloud", "c1:1"))).choose(TABLE, 0.0), Wait)
+
+
+def test_a_fallback_is_never_given_more_than_its_rate() -> None:
+    chooser = Chooser(admitted(("p-edge", "e1:1")))
+    taken = 0
+    for tenth in range(200):
+        while isinstance(chooser.choose(TABLE, tenth / 10), Choice):
+            taken += 1
+    assert taken <= 1 + 2 * 20
+    answer = chooser.choose(TABLE, 19.9)
+    assert isinstance(answer, Wait)
+    assert answer.seconds is not None
+    assert isinstance(chooser.choose(TABLE, 19.9 + answer.seconds + 1e-6), Choice)
+
+
+def test_looking_takes_nothing_from_a_fallback() -> None:
+    chooser = Chooser(admitted(("p-edge", "e1:1")))
+    for _ in range(10):
+        chosen(chooser.choose(TABLE, 0.0, take=False))
+    chosen(chooser.choose(TABLE, 0.0))
+
+
+def test_the_first_route_carries_whatever_comes() -> None:
+    chooser = Chooser(admitted(("p-edge", "e1:1"), ("p-cloud", "c1:1")))
+    for _ in range(100):
+        assert len(chosen(chooser.choose(TABLE, 0.0)).hops) == 2
+
+
+def test_a_route_over_a_link_that_is_down_is_the_last_resort() -> None:
+    chooser = Chooser(admitted(("p-edge", "e1:1"), ("p-cloud", "c1:1")))
+    down = {("edge", "cloud")}
+    assert chosen(chooser.choose(TABLE, 0.0, source_tier="edge", down=down)).route.name == "edge:0-7"
+    split_only = parse_table(table_object(routes=table_object()["spec"]["routes"][:1]))
+    assert chosen(chooser.choose(split_only, 0.0, source_tier="edge", down=down)).route.name.startswith("edge:0-3")
+
+
+def test_the_least_loaded_endpoint_comes_first_and_the_others_are_alternates() -> None:
+    endpoints = admitted(("p-edge", "e1:1"), ("p-edge", "e2:1"), ("p-edge", "e3:1"), ("p-edge", "e4:1"))
+    endpoints.begin(["e1:1", "e1:1", "e2:1"])
+    assert endpoints.pick("p-edge") == ("e3:1", "e4:1", "e2:1")
+    endpoints.end(["e1:1", "e1:1"])
+    assert endpoints.pick("p-edge", avoid={"e3:1"})[0] == "e1:1"
+
+
+def test_an_endpoint_is_admitted_only_after_it_answered_a_health_check() -> None:
+    changes: list[int] = []
+    endpoints = Endpoints(lambda: changes.append(1))
+    endpoints.update(Pod("a", "p-edge", "a:1", ready=True))
+    assert endpoints.ready("p-edge") == 0
+    (endpoint,) = endpoints.take_due(0.0)
+    assert endpoints.take_due(0.1) == []
+    endpoints.checked(endpoint, healthy=False, now=0.2)
+    assert endpoints.ready("p-edge") == 0
+    (endpoint,) = endpoints.take_due(1.0)
+    endpoints.checked(endpoint, healthy=True, now=1.0)
+    assert endpoints.ready("p-edge") == 1
+    assert changes == [1]
+
+
+@pytest.mark.parametrize("leave", ["deleted", "not ready", "not in the list", "without an address"])
+def test_an_endpoint_is_gone_at_once_when_its_pod_is(leave: str) -> None:
+    endpoints = admitted(("p-edge", "e1:1"))
+    match leave:
+        case "deleted":
+            endpoints.delete("e1:1")
+        case "not ready":
+            endpoints.update(Pod("e1:1", "p-edge", "e1:1", ready=False))
+        case "without an address":
+            endpoints.update(Pod("e1:1", "p-edge", ":9000", ready=False))
+        case _:
+            endpoints.replace([])
+    assert endpoints.pick("p-edge") == ()
+
+
+def test_a_pod_that_takes_over_an_address_has_to_be_checked_anew() -> None:
+    endpoints = admitted(("p-edge", "e1:1"))
+    endpoints.update(Pod("successor", "p-edge", "e1:1", ready=True))
+    assert endpoints.ready("p-edge") == 0
+
+
+def test_failures_that_follow_each_other_eject_for_longer_and_success_forgives() -> None:
+    endpoints = admitted(("p-edge", "e1:1"))
+    now, pauses = 0.0, []
+    for _ in range(8):
+        endpoints.failed("e1:1", now)
+        assert endpoints.pick("p-edge") == ()
+        pauses.append(endpoints.next_check() - now)
+        now = endpoints.next_check()
+        (endpoint,) = endpoints.take_due(now)
+        endpoints.checked(endpoint, healthy=True, now=now)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_EJECTION_SECONDS
+    endpoints.succeeded("e1:1")
+    endpoints.failed("e1:1", now)
+    assert endpoints.next_check() - now == pytest.approx(pauses[0])
+
+
+def test_an_endpoint_that_may_have_failed_is_used_less_and_ejected_the_third_time() -> None:
+    endpoints = admitted(("p-edge", "e1:1"), ("p-edge", "e2:1"))
+    endpoints.doubted("e1:1", 0.0)
+    assert endpoints.pick("p-edge")[0] == "e2:1"
+    endpoints.doubted("e1:1", 0.0)
+    assert endpoints.ready("p-edge") == 2
+    endpoints.doubted("e1:1", 0.0)
+    assert endpoints.ready("p-edge") == 1
+
+
+@given(rate=st.floats(0.1, 100), burst=st.floats(1, 20), gaps=st.lists(st.floats(0, 2), max_size=100))
+def test_a_bucket_lets_through_no_more_than_rate_and_burst(rate: float, burst: float, gaps: list[float]) -> None:
+    bucket, now, taken = TokenBucket(rate=rate, burst=burst), 0.0, 0
+    for gap in gaps:
+        now += gap
+        taken += bucket.take(now)
+    assert taken <= burst + rate * now + 1e-6
+
+
+def test_a_table_without_routes_makes_requests_wait() -> None:
+    empty: Table = parse_table(table_object(routes=[]))
+    answer = Chooser(Endpoints()).choose(empty, 0.0)
+    assert isinstance(answer, Wait)
+    assert "no routes" in answer.why
