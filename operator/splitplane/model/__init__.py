@@ -1,0 +1,18 @@
+"""Models: load a factory, export its graph, find its cuts, run any range of its segments, measure it."""
+
+from splitplane.model.errors import FactoryError, ModelError, NotSplittableError, WeightsError
+from splitplane.model.graphs import ModelGraph, export
+from splitplane.model.partitions import Partition, load_partition
+from splitplane.model.source import ModelSource
+
+__all__ = [
+    "FactoryError",
+    "ModelError",
+    "ModelGraph",
+    "ModelSource",
+    "NotSplittableError",
+    "Partition",
+    "WeightsError",
+    "export",
+    "load_partition",
+]

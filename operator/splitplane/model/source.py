@@ -1,0 +1,133 @@
+"""Where a model comes from (factory, weights, inputs), and how it is built without memory for its weights."""
+
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from splitplane.domain.codecs import DATATYPE_BYTES
+from splitplane.domain.profiles import TensorSpec
+from splitplane.model.errors import FactoryError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model as ``spec.model`` names it. ``inputs`` leave the batch dimension out.
+
+    ``weights_sha256`` is the expected digest of the weights file; ``None`` trusts whatever lies there.
+    """
+
+    name: str
+    factory: str
+    weights_uri: str
+    weights_sha256: str | None
+    inputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelSource":
+        """Read the environment variable ``SPLITPLANE_MODEL``. Raises :class:`FactoryError` on a malformed one."""
+        try:
+            data: Mapping[str, Any] = json.loads(text)
+            weights: Mapping[str, Any] = data["weights"]
+            return cls(
+                name=str(data["name"]),
+                factory=str(data["factory"]),
+                weights_uri=str(weights["uri"]),
+                weights_sha256=str(weights["sha256"]).lower() if weights.get("sha256") else None,
+                inputs=tuple(_input_spec(entry) for entry in data["inputs"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FactoryError(f"SPLITPLANE_MODEL is malformed: {type(error).__name__}: {error}") from error
+
+
+def _input_spec(entry: Mapping[str, Any]) -> TensorSpec:
+    name, datatype, shape = str(entry["name"]), str(entry["datatype"]), tuple(int(size) for size in entry["shape"])
+    if datatype not in DATATYPE_BYTES:
+        raise ValueError(f"input {name}: datatype {datatype} is not one of {', '.join(DATATYPE_BYTES)}")
+    if not shape or shape[0] != -1 or any(size < 1 for size in shape[1:]):
+        raise ValueError(f"input {name}: shape {list(shape)} must be -1 (the batch), then fixed sizes of at least 1")
+    return TensorSpec(name, datatype, shape[1:])
+
+
+def build_module(source: ModelSource, mode: FakeTensorMode) -> nn.Module:
+    """Call the factory with every parameter faked as it is registered, so that none is ever filled.
+
+    Buffers stay real: those that no weights file holds (position ids, masks) must keep the values that the
+    constructor gives them. Raises :class:`FactoryError`.
+    """
+    factory = _find_factory(source.factory)
+
+    def fake(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        # Called before the constructor fills the parameter, so its untouched memory is given back at once.
+        if parameter is None or isinstance(parameter, torch._subclasses.FakeTensor):
+            return None
+        return mode.from_tensor(parameter, static_shapes=True)  # type: ignore[return-value]
+
+    hook = register_module_parameter_registration_hook(fake)  # type: ignore[arg-type]
+    try:
+        module = factory()
+    except Exception as error:  # the tenant's code may raise anything
+        raise FactoryError(f"factory {source.factory} failed: {type(error).__name__}: {error}") from error
+    finally:
+        hook.remove()
+    if not isinstance(module, nn.Module):
+        raise FactoryError(f"factory {source.factory} returned {type(module).__name__}, not a torch.nn.Module")
+    return module.eval().requires_grad_(False)
+
+
+def _find_factory(path: str) -> Callable[[], object]:
+    module_name, separator, attribute = path.partition(":")
+    if not separator or not module_name or not attribute:
+        raise FactoryError(f"factory {path!r} is not of the form module:callable")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name not in (module_name, module_name.partition(".")[0]):
+            raise FactoryError(
+                f"factory {path} needs the module {error.name}, which the runtime image lacks: {error}"
+            ) from error
+        raise FactoryError(
+            f"factory {path}: no module {module_name} on the Python path ({':'.join(sys.path)}): put it into the "
+            "runtime image, or mount a volume with it and name its folder in PYTHONPATH"
+        ) from error
+    except Exception as error:  # importing runs the tenant's code
+        raise FactoryError(f"factory {path}: importing {module_name} failed: {error}") from error
+    factory: Callable[[], object] | None = getattr(module, attribute, None)
+    if not callable(factory):
+        offered = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
+        raise FactoryError(
+            f"factory {path}: {module_name} ({module.__file__}) has no callable {attribute}; "
+            f"it offers {', '.join(offered) or 'none'}"
+        )
+    return factory
+
+
+def bind_inputs(source: ModelSource, module: nn.Module, values: Mapping[str, object]) -> dict[str, object]:
+    """Keyword arguments of ``forward``: inputs go to parameters of their name, or, where no name fits, in order.
+
+    Raises :class:`FactoryError` when only some names fit, or the module does not take that many inputs.
+    """
+    signature = inspect.signature(module.forward)
+    names = [spec.name for spec in source.inputs]
+    fitting = [name for name in names if name in signature.parameters]
+    try:
+        if len(fitting) == len(names):
+            return dict(signature.bind(**values).arguments)
+        if fitting:
+            raise TypeError(f"of the inputs {', '.join(names)} only {', '.join(fitting)} are its parameters")
+        bound = signature.bind(*(values[name] for name in names))
+        if bound.args != tuple(bound.arguments.values()):
+            raise TypeError("it takes its inputs as *args; give forward named parameters")
+        return dict(bound.arguments)
+    except TypeError as error:
+        raise FactoryError(
+            f"forward{signature} of factory {source.factory} does not fit spec.model.inputs: {error}"
+        ) from error
