@@ -104,8 +104,8 @@ class EnvVar(Model):
     model_config = rules(
         rule("!has(self.value) || !has(self.valueFrom)", "set either value or valueFrom, not both", field=".value"),
         rule(
-            "!self.name.startsWith('SPLITPLANE_')",
-            "names that start with SPLITPLANE_ are set by the operator; choose another",
+            "self.name != 'TMPDIR' && !self.name.startsWith('SPLITPLANE_')",
+            "TMPDIR and names that start with SPLITPLANE_ are set by the operator; choose another",
             field=".name",
         ),
     )
@@ -180,8 +180,8 @@ class VolumeMount(Model):
 
     model_config = rules(
         rule(
-            "self.mountPath != '/weights' && !self.mountPath.startsWith('/weights/')",
-            "/weights is where the operator mounts pvc:// weights; choose another path",
+            "self.mountPath != '/tmp' && self.mountPath != '/weights' && !self.mountPath.startsWith('/weights/')",
+            "the operator mounts scratch space at /tmp and pvc:// weights below /weights; choose another path",
             field=".mountPath",
         )
     )
