@@ -1,0 +1,15 @@
+"""The ``splitplane`` command: a small root that every part adds its sub-commands to."""
+
+import typer
+
+from splitplane.cli import local
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Split PyTorch models between edge and cloud."
+)
+app.add_typer(local.app, name="local")
+
+
+@app.callback()
+def _root() -> None:
+    """Split PyTorch models between edge and cloud."""

@@ -1,0 +1,1 @@
+"""The embedded cluster: a real control plane, Prometheus and light node agents as processes of one machine."""

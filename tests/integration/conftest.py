@@ -1,0 +1,98 @@
+"""The embedded control plane for tests: one cluster per session, a fresh namespace per test."""
+
+import json
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitplane.local import binaries
+from splitplane.local.cluster import Cluster
+from splitplane.local.config import ClusterConfig
+
+Kubectl = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state folder of this session's own: no test can meet a cluster of the user."""
+    folder = tmp_path_factory.mktemp("state")
+    before = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["XDG_STATE_HOME"]
+    else:
+        os.environ["XDG_STATE_HOME"] = before
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="session")
+def start_cluster(state_home: Path) -> Iterator[Callable[[ClusterConfig | None], Cluster]]:
+    """Starts clusters with names of their own, and ends them with the session, also when it is interrupted."""
+    clusters: list[Cluster] = []
+    before = signal.signal(signal.SIGTERM, _interrupt)
+
+    def start(config: ClusterConfig | None = None) -> Cluster:
+        cluster = Cluster.of(f"test-{uuid.uuid4().hex[:8]}")
+        clusters.append(cluster)
+        cluster.up(config)
+        return cluster
+
+    try:
+        yield start
+    finally:
+        for cluster in clusters:
+            cluster.down(purge=True)
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def cluster(start_cluster: Callable[[ClusterConfig | None], Cluster]) -> Cluster:
+    """The session's cluster, with the default nodes."""
+    return start_cluster(None)
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(cluster: Cluster) -> Path:
+    """The administrator's kubeconfig of the session's cluster."""
+    return cluster.paths.kubeconfig
+
+
+@pytest.fixture(scope="session")
+def kubectl(kubeconfig: Path) -> Kubectl:
+    """``kubectl("get", "pods", stdin=...)``: its output; fails the test with kubectl's own words."""
+    return kubectl_for(kubeconfig)
+
+
+@pytest.fixture
+def namespace(kubectl: Kubectl) -> Iterator[str]:
+    """A fresh namespace. Its deletion is not awaited: that takes 5 s."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+def kubectl_for(kubeconfig: Path) -> Kubectl:
+    program = binaries.ensure("kubectl")
+
+    def run(*arguments: str, stdin: Any = None, check: bool = True, timeout: float = 60) -> str:
+        text = stdin if stdin is None or isinstance(stdin, str) else json.dumps(stdin)
+        result = subprocess.run(
+            [str(program), f"--kubeconfig={kubeconfig}", *arguments],
+            input=text, capture_output=True, text=True, check=False, timeout=timeout,
+        )  # fmt: skip
+        if check and result.returncode:
+            pytest.fail(f"kubectl {' '.join(arguments)}: {result.stderr.strip()}")
+        return result.stdout if check else result.stdout + result.stderr
+
+    return run
