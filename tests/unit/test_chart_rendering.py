@@ -1,0 +1,236 @@
+"""What the chart renders: the operator's rights, its surroundings, and the CRDs."""
+
+import itertools
+import json
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from splitplane.api.pipelines import InferencePipeline
+from splitplane.controller import children
+from splitplane.controller.settings import Settings
+from splitplane.local import binaries
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "splitplane"
+PROMETHEUS = ("--set", "prometheus.url=http://prometheus.example:9090")
+Right = tuple[str, str, str]
+
+
+def _helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    helm = binaries.find("helm")
+    if helm is None:
+        pytest.skip("helm is not built yet: run `splitplane local build`")
+    command = [str(helm), "template", "release", str(CHART), "--namespace", "splitplane-system", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _render(*arguments: str) -> list[dict[str, Any]]:
+    done = _helm(*PROMETHEUS, *arguments)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+@pytest.fixture(scope="module")
+def rendered() -> list[dict[str, Any]]:
+    return _render()
+
+
+def _one(documents: list[dict[str, Any]], kind: str, ending: str = "") -> dict[str, Any]:
+    (found,) = [d for d in documents if d["kind"] == kind and d["metadata"]["name"].endswith(ending)]
+    return found
+
+
+def _pod(document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    spec = document["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    return spec, container
+
+
+def _rights(rules: Iterable[dict[str, Any]]) -> set[Right]:
+    """Every (group, resource, verb) that the rules grant."""
+    return {right for rule in rules for right in itertools.product(rule["apiGroups"], rule["resources"], rule["verbs"])}
+
+
+def _documented_rights() -> set[Right]:
+    """The table "What the operator asks of the API server" of docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("### What the operator asks of the API server", 1)[1].split("\n#", 1)[0]
+    rights: set[Right] = set()
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|") or cells[0] in ("group", "---"):
+            continue
+        groups = ["" if group == "core" else group for group in cells[0].split(" / ")]
+        resources = cells[1].split(" / ") if len(groups) > 1 else [", ".join(cells[1].split(" / "))]
+        for group, names in zip(groups, resources, strict=True):
+            rights |= set(itertools.product([group], names.split(", "), cells[2].split(", ")))
+    return rights
+
+
+def _operator_rules(rendered: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    binding = _one(rendered, "ClusterRoleBinding")
+    deployment, _ = _pod(_one(rendered, "Deployment"))
+    assert [subject["name"] for subject in binding["subjects"]] == [deployment["serviceAccountName"]]
+    rules: list[dict[str, Any]] = _one(rendered, "ClusterRole", binding["roleRef"]["name"])["rules"]
+    return rules
+
+
+def test_the_operator_may_do_exactly_what_the_architecture_says(rendered: list[dict[str, Any]]) -> None:
+    assert _rights(_operator_rules(rendered)) == _documented_rights()
+
+
+def test_the_operator_holds_every_right_that_it_grants(rendered: list[dict[str, Any]]) -> None:
+    resource = yaml.safe_load((ROOT / "examples" / "pitch-tracker.yaml").read_text())
+    resource["metadata"] |= {"uid": "1", "namespace": "default"}
+    pipeline = InferencePipeline.parse(resource)
+    settings = Settings(prometheus_url="http://p", runtime_image="r", operator_image="o")
+    made = children.gateway_objects(pipeline, settings)
+    made += children.profile_objects(
+        pipeline, pipeline.spec.tiers[0], name="n", profile="f", attempt=1, settings=settings
+    )
+    granted = _rights(rule for item in made if item["kind"] == "Role" for rule in item["rules"])
+    assert granted
+    assert granted <= _rights(_operator_rules(rendered))
+
+
+def test_no_right_is_a_wildcard_or_reaches_secrets(rendered: list[dict[str, Any]]) -> None:
+    for group, resource, verb in _rights(_operator_rules(rendered)):
+        assert "*" not in (group, resource, verb)
+        assert resource != "secrets"
+        assert verb not in ("escalate", "bind", "impersonate")
+
+
+def test_editors_of_a_namespace_may_edit_pipelines_but_not_what_the_operator_writes(
+    rendered: list[dict[str, Any]],
+) -> None:
+    edit = _one(rendered, "ClusterRole", ":edit")
+    assert edit["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
+    assert {resource for _, resource, _ in _rights(edit["rules"])} == {"inferencepipelines"}
+
+
+def test_the_operator_finds_its_settings_in_the_environment(rendered: list[dict[str, Any]]) -> None:
+    _, container = _pod(_one(rendered, "Deployment"))
+    environment = {variable["name"]: variable.get("value", "10.0.0.1") for variable in container["env"]}
+    settings = Settings.from_environment(environment)
+    assert settings.prometheus_url == "http://prometheus.example:9090"
+    assert (settings.window, settings.demand_window) == (60, 30)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert settings.operator_image == container["image"] == f"splitplane/operator:{version}"
+    assert settings.runtime_image == f"splitplane/runtime:{version}"
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "DaemonSet"])
+def test_pods_meet_the_restricted_pod_security_standard(rendered: list[dict[str, Any]], kind: str) -> None:
+    spec, container = _pod(_one(rendered, kind))
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+    assert all("hostPath" not in volume for volume in spec["volumes"])
+
+
+def test_one_operator_at_a_time_that_prometheus_scrapes(rendered: list[dict[str, Any]]) -> None:
+    deployment = _one(rendered, "Deployment")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    _, container = _pod(deployment)
+    (port,) = container["ports"]
+    assert annotations["prometheus.io/port"] == str(port["containerPort"])
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": port["name"]}
+
+
+def test_selectors_match_their_own_pods_only(rendered: list[dict[str, Any]]) -> None:
+    workloads = [_one(rendered, "Deployment"), _one(rendered, "DaemonSet")]
+    for workload in workloads:
+        wanted = workload["spec"]["selector"]["matchLabels"].items()
+        matched = [w for w in workloads if wanted <= w["spec"]["template"]["metadata"]["labels"].items()]
+        assert matched == [workload]
+
+
+def test_link_targets_run_on_every_node_of_a_tier_whatever_its_taints(rendered: list[dict[str, Any]]) -> None:
+    daemon_set = _one(rendered, "DaemonSet")
+    spec, container = _pod(daemon_set)
+    assert daemon_set["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"] == "link-target"
+    (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term == {"matchExpressions": [{"key": "splitplane.dev/tier", "operator": "Exists"}]}
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["automountServiceAccountToken"] is False
+    assert {"name": "grpc", "containerPort": 9000} in container["ports"]
+
+
+def test_link_targets_can_be_left_out() -> None:
+    assert "DaemonSet" not in {document["kind"] for document in _render("--set", "linkTarget.enabled=false")}
+
+
+def test_the_chart_carries_the_generated_crds_and_keeps_them_on_uninstall(rendered: list[dict[str, Any]]) -> None:
+    found = {d["metadata"]["name"]: d for d in rendered if d["kind"] == "CustomResourceDefinition"}
+    for path in (ROOT / "crds").glob("*.yaml"):
+        wanted = yaml.safe_load(path.read_text())
+        kept = found.pop(wanted["metadata"]["name"])
+        assert kept["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert json.dumps(kept) == json.dumps(wanted)
+    assert found == {}
+
+
+def test_crds_can_be_left_to_somebody_else() -> None:
+    documents = _render("--set", "crds.install=false")
+    assert "CustomResourceDefinition" not in {document["kind"] for document in documents}
+
+
+def test_values_of_the_user_reach_the_operator() -> None:
+    documents = _render(
+        "--set", "image.operator.repository=mirror.example/splitplane/operator,image.operator.tag=v9",
+        "--set", "imagePullSecrets={pull}", "--set", "nodeSelector.disk=ssd",
+        "--set", "tolerations[0].operator=Exists", "--set", "prometheus.demandWindowSeconds=12",
+    )  # fmt: skip
+    spec, container = _pod(_one(documents, "Deployment"))
+    assert container["image"] == "mirror.example/splitplane/operator:v9"
+    assert spec["imagePullSecrets"] == [{"name": "pull"}]
+    assert spec["nodeSelector"] == {"disk": "ssd"}
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert {"name": "SPLITPLANE_DEMAND_WINDOW_SECONDS", "value": "12"} in container["env"]
+
+
+def test_installing_without_prometheus_says_what_to_set() -> None:
+    done = _helm()
+    assert done.returncode != 0
+    assert re.search(r"prometheus\.url is required: --set prometheus\.url=http://", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("promethoos.url=http://p:9090", "promethoos"),
+        ("prometheus.url=p:9090", "prometheus"),
+        ("prometheus.windowSeconds=3", "windowSeconds"),
+        ("image.operator.pullPolicy=Sometimes", "pullPolicy"),
+        ("linkTarget.enabled=7", "enabled"),
+        ("resources.request.cpu=1", "request"),
+    ],
+)
+def test_a_mistyped_value_is_refused_by_name(setting: str, named: str) -> None:
+    done = _helm(*PROMETHEUS, "--set", setting)
+    assert done.returncode != 0
+    assert named in done.stderr
+
+
+def test_two_releases_in_two_namespaces_share_no_object_of_the_cluster() -> None:
+    names = []
+    for namespace in ("one", "two"):
+        documents = _render("--namespace", namespace, "--set", "crds.install=false")
+        names.append({d["metadata"]["name"] for d in documents if d["kind"].startswith("Cluster")})
+    assert not names[0] & names[1]
