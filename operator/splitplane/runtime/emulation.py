@@ -1,0 +1,41 @@
+"""The one place where a slower device is emulated, on embedded clusters only.
+
+The embedded node agent sets ``SPLITPLANE_SPEED_FACTOR``; stages and profile jobs call :func:`pace` after each range
+they run. Sleeping uses no core, so several emulated devices on one machine behave as devices of their own would.
+"""
+
+import math
+import os
+import time
+from functools import lru_cache
+
+VARIABLE = "SPLITPLANE_SPEED_FACTOR"
+
+
+@lru_cache(maxsize=1)
+def speed_factor() -> float:
+    """How many times slower than this machine the node claims to be; 1.0 on real nodes.
+
+    Raises ``ValueError`` when the variable is not a finite number of at least 1.
+    """
+    text = os.environ.get(VARIABLE) or "1"
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not (math.isfinite(factor) and factor >= 1.0):
+        raise ValueError(f"{VARIABLE} is {text!r}; it must be a number of at least 1")
+    return factor
+
+
+def pace(seconds: float) -> float:
+    """Sleep as much longer as the emulated device would have computed; returns the seconds slept.
+
+    ``seconds`` is the measured compute time of a range. Does nothing on real nodes.
+    """
+    more = (speed_factor() - 1.0) * seconds
+    if more <= 0.0:
+        return 0.0
+    started = time.perf_counter()
+    time.sleep(more)
+    return time.perf_counter() - started
