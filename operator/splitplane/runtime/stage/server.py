@@ -20,6 +20,7 @@ from splitplane.runtime.tensors import torch_dtype
 
 LOG = logging.getLogger(__name__)
 WARM_UP_RUNS = 3
+END_SECONDS = 1.0
 
 Load = Callable[[], Runnable]
 """Loads the resident range; runs on the compute thread. What it raises ends the stage."""
@@ -56,8 +57,8 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
             await asyncio.sleep(settings.drain_pause_seconds)
     finally:
         await asyncio.gather(server.stop(settings.drain_seconds), http.cleanup())
-        worker.stop()
         await channels.close()
+        await worker.close(END_SECONDS)
 
 
 async def _load(settings: Settings, load: Load, worker: Worker, model: StageModel, stopping: asyncio.Event) -> bool:

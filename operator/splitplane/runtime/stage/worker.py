@@ -68,9 +68,11 @@ class Worker:
         done: Done[T] = await job.future
         return done
 
-    def stop(self) -> None:
-        """Let the thread end after what is queued."""
+    async def close(self, timeout_seconds: float) -> bool:
+        """Let the thread end after what is queued, and wait for that; False when it still runs after the time."""
         self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join, timeout_seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -1,0 +1,160 @@
+"""Messages of the Open Inference Protocol as bytes: what is written beside protobuf is what protobuf reads."""
+
+import contextlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
+
+from splitplane.runtime import oip_pb2, oip_wire
+from splitplane.runtime.inference import InferenceError, InferRequest, InferResponse, Tensor
+from splitplane.runtime.tensors import to_array
+
+PARAMETERS = st.dictionaries(
+    st.text(min_size=1, max_size=8),
+    st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats(allow_nan=False) | st.text(max_size=20),
+    max_size=3,
+)
+TENSORS = st.lists(
+    st.builds(
+        Tensor,
+        name=st.text(max_size=10),
+        datatype=st.sampled_from(["FP32", "INT8", "BOOL"]),
+        shape=st.lists(st.integers(0, 1 << 40), max_size=4).map(tuple),
+        data=st.binary(max_size=300),
+        parameters=PARAMETERS,
+    ),
+    max_size=4,
+).map(tuple)
+
+
+def plain(tensors: tuple[Tensor, ...]) -> list[tuple[object, ...]]:
+    return [(t.name, t.datatype, t.shape, bytes(t.data), dict(t.parameters)) for t in tensors]
+
+
+@given(TENSORS, PARAMETERS, st.text(max_size=5), st.lists(st.text(max_size=5), max_size=2).map(tuple))
+def test_a_request_survives_the_wire(tensors, parameters, identity, outputs):
+    request = InferRequest(model_name="m", inputs=tensors, id=identity, parameters=parameters, outputs=outputs)
+    again = oip_wire.read_request(oip_wire.write_request(request))
+    assert plain(again.inputs) == plain(tensors)
+    assert (again.model_name, again.id, again.parameters, again.outputs) == ("m", identity, parameters, outputs)
+
+
+@given(TENSORS, PARAMETERS)
+def test_a_response_survives_the_wire(tensors, parameters):
+    response = InferResponse(model_name="m", outputs=tensors, parameters=parameters, id="7")
+    again = oip_wire.read_response(oip_wire.write_response(response))
+    assert plain(again.outputs) == plain(tensors)
+    assert (again.id, again.parameters) == ("7", parameters)
+
+
+@given(TENSORS)
+def test_protobuf_of_another_implementation_of_the_protocol_reads_what_is_written(tensors):
+    message = service_pb2.ModelInferRequest.FromString(
+        oip_wire.write_request(InferRequest(model_name="m", inputs=tensors))
+    )
+    assert [bytes(raw) for raw in message.raw_input_contents] == [bytes(tensor.data) for tensor in tensors]
+    assert [tuple(entry.shape) for entry in message.inputs] == [tensor.shape for tensor in tensors]
+
+
+def test_contents_may_lie_anywhere_in_a_message():
+    described = oip_pb2.ModelInferRequest()
+    described.inputs.add(name="x", datatype="UINT8", shape=[3])
+    contents = oip_pb2.ModelInferRequest(raw_input_contents=[b"abc"])
+    named = oip_pb2.ModelInferRequest(model_name="m")
+    data = contents.SerializeToString() + named.SerializeToString() + described.SerializeToString()
+    request = oip_wire.read_request(data)
+    assert request.model_name == "m"
+    assert bytes(request.inputs[0].data) == b"abc"
+
+
+def test_received_contents_are_views_of_the_message():
+    data = oip_wire.write_request(InferRequest(model_name="m", inputs=(Tensor("x", "UINT8", (4,), b"1234"),)))
+    assert oip_wire.read_request(data).inputs[0].data.obj is data
+
+
+@given(st.binary(max_size=60))
+def test_bytes_that_are_no_message_are_refused_or_read_but_never_crash(data):
+    with contextlib.suppress(InferenceError):
+        oip_wire.read_request(data)
+
+
+@pytest.mark.parametrize("cut", range(1, 40))
+def test_a_message_cut_short_is_refused(cut):
+    data = oip_wire.write_request(InferRequest(model_name="m", inputs=(Tensor("x", "UINT8", (40,), bytes(40)),)))
+    with pytest.raises(InferenceError):
+        oip_wire.read_request(data[:-cut])
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field", "values"),
+    [
+        ("BOOL", "bool_contents", [True, False]),
+        ("INT8", "int_contents", [-128, 127]),
+        ("UINT16", "uint_contents", [0, 65535]),
+        ("INT64", "int64_contents", [-(1 << 63), 1]),
+        ("UINT64", "uint64_contents", [(1 << 64) - 1, 1]),
+        ("FP32", "fp32_contents", [0.5, -2.0]),
+        ("FP64", "fp64_contents", [0.1, 1e300]),
+    ],
+)
+def test_typed_contents_are_read(datatype, field, values):
+    message = oip_pb2.ModelInferRequest(model_name="m")
+    entry = message.inputs.add(name="x", datatype=datatype, shape=[2])
+    getattr(entry.contents, field).extend(values)
+    (tensor,) = oip_wire.read_request(message.SerializeToString()).inputs
+    assert to_array(tensor).tolist() == values
+
+
+def test_a_typed_value_beyond_its_datatype_is_refused():
+    message = oip_pb2.ModelInferRequest(model_name="m")
+    message.inputs.add(name="x", datatype="INT8", shape=[1]).contents.int_contents.append(300)
+    with pytest.raises(InferenceError, match="'x': a value does not fit into INT8"):
+        oip_wire.read_request(message.SerializeToString())
+
+
+def test_half_precision_needs_raw_contents():
+    message = oip_pb2.ModelInferRequest(model_name="m")
+    message.inputs.add(name="x", datatype="FP16", shape=[1])
+    with pytest.raises(InferenceError, match="'x': FP16 can only be sent as raw contents"):
+        oip_wire.read_request(message.SerializeToString())
+
+
+def test_raw_contents_must_match_the_inputs_in_number():
+    message = oip_pb2.ModelInferRequest(model_name="m", raw_input_contents=[b"a", b"b"])
+    message.inputs.add(name="x", datatype="UINT8", shape=[1])
+    with pytest.raises(InferenceError, match="describes 1 input tensors but holds 2 raw contents"):
+        oip_wire.read_request(message.SerializeToString())
+
+
+def test_a_timeout_parameter_in_microseconds_is_a_deadline():
+    data = oip_wire.write_request(InferRequest(model_name="m", inputs=(), parameters={"timeout": 5_000_000}))
+    remaining = oip_wire.read_request(data).remaining_seconds()
+    assert remaining is not None
+    assert 0 < remaining <= 5
+
+
+def test_generated_messages_are_those_of_the_proto_files():
+    subprocess.run([sys.executable, "-m", "splitplane.runtime.generate", "--check"], check=True)
+
+
+def test_numbers_of_the_protocol_are_those_of_other_implementations():
+    ours, theirs = oip_pb2.DESCRIPTOR, service_pb2.DESCRIPTOR
+    for message in ours.message_types_by_name.values():
+        other = theirs.message_types_by_name[message.name]
+        for field in message.fields:
+            assert (field.number, field.type) == (
+                other.fields_by_name[field.name].number,
+                other.fields_by_name[field.name].type,
+            )
+
+
+def test_an_array_is_sent_without_a_copy():
+    from splitplane.runtime.tensors import from_array
+
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert np.shares_memory(np.frombuffer(from_array("x", array).data, np.float32), array)
