@@ -1,10 +1,16 @@
 """Reasons not to change the plan yet. Each gate is a pure function of its own that answers whether it holds."""
 
+from dataclasses import replace
+
 from splitplane.domain.plans import Plan
 from splitplane.domain.snapshots import Active, Policy
+from splitplane.planner.context import Context
 
-DEAD_BAND = 0.10
-"""Replicas are taken away only if the remaining ones would bear this much more than the current rate."""
+DEAD_BAND = 0.15
+"""How much more load, and how much slower a link, a plan must bear to be moved to without need."""
+
+LATENCY_BAND = 0.10
+"""How far below the p95 limit such a plan's p95 must lie."""
 
 DEFAULT_SWITCH_SECONDS = 30.0
 """Assumed duration of a switch that moves pods, before one has been measured."""
@@ -31,6 +37,19 @@ def is_scale_down(old: Plan, new: Plan) -> bool:
     """Whether the plans differ only in that some stages have fewer replicas."""
     return old.routing == new.routing and all(
         a.replicas >= b.replicas for a, b in zip(old.stages, new.stages, strict=True)
+    )
+
+
+def stress(context: Context) -> Context:
+    """The context at the far edge of the dead band, wide enough that noise of 5 % does not cross it both ways."""
+    limit = context.policy.max_p95_seconds
+    return replace(
+        context,
+        rate=context.rate * (1.0 + DEAD_BAND),
+        wires={
+            pair: replace(wire, bandwidth=wire.bandwidth / (1.0 + DEAD_BAND)) for pair, wire in context.wires.items()
+        },
+        policy=replace(context.policy, max_p95_seconds=None if limit is None else limit / (1.0 + LATENCY_BAND)),
     )
 
 

@@ -121,40 +121,35 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
     if best.plan == active.plan:
         return hold("Infeasible" if best.violations else "UpToDate", f"best for {conditions(context)}")
 
-    target = best
-    if gates.shrinks(active.plan, best.plan):
-        smaller = _with_headroom(context, active)
-        if smaller is not None:
-            low_since = now if active.low_demand_since is None else active.low_demand_since
-        if smaller is None or gates.demand_still_young(policy, low_since, now):
-            kept = assess(context, _keeping_replicas(best.plan, active.plan))
-            if severity(kept) <= severity(best) or severity(best) >= severity(current):
-                target = kept
-        else:
-            target = smaller
+    roomy = _with_headroom(context, active, best)
+    low = roomy is not None and gates.shrinks(active.plan, roomy.plan)
+    if low:
+        low_since = now if active.low_demand_since is None else active.low_demand_since
+    forced = _relieves(context, current, best)
+    target = best if forced else roomy or current
+    if gates.shrinks(active.plan, target.plan) and (not low or gates.demand_still_young(policy, low_since, now)):
+        target = _keeping_replicas(context, current, target, forced=forced)
     by = gain(context, current, target)
     if target.plan == active.plan:
-        return hold("HeldByScaleDown", _scale_down_why(context, best, low_since, now), "scale-down", by)
+        if gates.shrinks(active.plan, best.plan):
+            return hold("HeldByScaleDown", _why_not_smaller(policy, best, low_since, now), "scale-down", by)
+        return hold("HeldByHeadroom", f"{describe(best)} would break a limit at slightly more load", "headroom", by)
     if policy.mode is Mode.ADVISORY:
         return hold("Advisory", f"mode Advisory; recommended is {describe(best)}", "advisory", by)
-
-    relieves = severity(target) < severity(current) or (
-        "utilization" in current.violations and "utilization" in target.violations and by >= gates.DEAD_BAND
-    )
-    if not relieves:
-        if not gates.is_scale_down(active.plan, target.plan) and gates.too_little_gain(policy, by):
+    smaller = gates.is_scale_down(active.plan, target.plan)
+    if not forced:
+        if not smaller and gates.too_little_gain(policy, by):
             why = f"{describe(target)} gains {by:.0%}, less than {policy.min_gain:.0%}"
             return hold("HeldByGain", why, "gain", by)
         if gates.cooling_down(policy, active, now):
             why = f"cooling down after the last switch; then {describe(target)}"
             return hold("HeldByCooldown", why, "cooldown", by)
-        if (
-            gates.moves_pods(active.plan, target.plan)
-            and not gates.is_scale_down(active.plan, target.plan)
-            and gates.too_short_lived(policy, active, by, now)
-        ):
+        pods = gates.moves_pods(active.plan, target.plan) and not smaller
+        if pods and gates.too_short_lived(policy, active, by, now):
             why = f"{describe(target)} gains {by:.0%}, which does not pay for moving pods"
             return hold("HeldByBreakEven", why, "break-even", by)
+    if gates.shrinks(active.plan, target.plan):
+        low_since = None  # The next step down needs a window of its own.
     reason = reason_of_change(context, active, current, target.plan)
     message = f"{describe(current)} -> {describe(target)} for {conditions(context)}"
     return _Verdict(Action.SWITCH, reason, message, target, current, "", by, low_since)
@@ -170,27 +165,44 @@ def _current(context: Context, active: Active) -> Candidate:
     return current
 
 
-def _with_headroom(context: Context, active: Active) -> Candidate | None:
-    """The best plan for the dead band above the current rate, as it does at the current rate; ``None`` unless smaller.
+def _relieves(context: Context, current: Candidate, best: Candidate) -> bool:
+    """Whether ``best`` mends a limit that the active plan breaks, or eases an overload that nothing ends."""
+    if severity(best) < severity(current):
+        return True
+    overloaded = "utilization" in current.violations and "utilization" in best.violations
+    return overloaded and gain(context, current, best) >= gates.DEAD_BAND
 
-    It passes the N/(N-1) check: what remains bears the current rate and the dead band.
+
+def _with_headroom(context: Context, active: Active, best: Candidate) -> Candidate | None:
+    """The best plan that also satisfies the limits within the dead band, as it does now.
+
+    It passes the N/(N-1) check: what replicas remain bear the current rate and the dead band on top. A change that
+    is not forced goes there, so that noise around a limit does not drive plans to and fro.
     """
-    roomy = _best(replace(context, rate=context.rate * (1.0 + gates.DEAD_BAND)))
-    if roomy is None or not gates.shrinks(active.plan, roomy.plan):
-        return None
-    return assess(context, roomy.plan)
+    stressed = gates.stress(context)
+    if not gates.shrinks(active.plan, best.plan) and severity(assess(stressed, best.plan)) <= severity(best):
+        return best
+    roomy = _best(stressed)
+    return None if roomy is None else assess(context, roomy.plan)
 
 
-def _keeping_replicas(new: Plan, old: Plan) -> Plan:
-    """``new`` with no fewer replicas on any tier than ``old`` has there (tiers of one stage each)."""
-    return replace(
-        new,
-        stages=tuple(replace(stage, replicas=max(stage.replicas, old.replicas(stage.tier))) for stage in new.stages),
+def _keeping_replicas(context: Context, current: Candidate, target: Candidate, *, forced: bool) -> Candidate:
+    """``target`` with no fewer replicas on any tier than are there now, where limits allow that."""
+    plan = replace(
+        target.plan,
+        stages=tuple(
+            replace(stage, replicas=max(stage.replicas, current.plan.replicas(stage.tier)))
+            for stage in target.plan.stages
+        ),
     )
+    kept = assess(context, plan)
+    if severity(kept) <= severity(target) and plan.digest not in context.set_aside:
+        return kept
+    return target if forced else current
 
 
-def _scale_down_why(context: Context, best: Candidate, low_since: float | None, now: float) -> str:
+def _why_not_smaller(policy: Policy, best: Candidate, low_since: float | None, now: float) -> str:
     if low_since is None:
         return f"{describe(best)} would not bear {gates.DEAD_BAND:.0%} more"
-    window = context.policy.scale_down_window_seconds
+    window = policy.scale_down_window_seconds
     return f"demand low for {now - low_since:.0f} s of {window:.0f} s; then {describe(best)}"

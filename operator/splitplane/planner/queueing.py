@@ -104,7 +104,8 @@ def pearson_p95(mean: Array, variance: Array, third: Array) -> Array:
     # Beyond a skewness of about 10 the cube's base passes zero, where the distribution has its lower end.
     base = np.maximum(0.0, 1.0 + safe * Z95 / 6.0 - safe**2 / 36.0)
     factor = np.where(skew < 1e-6, Z95, 2.0 / safe * (base**3 - 1.0))
-    return mean + deviation * factor
+    p95: Array = mean + deviation * factor
+    return p95
 
 
 def _wait(station: Station, rho: Array, scv: Array, service_scv: Array) -> tuple[Array, Array, Array]:
