@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 from demo import report
 from demo.kube import Active, DemoError, Kube, active, wait_for
-from demo.scenario import BASE_RATE, FAST_LINK, STEPS, Step
+from demo.scenario import BASE_RATE, FAST_LINK, FRAME_SECONDS, STEPS, Step
 from splitplane.local import binaries
 
 EXAMPLES = Path(__file__).parents[1]
@@ -54,21 +55,39 @@ class Demo:
     def cluster(self) -> Iterator[None]:
         """The embedded cluster; gone afterwards, unless the user keeps it."""
         name = self.options.name
+        with console.status("Measuring this machine"):
+            config = self.devices()
         try:
             with console.status("Starting the control plane, Prometheus and four nodes"):
                 self.local_command("down", "--purge")
-                self.local_command("up", "--config", str(HERE / "cluster.yaml"))
-            kubeconfig = Path(self.local_command("kubeconfig", "--path").strip())
+                self.local_command("up", "--config", str(config))
+            kubeconfig = Path(self.local_command("kubeconfig").strip())
             self.kube = Kube(binaries.ensure("kubectl"), kubeconfig, "default")
-            self.say(f"Cluster is up: 2 edge nodes (8x slower), 1 cloud node (1.5x), link {FAST_LINK}/s")
+            self.say(f"Cluster is up: 2 edge nodes, 1 cloud node, {FAST_LINK}/s between them")
             yield
         finally:
             if self.options.keep:
-                self.say(f"The cluster stays up: export KUBECONFIG=$(splitplane local kubeconfig --name {name} --path)")
+                self.say(f"The cluster stays up: export KUBECONFIG=$(splitplane local kubeconfig --name {name})")
                 self.say(f"End it with: splitplane local down --name {name} --purge")
             else:
                 with console.status("Stopping the cluster"):
                     self.local_command("down", "--purge")
+
+    def devices(self) -> Path:
+        """The cluster's configuration, with devices that take the scenario's time for a frame on whatever machine."""
+        done = subprocess.run(
+            [sys.executable, "-m", "demo.speed"], check=True, capture_output=True, text=True, timeout=120
+        )
+        here = float(done.stdout)
+        config = yaml.safe_load((HERE / "cluster.yaml").read_text())
+        for node in config["nodes"]:
+            if node.get("tier"):
+                node["speedFactor"] = round(max(1.0, FRAME_SECONDS[node["tier"]] / here), 2)
+        path = self.out / "cluster.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        emulated = ", ".join(f"{tier} devices {seconds * 1e3:.0f} ms" for tier, seconds in FRAME_SECONDS.items())
+        self.say(f"One frame takes {here * 1e3:.0f} ms on one thread here; emulated: {emulated}")
+        return path
 
     def install(self) -> None:
         with console.status("Installing Splitplane from its chart"):

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 from demo.kube import Active
 
-BASE_RATE = 3.5
-FAST_LINK = "50Mbit"
-SLOW_LINK = "3Mbit"
+FRAME_SECONDS = {"edge": 0.6, "cloud": 0.12}
+"""What one frame of audio takes on a device of each tier."""
+
+BASE_RATE = 2.2
+FAST_LINK = "40Mbit"
+SLOW_LINK = "2Mbit"
 
 
 @dataclass(frozen=True, slots=True)
