@@ -56,18 +56,25 @@ def enumerate_layouts(context: Context) -> Iterator[Layout]:
             yield one_stage(context, site)
     if home is None or context.policy.max_partitions < 2:
         return
-    codecs = [CODECS.index(codec) for codec in CODECS if codec in context.policy.codecs]
     for site in sites:
         if site is not home and _linked(context, site.name):
             crossings = [
                 (cut, codec)
-                for cut in range(1, end)
+                for cut, codec in codec_crossings(context, 1, end - 1)
                 if allowed(context, home.name, 0, cut) and allowed(context, site.name, cut, end)
-                for codec in codecs
-                if CODECS[codec] in context.profile.cuts[cut].wire_bytes
             ]
             if crossings:
                 yield two_stages(context, home, site, crossings)
+
+
+def codec_crossings(context: Context, first: int, last: int) -> list[tuple[int, int]]:
+    """(cut, codec as an index of ``CODECS``) for cuts ``first`` to ``last`` inclusive, where policy and cut agree."""
+    return [
+        (cut, index)
+        for cut in range(first, last + 1)
+        for index, codec in enumerate(CODECS)
+        if codec in context.policy.codecs and codec in context.profile.cuts[cut].wire_bytes
+    ]
 
 
 def one_stage(context: Context, site: Site) -> Layout:

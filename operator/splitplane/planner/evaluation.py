@@ -1,7 +1,7 @@
 """What plans would give: latency, cost, utilisation, and the limits that they break, for a whole layout at once."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,13 +92,15 @@ def assess(context: Context, plan: Plan) -> Candidate:
         return Candidate(plan, Prediction(math.inf, math.inf, math.nan, 0.0), hard)
     if any(pair not in context.wires for pair in crossings(plan, context.gateway)):
         return Candidate(plan, Prediction(math.nan, math.nan, math.nan, 0.0), hard)
-    layout = layout_of(plan)
-    held = tuple(
-        np.minimum(count, context.sites[tier].high) for tier, count in zip(layout.tiers, layout.replicas, strict=True)
-    )
-    table = evaluate(context, Layout(layout.tiers, layout.bounds, layout.codecs, held))
+    table = evaluate(context, held_by_nodes(context, layout_of(plan)))
     over = zip(("utilization", "p95", "cost"), broken(context, table), strict=True)
     return Candidate(plan, table.prediction(0), (*hard, *(name for name, mask in over if mask[0])))
+
+
+def held_by_nodes(context: Context, layout: Layout) -> Layout:
+    """The layout with no more replicas than the tiers can hold now."""
+    held = zip(layout.tiers, layout.replicas, strict=True)
+    return replace(layout, replicas=tuple(np.minimum(count, context.sites[tier].high) for tier, count in held))
 
 
 def violations(context: Context, plan: Plan) -> tuple[str, ...]:
