@@ -108,6 +108,9 @@ class Cluster(Protocol):
     async def apply(self, body: Object) -> Object:
         """Server-side apply. A ``metadata.resourceVersion`` in ``body`` is a precondition (:class:`Conflict`)."""
 
+    async def merge(self, kind: Kind, name: str, namespace: str, patch: Mapping[str, Any]) -> Object:
+        """Merge a few fields into an object whose other fields are left alone, such as a number of replicas."""
+
     async def patch_status(
         self, kind: Kind, name: str, namespace: str, status: Mapping[str, Any], *, resource_version: str = ""
     ) -> Object:
@@ -187,6 +190,17 @@ class KubernetesCluster:
             "patch", kind, name=body["metadata"]["name"], namespace=body["metadata"].get("namespace", ""), body=body,
             content_type="application/apply-patch+yaml", field_manager=FIELD_MANAGER, force_conflicts="true",
         )  # fmt: skip
+
+    async def merge(self, kind: Kind, name: str, namespace: str, patch: Mapping[str, Any]) -> Object:
+        return await self._object(
+            "patch",
+            kind,
+            name=name,
+            namespace=namespace,
+            body=dict(patch),
+            content_type="application/merge-patch+json",
+            field_manager=FIELD_MANAGER,
+        )
 
     async def patch_status(
         self, kind: Kind, name: str, namespace: str, status: Mapping[str, Any], *, resource_version: str = ""

@@ -1,0 +1,298 @@
+"""The Kubernetes objects that a pipeline is made of, as pure functions of the pipeline. Golden tests pin them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from splitplane.api.pipelines import InferencePipeline, TierSpec
+from splitplane.controller.naming import digest, gateway_name, stage_name, tier_of
+from splitplane.controller.objects import STAGE_LABEL, TIER_LABEL, Object
+from splitplane.controller.pods import (
+    GATEWAY_STATE_PATH,
+    GRACE_SECONDS,
+    GRPC_PORT,
+    HTTP_PORT,
+    container_safety,
+    environment,
+    gateway_volumes,
+    labels,
+    model_environment,
+    model_pod,
+    owner,
+    placement,
+    pod_safety,
+    scrape_annotations,
+    server,
+    spread,
+)
+from splitplane.controller.settings import Settings
+
+DESIRED_ANNOTATION = "splitplane.dev/desired"
+"""Digest of the object as it was applied last: what has not changed is not sent again."""
+
+ATTEMPT_ANNOTATION = "splitplane.dev/attempt"
+PROFILE_LABEL = "splitplane.dev/profile"
+DEVICE_CLASS_LABEL = "splitplane.dev/device-class"
+
+
+@dataclass(frozen=True, slots=True)
+class StageKey:
+    """What tells two stage Deployments of one pipeline apart: tier, resident range and model fingerprint."""
+
+    tier: str
+    resident_first: int
+    resident_last: int
+    fingerprint: str
+
+
+def finished(body: Object) -> Object:
+    """``body`` with the digest of itself among its annotations."""
+    metadata = body["metadata"]
+    annotations = {**metadata.get("annotations", {}), DESIRED_ANNOTATION: digest(body, length=16)}
+    return {**body, "metadata": {**metadata, "annotations": annotations}}
+
+
+def stage_deployment(pipeline: InferencePipeline, key: StageKey, *, replicas: int, settings: Settings) -> Object:
+    """Deployment of one partition. Its name covers the pod template: another template is another stage.
+
+    Raises ``KeyError`` when the pipeline no longer has the tier.
+    """
+    name = pipeline.metadata.name
+    tier = tier_of(pipeline.spec, key.tier)
+    template = _stage_template(pipeline, key, tier, settings)
+    deployment = stage_name(name, tier.name, template)
+    more = {STAGE_LABEL: deployment, TIER_LABEL: tier.name}
+    match = {STAGE_LABEL: deployment}
+    template["metadata"]["labels"] = labels(name, "stage", **more)
+    template["spec"]["topologySpreadConstraints"] = spread(match)
+    return finished(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": _metadata(pipeline, deployment, "stage", **more),
+            "spec": {
+                "replicas": replicas,
+                "revisionHistoryLimit": 0,
+                "selector": {"matchLabels": match},
+                "template": template,
+            },
+        }
+    )
+
+
+def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, settings: Settings) -> Object:
+    model = pipeline.spec.model
+    image, volumes, mounts, pull = model_pod(pipeline, settings.runtime_image)
+    env = environment(
+        pipeline.metadata.name,
+        tier.name,
+        SPLITPLANE_MODEL=model_environment(pipeline.metadata.name, model),
+        SPLITPLANE_RESIDENT=f"{key.resident_first}:{key.resident_last}",
+        SPLITPLANE_FINGERPRINT=key.fingerprint,
+    )
+    env += [variable.dump() for variable in model.env]
+    container = server("stage", image, "splitplane.runtime.stage", env, resources=tier.resources.dump())
+    container["volumeMounts"] = mounts
+    if model.image_pull_policy:
+        container["imagePullPolicy"] = model.image_pull_policy
+    return {
+        "metadata": {"annotations": scrape_annotations()},
+        "spec": {
+            "containers": [container],
+            "volumes": volumes,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": GRACE_SECONDS,
+            "securityContext": pod_safety(),
+            **placement(tier),
+            **pull,
+        },
+    }
+
+
+def gateway_objects(pipeline: InferencePipeline, settings: Settings) -> list[Object]:
+    """ServiceAccount, Role, RoleBinding, Deployment and Service of the gateway, in the order to apply them."""
+    name = gateway_name(pipeline.metadata.name)
+    return [
+        *service_account_objects(
+            pipeline,
+            name,
+            "gateway",
+            [
+                {
+                    "apiGroups": ["splitplane.dev"],
+                    "resources": ["routetables"],
+                    "resourceNames": [pipeline.metadata.name],
+                    "verbs": ["get", "list", "watch"],
+                },
+                {
+                    "apiGroups": ["splitplane.dev"],
+                    "resources": ["routetables/status"],
+                    "resourceNames": [pipeline.metadata.name],
+                    "verbs": ["patch"],
+                },
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+            ],
+        ),
+        _gateway_deployment(pipeline, settings),
+        _gateway_service(pipeline),
+    ]
+
+
+def service_account_objects(
+    pipeline: InferencePipeline, name: str, component: str, rules: list[dict[str, Any]]
+) -> list[Object]:
+    """A ServiceAccount that may do what ``rules`` say in its namespace, and nothing else."""
+    metadata = _metadata(pipeline, name, component)
+    return [
+        finished({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}),
+        finished({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules}),
+        finished(
+            {
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "RoleBinding",
+                "metadata": metadata,
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+                "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": metadata["namespace"]}],
+            }
+        ),
+    ]
+
+
+def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Object:
+    name = gateway_name(pipeline.metadata.name)
+    spec = pipeline.spec
+    tier = tier_of(spec, spec.gateway.tier)
+    volumes, mounts = gateway_volumes()
+    env = environment(
+        pipeline.metadata.name,
+        tier.name,
+        SPLITPLANE_ROUTE_TABLE=pipeline.metadata.name,
+        SPLITPLANE_STATE_DIR=GATEWAY_STATE_PATH,
+    )
+    container = server(
+        "gateway", settings.runtime_image, "splitplane.runtime.gateway", env, resources=spec.gateway.resources.dump()
+    )
+    container["volumeMounts"] = mounts
+    match = labels(pipeline.metadata.name, "gateway")
+    return finished(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": _metadata(pipeline, name, "gateway"),
+            "spec": {
+                "replicas": 1,
+                "revisionHistoryLimit": 1,
+                "selector": {"matchLabels": match},
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+                "template": {
+                    "metadata": {"labels": match, "annotations": scrape_annotations()},
+                    "spec": {
+                        "serviceAccountName": name,
+                        "containers": [container],
+                        "volumes": volumes,
+                        "enableServiceLinks": False,
+                        "terminationGracePeriodSeconds": GRACE_SECONDS,
+                        "securityContext": pod_safety(),
+                        **placement(tier),
+                    },
+                },
+            },
+        }
+    )
+
+
+def _gateway_service(pipeline: InferencePipeline) -> Object:
+    name = gateway_name(pipeline.metadata.name)
+    return finished(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": _metadata(pipeline, name, "gateway"),
+            "spec": {
+                "selector": labels(pipeline.metadata.name, "gateway"),
+                "ports": [
+                    {"name": "http", "port": HTTP_PORT, "targetPort": "http", "protocol": "TCP"},
+                    {"name": "grpc", "port": GRPC_PORT, "targetPort": "grpc", "protocol": "TCP"},
+                ],
+            },
+        }
+    )
+
+
+def profile_objects(
+    pipeline: InferencePipeline, tier: TierSpec, *, name: str, profile: str, attempt: int, settings: Settings
+) -> list[Object]:
+    """ConfigMap for the result, rights to write it and nothing else, and the Job that measures on the tier."""
+    more = {TIER_LABEL: tier.name, DEVICE_CLASS_LABEL: tier.device_class, PROFILE_LABEL: profile}
+    metadata = _metadata(pipeline, name, "profile", **more)
+    rights = [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "patch"]},
+    ]
+    template = profile_template(pipeline, tier, settings)
+    template["metadata"] = {"labels": labels(pipeline.metadata.name, "profile", **more)}
+    pod = template["spec"]
+    pod["serviceAccountName"] = name
+    pod["containers"][0]["env"].append({"name": "SPLITPLANE_RESULT_CONFIGMAP", "value": name})
+    job_metadata = {**metadata, "annotations": {ATTEMPT_ANNOTATION: str(attempt)}}
+    return [
+        # Applied without data: server-side apply leaves alone what the job wrote.
+        finished({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}),
+        *service_account_objects(pipeline, name, "profile", rights),
+        finished(
+            {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": job_metadata,
+                "spec": {
+                    "backoffLimit": 0,
+                    "activeDeadlineSeconds": settings.profile_deadline,
+                    "template": template,
+                },
+            }
+        ),
+    ]
+
+
+def profile_template(pipeline: InferencePipeline, tier: TierSpec, settings: Settings) -> Object:
+    """Pod of a profile job, but for what its own name decides: the name covers this."""
+    model = pipeline.spec.model
+    image, volumes, mounts, pull = model_pod(pipeline, settings.runtime_image)
+    env = environment(
+        pipeline.metadata.name,
+        tier.name,
+        SPLITPLANE_MODEL=model_environment(pipeline.metadata.name, model),
+        SPLITPLANE_DEVICE_CLASS=tier.device_class,
+    )
+    env += [variable.dump() for variable in model.env]
+    container: Object = {
+        "name": "profile",
+        "image": image,
+        "command": ["python", "-m", "splitplane.runtime.profile_job"],
+        "env": env,
+        "resources": tier.resources.dump(),
+        "volumeMounts": mounts,
+        **container_safety(),
+    }
+    if model.image_pull_policy:
+        container["imagePullPolicy"] = model.image_pull_policy
+    return {
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [container],
+            "volumes": volumes,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": 10,
+            "securityContext": pod_safety(),
+            **placement(tier),
+            **pull,
+        }
+    }
+
+
+def _metadata(pipeline: InferencePipeline, name: str, component: str, **more: str) -> Object:
+    return {
+        "name": name,
+        "namespace": pipeline.metadata.namespace,
+        "labels": labels(pipeline.metadata.name, component, **more),
+        "ownerReferences": [owner(pipeline)],
+    }

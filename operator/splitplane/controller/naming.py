@@ -1,0 +1,57 @@
+"""Deterministic names and digests: what is the same gets the same name, after a restart and by a second operator."""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from splitplane.api.pipelines import InferencePipelineSpec, ModelSpec, TierSpec
+
+
+def digest(value: Any, *, length: int = 8) -> str:
+    """Hexadecimal digits of anything that has a JSON form; equal values have equal digests."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def image_of(model: ModelSpec, default: str) -> str:
+    return model.image or default
+
+
+def profile_name(model: ModelSpec, image: str) -> str:
+    """Name of the ``ModelProfile``: pipelines of a namespace whose model is made and fed alike share it.
+
+    Two runs of one factory in one image with one weights file give one fingerprint, so this identity is enough to
+    find a profile before anything has run.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", model.factory.lower()).strip("-")[:40].strip("-")
+    identity = {
+        "factory": model.factory,
+        "image": image,
+        "weights": model.weights.sha256,
+        "inputs": [tensor.dump() for tensor in model.inputs],
+        "env": [variable.dump() for variable in model.env],
+        "mounts": [mount.dump() for mount in model.volume_mounts],
+    }
+    return f"{slug}-{digest(identity)}"
+
+
+def gateway_name(pipeline: str) -> str:
+    return f"{pipeline}-gateway"
+
+
+def stage_name(pipeline: str, tier: str, template: Any) -> str:
+    """Name of a stage's Deployment: covers everything in the pod template, so not the number of replicas."""
+    return f"{pipeline}-{tier}-{digest(template)}"
+
+
+def profile_job_name(pipeline: str, tier: TierSpec, profile: str, template: Any) -> str:
+    return f"{pipeline}-profile-{tier.name}-{digest([profile, template])}"
+
+
+def tier_of(spec: InferencePipelineSpec, name: str) -> TierSpec:
+    """The tier called ``name``. Raises ``KeyError`` when the spec has none."""
+    for tier in spec.tiers:
+        if tier.name == name:
+            return tier
+    raise KeyError(name)

@@ -1,0 +1,62 @@
+"""Reading Kubernetes objects as plain JSON: names, ages, readiness. Pure."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+NAME_LABEL = "app.kubernetes.io/name"
+COMPONENT_LABEL = "app.kubernetes.io/component"
+PIPELINE_LABEL = "splitplane.dev/pipeline"
+STAGE_LABEL = "splitplane.dev/stage"
+TIER_LABEL = "splitplane.dev/tier"
+APP = "splitplane"
+
+Object = dict[str, Any]
+Key = tuple[str, str]
+"""Namespace (empty for cluster-scoped objects) and name."""
+
+
+def key_of(body: Mapping[str, Any]) -> Key:
+    return body["metadata"].get("namespace", ""), body["metadata"]["name"]
+
+
+def labels_of(body: Mapping[str, Any]) -> Mapping[str, str]:
+    return body["metadata"].get("labels") or {}
+
+
+def annotations_of(body: Mapping[str, Any]) -> Mapping[str, str]:
+    return body["metadata"].get("annotations") or {}
+
+
+def version_of(body: Mapping[str, Any]) -> int:
+    """The resource version as a number: within one kind these can be compared."""
+    text = body["metadata"].get("resourceVersion", "")
+    return int(text) if text.isdecimal() else 0
+
+
+def condition_of(body: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of type ``kind``, or an empty mapping."""
+    for condition in (body.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == kind:
+            return dict(condition)
+    return {}
+
+
+def is_true(body: Mapping[str, Any], kind: str) -> bool:
+    return condition_of(body, kind).get("status") == "True"
+
+
+def is_terminating(body: Mapping[str, Any]) -> bool:
+    return bool(body["metadata"].get("deletionTimestamp"))
+
+
+def seconds(timestamp: str | None) -> float | None:
+    """Seconds since the epoch of an RFC 3339 time stamp."""
+    if not timestamp:
+        return None
+    return datetime.fromisoformat(timestamp).timestamp()
+
+
+def timestamp(moment: float) -> str:
+    """RFC 3339 in UTC, whole seconds: the form of Kubernetes' own time stamps."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

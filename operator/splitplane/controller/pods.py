@@ -1,0 +1,178 @@
+"""Pod templates that all children share: environment, security, weights, placement. Pure."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from splitplane.api.pipelines import GatewaySpec, InferencePipeline, ModelSpec, TierSpec
+from splitplane.controller.naming import image_of
+from splitplane.controller.objects import APP, COMPONENT_LABEL, NAME_LABEL, PIPELINE_LABEL, Object
+
+HTTP_PORT = 8080
+GRPC_PORT = 9000
+WEIGHTS_PATH = "/weights"
+SCRATCH_PATH = "/tmp"  # noqa: S108 - inside a container, on a volume of its own
+_WEIGHTS_VOLUME = "splitplane-weights"
+_SCRATCH_VOLUME = "splitplane-scratch"
+
+GRACE_SECONDS = 60
+"""How long a pod may go on with requests in flight once it was told to stop."""
+_UNLISTED_SECONDS = 3
+"""Head start of the news that a pod goes: requests still come until every gateway has heard it."""
+
+
+def labels(pipeline: str, component: str, **more: str) -> dict[str, str]:
+    return {NAME_LABEL: APP, COMPONENT_LABEL: component, PIPELINE_LABEL: pipeline, **more}
+
+
+def owner(pipeline: InferencePipeline, *, controller: bool = True) -> Object:
+    """Owner reference to a pipeline, so that what was made for it goes with it, the operator running or not."""
+    return {
+        "apiVersion": "splitplane.dev/v1alpha1",
+        "kind": "InferencePipeline",
+        "name": pipeline.metadata.name,
+        "uid": pipeline.metadata.uid,
+        "controller": controller,
+    }
+
+
+def environment(pipeline: str, tier: str, **more: str) -> list[Object]:
+    """The variables of docs/architecture.md that every pod of a pipeline gets."""
+    fields = {
+        "SPLITPLANE_NAMESPACE": "metadata.namespace",
+        "SPLITPLANE_POD_NAME": "metadata.name",
+        "SPLITPLANE_POD_IP": "status.podIP",
+        "SPLITPLANE_NODE_NAME": "spec.nodeName",
+    }
+    downward: list[Object] = [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()
+    ]
+    plain = {"SPLITPLANE_PIPELINE": pipeline, "SPLITPLANE_TIER": tier, "TMPDIR": SCRATCH_PATH, **more}
+    return downward + [{"name": name, "value": value} for name, value in plain.items()]
+
+
+def model_environment(name: str, model: ModelSpec) -> str:
+    """``SPLITPLANE_MODEL``: the model as stages and profile jobs load it."""
+    uri = model.weights.uri
+    if uri.startswith("pvc://"):
+        uri = f"file://{WEIGHTS_PATH}/{uri.removeprefix('pvc://')}"
+    return json.dumps(
+        {
+            "name": name,
+            "factory": model.factory,
+            "weights": {"uri": uri, "sha256": model.weights.sha256},
+            "inputs": [tensor.dump() for tensor in model.inputs],
+        },
+        sort_keys=True,
+    )
+
+
+def model_volumes(model: ModelSpec) -> tuple[list[Object], list[Object]]:
+    """Volumes and mounts of a pod that holds the model: the user's, the weights' claim, and scratch space."""
+    volumes = [volume.dump() for volume in model.volumes]
+    mounts = [mount.dump() for mount in model.volume_mounts]
+    if model.weights.uri.startswith("pvc://"):
+        claim = model.weights.uri.removeprefix("pvc://").partition("/")[0]
+        source = {"claimName": claim, "readOnly": True}
+        volumes.append({"name": _WEIGHTS_VOLUME, "persistentVolumeClaim": source})
+        mounts.append({"name": _WEIGHTS_VOLUME, "mountPath": f"{WEIGHTS_PATH}/{claim}", "readOnly": True})
+    return [*volumes, *_scratch_volume()], [*mounts, *_scratch_mount()]
+
+
+def _scratch_volume() -> list[Object]:
+    return [{"name": _SCRATCH_VOLUME, "emptyDir": {}}]
+
+
+def _scratch_mount() -> list[Object]:
+    return [{"name": _SCRATCH_VOLUME, "mountPath": SCRATCH_PATH}]
+
+
+def resources(owner_of_resources: TierSpec | GatewaySpec) -> Object:
+    return owner_of_resources.resources.dump()
+
+
+def requests(tier: TierSpec) -> dict[str, str]:
+    """What a replica asks of the scheduler: its requests; a limit without a request is one, as Kubernetes has it."""
+    return {**(tier.resources.limits or {}), **(tier.resources.requests or {})}
+
+
+def placement(tier: TierSpec) -> Object:
+    """Where pods of a tier go: its nodes, spread over them as far as they reach."""
+    found: Object = {"nodeSelector": dict(tier.node_selector)}
+    if tier.tolerations:
+        found["tolerations"] = [toleration.dump() for toleration in tier.tolerations]
+    return found
+
+
+def spread(match: Mapping[str, str]) -> list[Object]:
+    """Replicas on different nodes where there are enough, so that one node's end does not end a stage."""
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": dict(match)},
+        }
+    ]
+
+
+def server(name: str, image: str, module: str, env: Sequence[Object], *, resources: Object) -> Object:
+    """A container that serves on the standard ports: ready when it says so, gone only after it is unlisted."""
+    return {
+        "name": name,
+        "image": image,
+        "command": ["python", "-m", module],
+        "env": list(env),
+        "ports": [
+            {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
+            {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
+        ],
+        "resources": resources,
+        "readinessProbe": {
+            "httpGet": {"path": "/v2/health/ready", "port": HTTP_PORT},
+            "periodSeconds": 2,
+            "timeoutSeconds": 2,
+            "failureThreshold": 3,
+        },
+        "lifecycle": {"preStop": {"sleep": {"seconds": _UNLISTED_SECONDS}}},
+        **container_safety(),
+    }
+
+
+def container_safety() -> Object:
+    """What Pod Security's level ``restricted`` asks of a container, and the last words of one that fails."""
+    return {
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def pod_safety() -> Object:
+    return {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def scrape_annotations() -> dict[str, str]:
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(HTTP_PORT)}
+
+
+def model_pod(pipeline: InferencePipeline, runtime_image: str) -> tuple[str, list[Object], list[Object], Object]:
+    """Image, volumes, mounts and pull settings of pods that hold the pipeline's model."""
+    model = pipeline.spec.model
+    volumes, mounts = model_volumes(model)
+    pull: Object = {}
+    if model.image_pull_secrets:
+        pull["imagePullSecrets"] = [secret.dump() for secret in model.image_pull_secrets]
+    return image_of(model, runtime_image), volumes, mounts, pull
+
+
+def gateway_volumes() -> tuple[list[Object], list[Object]]:
+    """Volumes and mounts of a gateway: scratch space and the folder that keeps the last route table."""
+    state: Object = {"name": "splitplane-state", "emptyDir": {}}
+    mount: Object = {"name": "splitplane-state", "mountPath": GATEWAY_STATE_PATH}
+    return [state, *_scratch_volume()], [mount, *_scratch_mount()]
+
+
+GATEWAY_STATE_PATH = "/var/lib/splitplane"

@@ -1,0 +1,218 @@
+"""Getting a model measured on each tier's device class: which job runs next, and what its end means. Pure."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from splitplane.api.pipelines import InferencePipeline, TierSpec
+from splitplane.api.profiles import ModelProfileSpec, from_device, from_profile
+from splitplane.api.tensors import Tensor
+from splitplane.controller.children import (
+    ATTEMPT_ANNOTATION,
+    DEVICE_CLASS_LABEL,
+    PROFILE_LABEL,
+    profile_template,
+)
+from splitplane.controller.naming import profile_job_name
+from splitplane.controller.objects import (
+    Object,
+    annotations_of,
+    condition_of,
+    is_true,
+    key_of,
+    labels_of,
+    seconds,
+)
+from splitplane.controller.settings import Settings
+from splitplane.domain.profiles import TensorSpec
+from splitplane.domain.profiles_io import ProfileResult, from_dict
+
+_FIRST_RETRY_SECONDS = 30.0
+_LAST_RETRY_SECONDS = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Start the job for ``tier``; ``replaces`` is the failed job that must go first."""
+
+    tier: TierSpec
+    name: str
+    attempt: int
+    replaces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """The job has ended well: take its result over."""
+
+    tier: TierSpec
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A job is under way, or stands in line."""
+
+    tier: TierSpec
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job failed; ``message`` is its own last words. It is tried again at ``retry`` (seconds since the epoch)."""
+
+    tier: TierSpec
+    name: str
+    message: str
+    retry: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaceable:
+    """No node fits the tier, so that nothing can be measured there."""
+
+    tier: TierSpec
+
+
+Step = Create | Collect | Wait | Failed | Unplaceable
+
+
+def next_steps(
+    pipeline: InferencePipeline, *, profile_name: str, profiled: frozenset[str],
+    jobs: Mapping[str, Object], pods: Sequence[Object], other_jobs: Sequence[Object],
+    ready_nodes: Mapping[str, int], now: float, settings: Settings,
+) -> list[Step]:  # fmt: skip
+    """One step for each tier whose device class is not ``profiled`` yet; at most one of them creates a job.
+
+    ``jobs`` are this pipeline's profile jobs by name and ``pods`` theirs; ``other_jobs`` are all that measure now.
+    """
+    steps: list[Step] = []
+    seen = set(profiled)
+    creating = False
+    for tier in pipeline.spec.tiers:
+        if tier.device_class in seen:
+            continue
+        seen.add(tier.device_class)
+        name = profile_job_name(pipeline.metadata.name, tier, profile_name, profile_template(pipeline, tier, settings))
+        job = jobs.get(name)
+        if job is not None:
+            steps.append(_of_job(tier, name, job, pods, now=now))
+            if isinstance(steps[-1], Create):
+                creating = True
+            continue
+        if not ready_nodes.get(tier.name):
+            steps.append(Unplaceable(tier))
+            continue
+        shared = [
+            job for job in other_jobs if _measures(job, pipeline.metadata.namespace, profile_name, tier.device_class)
+        ]
+        if shared or other_jobs or creating:
+            who = key_of((shared or other_jobs)[0])[1] if shared or other_jobs else "the job before it"
+            steps.append(Wait(tier, "ProfileQueued", f"measuring on tier {tier.name} waits for {who}"))
+            continue
+        creating = True
+        steps.append(Create(tier, name, attempt=1))
+    return steps
+
+
+def stale_jobs(jobs: Mapping[str, Object], *, profile_name: str) -> list[str]:
+    """Jobs of this pipeline that measure a model which it no longer has."""
+    return [name for name, job in jobs.items() if labels_of(job).get(PROFILE_LABEL) != profile_name]
+
+
+def _measures(job: Object, namespace: str, profile_name: str, device_class: str) -> bool:
+    labels = labels_of(job)
+    return (
+        job["metadata"].get("namespace") == namespace
+        and labels.get(PROFILE_LABEL) == profile_name
+        and labels.get(DEVICE_CLASS_LABEL) == device_class
+    )
+
+
+def _of_job(tier: TierSpec, name: str, job: Object, pods: Sequence[Object], *, now: float) -> Step:
+    own = [pod for pod in pods if job_of(pod) == name]
+    if is_true(job, "Complete"):
+        return Collect(tier, name)
+    if is_true(job, "Failed"):
+        attempt = int(annotations_of(job).get(ATTEMPT_ANNOTATION, "1"))
+        failed = condition_of(job, "Failed")
+        since = seconds(failed.get("lastTransitionTime")) or now
+        retry = since + min(_LAST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
+        if now >= retry:
+            return Create(tier, name, attempt=attempt + 1, replaces=True)
+        words = next((text for pod in own if (text := last_words(pod))), "")
+        return Failed(tier, name, words or failed.get("message") or "the job gave no reason", retry)
+    trouble = next((text for pod in own if (text := pod_trouble(pod))), "")
+    message = f"measuring the model on tier {tier.name} (device class {tier.device_class})"
+    return Wait(tier, "Profiling", f"{message}: {trouble}" if trouble else message)
+
+
+def job_of(pod: Object) -> str:
+    """Name of the Job that a pod belongs to."""
+    labels = labels_of(pod)
+    return labels.get("batch.kubernetes.io/job-name") or labels.get("job-name") or ""
+
+
+def last_words(pod: Object) -> str:
+    """The last line that a failed container logged (its termination message)."""
+    for status in (pod.get("status") or {}).get("containerStatuses") or ():
+        for state in (status.get("state") or {}, status.get("lastState") or {}):
+            ended = state.get("terminated") or {}
+            if ended.get("exitCode"):
+                lines = [line.strip() for line in (ended.get("message") or "").splitlines() if line.strip()]
+                return lines[-1] if lines else f"exit code {ended['exitCode']} ({ended.get('reason', 'Error')})"
+    return ""
+
+
+def pod_trouble(pod: Object) -> str:
+    """Why a pod does not get ready, as scheduler or kubelet say it; empty when nothing is wrong."""
+    scheduled = condition_of(pod, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return str(scheduled.get("message") or scheduled.get("reason") or "not scheduled")
+    words = last_words(pod)
+    if words:
+        return words
+    for status in (pod.get("status") or {}).get("containerStatuses") or ():
+        waiting = (status.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+    return ""
+
+
+def read_result(config_map: Object | None) -> ProfileResult:
+    """The result that a job left. Raises ``ValueError`` that says what is wrong with it."""
+    text = ((config_map or {}).get("data") or {}).get("result.json")
+    if not text:
+        raise ValueError("the job ended without writing result.json; its runtime image may be of another release")
+    return from_dict(json.loads(text))
+
+
+def merged(pipeline: InferencePipeline, known: ModelProfileSpec | None, result: ProfileResult) -> ModelProfileSpec:
+    """The profile with the result's device added or renewed.
+
+    Raises ``ValueError`` when the tiers disagree about what the model is: they run different library versions.
+    """
+    model = pipeline.spec.model
+    if known is None:
+        return from_profile(
+            result.profile,
+            factory=model.factory,
+            weights_sha256=model.weights.sha256,
+            inputs=tuple(_tensor(spec) for spec in result.inputs),
+            outputs=tuple(_tensor(spec) for spec in result.outputs),
+            segment_names=result.segment_names,
+        )
+    if known.fingerprint != result.profile.fingerprint:
+        raise ValueError(
+            f"the model measured on device class {result.device.device_class} has fingerprint"
+            f" {result.profile.fingerprint}, other tiers {known.fingerprint}: let all tiers run one runtime image, or"
+            " delete the ModelProfile to measure anew"
+        )
+    device = from_device(result.device)
+    others = [known_device for known_device in known.devices if known_device.device_class != device.device_class]
+    return known.model_copy(update={"devices": tuple(sorted([*others, device], key=lambda d: d.device_class))})
+
+
+def _tensor(spec: TensorSpec) -> Tensor:
+    return Tensor.model_validate({"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]})

@@ -1,0 +1,72 @@
+"""From a planner's decision to Deployments and published routes. Pure."""
+
+from collections.abc import Sequence
+
+from splitplane.api.pipelines import InferencePipeline
+from splitplane.controller.children import StageKey, stage_deployment
+from splitplane.controller.control import PublishedRoute, RouteStep, Serving, StageSet
+from splitplane.controller.settings import Settings
+from splitplane.domain.plans import Candidate, Stage
+from splitplane.domain.snapshots import Inputs
+
+
+def realise(
+    target: Candidate, routes: Sequence[Candidate], *,
+    pipeline: InferencePipeline, fingerprint: str, model: str, inputs: Inputs | None, settings: Settings,
+) -> Serving:  # fmt: skip
+    """Name the Deployments that ``target`` needs and write its routes in terms of them.
+
+    ``routes`` run on what the target keeps resident; one that does not is left out. Raises ``KeyError`` when the
+    pipeline lacks a tier of the plan.
+    """
+    stages: list[StageSet] = []
+    for stage in target.plan.stages:
+        key = StageKey(stage.tier, stage.resident_first, stage.resident_last, fingerprint)
+        body = stage_deployment(pipeline, key, replicas=stage.replicas, settings=settings)
+        stages.append(StageSet(body["metadata"]["name"], key, stage.replicas))
+    published: list[PublishedRoute] = []
+    for candidate in (target, *routes):
+        route = _route(candidate, stages)
+        if route is not None and all(route.name != other.name for other in published):
+            published.append(route)
+    return Serving(
+        plan=target.plan, predicted=target.predicted, stages=tuple(_merged(stages)), routes=tuple(published),
+        model=model, inputs=inputs,
+    )  # fmt: skip
+
+
+def _merged(stages: Sequence[StageSet]) -> list[StageSet]:
+    """Two stages of a plan on one Deployment share its replicas."""
+    found: dict[str, StageSet] = {}
+    for stage in stages:
+        known = found.get(stage.name)
+        if known is None or known.replicas < stage.replicas:
+            found[stage.name] = stage
+    return list(found.values())
+
+
+def _route(candidate: Candidate, stages: Sequence[StageSet]) -> PublishedRoute | None:
+    steps = []
+    for stage in candidate.plan.stages:
+        holder = _holder(stage, stages)
+        if holder is None:
+            return None
+        steps.append(RouteStep(holder.name, stage.tier, stage.first, stage.last))
+    return PublishedRoute(
+        name=str(candidate.plan),
+        steps=tuple(steps),
+        codecs=candidate.plan.codecs,
+        max_rate_per_second=candidate.predicted.max_rate_per_second,
+    )
+
+
+def _holder(stage: Stage, stages: Sequence[StageSet]) -> StageSet | None:
+    """The Deployment of that tier that keeps the stage's active range resident; the narrowest, if several do."""
+    fitting = [
+        held
+        for held in stages
+        if held.key.tier == stage.tier
+        and held.key.resident_first <= stage.first
+        and stage.last <= held.key.resident_last
+    ]
+    return min(fitting, key=lambda held: held.key.resident_last - held.key.resident_first, default=None)

@@ -1,0 +1,99 @@
+"""The RouteTable as the operator writes it. Pure."""
+
+from collections.abc import Iterable, Sequence
+
+from splitplane.api.pipelines import InferencePipeline
+from splitplane.api.profiles import ModelProfileSpec
+from splitplane.api.routes import RouteTableSpec
+from splitplane.controller.capacity import matches
+from splitplane.controller.control import CONTROL_ANNOTATION, Control, PublishedRoute, dump
+from splitplane.controller.objects import Object, is_terminating, is_true
+from splitplane.controller.pods import GRPC_PORT, labels, owner
+
+_MOST_PROBES = 4
+_MOST_RATE = 1e9
+
+
+def route_table(
+    pipeline: InferencePipeline, control: Control, *, generation: int, routes: Sequence[PublishedRoute],
+    model: Object, links: Sequence[Object], version: str,
+) -> Object:  # fmt: skip
+    """The whole object. ``version`` is the resource version that it was decided on, empty to create it."""
+    name = pipeline.metadata.name
+    metadata = {
+        "name": name,
+        "namespace": pipeline.metadata.namespace,
+        "labels": labels(name, "routes"),
+        "annotations": {CONTROL_ANNOTATION: dump(control)},
+        "ownerReferences": [owner(pipeline)],
+    }
+    if version:
+        metadata["resourceVersion"] = version
+    spec = RouteTableSpec.model_validate(
+        {
+            "generation": generation,
+            "model": model,
+            "routes": [_route(route) for route in routes],
+            "stages": sorted(control.named()),
+            "links": list(links),
+        }
+    )
+    return {
+        "apiVersion": "splitplane.dev/v1alpha1",
+        "kind": "RouteTable",
+        "metadata": metadata,
+        "spec": spec.dump(),
+    }
+
+
+def served_model(pipeline: InferencePipeline, profile: ModelProfileSpec) -> Object:
+    """The model as clients see it."""
+    return {
+        "name": pipeline.metadata.name,
+        "inputs": [tensor.dump() for tensor in profile.inputs],
+        "outputs": [tensor.dump() for tensor in profile.outputs],
+    }
+
+
+def _route(route: PublishedRoute) -> Object:
+    return {
+        "name": route.name,
+        "stages": [
+            {"stage": step.stage, "tier": step.tier, "first": step.first, "last": step.last} for step in route.steps
+        ],
+        "codecs": list(route.codecs),
+        "maxRatePerSecond": f"{min(max(route.max_rate_per_second, 0.0), _MOST_RATE):.3f}",
+    }
+
+
+def live_routes(control: Control, lost_tiers: frozenset[str]) -> tuple[PublishedRoute, ...]:
+    """The routes of the plan that serves, without those that need a tier with no node left."""
+    if control.active is None:
+        return ()
+    return tuple(route for route in control.active.routes if not any(step.tier in lost_tiers for step in route.steps))
+
+
+def links(pipeline: InferencePipeline, *, link_targets: Iterable[Object], nodes: Iterable[Object]) -> list[Object]:
+    """Links from the gateway's tier to each other tier, with the addresses to probe them at."""
+    by_name = {node["metadata"]["name"]: node for node in nodes}
+    ready = [
+        pod
+        for pod in sorted(link_targets, key=lambda pod: str(pod["metadata"]["name"]))
+        if is_true(pod, "Ready") and not is_terminating(pod) and pod.get("status", {}).get("podIP")
+    ]
+    found: list[Object] = []
+    source = pipeline.spec.gateway.tier
+    for tier in pipeline.spec.tiers:
+        if tier.name == source:
+            continue
+        probes = [
+            _address(pod["status"]["podIP"])
+            for pod in ready
+            if (node := by_name.get(pod["spec"].get("nodeName", ""))) is not None and matches(node, tier.node_selector)
+        ]
+        found.append({"source": source, "target": tier.name, "probes": probes[:_MOST_PROBES]})
+    return found
+
+
+def _address(ip: str) -> str:
+    return f"[{ip}]:{GRPC_PORT}" if ":" in ip else f"{ip}:{GRPC_PORT}"

@@ -1,0 +1,49 @@
+"""What the chart tells the operator, read once from the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - outside a pod there is no address of one's own
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Configuration of the operator's process. Times are in seconds."""
+
+    prometheus_url: str
+    runtime_image: str
+    operator_image: str
+    pod_ip: str = _ANY_ADDRESS
+    http_port: int = 8080
+    window: int = 60
+    demand_window: int = 30
+    tick: float = 1.0
+    prepare_deadline: float = 120.0
+    """How long a plan's new pods may take to be admitted by the gateway before the switch is rolled back."""
+    drain_deadline: float = 90.0
+    """How long an old plan's pods stay for requests in flight. Above the gateway's own time-out of requests."""
+    profile_deadline: int = 900
+    """A profile job is stopped after this time."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Raises ``ValueError`` that names the variable that is missing or wrong."""
+        try:
+            return cls(
+                prometheus_url=environment["SPLITPLANE_PROMETHEUS_URL"],
+                runtime_image=environment["SPLITPLANE_RUNTIME_IMAGE"],
+                operator_image=environment["SPLITPLANE_OPERATOR_IMAGE"],
+                pod_ip=environment.get("SPLITPLANE_POD_IP", _ANY_ADDRESS),
+                window=_seconds(environment, "SPLITPLANE_PROMETHEUS_WINDOW_SECONDS", 60),
+                demand_window=_seconds(environment, "SPLITPLANE_DEMAND_WINDOW_SECONDS", 30),
+            )
+        except KeyError as error:
+            raise ValueError(f"the variable {error.args[0]} is not set; the chart sets it") from error
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    if not text.isdecimal() or not 4 <= int(text) <= 3600:
+        raise ValueError(f"{name} must be a whole number of seconds from 4 to 3600, not {text!r}")
+    return int(text)

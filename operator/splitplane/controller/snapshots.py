@@ -1,0 +1,164 @@
+"""One coherent snapshot of a pipeline for the planner, from the indexed cluster and the latest metrics. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
+from splitplane.api.pipelines import InferencePipeline, TierSpec
+from splitplane.api.policies import to_tier
+from splitplane.api.routes import LinkEstimate
+from splitplane.controller.capacity import Capacity, Placement, amounts, capacity, matches, replica_price
+from splitplane.controller.control import Control
+from splitplane.controller.objects import (
+    COMPONENT_LABEL,
+    PIPELINE_LABEL,
+    TIER_LABEL,
+    Key,
+    Object,
+    labels_of,
+)
+from splitplane.controller.pods import requests
+from splitplane.domain.measurements import Idle, Measurement, Missing, Value, known
+from splitplane.domain.profiles import Profile
+from splitplane.domain.snapshots import Active, Link, Snapshot, Tier
+
+_LEAST_CORRECTION, _MOST_CORRECTION = 0.5, 2.0
+# Ranges so short that the clock's and the queue's own noise would pass for the device's speed.
+_LEAST_RANGE_SECONDS = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class TierState:
+    """A tier as the user wrote it, and what the cluster has of it now."""
+
+    spec: TierSpec
+    capacity: Capacity
+    price: Measurement
+
+    @property
+    def tier(self) -> Tier:
+        return to_tier(
+            self.spec, price_per_hour=self.price, slots=self.capacity.slots, ready_nodes=len(self.capacity.ready)
+        )
+
+
+def placement_of(tier: TierSpec) -> Placement:
+    return Placement(
+        node_selector=tier.node_selector,
+        tolerations=[toleration.dump() for toleration in tier.tolerations],
+        requests=amounts(requests(tier)),
+    )
+
+
+def tier_states(
+    pipeline: InferencePipeline, *,
+    nodes: Sequence[Object], pods_by_node: Mapping[str, Sequence[Object]], metrics: MetricsSnapshot,
+) -> dict[str, TierState]:  # fmt: skip
+    """Capacity and price of each tier of the pipeline, by name."""
+    key = pipeline.metadata.namespace, pipeline.metadata.name
+    found = {}
+    for tier in pipeline.spec.tiers:
+        placement = placement_of(tier)
+        held = capacity(nodes, pods_by_node, placement, is_own=lambda pod, t=tier.name: is_stage_pod(pod, key, t))  # type: ignore[misc]
+        ready = set(held.ready)
+        priced = [node for node in nodes if node["metadata"]["name"] in ready] or [
+            node for node in nodes if matches(node, placement.node_selector)
+        ]
+        price = replica_price(
+            priced,
+            metrics.node_prices,
+            placement.requests,
+            otherwise=None if tier.price_per_hour is None else float(tier.price_per_hour),
+            failure=metrics.failure,
+        )
+        found[tier.name] = TierState(tier, held, price)
+    return found
+
+
+def is_stage_pod(pod: Object, pipeline: Key, tier: str) -> bool:
+    labels = labels_of(pod)
+    return (
+        pod["metadata"].get("namespace", "") == pipeline[0]
+        and labels.get(PIPELINE_LABEL) == pipeline[1]
+        and labels.get(COMPONENT_LABEL) == "stage"
+        and labels.get(TIER_LABEL) == tier
+    )
+
+
+def links(tiers: Sequence[str], measured: PipelineMetrics, reported: Sequence[LinkEstimate]) -> tuple[Link, ...]:
+    """Every direction between two tiers that somebody measures.
+
+    Before Prometheus has scraped a new gateway, what that gateway itself reports (in its RouteTable's status) stands
+    in, so that the first plan need not wait for a scrape.
+    """
+    live = {(estimate.source, estimate.target): estimate for estimate in reported}
+    found = []
+    for source in tiers:
+        for target in tiers:
+            ends = source, target
+            if source == target or not (ends in measured.bandwidth or ends in measured.delay or ends in live):
+                continue
+            bandwidth = measured.bandwidth.get(ends, Missing("no series"))
+            delay = measured.delay.get(ends, Missing("no series"))
+            estimate = live.get(ends)
+            if isinstance(bandwidth, Missing) and estimate and estimate.bandwidth_bytes_per_second is not None:
+                bandwidth = Value(float(estimate.bandwidth_bytes_per_second))
+            if isinstance(delay, Missing) and estimate and estimate.delay_microseconds is not None:
+                delay = Value(estimate.delay_microseconds / 1e6)
+            found.append(Link(source, target, bandwidth, delay))
+    return tuple(found)
+
+
+def speed_corrections(
+    pipeline: InferencePipeline, profile: Profile, control: Control, measured: PipelineMetrics
+) -> dict[str, float]:
+    """Observed over profiled compute time by tier, from the ranges that are active now; bounded against outliers."""
+    if control.active is None:
+        return {}
+    classes = {tier.name: tier.device_class for tier in pipeline.spec.tiers}
+    found = {}
+    for stage in control.active.plan.stages:
+        device = profile.devices.get(classes.get(stage.tier, ""))
+        observed = known(measured.stage_seconds.get((stage.tier, stage.first, stage.last), Missing("")))
+        if device is None or observed is None or stage.last > profile.segments:
+            continue
+        profiled = device.range_seconds(stage.first, stage.last)
+        if profiled >= _LEAST_RANGE_SECONDS:
+            found[stage.tier] = min(_MOST_CORRECTION, max(_LEAST_CORRECTION, observed / profiled))
+    return found
+
+
+def snapshot(
+    pipeline: InferencePipeline, *, profile: Profile, profile_name: str, tiers: Mapping[str, TierState],
+    metrics: MetricsSnapshot, reported: Sequence[LinkEstimate], control: Control, generation: int, now: float,
+) -> Snapshot:  # fmt: skip
+    """Everything that the planner may look at.
+
+    A plan made for another model than the pipeline now has is left out: its cuts mean nothing any more.
+    """
+    key = pipeline.metadata.namespace, pipeline.metadata.name
+    measured = metrics.of(key)
+    active = None
+    if control.active is not None and control.active.model == profile_name:
+        active = Active(
+            plan=control.active.plan,
+            generation=generation,
+            since=control.since,
+            last_switch_seconds=control.last_switch_seconds,
+            low_demand_since=control.low_demand_since,
+            inputs=control.active.inputs,
+        )
+    scv = known(measured.arrival_scv) if not isinstance(measured.arrival_scv, Idle) else None
+    return Snapshot(
+        pipeline="/".join(key),
+        time=now,
+        profile=profile,
+        tiers=tuple(state.tier for state in tiers.values()),
+        links=links(list(tiers), measured, reported),
+        arrival_rate=measured.arrival_rate,
+        arrival_scv=1.0 if scv is None else max(0.0, scv),
+        observed_p95_seconds=measured.p95_seconds,
+        speed_corrections=speed_corrections(pipeline, profile, control, measured),
+        active=active,
+        set_aside=control.aside_now(now),
+    )
