@@ -17,6 +17,7 @@ from splitplane.local.agent.cluster import ClusterReader
 from splitplane.local.agent.config import AgentConfig
 from splitplane.local.agent.errors import ApiError
 from splitplane.local.agent.events import Events
+from splitplane.local.agent.following import ObjectFollower
 from splitplane.local.agent.guard import Guard
 from splitplane.local.agent.manager import PodManager, take_over
 from splitplane.local.agent.node import NodeRegistration
@@ -24,7 +25,7 @@ from splitplane.local.agent.services import Services
 
 log = logging.getLogger(__name__)
 
-STOP_SECONDS = 8.0
+STOP_SECONDS = 4.0
 """How long pods have to end when the agent is asked to stop."""
 
 
@@ -42,7 +43,13 @@ async def run(config: AgentConfig) -> None:
     try:
         events = Events(api, config.node)
         services = Services(
-            config=config, api=api, reader=ClusterReader(api), events=events, guard=guard, addresses=addresses
+            config=config,
+            api=api,
+            reader=ClusterReader(api),
+            events=events,
+            guard=guard,
+            addresses=addresses,
+            follower=ObjectFollower(api),
         )
         manager = PodManager(services, records)
         node = NodeRegistration(api, config)
@@ -51,8 +58,9 @@ async def run(config: AgentConfig) -> None:
             if not stopped.is_set():
                 log.info("node %s is registered", config.node)
                 events.node("Starting", "the node agent runs pods as processes")
-                await _attend(stopped, manager, node, events)
+                await _attend(stopped, manager, node, events, guard)
             await _wind_down(manager, node)
+            services.follower.close()
     finally:
         await api.close()
         guard.close()
@@ -72,7 +80,9 @@ async def _until(stopped: asyncio.Event, work: Coroutine[Any, Any, object]) -> N
             await task
 
 
-async def _attend(stopped: asyncio.Event, manager: PodManager, node: NodeRegistration, events: Events) -> None:
+async def _attend(
+    stopped: asyncio.Event, manager: PodManager, node: NodeRegistration, events: Events, guard: Guard
+) -> None:
     """Run the loops until the order to stop. A loop that breaks breaks the agent."""
 
     async def parts() -> None:
@@ -81,7 +91,7 @@ async def _attend(stopped: asyncio.Event, manager: PodManager, node: NodeRegistr
             group.create_task(manager.run())
             group.create_task(events.run())
             group.create_task(memory.enforce(manager))
-            await manager.failure
+            await guard.lost()
 
     await _until(stopped, parts())
 
@@ -91,7 +101,7 @@ async def _wind_down(manager: PodManager, node: NodeRegistration) -> None:
     log.info("ending %d pods", len(manager.workers))
     await manager.shut_down(STOP_SECONDS)
     with contextlib.suppress(ApiError, TimeoutError):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(1):
             await node.report({}, ready=False)
     log.info("stopped after %.1f s", time.monotonic() - began)
 
@@ -100,7 +110,7 @@ async def _wind_down(manager: PodManager, node: NodeRegistration) -> None:
 async def _serving(config: AgentConfig, manager: PodManager) -> AsyncIterator[None]:
     """Both HTTP servers."""
     host = str(config.node_address)
-    secure = web.AppRunner(server.application(manager), access_log=None)
+    secure = web.AppRunner(server.application(manager), access_log=None, handler_cancellation=True)
     plain = web.AppRunner(metrics.application(config, manager), access_log=None)
     try:
         await secure.setup()

@@ -81,6 +81,8 @@ def prepare(
             f'container "{name}" has no command: an image\'s own entry point is not known here, so give "command"',
         )
     final = {key: value if value == base.get(key) else rewrite(value) for key, value in variables.items()}
+    if final["PATH"] != base["PATH"]:
+        final["PATH"] = f"{bin_dir}:{final['PATH']}"
     token_mount = next((m for m in mounts if m.mount_path == TOKEN_MOUNT), None)
     if token_mount is not None and "KUBECONFIG" not in final:
         final["KUBECONFIG"] = str(write_kubeconfig(own, token_mount.target, config, pod))

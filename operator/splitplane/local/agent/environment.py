@@ -200,6 +200,7 @@ def base_variables(
     if (bin_dir.parent / "pyvenv.cfg").is_file():
         variables["VIRTUAL_ENV"] = str(bin_dir.parent)
     if proxy:
-        exempt = ",".join(no_proxy)
+        # Many clients read names and addresses there, but no networks.
+        exempt = ",".join(["localhost", "127.0.0.1", *no_proxy])
         variables |= {"grpc_proxy": proxy, "http_proxy": proxy, "no_grpc_proxy": exempt, "no_proxy": exempt}
     return variables

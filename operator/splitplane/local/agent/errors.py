@@ -5,6 +5,7 @@
     AgentError
       ConfigError         tell the user and stop
       ApiError            an answer of the API server other than success; `retriable` says whether to try again
+      GuardianError       stop at once: containers could outlive the agent
       StartError          a container cannot start now: its waiting reason, kept until the cause is gone
 """
 
@@ -28,6 +29,10 @@ class ApiError(AgentError):
     def retriable(self) -> bool:
         """Whether the same request may succeed later: overload, restarts, lost connections."""
         return self.status in {0, 429} or self.status >= 500
+
+
+class GuardianError(AgentError):
+    """The process that ends a dead agent's containers is gone itself."""
 
 
 class StartError(AgentError):

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 COMPONENT = "splitplane-node-agent"
 _REMEMBERED = 512
 _QUEUED = 1000
+_ALL_SENT = 8
 
 Kind = Literal["Normal", "Warning"]
 
@@ -79,9 +80,12 @@ class Events:
         key = (reference["uid"], field, kind, reason, message)
         if key in self._known:
             name, count = self._known[key]
-            patch = {"count": count + 1, "lastTimestamp": timestamp(moment)}
-            self._known[key] = (name, count + 1)
+            count += 1
+            self._known[key] = (name, count)
             self._known.move_to_end(key)
+            if count > _ALL_SENT and count & (count - 1):
+                return  # of a flood only every doubling is sent
+            patch = {"count": count, "lastTimestamp": timestamp(moment)}
             try:
                 await self._api.patch(path_of("events", namespace=namespace, name=name), patch)
                 return

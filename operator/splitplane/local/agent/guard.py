@@ -1,11 +1,14 @@
 """The agent's side of the guardian: naming containers to it as they start and end."""
 
+import asyncio
+import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from splitplane.local.agent import guardian
-from splitplane.local.agent.errors import AgentError
+from splitplane.local.agent.errors import GuardianError
 
 
 class Guard:
@@ -23,6 +26,10 @@ class Guard:
             text=True,
             bufsize=1,
         )
+        self._loop = asyncio.get_running_loop()
+        self._lost: asyncio.Future[None] = self._loop.create_future()
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._pidfd, self._died)
 
     def started(self, pid: int, start_ticks: int, container_id: str) -> None:
         """Name a container's first process."""
@@ -36,13 +43,24 @@ class Guard:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line)
-        except BrokenPipeError as error:
-            raise AgentError("the guardian process has died; restart the node") from error
+        except BrokenPipeError:
+            self._died()
+
+    def _died(self) -> None:
+        if not self._lost.done():
+            self._lost.set_exception(GuardianError("the guardian process has died; start the node again"))
+
+    async def lost(self) -> None:
+        """Wait for the guardian's death, which must not happen. Raises :class:`GuardianError`."""
+        await asyncio.shield(self._lost)
 
     def close(self) -> None:
         """Let the guardian finish: it ends whatever has not been reported as ended."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:

@@ -13,7 +13,7 @@ from splitplane.local.agent.state import Backoff, ContainerRecord, Ended, Phase,
 FIRST_BACKOFF = 10.0
 MOST_BACKOFF = 300.0
 FIRST_RETRY = 1.0
-MOST_RETRY = 30.0
+MOST_RETRY = 10.0
 
 Pod = Mapping[str, Any]
 
@@ -137,10 +137,10 @@ class _Deciding:
     def init_containers(self) -> tuple[bool, bool]:
         """Whether all are done, and whether one has failed for good. Starts the next one."""
         # Once main containers have run, finished init containers are history; sidecars are kept running.
-        begun = any(self.record.container(c["name"]).runs for c in self.pod["spec"]["containers"])
+        begun = any(self.record.look(c["name"]).runs for c in self.pod["spec"]["containers"])
         for container in self.pod["spec"].get("initContainers", []):
             name = container["name"]
-            record = self.record.container(name)
+            record = self.record.look(name)
             if is_sidecar(container):
                 self.keep(name, "Always")
                 if not begun and not (record.run and record.started):
@@ -154,7 +154,7 @@ class _Deciding:
 
     def keep(self, name: str, policy: str) -> None:
         """Start, restart, stop for a restart, or leave one container."""
-        record = self.record.container(name)
+        record = self.record.look(name)
         if record.run is not None:
             if record.restart is not None and not record.stopping:
                 grace = record.restart_grace if record.restart_grace is not None else grace_of(self.pod)
@@ -193,7 +193,7 @@ class _Deciding:
         return policy == "Always" or (policy == "OnFailure" and ended.exit_code != 0)
 
     def phase(self) -> Phase:
-        records = [self.record.container(c["name"]) for c in self.pod["spec"]["containers"]]
+        records = [self.record.look(c["name"]) for c in self.pod["spec"]["containers"]]
         if any(r.run is None and r.ended is None for r in records):
             return "Pending"
         if any(r.run is not None or (r.ended and self.runs_again(r.ended, self.policy)) for r in records):
@@ -202,7 +202,7 @@ class _Deciding:
 
     def final_phase(self) -> Phase:
         """Succeeded only if every main container has run and ended well."""
-        records = [self.record.container(c["name"]) for c in self.pod["spec"]["containers"]]
+        records = [self.record.look(c["name"]) for c in self.pod["spec"]["containers"]]
         done = all(r.run is None and r.ended is not None and r.ended.exit_code == 0 for r in records)
         return "Succeeded" if done else "Failed"
 
@@ -215,6 +215,6 @@ class _Deciding:
         sidecars = [c["name"] for c in self.pod["spec"].get("initContainers", []) if is_sidecar(c)]
         first = [name for name in running if name not in sidecars]
         victims = first or [next(name for name in reversed(sidecars) if name in running)]
-        stops = tuple(Stop(name, grace, why) for name in sorted(victims) if not self.record.container(name).stopping)
+        stops = tuple(Stop(name, grace, why) for name in sorted(victims) if not self.record.look(name).stopping)
         # Until everything has ended the pod keeps the phase that it had.
         return Decision(self.record.phase, stop=stops)

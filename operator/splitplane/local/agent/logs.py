@@ -5,6 +5,7 @@ and error share one pipe, so that they keep their order; all lines say ``stdout`
 """
 
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
+
+log = logging.getLogger(__name__)
 
 MOST_LINE = 16 * 1024
 MOST_FILE = 10 * 1024 * 1024
@@ -42,9 +45,18 @@ class LogWriter:
         self._file: BinaryIO = path.open("ab")
         self._size = self._file.tell()
         self._rest = b""
+        self._lossy = False
 
     def __call__(self, data: bytes | None) -> None:
-        """Take output; None ends the log."""
+        """Take output; None ends the log. Output that the disk has no room for is lost, not the container."""
+        try:
+            self._take(data)
+        except OSError as error:
+            if not self._lossy:
+                log.warning("output of a container is lost: %s: %s", self._path, error.strerror)
+            self._lossy = True
+
+    def _take(self, data: bytes | None) -> None:
         if self._file.closed:
             return
         if data is None:

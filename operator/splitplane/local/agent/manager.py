@@ -20,6 +20,8 @@ from splitplane.local.agent.state import Ended, PodRecord
 
 log = logging.getLogger(__name__)
 
+_FAULT = "NodeAgentFault"
+
 
 class PodManager:
     """Admits, runs and forgets the node's pods."""
@@ -35,8 +37,6 @@ class PodManager:
         )
         self._background: set[asyncio.Task[None]] = set()
         self.workers: dict[str, PodWorker] = {}
-        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Fails when a worker has broken: the agent must not go on as if all were well."""
 
     async def run(self) -> None:
         """Follow the node's pods until cancelled."""
@@ -108,11 +108,24 @@ class PodManager:
         except asyncio.CancelledError:
             return
         except Exception as error:
-            if not self.failure.done():
-                self.failure.set_exception(error)
+            await self._contain(worker, error)
             return
         self.workers.pop(worker.record.uid, None)
         self._forget(worker.directory, worker.record)
+
+    async def _contain(self, worker: PodWorker, error: Exception) -> None:
+        """A fault of the agent in one pod ends that pod, openly, and no other."""
+        record = worker.record
+        log.error("pod %s/%s cannot be run", record.namespace, record.name, exc_info=error)
+        if record.failed is not None and record.failed.reason == _FAULT:
+            return
+        why = f"the node agent cannot run this pod: {type(error).__name__}: {error}"
+        record.failed = state.Waiting(reason=_FAULT, message=why)
+        self._services.events.pod(worker.pod, _FAULT, why, kind="Warning")
+        await worker.abandon()
+        successor = PodWorker(self._services, worker.pod, record)
+        self.workers[record.uid] = successor
+        self._spawn(self._attend(successor))
 
     async def _delete(self, pod: Object) -> None:
         meta = pod["metadata"]

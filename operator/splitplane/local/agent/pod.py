@@ -12,7 +12,7 @@ from splitplane.local.agent import environment, lifecycle, logs, state, status
 from splitplane.local.agent.api import Object
 from splitplane.local.agent.container import prepare
 from splitplane.local.agent.environment import Sources
-from splitplane.local.agent.errors import StartError
+from splitplane.local.agent.errors import ApiError, StartError
 from splitplane.local.agent.pod_volumes import PodVolumes
 from splitplane.local.agent.process import Process
 from splitplane.local.agent.publisher import Publisher
@@ -22,6 +22,8 @@ from splitplane.local.agent.services import Services
 from splitplane.local.agent.state import Ended, Failure, PodRecord, Waiting
 
 log = logging.getLogger(__name__)
+
+_LAST_STATUS_SECONDS = 1.0
 
 
 class PodWorker:
@@ -91,19 +93,25 @@ class PodWorker:
                     continue
                 self._back_off_events(decision)
                 self.record.phase = decision.phase
-                state.save(self.record, self._dir)
+                self._save()
                 self._publish(decision)
                 if decision.over and self._gone:
                     return
                 await self._pause(decision.wake_at)
         finally:
             self._volumes.close()
-            self._publisher.close()
 
     async def _pause(self, wake_at: float | None) -> None:
         timeout = None if wake_at is None else max(0.0, wake_at - time.time()) + 0.01
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), timeout)
+
+    def _save(self) -> None:
+        try:
+            state.save(self.record, self._dir)
+        except OSError as error:
+            # Only a restarted agent would miss it, and it ends what it finds running all the same.
+            log.warning("the record of %s/%s is not saved: %s", self.record.namespace, self.record.name, error)
 
     def _publish(self, decision: lifecycle.Decision) -> None:
         if self._gone:
@@ -194,7 +202,7 @@ class PodWorker:
         )
         self.runners[name] = runner
         runner.done.add_done_callback(lambda _: self._ended(name, process.pid))
-        state.save(self.record, self._dir)
+        self._save()
         self._event("Created", f"Container created: {name}", container=name)
         self._event("Started", f"Container started: {name} (process {process.pid})", container=name)
 
@@ -221,15 +229,29 @@ class PodWorker:
             secrets={name: await reader.secret(namespace, name) for name in secrets},
         )
 
+    async def abandon(self) -> None:
+        """Kill the pod's processes and publish nothing more: the worker has broken."""
+        self._publisher.close()
+        ends = [runner.done for runner in self.runners.values()]
+        for runner in self.runners.values():
+            runner.process.kill()
+        if ends:
+            await asyncio.wait(ends)
+
     async def shut_down(self, bound: float) -> None:
         """End the pod's processes within `bound` seconds, for the agent is stopping; the pod itself lives on."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+        self._publisher.close()
         grace = min(bound, lifecycle.grace_of(self.pod))
         ends = [runner.done for runner in self.runners.values()]
         for runner in self.runners.values():
             runner.stop(grace)
         if ends:
             await asyncio.wait(ends, timeout=bound + 1)
-        state.save(self.record, self._dir)
+        self._save()
+        self._publish(lifecycle.decide(self.pod, self.record, time.time()))
+        with contextlib.suppress(ApiError, TimeoutError):
+            async with asyncio.timeout(_LAST_STATUS_SECONDS):
+                await self._publisher.push()

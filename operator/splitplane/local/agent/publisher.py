@@ -49,12 +49,20 @@ class Publisher:
                 await self.push()
                 pause = 0.2
             except ApiError as error:
-                if error.status in {404, 409}:
-                    return  # gone, or replaced by another pod of the same name; the watch will tell
+                if error.status in {404, 409} and await self._is_gone():
+                    return
                 log.warning("status not published: %s; again in %.1f s", error, pause)
                 self._wanted.set()
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
+
+    async def _is_gone(self) -> bool:
+        """Whether the pod is no longer there, or another of the same name is; the watch will tell the rest."""
+        try:
+            present = await self._api.get(self._path)
+        except ApiError as error:
+            return error.status == 404
+        return bool(present["metadata"]["uid"] != self._uid)
 
     async def push(self) -> None:
         """Send what is wanted now. Raises :class:`ApiError`."""

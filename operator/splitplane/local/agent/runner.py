@@ -136,7 +136,6 @@ class Runner:
     def stop(self, grace: float) -> None:
         """Begin termination: preStop hook, SIGTERM, and SIGKILL when `grace` seconds have gone."""
         self._record.stopping = True
-        self._record.ready = False
         self._kill_at = time.monotonic() + grace
         self._spawn(self._terminate(grace))
 

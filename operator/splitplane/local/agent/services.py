@@ -8,6 +8,7 @@ from splitplane.local.agent.cluster import ClusterReader
 from splitplane.local.agent.config import AgentConfig
 from splitplane.local.agent.environment import NodeFacts
 from splitplane.local.agent.events import Events
+from splitplane.local.agent.following import ObjectFollower
 from splitplane.local.agent.guard import Guard
 
 
@@ -21,6 +22,7 @@ class Services:
     events: Events
     guard: Guard
     addresses: AddressPool
+    follower: ObjectFollower
 
     @property
     def facts(self) -> NodeFacts:

@@ -103,6 +103,10 @@ class PodRecord(BaseModel):
         """The record of a container, made at its first mention."""
         return self.containers.setdefault(name, ContainerRecord())
 
+    def look(self, name: str) -> ContainerRecord:
+        """The record of a container, or an empty one that is not kept."""
+        return self.containers.get(name) or ContainerRecord()
+
     @property
     def running(self) -> list[str]:
         """Names of containers with a process."""

@@ -17,6 +17,7 @@ def build(pod: Pod, record: PodRecord, decision: Decision, *, node_address: str,
     mains = [_container(c, record, decision, init=False) for c in spec["containers"]]
     status: Object = {
         "phase": decision.phase,
+        "observedGeneration": pod["metadata"].get("generation"),
         "hostIP": node_address,
         "hostIPs": [{"ip": node_address}],
         "startTime": timestamp(record.admitted_at),
@@ -50,7 +51,7 @@ def container_state(record: ContainerRecord, decision: Decision, name: str, *, r
 
 def _container(container: Mapping[str, Any], record: PodRecord, decision: Decision, *, init: bool) -> Object:
     name = container["name"]
-    own = record.container(name)
+    own = record.look(name)
     state, last = container_state(own, decision, name, restarts=True)
     running = own.run is not None
     done = init and not is_sidecar(container) and "terminated" in state and state["terminated"]["exitCode"] == 0
@@ -89,7 +90,7 @@ def _conditions(
     terminal = decision.phase in {"Succeeded", "Failed"}
     done_reason = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(decision.phase, "")
     sidecars = {c["name"] for c in pod["spec"].get("initContainers", []) if is_sidecar(c)}
-    begun = any(record.container(c["name"]).runs for c in pod["spec"]["containers"])
+    begun = any(record.look(c["name"]).runs for c in pod["spec"]["containers"])
     pending = [c["name"] for c in inits if not (c["started"] if c["name"] in sidecars else c["ready"])]
     initialised = begun or not pending
     unready = [c["name"] for c in [*mains, *(c for c in inits if c["name"] in sidecars)] if not c["ready"]]

@@ -60,6 +60,18 @@ def kind_of(volume: Mapping[str, Any]) -> str:
     return next((key for key in volume if key != "name"), "emptyDir")
 
 
+def references(pod: Pod) -> set[tuple[str, str]]:
+    """The (resource, name) of every ConfigMap and Secret that the pod's volumes are made from."""
+    found = set()
+    for volume in pod["spec"].get("volumes", []):
+        for part in volume.get("projected", {}).get("sources", []) or [volume]:
+            if "configMap" in part:
+                found.add(("configmaps", str(part["configMap"]["name"])))
+            if "secret" in part:
+                found.add(("secrets", str(part["secret"].get("secretName") or part["secret"]["name"])))
+    return found
+
+
 async def folder_of(volume: Mapping[str, Any], pod: Pod, pod_dir: Path, reader: Reader) -> Path:
     """The folder or file that a volume is mounted from; made if it is the pod's own.
 
