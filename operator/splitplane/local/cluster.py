@@ -63,6 +63,10 @@ class Cluster:
         """What the supervisor last wrote; empty when there is none."""
         return read_json(self.paths.status) or {}
 
+    def binaries(self) -> dict[str, str]:
+        """The programs that the cluster was last started with, by name; empty before the first start."""
+        return read_json(self.paths.binaries) or {}
+
     def require_running(self) -> None:
         """Refuse to go on without a running cluster.
 

@@ -78,6 +78,7 @@ def prometheus_config(*, kubeconfig: str, node_targets: Mapping[str, str]) -> di
                 "job_name": "pods",
                 "honor_labels": True,
                 "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": kubeconfig}],
+                # A pod is discovered once per port; targets that come out alike are scraped once.
                 "relabel_configs": [
                     {"source_labels": [f"{annotation}_scrape"], "regex": "true", "action": "keep"},
                     {"source_labels": ["__meta_kubernetes_pod_phase"], "regex": "Running", "action": "keep"},
@@ -87,7 +88,6 @@ def prometheus_config(*, kubeconfig: str, node_targets: Mapping[str, str]) -> di
                         "replacement": "$1:$2",
                         "target_label": "__address__",
                     },
-                    # A pod with several ports is discovered once per port: the same address is scraped once.
                     {"source_labels": [f"{annotation}_path"], "regex": "(.+)", "target_label": "__metrics_path__"},
                     {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
                     {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},

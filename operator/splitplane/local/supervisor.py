@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import fcntl
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
@@ -88,18 +87,16 @@ class Supervisor:
     async def _start(self) -> None:
         self._write_files()
         for component in control_plane(self._paths, self.addresses, self._identities, self._binaries):
+            if component.name == "prometheus":  # it would be refused before its rights are there
+                await self._bootstrap()
             prober = self._launch(component)
-            # Prometheus and the two controllers come up side by side; all need the API server, which needs etcd.
+            # The controllers come up side by side; all need the API server, which needs etcd.
             if component.name in ("etcd", "kube-apiserver"):
                 await self._until_ready(component.name, prober)
         tiered = [node.name for node in self._config.nodes if node.tier]
         if tiered:
             self._launch(uplink(self._paths, self.addresses, tiered[0]))
-        await self._bootstrap()
         for node in self._config.nodes:
-            if not importlib.util.find_spec("splitplane.local.agent.__main__"):
-                self._off.add(node.name)
-                continue
             self._agents[node.name] = self._supervised(f"agent-{node.name}", agent_command(self._paths, node.name), {})
         api = ApiClient(self.addresses.api_server, self._identities.authority, self._identities.provisioner)
         self._api = api
