@@ -27,7 +27,7 @@ def load_call(line: str) -> tuple[Snapshot, Policy, float]:
     try:
         call = json.loads(line)
         return from_dict(Snapshot, call["snapshot"]), from_dict(Policy, call["policy"]), float(call["now"])
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not a recorded call of the planner: {error!r}") from error
 
 

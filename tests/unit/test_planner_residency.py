@@ -1,0 +1,82 @@
+"""What pods keep resident: as much as memory and trust allow, and no change without need."""
+
+from dataclasses import replace
+
+import pytest
+from planner_cases import MEBIBYTE, POLICY, SNAPSHOT, edge_only, serving, split, with_tiers
+
+from splitplane.domain.plans import Plan, Stage
+from splitplane.domain.snapshots import Action
+from splitplane.planner import plan
+from splitplane.planner.context import build_context
+from splitplane.planner.evaluation import assess
+from splitplane.planner.residency import resident_range
+
+OPEN = replace(POLICY, raw_input_stays_trusted=False)
+
+
+def test_an_edge_with_room_keeps_the_whole_model_and_an_untrusted_cloud_all_but_the_private_range():
+    first, second = plan(SNAPSHOT, POLICY, 0.0).target.plan.stages
+    assert (first.resident_first, first.resident_last) == (0, 6)
+    assert (second.resident_first, second.resident_last) == (1, 6)
+
+
+def test_without_a_private_input_the_cloud_may_keep_everything_and_serve_alone():
+    decision = plan(SNAPSHOT, OPEN, 0.0)
+    assert str(decision.target.plan) == "cloud:0-6"
+    assert decision.target.plan.stages[0].resident_first == 0
+
+
+def test_a_trusted_tier_beyond_the_gateway_may_see_the_raw_input():
+    decision = plan(with_tiers(SNAPSHOT, cloud={"trusted": True}), POLICY, 0.0)
+    assert str(decision.target.plan) == "cloud:0-6"
+
+
+def test_memory_bounds_what_is_resident_from_the_tiers_own_side():
+    # Runtime 300, activations 8, weights 4 + 32 + 8 + 8 + 16 + 20 MiB.
+    snapshot = with_tiers(
+        SNAPSHOT,
+        edge={"memory_limit_bytes": 350 * MEBIBYTE},
+        cloud={"memory_limit_bytes": 345 * MEBIBYTE},
+    )
+    context = build_context(snapshot, POLICY)
+    assert resident_range(context, "edge", 0, 1) == (0, 2)
+    assert resident_range(context, "cloud", 4, 6) == (4, 6)
+    assert resident_range(context, "cloud", 5, 6) == (4, 6)
+
+
+def test_no_plan_needs_more_memory_than_a_pod_may_have():
+    snapshot = with_tiers(SNAPSHOT, edge={"memory_limit_bytes": 320 * MEBIBYTE})
+    decision = plan(snapshot, POLICY, 0.0)
+    assert str(decision.target.plan) == "edge:0-1|cloud:1-6 int8"
+    assert plan(with_tiers(snapshot, cloud={"memory_limit_bytes": 320 * MEBIBYTE}), POLICY, 0.0).target is None
+
+
+def test_what_is_resident_stays_while_it_serves():
+    kept = Plan((Stage("edge", 0, 2, 0, 4, 2), Stage("cloud", 2, 6, 1, 6, 1)), ("int8",))
+    decision = plan(replace(SNAPSHOT, active=serving(kept)), POLICY, 0.0)
+    assert decision.action is Action.SWITCH
+    assert [(s.resident_first, s.resident_last) for s in decision.target.plan.stages] == [(0, 4), (1, 6)]
+
+
+def test_what_is_resident_grows_when_a_plan_needs_more():
+    narrow = Plan((Stage("edge", 0, 2, 0, 3, 2), Stage("cloud", 2, 6, 2, 6, 1)), ("int8",))
+    decision = plan(replace(SNAPSHOT, active=serving(narrow)), POLICY, 0.0)
+    assert [(s.resident_first, s.resident_last) for s in decision.target.plan.stages] == [(0, 3), (1, 6)]
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_private_range_that_is_resident_on_an_untrusted_tier_is_removed_at_once(raw: bool):
+    whole = Plan((Stage("edge", 0, 2, 0, 6, 2), Stage("cloud", 2, 6, 0, 6, 1)), ("int8",))
+    snapshot = replace(SNAPSHOT, active=serving(whole, since=0.0))
+    decision = plan(snapshot, replace(POLICY, raw_input_stays_trusted=raw), 1.0)
+    assert ("privacy" in decision.current.violations) == raw
+    if raw:
+        assert decision.action is Action.SWITCH
+        assert decision.target.plan.stages[1].resident_first == 1
+
+
+def test_a_plan_of_another_model_does_not_count_as_valid():
+    context = build_context(SNAPSHOT, POLICY)
+    assert assess(context, split(1, segments=9)).violations == ("spec",)
+    assert assess(context, edge_only(99)).violations == ("spec",)

@@ -1,0 +1,87 @@
+"""The table of routes that a gateway may choose from without asking."""
+
+from dataclasses import replace
+
+import pytest
+from planner_cases import MEBIBYTE, POLICY, SNAPSHOT, edge_only, links, serving, split, with_tiers
+
+from splitplane.domain.measurements import Missing
+from splitplane.domain.snapshots import Preference
+from splitplane.planner import plan
+from splitplane.planner.context import build_context
+from splitplane.planner.routes import LIMIT, admissible_routes
+
+CONTEXT = build_context(SNAPSHOT, POLICY)
+
+
+def test_the_targets_own_route_comes_first_and_the_edge_alone_is_a_way_out():
+    decision = plan(SNAPSHOT, POLICY, 0.0)
+    assert decision.routes[0].plan == decision.target.plan
+    assert "edge:0-6" in [str(route.plan) for route in decision.routes]
+
+
+@pytest.mark.parametrize("megabits", [1, 3, 10, 50, 1000])
+@pytest.mark.parametrize("prefer", Preference)
+def test_every_route_runs_on_what_is_resident_and_keeps_the_input_private(megabits: int, prefer: Preference):
+    snapshot, policy = replace(SNAPSHOT, links=links(megabits)), replace(POLICY, prefer=prefer)
+    decision = plan(snapshot, policy, 0.0)
+    pods = {(s.tier, s.resident_first, s.resident_last, s.replicas) for s in decision.target.plan.stages}
+    assert 1 <= len(decision.routes) <= LIMIT
+    for route in decision.routes:
+        for stage in route.plan.stages:
+            assert (stage.tier, stage.resident_first, stage.resident_last, stage.replicas) in pods
+            assert stage.tier == "edge" or stage.first >= 1
+
+
+def test_a_route_carries_the_highest_rate_that_its_replicas_bear():
+    alone = next(route for route in admissible_routes(CONTEXT, split(1)) if len(route.plan.stages) == 1)
+    assert alone.predicted.max_rate_per_second == pytest.approx(2 * 0.7 / (8 * 0.0502 + 0.002))
+
+
+def test_a_route_that_cannot_bear_the_demand_is_predicted_at_what_it_bears():
+    routes = admissible_routes(replace(CONTEXT, rate=10.5), split(1, edge=2, cloud=2))
+    alone = next(route for route in routes if len(route.plan.stages) == 1)
+    assert alone.predicted.max_rate_per_second < 10.5
+    assert alone.predicted.p95_seconds < 1.0
+
+
+def test_no_route_is_worse_in_everything_than_another_over_the_same_tiers():
+    routes = admissible_routes(CONTEXT, split(2))
+    for one in routes[1:]:
+        for other in routes:
+            same = [s.tier for s in one.plan.stages] == [s.tier for s in other.plan.stages]
+            if other is not one and same:
+                better = other.predicted.p95_seconds <= one.predicted.p95_seconds
+                stronger = other.predicted.max_rate_per_second >= one.predicted.max_rate_per_second
+                assert not (better and stronger and other.predicted != one.predicted)
+
+
+def test_a_stage_that_holds_part_of_the_model_offers_no_way_out():
+    snapshot = with_tiers(SNAPSHOT, edge={"memory_limit_bytes": 350 * MEBIBYTE})
+    assert all(len(route.plan.stages) == 2 for route in plan(snapshot, POLICY, 0.0).routes)
+
+
+def test_a_dead_tier_leaves_only_the_routes_that_live():
+    snapshot = with_tiers(SNAPSHOT, cloud={"ready_nodes": 0})
+    routes = admissible_routes(build_context(snapshot, POLICY), split(1))
+    assert [str(route.plan) for route in routes] == ["edge:0-6"]
+
+
+def test_over_a_link_without_numbers_only_the_plans_own_route_remains():
+    context = build_context(replace(SNAPSHOT, links=links(Missing("no series")), active=serving(split(1))), POLICY)
+    assert [str(route.plan) for route in admissible_routes(context, split(1))] == [
+        "edge:0-1|cloud:1-6 int8",
+        "edge:0-6",
+    ]
+
+
+def test_the_baselines_are_there_to_compare_with_even_where_they_break_a_limit():
+    alternatives = plan(SNAPSHOT, POLICY, 0.0).alternatives
+    assert str(alternatives["edge-only"].plan) == "edge:0-6"
+    assert alternatives["edge-only"].violations == ()
+    assert str(alternatives["cloud-only"].plan) == "cloud:0-6"
+    assert alternatives["cloud-only"].violations == ("privacy",)
+
+
+def test_an_edge_only_plan_has_one_route():
+    assert [route.plan for route in admissible_routes(CONTEXT, edge_only(3))] == [edge_only(3)]
