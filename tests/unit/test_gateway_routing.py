@@ -142,7 +142,18 @@ def test_the_least_loaded_endpoint_comes_first_and_the_others_are_alternates() -
     endpoints.begin(["e1:1", "e1:1", "e2:1"])
     assert endpoints.pick("p-edge") == ("e3:1", "e4:1", "e2:1")
     endpoints.end(["e1:1", "e1:1"])
-    assert endpoints.pick("p-edge", avoid={"e3:1"})[0] == "e1:1"
+    assert endpoints.pick("p-edge", avoid={"e3:1", "e4:1"})[0] == "e1:1"
+
+
+def test_equally_loaded_endpoints_take_turns() -> None:
+    endpoints = admitted(("p-edge", "e1:1"), ("p-edge", "e2:1"), ("p-edge", "e3:1"))
+    used = []
+    for _ in range(6):
+        address = endpoints.pick("p-edge")[0]
+        endpoints.begin([address])
+        endpoints.end([address])
+        used.append(address)
+    assert used == ["e1:1", "e2:1", "e3:1"] * 2
 
 
 def test_an_endpoint_is_admitted_only_after_it_answered_a_health_check() -> None:

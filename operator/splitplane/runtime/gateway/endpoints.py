@@ -7,6 +7,7 @@ check brings it back: so no request has to find out whether a lost pod has retur
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 
 FIRST_EJECTION_SECONDS = 0.25
@@ -37,6 +38,8 @@ class Endpoint:
     check_at: float = -inf
     failures: int = 0
     outstanding: int = 0
+    used: int = 0
+    """Turn of its last use: of equally loaded endpoints the one that has rested longest comes first."""
 
     @property
     def address(self) -> str:
@@ -53,6 +56,7 @@ class Endpoints:
         self, on_change: Callable[[], None] = lambda: None, on_check: Callable[[], None] = lambda: None
     ) -> None:
         self._by_address: dict[str, Endpoint] = {}
+        self._turns = count(1)
         self._on_change = on_change
         self._on_check = on_check
 
@@ -131,7 +135,7 @@ class Endpoints:
         Each failure in a row counts as a request outstanding: a fast failure must not attract more.
         """
         free = [e for e in self._by_address.values() if e.admitted and e.pod.stage == stage and e.address not in avoid]
-        free.sort(key=lambda e: (e.outstanding + e.failures, e.address))
+        free.sort(key=lambda e: (e.outstanding + e.failures, e.used))
         return tuple(e.address for e in free[: 1 + MAX_ALTERNATES])
 
     def begin(self, addresses: Iterable[str]) -> None:
@@ -139,6 +143,7 @@ class Endpoints:
         for address in addresses:
             if (endpoint := self._by_address.get(address)) is not None:
                 endpoint.outstanding += 1
+                endpoint.used = next(self._turns)
 
     def end(self, addresses: Iterable[str]) -> None:
         """It came back, or will not. An endpoint that was replaced meanwhile is not brought below zero."""

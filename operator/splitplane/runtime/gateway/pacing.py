@@ -55,9 +55,9 @@ class RetryBudget:
 
 
 class Patience:
-    """How long an attempt may take before its endpoints are asked whether they live: 5 x the recent p99, 2 to 10 s."""
+    """How long an attempt may take before its endpoints are asked whether they live: 5 x the recent p99, 1 to 10 s."""
 
-    def __init__(self, *, shortest: float = 2.0, longest: float = 10.0, factor: float = 5.0, window: int = 200) -> None:
+    def __init__(self, *, shortest: float = 1.0, longest: float = 10.0, factor: float = 5.0, window: int = 200) -> None:
         self._shortest = shortest
         self._longest = longest
         self._factor = factor

@@ -1,0 +1,242 @@
+"""What the gateway's tests share: stage processes on loopback addresses, and a cluster in memory for its one port."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from splitplane.adapters.cluster import Change, Object, Unavailable
+from splitplane.adapters.kinds import POD, ROUTE_TABLE, Kind
+from splitplane.runtime import oip_pb2
+from splitplane.runtime.gateway.app import Gateway
+from splitplane.runtime.gateway.settings import Settings
+
+WIDTH = 16_384
+PIPELINE = "small"
+HERE = Path(__file__).parent
+
+
+def free_address() -> str:
+    """A loopback address on which the ports of a pod are free."""
+    while True:
+        address = f"127.{random.randint(130, 250)}.{random.randint(1, 250)}.{random.randint(2, 250)}"
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as two:
+            one.bind((address, 9000))
+            two.bind((address, 8080))
+            return address
+
+
+class StageProcess:
+    """A stage server in a process of its own. ``pod`` is its Pod object."""
+
+    def __init__(self, stage: str, tier: str, resident: tuple[int, int], **more: Any) -> None:
+        self.stage, self.tier, self.ip = stage, tier, free_address()
+        self.name = f"{stage}-{self.ip.replace('.', '-')}"
+        argument = {
+            "ip": self.ip,
+            "name": self.name,
+            "pipeline": PIPELINE,
+            "tier": tier,
+            "resident": resident,
+            **more,
+        }
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "gateway_stage.py"), json.dumps(argument)],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+        )
+
+    @property
+    def address(self) -> str:
+        return f"{self.ip}:9000"
+
+    @property
+    def pod(self) -> Object:
+        return pod_object(self.name, self.stage, self.ip)
+
+    def wait_ready(self) -> None:
+        ready = None
+        deadline = time.monotonic() + 60
+        with grpc.insecure_channel(self.address) as channel:
+            method = channel.unary_unary(
+                "/inference.GRPCInferenceService/ServerReady",
+                request_serializer=oip_pb2.ServerReadyRequest.SerializeToString,
+                response_deserializer=oip_pb2.ServerReadyResponse.FromString,
+            )
+            while not ready:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"stage {self.name} does not come up")
+                with contextlib.suppress(grpc.RpcError):
+                    ready = method(oip_pb2.ServerReadyRequest(), timeout=5).ready
+                time.sleep(0.05)
+
+    def pause(self) -> None:
+        """As a node that hangs: connections stay open, nothing is answered."""
+        self._process.send_signal(19)
+
+    def resume(self) -> None:
+        self._process.send_signal(18)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self.kill()
+
+
+@contextlib.contextmanager
+def stages(*processes: StageProcess) -> Iterator[tuple[StageProcess, ...]]:
+    try:
+        for process in processes:
+            process.wait_ready()
+        yield processes
+    finally:
+        for process in processes:
+            process.stop()
+
+
+def pod_object(name: str, stage: str, ip: str, *, ready: bool = True, deleting: bool = False) -> Object:
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "labels": {"splitplane.dev/stage": stage},
+            **({"deletionTimestamp": "2026-01-01T00:00:00Z"} if deleting else {}),
+        },
+        "status": {"podIP": ip, "conditions": [{"type": "Ready", "status": "True" if ready else "False"}]},
+    }
+
+
+def route(*stops: tuple[str, str, int, int], codec: str = "fp32", rate: str = "1000") -> dict[str, Any]:
+    text = "|".join(f"{tier}:{first}-{last}" for _, tier, first, last in stops)
+    codecs = [codec] * (len(stops) - 1)
+    return {
+        "name": " ".join((text, *codecs)),
+        "stages": [{"stage": stage, "tier": tier, "first": first, "last": last} for stage, tier, first, last in stops],
+        "codecs": codecs,
+        "maxRatePerSecond": rate,
+    }
+
+
+SPLIT = route(("small-edge", "edge", 0, 1), ("small-cloud", "cloud", 1, 3))
+ALONE = route(("small-edge", "edge", 0, 3))
+
+
+def table(generation: int, *routes: dict[str, Any], uid: str = "uid-1", **spec: Any) -> Object:
+    return {
+        "apiVersion": ROUTE_TABLE.api_version,
+        "kind": ROUTE_TABLE.name,
+        "metadata": {"name": PIPELINE, "namespace": "default", "uid": uid},
+        "spec": {
+            "generation": generation,
+            "model": {
+                "name": PIPELINE,
+                "inputs": [{"name": "frames", "datatype": "FP32", "shape": [-1, WIDTH]}],
+                "outputs": [{"name": "output_0", "datatype": "FP32", "shape": [-1, 2]}],
+            },
+            "routes": list(routes),
+            "stages": ["small-edge", "small-cloud"],
+            "queue": {"maxInFlight": 512, "timeoutMilliseconds": 20_000},
+            **spec,
+        },
+    }
+
+
+class MemoryCluster:
+    """The part of the cluster port that a gateway uses, in memory. ``offline`` is an API server that is away."""
+
+    def __init__(self) -> None:
+        self.offline = False
+        self.statuses: list[Mapping[str, Any]] = []
+        self._objects: dict[tuple[str, str], Object] = {}
+        self._watchers: list[tuple[str, asyncio.Queue[Change]]] = []
+
+    def put(self, kind: Kind, body: Object) -> None:
+        known = (kind.name, body["metadata"]["name"]) in self._objects
+        self._objects[(kind.name, body["metadata"]["name"])] = body
+        self._tell(kind, Change("MODIFIED" if known else "ADDED", body))
+
+    def remove(self, kind: Kind, name: str) -> None:
+        self._tell(kind, Change("DELETED", self._objects.pop((kind.name, name))))
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        return self.statuses[-1] if self.statuses else {}
+
+    async def watch(
+        self, kind: Kind, _namespace: str = "", *, labels: str = "", name: str = ""
+    ) -> AsyncIterator[Change]:
+        queue: asyncio.Queue[Change] = asyncio.Queue()
+        while self.offline:  # noqa: ASYNC110 - a flag that a test sets
+            await asyncio.sleep(0.02)
+        for (known_kind, _), body in list(self._objects.items()):
+            if known_kind == kind.name:
+                yield Change("ADDED", body)
+        self._watchers.append((kind.name, queue))
+        yield Change("SYNCED")
+        while True:
+            yield await queue.get()
+
+    async def patch_status(
+        self, _kind: Kind, _name: str, _namespace: str, status: Mapping[str, Any], *, resource_version: str = ""
+    ) -> Object:
+        if self.offline:
+            raise Unavailable("the API server is away")
+        self.statuses.append(status)
+        return {}
+
+    def _tell(self, kind: Kind, change: Change) -> None:
+        for watched, queue in self._watchers:
+            if watched == kind.name:
+                queue.put_nowait(change)
+
+
+@contextlib.asynccontextmanager
+async def gateway(cluster: Any, state_dir: Path, **more: Any) -> AsyncIterator[Gateway]:
+    settings = Settings(
+        namespace="default",
+        pipeline=PIPELINE,
+        tier="edge",
+        pod_ip=free_address(),
+        route_table=PIPELINE,
+        state_dir=state_dir,
+        **{"drain_pause_seconds": 0.2, **more},
+    )
+    running = Gateway(settings, cluster)
+    async with running.serving():
+        yield running
+
+
+async def until(condition: Any, *, seconds: float = 20.0) -> None:
+    """Wait until a condition holds. The time is a bound for a stuck test, not an expectation."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - there are as many kinds of conditions as tests
+            await asyncio.sleep(0.02)
+
+
+def frames(batch: int = 1, value: float = 1.0) -> npt.NDArray[np.float32]:
+    return np.full((batch, WIDTH), value, np.float32)
+
+
+def expected(batch: int = 1, value: float = 1.0) -> npt.NDArray[np.float32]:
+    return np.full((batch, 2), value * 2 + 1, np.float32)
+
+
+def put_all(cluster: MemoryCluster, *processes: StageProcess) -> None:
+    for process in processes:
+        cluster.put(POD, process.pod)

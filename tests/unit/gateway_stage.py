@@ -1,0 +1,83 @@
+"""A real stage server over a small torch module, as a process: ``python gateway_stage.py '{"ip": ..., ...}'``.
+
+The module has three segments over 16,384 numbers per sample: double, add one, sum each half.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from prometheus_client import REGISTRY
+
+from splitplane.domain.profiles import Cut, TensorSpec
+from splitplane.runtime.stage import server
+from splitplane.runtime.stage.settings import Settings
+
+WIDTH = 16_384
+
+
+def _cut(index: int, name: str, width: int) -> Cut:
+    return Cut(index, name, (TensorSpec(name, "FP32", (width,)),), {"fp32": 4 * width}, f"schema-{index}")
+
+
+@dataclass(frozen=True)
+class Graph:
+    cuts: tuple[Cut, ...] = (
+        _cut(0, "frames", WIDTH),
+        _cut(1, "doubled", WIDTH),
+        _cut(2, "increased", WIDTH),
+        _cut(3, "output_0", 2),
+    )
+    fingerprint: str = "small"
+
+
+class Partition:
+    graph = Graph()
+
+    def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        (value,) = tensors.values()
+        for segment in range(first, last):
+            if segment == 0:
+                value = value * 2
+            elif segment == 1:
+                value = value + 1
+            else:
+                value = value.reshape(value.shape[0], 2, WIDTH // 2).mean(dim=2)
+        return {self.graph.cuts[last].name: value}
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    first, last = given["resident"]
+    settings = Settings(
+        namespace="default",
+        pipeline=given["pipeline"],
+        tier=given["tier"],
+        pod_name=given["name"],
+        pod_ip=given["ip"],
+        model="{}",
+        resident_first=first,
+        resident_last=last,
+        fingerprint="small",
+        queue_capacity=given.get("queue", 128),
+        drain_pause_seconds=0.2,
+    )
+
+    def pace(_seconds: float) -> float:
+        time.sleep(given.get("seconds", 0.0))
+        return float(given.get("seconds", 0.0))
+
+    asyncio.run(server.run(settings, Partition, pace, REGISTRY))
+
+
+if __name__ == "__main__":
+    main()
+    sys.stderr.flush()
+    os._exit(0)
