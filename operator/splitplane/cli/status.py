@@ -30,7 +30,8 @@ def _nodes(nodes: list[dict[str, Any]]) -> Table:
     for node in nodes:
         table.add_row(
             node["name"], node["tier"] or "", _styled(node["state"]), node["address"] or "",
-            node["cpu"], node["memory"], f"{node['speedFactor']:g}x", f"{node['pricePerHour']:g}", _mebibytes(node["residentBytes"]),
+            node["cpu"], node["memory"], f"{node['speedFactor']:g}x", f"{node['pricePerHour']:g}",
+            _mebibytes(node["residentBytes"]),
         )  # fmt: skip
     return table
 

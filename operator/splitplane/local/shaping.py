@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-_SLACK_SECONDS = 0.004
-"""How late a timer may fire before the rate suffers: the bucket's burst, in seconds at the current rate."""
+_SLACK_SECONDS = 0.010
+"""How late a timer may fire while bytes are waiting before the rate suffers for it."""
 _CHUNK_SECONDS = 0.004
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 1400, 65536
 
@@ -32,10 +32,16 @@ class Bucket:
             return _MAX_CHUNK_BYTES
         return int(min(max(self.link.rate / 8 * _CHUNK_SECONDS, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES))
 
-    def departure(self, size: int, now: float) -> float:
-        """Book ``size`` bytes; returns when the last of them has left this end of the link."""
+    def departure(self, size: int, now: float, *, queued: bool) -> float:
+        """Book ``size`` bytes; returns when the last of them has left this end of the link.
+
+        Args:
+            queued: the bytes were waiting for the link. Then it was busy until ``now``, and a timer that woke us late
+                has not lowered the rate; bytes that meet an idle link get no such credit.
+        """
         if self.link.rate is None:
             self._free_at = now
         else:
-            self._free_at = max(self._free_at, now - _SLACK_SECONDS) + size * 8 / self.link.rate
+            idle_since = now - _SLACK_SECONDS if queued else now
+            self._free_at = max(self._free_at, idle_since) + size * 8 / self.link.rate
         return max(self._free_at, now)

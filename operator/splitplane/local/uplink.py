@@ -29,6 +29,8 @@ from splitplane.local.shaping import Bucket, Link
 _log = logging.getLogger("splitplane.local.uplink")
 
 _WATCH_SECONDS = 0.1
+_AT_ONCE_SECONDS = 1e-4
+"""A read that takes less did not wait: its bytes were there already."""
 _HEAD_LIMIT_BYTES = 64 * 1024
 _SOCKET_BUFFER_BYTES = 256 * 1024
 """Small, so that a sender feels the link's rate instead of filling buffers on this machine."""
@@ -203,9 +205,11 @@ class Uplink:
         loop = asyncio.get_running_loop()
         data = b"-"
         while data:
+            asked = loop.time()
             data = await reader.read(bucket.chunk_bytes())
+            queued = loop.time() - asked < _AT_ONCE_SECONDS
             await self._links.up(bucket.link)
-            left = bucket.departure(len(data), loop.time())
+            left = bucket.departure(len(data), loop.time(), queued=queued)
             line.items.append((left + bucket.link.delay, data))
             line.filled.set()
             if (wait := left - loop.time()) > 0:
