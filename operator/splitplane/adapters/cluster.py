@@ -123,6 +123,17 @@ class Cluster(Protocol):
         """Tell the user, on the object's own page (``kubectl describe``). ``type`` is ``Normal`` or ``Warning``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What another client needs to reach the same API server as the same user. Empty where it does not apply."""
+
+    server: str
+    ca_path: str
+    token: str
+    certificate_path: str
+    private_key_path: str
+
+
 class KubernetesCluster:
     """:class:`Cluster` over the official client. Make it with :func:`connect`; close it when done."""
 
@@ -133,6 +144,18 @@ class KubernetesCluster:
 
     async def close(self) -> None:
         await self._api.close()
+
+    async def credentials(self) -> Credentials:
+        """The credentials in use, read again where they rotate."""
+        configuration = self._api.configuration
+        header = await configuration.get_api_key_with_prefix("BearerToken") or ""
+        return Credentials(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert or "",
+            token=header.removeprefix("Bearer ").removeprefix("bearer "),
+            certificate_path=configuration.cert_file or "",
+            private_key_path=configuration.key_file or "",
+        )
 
     async def get(self, kind: Kind, name: str, namespace: str = "") -> Object:
         return await self._object("get", kind, name=name, namespace=namespace)

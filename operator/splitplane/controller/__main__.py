@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import sys
+import time
 from typing import Any
 
 import kopf
 
 from splitplane.adapters.clock import SystemClock
-from splitplane.adapters.cluster import ClusterError, NotFound, connect
-from splitplane.adapters.kinds import MODEL_PROFILE, PIPELINE, ROUTE_TABLE
+from splitplane.adapters.cluster import Cluster, ClusterError, NotFound, Unavailable, connect
+from splitplane.adapters.kinds import MODEL_PROFILE, PIPELINE, ROUTE_TABLE, Kind
 from splitplane.adapters.metrics import PrometheusMetrics, Queries
 from splitplane.controller import handlers
 from splitplane.controller.loop import PlanningLoop
@@ -19,6 +20,8 @@ from splitplane.controller.telemetry import Telemetry, serve
 from splitplane.controller.view import INDEXES, View
 
 _log = logging.getLogger("splitplane.controller")
+
+_CRD_PATIENCE_SECONDS = 30.0
 
 
 def main() -> int:
@@ -61,8 +64,16 @@ async def _run(settings: Settings) -> None:
         _configure(kopf_settings)
 
         @kopf.on.login(registry=registry)
-        def login(**kwargs: Any) -> Any:
-            return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+        async def login(**_: Any) -> kopf.ConnectionInfo:
+            # Kopf's own ways in know no rotated token files; one user for reads and writes is simpler to reason about.
+            known = await cluster.credentials()
+            return kopf.ConnectionInfo(
+                server=known.server,
+                ca_path=known.ca_path or None,
+                token=known.token or None,
+                certificate_path=known.certificate_path or None,
+                private_key_path=known.private_key_path or None,
+            )
 
         @kopf.on.startup(registry=registry)
         async def start(**kwargs: Any) -> None:
@@ -91,6 +102,22 @@ async def _run(settings: Settings) -> None:
     finally:
         metrics.close()
         await cluster.close()
+
+
+async def _require(cluster: Cluster, kind: Kind) -> None:
+    """Wait until a custom resource is served: right after its installation the API server needs a moment."""
+    deadline = time.monotonic() + _CRD_PATIENCE_SECONDS
+    while True:
+        try:
+            await cluster.list(kind)
+        except (NotFound, Unavailable) as error:
+            if time.monotonic() > deadline:
+                if isinstance(error, Unavailable):
+                    raise
+                raise NotFound(f"{kind.plural}.{kind.group} is not installed: install the chart's CRDs") from error
+            await asyncio.sleep(1.0)
+        else:
+            return
 
 
 def _configure(settings: kopf.OperatorSettings) -> None:

@@ -48,9 +48,11 @@ class PlanningLoop:
     def stalled(self) -> str:
         """Why this process should be restarted; empty while rounds come to an end."""
         age = time.monotonic() - self._finished_at
-        if self._primed.is_set() and age > _STALL_SECONDS:
-            return f"the planning loop has not finished a round for {age:.0f} s"
-        return ""
+        if age <= _STALL_SECONDS:
+            return ""
+        if not self._primed.is_set():  # every cluster has nodes, so something must have been seen
+            return f"nothing has been seen of the cluster for {age:.0f} s"
+        return f"the planning loop has not finished a round for {age:.0f} s"
 
     async def run(self) -> None:
         """Go round until cancelled."""
