@@ -170,7 +170,7 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
         SPLITPLANE_STATE_DIR=GATEWAY_STATE_PATH,
     )
     container = server(
-        "gateway", settings.runtime_image, "splitplane.runtime.gateway", env, resources=spec.gateway.resources.dump()
+        "gateway", settings.operator_image, "splitplane.runtime.gateway", env, resources=spec.gateway.resources.dump()
     )
     container["volumeMounts"] = mounts
     match = labels(pipeline.metadata.name, "gateway")
