@@ -2,7 +2,7 @@
 
 from splitplane.model.errors import FactoryError, ModelError, NotSplittableError, WeightsError
 from splitplane.model.graphs import ModelGraph, export
-from splitplane.model.partitions import Partition, load_partition
+from splitplane.model.partitions import Partition, load_partition, load_weights
 from splitplane.model.source import ModelSource
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "WeightsError",
     "export",
     "load_partition",
+    "load_weights",
 ]

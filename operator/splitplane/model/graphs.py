@@ -35,6 +35,7 @@ class ModelGraph:
     fingerprint: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    source: ModelSource
     traced: Traced = field(repr=False)
     places: tuple[Place, ...] = field(repr=False)
 
@@ -77,6 +78,7 @@ def export(source: ModelSource) -> ModelGraph:
         fingerprint=_fingerprint(traced, cuts, digest),
         inputs=cuts[0].tensors,
         outputs=cuts[-1].tensors,
+        source=source,
         traced=traced,
         places=places,
     )

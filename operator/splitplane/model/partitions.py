@@ -68,18 +68,22 @@ def load_partition(source: ModelSource, first: int, last: int | None, *, threads
     ``ValueError`` for a range that the model does not have.
     """
     torch.set_num_threads(threads)
-    graph = export(source)
+    return load_weights(export(source), first, last)
+
+
+def load_weights(graph: ModelGraph, first: int, last: int | None) -> Partition:
+    """Read the weights of ``[first, last)`` of a graph at hand, and nothing else. Raises as :func:`load_partition`."""
     end = len(graph.segments) if last is None else last
     if not 0 <= first < end <= len(graph.segments):
-        raise ValueError(f"{source.name} has cuts 0 to {len(graph.segments)}; {first}:{end} is no range of them")
-    return Partition(graph, first, end, _constants(graph, source, first, end))
+        raise ValueError(f"{graph.source.name} has cuts 0 to {len(graph.segments)}; {first}:{end} is no range of them")
+    return Partition(graph, first, end, _constants(graph, first, end))
 
 
-def _constants(graph: ModelGraph, source: ModelSource, first: int, last: int) -> dict[fx.Node, object]:
+def _constants(graph: ModelGraph, first: int, last: int) -> dict[fx.Node, object]:
     """Values that do not depend on a request: weights, rebuilt buffers, and all that is computed from these alone."""
     traced, nodes = graph.traced, graph.nodes(first, last)
     names = {node: traced.weights[node] for node in nodes if node in traced.weights}
-    weights = WeightsFile.open(source).read(names.values(), traced.aliases)
+    weights = WeightsFile.open(graph.source).read(names.values(), traced.aliases)
     values: dict[fx.Node, object] = {}
     with torch.inference_mode():
         for node in traced.graph.nodes:

@@ -55,7 +55,8 @@ class WeightsFile:
                     if found is None:
                         missing.append(name)
                     else:
-                        tensors[name] = file.get_tensor(found)
+                        # The clone lies in aligned memory of this process: the file may be replaced while it runs.
+                        tensors[name] = file.get_tensor(found).clone()
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{self.path} is not a safetensors file: {error}") from error
         if missing:
