@@ -166,7 +166,12 @@ def _array(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
         raise _invalid(f"input '{name}': 'data' is ragged; nest it as its shape says, or send it flat") from None
     if given.size == 0:
         return np.empty(0, target)
-    if given.dtype.kind not in _KINDS[target.kind]:
+    fits = given.dtype.kind in _KINDS[target.kind]
+    if target.kind in "ui" and not fits:
+        # numpy reads integers that fit no signed 64 bits beside others as floats or objects: look at them one by one.
+        given = np.array(data, object)
+        fits = all(type(value) is int for value in given.flat)
+    if not fits:
         raise _invalid(f"input '{name}': 'data' holds values that are not {datatype}")
     if target.kind in "ui":
         limits: np.iinfo[Any] = np.iinfo(target)

@@ -29,7 +29,10 @@ class FingerprintError(Exception):
 def load(settings: Settings) -> Runnable:
     """Load the resident range. Raises ``ModelError``, or :class:`FingerprintError`: not what was profiled."""
     source = ModelSource.from_json(settings.model)
-    partition = load_partition(source, settings.resident_first, settings.resident_last)
+    try:
+        partition = load_partition(source, settings.resident_first, settings.resident_last, threads=settings.threads)
+    except ValueError as error:
+        raise SettingsError(f"SPLITPLANE_RESIDENT: {error}") from error
     if partition.graph.fingerprint != settings.fingerprint:
         raise FingerprintError(
             f"this pod's model has the fingerprint {partition.graph.fingerprint}, its profile {settings.fingerprint}: "
@@ -38,11 +41,21 @@ def load(settings: Settings) -> Runnable:
     return partition
 
 
+def check_speed() -> None:
+    """A wrong speed factor must end the start, not every request. Raises :class:`SettingsError`."""
+    try:
+        emulation.speed_factor()
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_interop_threads(1)
     try:
         settings = Settings.from_environment(os.environ)
+        check_speed()
+        emulation.speed_factor()  # a wrong one should end the start, not each request
         asyncio.run(server.run(settings, lambda: load(settings), emulation.pace, REGISTRY))
     except (SettingsError, ModelError, FingerprintError) as error:
         LOG.error("cannot start: %s", " ".join(str(error).split()))

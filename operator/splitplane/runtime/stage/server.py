@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -20,6 +20,7 @@ from splitplane.runtime.tensors import torch_dtype
 
 LOG = logging.getLogger(__name__)
 WARM_UP_RUNS = 3
+WARM_UP_SECONDS = 20.0
 END_SECONDS = 1.0
 
 Load = Callable[[], Runnable]
@@ -66,7 +67,6 @@ async def _load(settings: Settings, load: Load, worker: Worker, model: StageMode
     started = time.perf_counter()
 
     def prepare() -> Runnable:
-        torch.set_num_threads(settings.threads)
         partition = load()
         warm_up(partition, settings.resident_first, settings.resident_last)
         return partition
@@ -89,11 +89,29 @@ async def _load(settings: Settings, load: Load, worker: Worker, model: StageMode
     return True
 
 
-def warm_up(partition: Runnable, first: int, last: int) -> None:
-    """Run the range and every codec on zeros: first calls allocate and choose kernels, which no request should pay."""
-    cut = partition.graph.cuts[first]
-    zeros = {spec.name: torch.zeros((1, *spec.shape), dtype=torch_dtype(spec.datatype)) for spec in cut.tensors}
+def warm_up(partition: Runnable, first: int, last: int, *, budget_seconds: float = WARM_UP_SECONDS) -> None:
+    """Run the range and every codec on zeros: first calls allocate and choose kernels, which no request should pay.
+
+    A re-split inside the resident range runs a part of it, from its start or to its end; these parts are run too, as
+    far as the budget allows.
+    """
+    started = time.perf_counter()
     for _ in range(WARM_UP_RUNS):
-        outputs = partition.run(first, last, zeros)
-        for codec in CODECS:
-            codecs.decode(codecs.encode(outputs, codec))
+        _run(partition, first, last, _zeros(partition, first))
+    for cut in range(first + 1, last):
+        if time.perf_counter() - started > budget_seconds:
+            return
+        crossing = _run(partition, first, cut, _zeros(partition, first))
+        _run(partition, cut, last, crossing)
+
+
+def _run(partition: Runnable, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    outputs = partition.run(first, last, tensors)
+    for codec in CODECS:
+        codecs.decode(codecs.encode(outputs, codec))
+    return outputs
+
+
+def _zeros(partition: Runnable, cut: int) -> dict[str, torch.Tensor]:
+    specs = partition.graph.cuts[cut].tensors
+    return {spec.name: torch.zeros((1, *spec.shape), dtype=torch_dtype(spec.datatype)) for spec in specs}

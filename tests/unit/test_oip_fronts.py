@@ -1,0 +1,415 @@
+"""The protocol fronts as clients see them: forms and errors of the Open Inference Protocol, over gRPC and REST."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+import tritonclient.utils
+from prometheus_client import CollectorRegistry, Counter
+
+from splitplane.runtime import oip_grpc, oip_json, oip_rest
+from splitplane.runtime.inference import (
+    Failure,
+    InferenceError,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    TensorMetadata,
+)
+from splitplane.runtime.tensors import check_inputs, from_array, to_array
+
+METADATA = ModelMetadata(
+    "adder",
+    inputs=(TensorMetadata("a", "FP32", (-1, 2)), TensorMetadata("b", "INT64", (-1, 2))),
+    outputs=(TensorMetadata("sum", "FP32", (-1, 2)), TensorMetadata("is_even", "BOOL", (-1, 2))),
+)
+
+
+@dataclass
+class Adder:
+    """A model with two inputs and two outputs, which fails as the test wants."""
+
+    is_ready: bool = True
+    error: Exception | None = None
+    seen: list[InferRequest] = field(default_factory=list)
+
+    def metadata(self) -> ModelMetadata:
+        return METADATA
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        self.seen.append(request)
+        if self.error is not None:
+            raise self.error
+        check_inputs(request.inputs, METADATA.inputs)
+        values = {tensor.name: to_array(tensor) for tensor in request.inputs}
+        outputs = (
+            from_array("sum", (values["a"] + values["b"]).astype(np.float32)),
+            from_array("is_even", values["b"] % 2 == 0),
+        )
+        return InferResponse("adder", outputs, parameters={"served_by": "test"})
+
+
+@dataclass
+class Server:
+    model: Adder
+    grpc_address: str
+    http_address: str
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Server]:
+    """Both fronts on an event loop of their own, for clients that block."""
+    loop, model, registry = asyncio.new_event_loop(), Adder(), CollectorRegistry()
+    Counter("things", "Counted", registry=registry).inc(3)
+
+    async def start() -> tuple[Any, Any, Server]:
+        server = oip_grpc.make_server(model)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        rest = await oip_rest.serve(oip_rest.make_app(model, registry), "127.0.0.1", 0)
+        host, http_port = rest.addresses[0][:2]
+        return server, rest, Server(model, f"127.0.0.1:{port}", f"{host}:{http_port}")
+
+    grpc_server, rest, server = loop.run_until_complete(start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield server
+
+    async def stop() -> None:
+        await grpc_server.stop(None)
+        await rest.cleanup()
+
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(30)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(30)
+    loop.close()
+
+
+@pytest.fixture
+def server(serving: Server) -> Server:
+    serving.model.is_ready, serving.model.error = True, None
+    serving.model.seen.clear()
+    return serving
+
+
+A = np.array([[0.5, 1.5], [2.5, -3.5], [4.0, 5.0]], np.float32)
+B = np.array([[1, 2], [3, 4], [1 << 40, -1]], np.int64)
+SUM = (A + B).astype(np.float32)
+
+
+def grpc_inputs() -> list[tritonclient.grpc.InferInput]:
+    inputs = []
+    for name, array in (("a", A), ("b", B)):
+        tensor = tritonclient.grpc.InferInput(name, array.shape, tritonclient.utils.np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        inputs.append(tensor)
+    return inputs
+
+
+def http_inputs(*, binary: bool) -> list[tritonclient.http.InferInput]:
+    inputs = []
+    for name, array in (("a", A), ("b", B)):
+        tensor = tritonclient.http.InferInput(name, array.shape, tritonclient.utils.np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array, binary_data=binary)
+        inputs.append(tensor)
+    return inputs
+
+
+def test_grpc_clients_read_health_and_metadata(server):
+    with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("adder")
+        assert client.is_model_ready("adder", "1")
+        assert client.get_server_metadata().name == "splitplane"
+        metadata = client.get_model_metadata("adder")
+        assert [(item.name, item.datatype, list(item.shape)) for item in metadata.outputs] == [
+            ("sum", "FP32", [-1, 2]),
+            ("is_even", "BOOL", [-1, 2]),
+        ]
+        server.model.is_ready = False
+        assert client.is_server_live()
+        assert not client.is_server_ready()
+        assert not client.is_model_ready("adder")
+
+
+def test_grpc_clients_infer_all_outputs_or_those_that_they_name(server):
+    with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
+        answer = client.infer("adder", grpc_inputs(), request_id="r7", parameters={"colour": "red", "n": 3})
+        assert np.array_equal(answer.as_numpy("sum"), SUM)
+        assert np.array_equal(answer.as_numpy("is_even"), B % 2 == 0)
+        assert answer.get_response().id == "r7"
+        assert answer.get_response().parameters["served_by"].string_param == "test"
+        assert server.model.seen[0].parameters == {"colour": "red", "n": 3}
+        wanted = [tritonclient.grpc.InferRequestedOutput("is_even")]
+        answer = client.infer("adder", grpc_inputs(), outputs=wanted, model_version="1")
+        assert [output.name for output in answer.get_response().outputs] == ["is_even"]
+
+
+def grpc_refusal(server: Server, name: str = "adder", **options: Any) -> tuple[str, str]:
+    with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
+        with pytest.raises(tritonclient.utils.InferenceServerException) as caught:
+            client.infer(name, grpc_inputs(), **options)
+        return caught.value.status(), caught.value.message()
+
+
+def test_grpc_errors_have_the_status_that_fits(server):
+    assert grpc_refusal(server, "multiplier") == (
+        "StatusCode.NOT_FOUND",
+        "model 'multiplier' is not served here; 'adder' is",
+    )
+    assert grpc_refusal(server, model_version="9") == (
+        "StatusCode.NOT_FOUND",
+        "version '9' of model 'adder' is not served here; use 1 or none",
+    )
+    assert grpc_refusal(server, outputs=[tritonclient.grpc.InferRequestedOutput("product")]) == (
+        "StatusCode.INVALID_ARGUMENT",
+        "output 'product' does not exist; model 'adder' returns sum, is_even",
+    )
+
+
+@pytest.mark.parametrize("failure", Failure)
+def test_every_failure_has_a_grpc_status_and_an_http_status(server, failure):
+    server.model.error = InferenceError(failure, "say this")
+    assert grpc_refusal(server) == (f"StatusCode.{failure.name}", "say this")
+    with (
+        tritonclient.http.InferenceServerClient(server.http_address) as client,
+        pytest.raises(tritonclient.utils.InferenceServerException) as caught,
+    ):
+        client.infer("adder", http_inputs(binary=True))
+    assert (caught.value.status(), caught.value.message()) == (str(failure.http_status), "say this")
+    assert Failure.RESOURCE_EXHAUSTED.http_status == 503
+
+
+def test_a_deadline_reaches_the_model_from_either_front(server):
+    with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
+        client.infer("adder", grpc_inputs())
+        client.infer("adder", grpc_inputs(), client_timeout=30)
+    with tritonclient.http.InferenceServerClient(server.http_address) as client:
+        client.infer("adder", http_inputs(binary=True), timeout=30_000_000)
+    none, by_grpc, by_http = (request.remaining_seconds() for request in server.model.seen)
+    assert none is None
+    assert by_grpc is not None
+    assert by_http is not None
+    assert 0 < by_grpc < 31
+    assert 0 < by_http < 31
+
+
+def test_http_clients_read_health_and_metadata(server):
+    with tritonclient.http.InferenceServerClient(server.http_address) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("adder")
+        assert client.is_model_ready("adder", "1")
+        assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+        metadata = client.get_model_metadata("adder", "1")
+        assert metadata["inputs"][1] == {"name": "b", "datatype": "INT64", "shape": [-1, 2]}
+        server.model.is_ready = False
+        assert client.is_server_live()
+        assert not client.is_server_ready()
+        assert not client.is_model_ready("adder")
+
+
+@pytest.mark.parametrize("binary_input", [True, False])
+@pytest.mark.parametrize("binary_output", [True, False, None])
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+def test_http_clients_infer_in_json_and_binary(server, binary_input, binary_output, compression):
+    outputs = None
+    if binary_output is not None:
+        outputs = [
+            tritonclient.http.InferRequestedOutput(name, binary_data=binary_output) for name in ("is_even", "sum")
+        ]
+    with tritonclient.http.InferenceServerClient(server.http_address) as client:
+        answer = client.infer(
+            "adder",
+            http_inputs(binary=binary_input),
+            request_id="r7",
+            outputs=outputs,
+            request_compression_algorithm=compression,
+        )
+    assert np.array_equal(answer.as_numpy("sum"), SUM)
+    assert np.array_equal(answer.as_numpy("is_even"), B % 2 == 0)
+    assert answer.get_response()["id"] == "r7"
+    assert answer.get_response()["parameters"] == {"served_by": "test"}
+    assert "binary_data_output" not in server.model.seen[0].parameters
+
+
+def test_one_output_may_be_binary_and_another_json(server):
+    outputs = [
+        tritonclient.http.InferRequestedOutput("sum", binary_data=False),
+        tritonclient.http.InferRequestedOutput("is_even", binary_data=True),
+    ]
+    with tritonclient.http.InferenceServerClient(server.http_address) as client:
+        answer = client.infer("adder", http_inputs(binary=True), outputs=outputs)
+    assert answer.get_output("sum")["data"] == SUM.flatten().tolist()
+    assert np.array_equal(answer.as_numpy("is_even"), B % 2 == 0)
+
+
+def test_a_large_body_is_served(server):
+    a, b = np.ones((200_000, 2), np.float32), np.ones((200_000, 2), np.int64)
+    inputs = []
+    for name, array in (("a", a), ("b", b)):
+        tensor = tritonclient.http.InferInput(name, array.shape, tritonclient.utils.np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        inputs.append(tensor)
+    with tritonclient.http.InferenceServerClient(server.http_address) as client:
+        assert np.array_equal(client.infer("adder", inputs).as_numpy("sum"), a + b)
+
+
+INPUTS = [
+    {"name": "a", "datatype": "FP32", "shape": [1, 2], "data": [0.5, 1]},
+    {"name": "b", "datatype": "INT64", "shape": [1, 2], "data": [[1, 2]]},
+]
+
+
+async def post(server: Server, body: Any, path: str = "/v2/models/adder/infer", **headers: str) -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"http://{server.http_address}{path}", data=data, headers=headers) as answer,
+    ):
+        return answer.status, await answer.json()
+
+
+async def test_json_may_be_nested_or_flat(server):
+    status, answer = await post(server, {"inputs": INPUTS})
+    assert status == 200
+    assert answer["outputs"] == [
+        {"name": "sum", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 3.0]},
+        {"name": "is_even", "datatype": "BOOL", "shape": [1, 2], "data": [False, True]},
+    ]
+
+
+def with_input(**changes: Any) -> dict[str, Any]:
+    return {"inputs": [INPUTS[0], {**INPUTS[1], **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"{", "the request is not JSON"),
+        (b"\xff", "the request is not JSON"),
+        ([], "the request is not a JSON object"),
+        ({"inputs": 3}, "'inputs' must be a list of objects"),
+        ({"inputs": [{}]}, "an input has no 'name'"),
+        ({"inputs": INPUTS[:1]}, "input 'b' is missing; the inputs are a, b"),
+        (with_input(datatype=None), "input 'b' has no 'datatype'"),
+        (with_input(datatype="INT32"), "input 'b' has datatype INT32; expected INT64"),
+        (with_input(datatype="BF16"), "input 'b': datatype 'BF16' can only be sent as binary data"),
+        (with_input(datatype="BYTES"), "input 'b': datatype 'BYTES' is not supported"),
+        (with_input(shape="1,2"), "input 'b': 'shape' must be a list of sizes, not '1,2'"),
+        (with_input(shape=[1, 3]), "input 'b' has 2 values; shape [1, 3] takes 3"),
+        (with_input(shape=[2, 1]), "input 'b' has shape [2, 1]; expected [-1, 2] (-1 is any size)"),
+        (with_input(data=[[1], [2, 3]]), "input 'b': 'data' is ragged"),
+        (with_input(data=[1.5, 2]), "input 'b': 'data' holds values that are not INT64"),
+        (with_input(data=["1", "2"]), "input 'b': 'data' holds values that are not INT64"),
+        (with_input(data=[True, False]), "input 'b': 'data' holds values that are not INT64"),
+        (with_input(data=[1 << 63, 0]), "input 'b': a value lies outside INT64"),
+        (with_input(data=[1 << 70, 0]), "input 'b': a value lies outside INT64"),
+        (with_input(data=None), "input 'b': 'data' holds values that are not INT64"),
+        (with_input(parameters=[]), "input 'b': 'parameters' must be an object"),
+        (
+            with_input(parameters={"binary_data_size": 16}),
+            "binary_data_size is 16, but 0 bytes of binary data are left",
+        ),
+        ({"inputs": INPUTS, "outputs": [{"name": "product"}]}, "output 'product' does not exist"),
+        ({"inputs": INPUTS, "outputs": [{}]}, "an output has no 'name'"),
+    ],
+)
+async def test_a_wrong_body_is_refused_with_what_is_wrong(server, body, says):
+    status, answer = await post(server, body)
+    assert status == 400
+    assert says in answer["error"]
+    assert list(answer) == ["error"]
+
+
+def binary(size: int, *, extra: bytes = b"", header_size: Callable[[int], str] = str) -> tuple[bytes, dict[str, str]]:
+    entry = {"name": "b", "datatype": "INT64", "shape": [1, 2], "parameters": {"binary_data_size": size}}
+    header = json.dumps({"inputs": [INPUTS[0], entry]}).encode()
+    return header + bytes(16) + extra, {oip_rest.HEADER_SIZE: header_size(len(header))}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (binary(15, extra=b""), "input 'b': 15 bytes of data, but INT64 of shape [1, 2] takes 16"),
+        (binary(17), "input 'b': binary_data_size is 17, but 16 bytes of binary data are left"),
+        (binary(16, extra=b"abc"), "3 bytes follow the last binary input"),
+        (binary(16, header_size=lambda _: "some"), "Inference-Header-Content-Length is 'some', not a number of bytes"),
+        (binary(16, header_size=lambda _: "99999"), "Inference-Header-Content-Length is 99999, but the body has"),
+    ],
+)
+async def test_a_wrong_binary_body_is_refused_with_what_is_wrong(server, body, says):
+    data, headers = body
+    status, answer = await post(server, data, **headers)
+    assert status == 400
+    assert says in answer["error"]
+
+
+async def test_unknown_models_paths_and_methods_are_errors_in_the_protocols_form(server):
+    assert await post(server, {"inputs": []}, "/v2/models/none/infer") == (
+        404,
+        {"error": "model 'none' is not served here; 'adder' is"},
+    )
+    assert await post(server, {"inputs": []}, "/v2/models/adder/versions/2/infer") == (
+        404,
+        {"error": "version '2' of model 'adder' is not served here; use 1 or none"},
+    )
+    assert await post(server, {}, "/v3") == (404, {"error": "Not Found: POST /v3"})
+    assert await post(server, {}, "/v2/health/live") == (405, {"error": "Method Not Allowed: POST /v2/health/live"})
+
+
+def test_json_integers_of_any_size_are_read_exactly():
+    entry = {"name": "x", "datatype": "UINT64", "shape": [3], "data": [(1 << 64) - 1, 0, 1 << 63]}
+    request, _ = oip_json.read_request(
+        json.dumps({"inputs": [entry]}).encode(), header_size=None, model_name="m", model_version=""
+    )
+    assert to_array(request.inputs[0]).tolist() == entry["data"]
+
+
+async def test_nan_is_an_error_in_json_and_fine_in_binary(server):
+    body = {"inputs": [{**INPUTS[0], "data": [float("nan"), 1]}, INPUTS[1]]}
+    status, answer = await post(server, body)
+    assert status == 400
+    assert answer["error"].startswith("output 'sum' holds NaN or infinity, which JSON cannot carry: ask for it as")
+    with tritonclient.http.InferenceServerClient(server.http_address) as client:
+        inputs = http_inputs(binary=True)
+        inputs[0].set_data_from_numpy(np.full_like(A, np.nan))
+        answered = await asyncio.to_thread(client.infer, "adder", inputs)
+    assert np.isnan(answered.as_numpy("sum")).all()
+
+
+async def test_metrics_are_served_beside_the_protocol(server):
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{server.http_address}/metrics") as answer,
+    ):
+        assert "things_total 3.0" in await answer.text()
+        assert answer.headers["Content-Type"].startswith("text/plain")
+
+
+async def test_an_unforeseen_failure_is_told_without_its_details(server, caplog):
+    server.model.error = RuntimeError("a secret path")
+    status, answer = await post(server, {"inputs": INPUTS})
+    assert (status, answer) == (500, {"error": "RuntimeError; the server's log says more"})
+    assert "a secret path" in caplog.text
+
+
+def test_a_response_is_cut_to_the_outputs_in_the_clients_order():
+    from splitplane.runtime.inference import answer
+
+    response = InferResponse("adder", (from_array("sum", A), from_array("is_even", B % 2 == 0)))
+    request = InferRequest("adder", (), id="1", outputs=("is_even", "sum"))
+    assert [tensor.name for tensor in answer(request, response).outputs] == ["is_even", "sum"]
+    assert answer(replace(request, outputs=()), response).outputs == response.outputs

@@ -1,0 +1,266 @@
+"""What a stage does with one request, over real gRPC between real stages of a small program, in one process."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import grpc
+import grpc.aio
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from splitplane.domain.codecs import encoded_bytes
+from splitplane.domain.profiles import CODECS, Cut, TensorSpec
+from splitplane.runtime import oip_grpc
+from splitplane.runtime.hops import Channels, call
+from splitplane.runtime.inference import Failure, InferenceError, InferRequest, Tensor
+from splitplane.runtime.metrics import StageMetrics
+from splitplane.runtime.routes import GENERATION, ROUTE, SCHEMA, TRACE, Hop, decode_trace, encode_route
+from splitplane.runtime.stage.server import warm_up
+from splitplane.runtime.stage.serving import StageModel
+from splitplane.runtime.stage.worker import Worker
+from splitplane.runtime.tensors import from_torch, to_torch
+
+SPEC = TensorSpec("x", "FP32", (2,))
+
+
+class Doubling:
+    """Three segments, each of which doubles what it gets."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[int, int]] = []
+        self.seconds = 0.0
+
+        @dataclass(frozen=True)
+        class Graph:
+            cuts = tuple(
+                Cut(index, f"cut{index}", (SPEC,), {codec: encoded_bytes(SPEC, codec) for codec in CODECS}, f"h{index}")
+                for index in range(4)
+            )
+
+        self.graph = Graph()
+
+    def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        self.ran.append((first, last))
+        time.sleep(self.seconds)
+        return {"x": tensors["x"] * 2 ** (last - first)}
+
+
+@dataclass
+class Running:
+    model: StageModel
+    partition: Doubling
+    registry: CollectorRegistry
+    server: grpc.aio.Server
+    address: str
+
+
+@asynccontextmanager
+async def running(
+    tier: str = "edge", *, resident: tuple[int, int] = (0, 3), capacity: int = 10
+) -> AsyncIterator[Running]:
+    registry, worker, channels, partition = CollectorRegistry(), Worker(capacity), Channels(), Doubling()
+    model = StageModel(
+        name="p",
+        stage=f"p-{tier}",
+        tier=tier,
+        resident=resident,
+        worker=worker,
+        channels=channels,
+        metrics=StageMetrics(registry, namespace="n", pipeline="p", tier=tier),
+        pace=lambda _seconds: 0.0,
+    )
+    model.serve(partition)
+    server = oip_grpc.make_server(model)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield Running(model, partition, registry, server, f"127.0.0.1:{port}")
+    await server.stop(None)
+    await channels.close()
+    await worker.close(5)
+
+
+X = from_torch("x", torch.tensor([[1.0, 3.0]]))
+
+
+def request(*hops: Hop, **changes: object) -> InferRequest:
+    parameters = {ROUTE: encode_route(hops), GENERATION: 5} if hops else {}
+    return replace(InferRequest(model_name="p", inputs=(X,), parameters=parameters), **changes)
+
+
+async def send(address: str, message: InferRequest) -> list[float]:
+    channels = Channels()
+    try:
+        return to_torch((await call(channels, (address,), message)).response.outputs[0]).flatten().tolist()
+    finally:
+        await channels.close()
+
+
+async def refused(address: str, message: InferRequest) -> InferenceError:
+    with pytest.raises(InferenceError) as caught:
+        await send(address, message)
+    return caught.value
+
+
+def hop(stage: Running, first: int, last: int, codec: str = "", *, tier: str = "edge") -> Hop:
+    return Hop(f"s-{first}", tier, first, last, (stage.address,), codec)
+
+
+async def test_a_request_without_a_route_runs_the_resident_range():
+    async with running(resident=(1, 3)) as stage:
+        assert await send(stage.address, request()) == [4, 12]
+        assert stage.partition.ran == [(1, 3)]
+
+
+async def test_a_route_may_end_before_the_last_cut():
+    async with running() as stage:
+        assert await send(stage.address, request(hop(stage, 0, 2))) == [4, 12]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+async def test_a_route_of_three_stages_is_run_in_order_and_traced(codec):
+    async with running("edge") as edge, running("fog") as fog, running("cloud") as cloud:
+        hops = [hop(edge, 0, 1, codec), hop(fog, 1, 2, codec, tier="fog"), hop(cloud, 2, 3, tier="cloud")]
+        channels = Channels()
+        response = (await call(channels, (edge.address,), request(*hops, id="7"))).response
+        await channels.close()
+        assert to_torch(response.outputs[0]).flatten().tolist() == [8, 24]
+        assert (response.model_name, response.id) == ("p", "7")
+        trace = decode_trace(str(response.parameters[TRACE]))
+        assert [(record.stage, record.tier, record.first, record.last) for record in trace] == [
+            ("s-0", "edge", 0, 1),
+            ("s-1", "fog", 1, 2),
+            ("s-2", "cloud", 2, 3),
+        ]
+        for near, far in pairwise(trace):
+            assert near.server > near.hop > far.server > 0
+            assert min(near.sent, near.received) > 0
+        transferred = edge.registry.get_sample_value(
+            "splitplane_link_bytes_total", {"namespace": "n", "pipeline": "p", "source": "edge", "target": "fog"}
+        )
+        assert transferred == trace[0].sent + trace[0].received
+
+
+async def test_a_range_that_is_not_resident_is_refused():
+    async with running(resident=(1, 3)) as stage:
+        error = await refused(stage.address, request(hop(stage, 0, 2)))
+        assert error.failure is Failure.FAILED_PRECONDITION
+        assert error.message == "stage p-edge keeps cuts 1 to 3 resident and cannot run 0 to 2"
+        assert stage.partition.ran == []
+
+
+async def test_tensors_of_another_model_are_refused():
+    async with running() as stage:
+        message = request(hop(stage, 1, 2))
+        error = await refused(stage.address, replace(message, parameters={**message.parameters, SCHEMA: "h9"}))
+        assert error.failure is Failure.FAILED_PRECONDITION
+        assert "have schema h9, but cut 1 (cut1) of stage p-edge has h1" in error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[]", "parameter splitplane_route: the route is empty"),
+        ("nonsense", "parameter splitplane_route: Invalid JSON"),
+        (
+            encode_route([Hop("a", "edge", 0, 1, ("x",), "zip"), Hop("b", "edge", 1, 2, ("x",))]),
+            "codec 'zip' is unknown; use one of fp32, fp16, int8",
+        ),
+    ],
+)
+async def test_a_malformed_route_is_refused(text, says):
+    async with running() as stage:
+        error = await refused(stage.address, request(parameters={ROUTE: text}))
+        assert error.failure is Failure.INVALID_ARGUMENT
+        assert says in error.message
+
+
+async def test_wrong_tensors_are_refused_before_they_are_queued():
+    async with running() as stage:
+        wrong = Tensor("x", "FP32", (1, 3), bytes(12))
+        error = await refused(stage.address, request(inputs=(wrong,)))
+        assert error.message == "input 'x' has shape [1, 3]; expected [-1, 2] (-1 is any size)"
+
+
+async def test_the_last_stages_own_error_comes_back_to_the_client():
+    async with running("edge") as edge, running("cloud", resident=(0, 2)) as cloud:
+        error = await refused(edge.address, request(hop(edge, 0, 1, "fp32"), hop(cloud, 1, 3)))
+        assert error.failure is Failure.FAILED_PRECONDITION
+        assert error.message.startswith("stage p-cloud keeps cuts 0 to 2 resident")
+
+
+async def test_a_dead_replica_is_retried_on_one_alternate_and_no_more():
+    async with running("edge") as edge, running("cloud") as cloud:
+        dead = "127.0.0.1:1"
+        alternates = Hop("c", "cloud", 1, 3, (dead, cloud.address))
+        assert await send(edge.address, request(hop(edge, 0, 1, "fp32"), alternates)) == [8, 24]
+        both_dead = Hop("c", "cloud", 1, 3, (dead, dead, cloud.address))
+        error = await refused(edge.address, request(hop(edge, 0, 1, "fp32"), both_dead))
+        assert error.failure is Failure.UNAVAILABLE
+
+
+async def test_a_deadline_travels_to_the_last_stage():
+    async with running("edge") as edge, running("cloud") as cloud:
+        cloud.partition.seconds = 1.0
+        message = request(hop(edge, 0, 1, "fp32"), hop(cloud, 1, 3), deadline=time.monotonic() + 0.5)
+        assert (await refused(edge.address, message)).failure is Failure.DEADLINE_EXCEEDED
+        # The second request waits behind the first at the cloud stage and must never be computed there.
+        message = request(hop(edge, 0, 1, "fp32"), hop(cloud, 1, 3), deadline=time.monotonic() + 0.2)
+        assert (await refused(edge.address, message)).failure is Failure.DEADLINE_EXCEEDED
+        cloud.partition.seconds = 0.0
+        assert await send(cloud.address, request()) == [8, 24]
+        assert cloud.partition.ran == [(1, 3), (0, 3)]
+
+
+async def test_overload_is_answered_by_a_clear_error():
+    async with running(capacity=1) as stage:
+        stage.partition.seconds = 0.3
+        channels = Channels()
+        calls = [asyncio.ensure_future(call(channels, (stage.address,), request())) for _ in range(8)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        await channels.close()
+        errors = [result for result in results if isinstance(result, InferenceError)]
+        assert len(errors) == 6
+        assert {error.failure for error in errors} == {Failure.RESOURCE_EXHAUSTED}
+        assert errors[0].message == "overloaded: 1 requests wait already; retry later or elsewhere"
+
+
+async def test_a_stage_that_drains_is_not_ready_but_answers():
+    async with running() as stage:
+        assert stage.model.ready()
+        stage.model.drain()
+        assert not stage.model.ready()
+        assert await send(stage.address, request()) == [8, 24]
+
+
+async def test_emulated_slowness_counts_as_compute():
+    async with running() as stage:
+        stage.model._pace = lambda _seconds: time.sleep(0.05) or 0.05
+        await send(stage.address, request())
+        labels = {"namespace": "n", "pipeline": "p", "tier": "edge", "range": "0-3"}
+        seconds = stage.registry.get_sample_value("splitplane_stage_duration_seconds_sum", labels)
+        assert seconds is not None
+        assert seconds >= 0.05
+        squared = stage.registry.get_sample_value("splitplane_stage_squared_seconds_total", labels)
+        assert squared == pytest.approx(seconds**2)
+
+
+async def test_an_unforeseen_failure_is_an_internal_error_that_tells_no_details(caplog):
+    async with running() as stage:
+        stage.partition.run = lambda *_: 1 // 0
+        error = await refused(stage.address, request())
+        assert (error.failure, error.message) == (Failure.INTERNAL, "ZeroDivisionError; the server's log says more")
+        assert "integer division" in caplog.text
+
+
+def test_warm_up_runs_the_whole_and_the_parts_that_a_resplit_uses():
+    partition = Doubling()
+    warm_up(partition, 0, 3)
+    assert set(partition.ran) == {(0, 3), (0, 1), (1, 3), (0, 2), (2, 3)}
+    partition = Doubling()
+    warm_up(partition, 0, 3, budget_seconds=0.0)
+    assert set(partition.ran) == {(0, 3)}
