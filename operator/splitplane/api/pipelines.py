@@ -194,11 +194,6 @@ class Replanning(Model):
 
     model_config = rules(
         rule(
-            "self.cooldownSeconds == 0 || self.cooldownSeconds >= self.intervalSeconds",
-            "must be 0 or at least intervalSeconds: a shorter cool-down never takes effect",
-            field=".cooldownSeconds",
-        ),
-        rule(
             "self.scaleDownWindowSeconds == 0 || self.scaleDownWindowSeconds >= self.intervalSeconds",
             "must be 0 or at least intervalSeconds: a shorter window never takes effect",
             field=".scaleDownWindowSeconds",

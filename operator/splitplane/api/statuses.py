@@ -138,7 +138,7 @@ class PipelineStatus(Model):
     low_demand_since: Timestamp | None = None
     """Since when fewer replicas would have sufficed, without interruption."""
     pending_switch: PendingSwitch | None = None
-    drains: Annotated[tuple[Drain, ...], keyed("generation", most=16)] = ()
+    drains: Annotated[tuple[Drain, ...], ordered(most=16)] = ()
     set_aside: Annotated[tuple[SetAside, ...], keyed("digest", most=16)] = ()
     recommendation: Recommendation | None = None
     decisions: Annotated[tuple[DecisionStatus, ...], ordered(most=DECISIONS)] = ()
