@@ -51,6 +51,7 @@ class LinkBook:
                 continue
             if index == 0:  # the stages count what they send themselves
                 self._metrics.links.transferred(source=link[0], target=link[1], size=size, seconds=seconds)
+            self.mark_up(link)
             estimator = self.estimator(link)
             estimator.transfer(now, size, seconds)
             if size <= SMALL_BYTES:

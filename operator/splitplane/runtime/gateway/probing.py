@@ -60,8 +60,9 @@ class ProbeBudget:
 class Prober:
     """Probes every link of the table in force, each in a task of its own."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, *, round_seconds: float = ROUND_SECONDS) -> None:
         self._router = router
+        self._round_seconds = round_seconds
         self._channels = Channels()
         self._tasks: dict[LinkSpec, asyncio.Task[None]] = {}
 
@@ -73,7 +74,8 @@ class Prober:
                 for link in self._tasks.keys() - wanted:
                     self._tasks.pop(link).cancel()
                 for link in wanted - self._tasks.keys():
-                    self._tasks[link] = asyncio.create_task(_LinkProber(self._router, self._channels, link).run())
+                    prober = _LinkProber(self._router, self._channels, link, self._round_seconds)
+                    self._tasks[link] = asyncio.create_task(prober.run())
                 await self._router.changed.wait(ROUND_SECONDS)
         finally:
             for task in self._tasks.values():
@@ -83,8 +85,9 @@ class Prober:
 
 
 class _LinkProber:
-    def __init__(self, router: Router, channels: Channels, link: LinkSpec) -> None:
+    def __init__(self, router: Router, channels: Channels, link: LinkSpec, round_seconds: float) -> None:
         self._router = router
+        self._round_seconds = round_seconds
         self._channels = channels
         self._link = link
         self._name = (link.source, link.target)
@@ -98,7 +101,7 @@ class _LinkProber:
         await self._round()
         await self._round()
         while True:
-            await asyncio.sleep(ROUND_SECONDS)
+            await asyncio.sleep(self._round_seconds)
             await self._round()
 
     async def _round(self) -> None:
@@ -111,14 +114,16 @@ class _LinkProber:
         self._failed_rounds = 0
         links.mark_up(self._name)
         now = self._router.clock()
-        if estimator.idle_seconds(now) < ROUND_SECONDS or not self._budget.allows(now):
+        if estimator.idle_seconds(now) < self._round_seconds or not self._budget.allows(now):
             return
         size = payload_bytes(estimator.estimate(now).bandwidth_bytes_per_second)
-        started = time.perf_counter()
         seconds = await self._send(self._payload[:size], PAYLOAD_TIMEOUT_SECONDS)
-        self._budget.spend(time.perf_counter() - started)
         # A payload that does not arrive, over a link that echoes, still says that the rate is no higher than this.
-        estimator.probe(self._router.clock(), size, PAYLOAD_TIMEOUT_SECONDS if seconds is None else seconds)
+        seconds = PAYLOAD_TIMEOUT_SECONDS if seconds is None else seconds
+        estimator.probe(self._router.clock(), size, seconds)
+        # The round trip occupies nobody: only the time that the payload itself takes is the link's.
+        delay = estimator.estimate(now).delay_seconds or 0.0
+        self._budget.spend(max(seconds - 2 * delay, 0.0))
 
     async def _echo(self) -> bool:
         """Whether some link target answers; the one that does is asked first from now on."""

@@ -1,0 +1,111 @@
+"""Probes of a link without traffic: real link target, real gRPC, and a relay between that has the link's rate."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc.aio
+from gateway_rig import ALONE, free_address, table, until
+from prometheus_client import CollectorRegistry, generate_latest
+
+from splitplane.runtime.gateway.linkbook import LinkName
+from splitplane.runtime.gateway.probing import Prober
+from splitplane.runtime.gateway.router import Router
+from splitplane.runtime.link_target import make_grpc_server
+from splitplane.runtime.metrics import GatewayMetrics
+
+EDGE_CLOUD: LinkName = ("edge", "cloud")
+
+
+@dataclass
+class Link:
+    """Bytes per second and seconds from end to end; changed while it is used."""
+
+    rate: float
+    delay: float
+
+
+@contextlib.asynccontextmanager
+async def relay(address: str, target: str, link: Link) -> AsyncIterator[None]:
+    """Passes connections to ``address`` on to ``target`` with the link's rate and delay in each direction."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        departure = loop.time()
+        try:
+            while data := await reader.read(2_000):
+                departure = max(departure, loop.time() - 0.004) + len(data) / link.rate
+                loop.call_at(max(departure, loop.time()) + link.delay, writer.write, data)
+                await asyncio.sleep(departure - loop.time())
+            await asyncio.sleep(link.delay)
+        finally:
+            writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = target.split(":")
+        try:
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            writer.close()
+            return
+        for one, other in ((reader, far_writer), (far_reader, writer)):
+            task = asyncio.create_task(pump(one, other))
+            tasks.add(task)
+
+    host, port = address.split(":")
+    server = await asyncio.start_server(accept, host, int(port))
+    try:
+        yield
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+
+
+async def target_at(address: str) -> grpc.aio.Server:
+    server = make_grpc_server()
+    server.add_insecure_port(address)
+    await server.start()
+    return server
+
+
+async def test_an_idle_link_is_measured_followed_and_reported_down() -> None:
+    registry = CollectorRegistry()
+    router = Router(tier="edge", metrics=GatewayMetrics(registry, namespace="default", pipeline="small"))
+    near, far = f"{free_address()}:9000", f"{free_address()}:9000"
+    router.apply(table(1, ALONE, links=[{"source": "edge", "target": "cloud", "probes": [near]}]))
+    link = Link(rate=2e6, delay=0.02)
+
+    def bandwidth_is(expected: float) -> bool:
+        value = router.links.estimates(router.clock())[EDGE_CLOUD].bandwidth_bytes_per_second
+        return value is not None and expected / 1.5 < value < expected * 1.5
+
+    server = await target_at(far)
+    async with relay(near, far, link):
+        probing = asyncio.create_task(Prober(router, round_seconds=0.3).run())
+        await until(lambda: EDGE_CLOUD in router.links.estimates(router.clock()))
+        await until(lambda: bandwidth_is(2e6), seconds=60)
+        delay = router.links.estimates(router.clock())[EDGE_CLOUD].delay_seconds
+        assert delay is not None
+        assert 0.02 <= delay < 0.04
+        link.rate = 2e5
+        await until(lambda: bandwidth_is(2e5), seconds=60)
+        link.rate = 2e6
+        await until(lambda: bandwidth_is(2e6), seconds=60)
+        router.links.publish(router.clock())
+        assert b'splitplane_link_bandwidth_bytes_per_second{namespace="default"' in generate_latest(registry)
+
+        await server.stop(0)
+        await until(lambda: EDGE_CLOUD in router.links.down, seconds=60)
+        router.links.publish(router.clock())
+        assert b"splitplane_link_bandwidth_bytes_per_second{" not in generate_latest(registry)
+        server = await target_at(far)
+        await until(lambda: EDGE_CLOUD not in router.links.down, seconds=60)
+        await until(lambda: bandwidth_is(2e6), seconds=60)
+        probing.cancel()
+        await asyncio.gather(probing, return_exceptions=True)
+    await server.stop(0)
