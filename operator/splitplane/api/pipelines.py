@@ -51,6 +51,12 @@ NAMES_LENGTH = 45
 class Weights(Model):
     """The model's trained weights: one safetensors file."""
 
+    model_config = rules(
+        rule(
+            "!self.uri.contains('/../')", "must not go up by .. out of its volume; write the plain path", field=".uri"
+        ),
+    )
+
     uri: Annotated[str, *_URI]
     """Where the file is: ``pvc://<claim>/<path>`` or ``file:///<path>``."""
     sha256: Annotated[str, *_SHA256]

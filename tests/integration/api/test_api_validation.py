@@ -163,6 +163,7 @@ TWINS = [
     Twins(_pitch_tracker, "spec/model/factory", "pitch_tracker.build", "pitch_tracker:build", "must be module:callable"),
     Twins(_pitch_tracker, "spec/model/weights/uri", "pvs://models/a", "pvc://models/a", "must be pvc://<claim>/<path>"),
     Twins(_pitch_tracker, "spec/model/weights/uri", "file://models/a", "file:///models/a", "file:///<path"),
+    Twins(_pitch_tracker, "spec/model/weights/uri", "pvc://models/../a", "pvc://models/..a", "must not go up by .."),
     Twins(_pitch_tracker, "spec/model/weights/sha256", SHA[:-1], SHA, "64 lower-case hexadecimal digits"),
     Twins(_pitch_tracker, "spec/model/weights/sha256", SHA.replace("9f", "9F"), SHA, "see sha256sum"),
     Twins(_pitch_tracker, "spec/model/inputs/0/shape/0", 1, -1, "must be -1", "spec.model.inputs[0].shape"),
