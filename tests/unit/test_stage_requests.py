@@ -264,3 +264,40 @@ def test_warm_up_runs_the_whole_and_the_parts_that_a_resplit_uses():
     partition = Doubling()
     warm_up(partition, 0, 3, budget_seconds=0.0)
     assert set(partition.ran) == {(0, 3)}
+
+
+async def test_closing_a_channel_under_a_call_is_no_cancelling_of_the_caller():
+    async with running("edge") as edge, running("cloud") as cloud:
+        edge.partition.seconds = 0.5
+        channels = Channels()
+        waiting = asyncio.ensure_future(call(channels, (edge.address, cloud.address), request()))
+        alone = asyncio.ensure_future(call(channels, (edge.address,), request()))
+        await asyncio.sleep(0.1)
+        await channels.get(edge.address).close(None)
+        assert (await waiting).address == cloud.address
+        with pytest.raises(InferenceError, match="is gone"):
+            await alone
+        await channels.close()
+
+
+async def test_a_caller_that_is_cancelled_stays_cancelled():
+    async with running() as stage:
+        stage.partition.seconds = 0.3
+        channels = Channels()
+        waiting = asyncio.ensure_future(call(channels, (stage.address, stage.address), request()))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await channels.close()
+    assert len(stage.partition.ran) == 1
+
+
+async def test_channels_are_kept_and_the_least_used_is_closed_when_there_are_too_many():
+    channels = Channels(limit=2)
+    first, second = channels.get("127.0.0.1:1"), channels.get("127.0.0.1:2")
+    assert channels.get("127.0.0.1:1") is first
+    channels.get("127.0.0.1:3")
+    assert channels.get("127.0.0.1:1") is first
+    assert channels.get("127.0.0.1:2") is not second
+    await channels.close()

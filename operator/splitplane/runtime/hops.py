@@ -14,16 +14,24 @@ import grpc.aio
 
 from splitplane.runtime import oip_wire
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
-from splitplane.runtime.oip_grpc import MODEL_INFER, OPTIONS
+from splitplane.runtime.oip_grpc import KEEPALIVE_MILLISECONDS, MODEL_INFER, OPTIONS
 
+PING_TIMEOUT_MILLISECONDS = 20_000
 CHANNEL_OPTIONS = (
     *OPTIONS,
     # Without a pool of its own, a channel to a pod that was replaced at the same address would inherit its back-off.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # A node that vanishes closes no connection: without pings a call would wait for its deadline. The answer may take
+    # long, as a ping queues behind a large message on a slow link.
+    ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MILLISECONDS),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MILLISECONDS),
 )
 MAX_CHANNELS = 256
+LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+"""A replica is gone, or ended its grace with the call inside; the caller's own cancelling shows differently."""
 
 Method = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
@@ -74,7 +82,7 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
     """Hand a request to the first address that answers; at most one retry, on the next address.
 
     Inference has no effect beyond its answer, so a request may be sent again when a replica is gone
-    (``UNAVAILABLE``), wherever in the call that showed. The request's deadline is carried along. Raises
+    (:data:`LOST`), wherever in the call that showed. The request's deadline is carried along. Raises
     :class:`InferenceError` with the far side's own status and text.
     """
     data = oip_wire.write_request(request)
@@ -87,9 +95,17 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
         try:
             answer = await method(data, timeout=remaining)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE and attempt < len(addresses[:2]):
+            if error.code() in LOST and attempt < len(addresses[:2]):
                 continue
             raise _failure(error, address) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not the caller: the channel was closed, because its address is gone.
+            if attempt < len(addresses[:2]):
+                continue
+            raise InferenceError(Failure.UNAVAILABLE, f"the stage at {address} is gone") from None
         seconds = time.perf_counter() - started
         return Call(oip_wire.read_response(answer), address, seconds, len(data), len(answer))
     raise InferenceError(Failure.UNAVAILABLE, "the route names no address to hand the request to")

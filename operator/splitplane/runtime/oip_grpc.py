@@ -22,6 +22,9 @@ OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
 )
 """Channel and server options that both ends of every call between pods use."""
+KEEPALIVE_MILLISECONDS = 10_000
+"""How often a waiting sender pings; servers must allow that, or they close the connection."""
+SERVER_OPTIONS = (*OPTIONS, ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 2))
 
 LOG = logging.getLogger(__name__)
 
@@ -37,9 +40,14 @@ def status_code(failure: Failure) -> grpc.StatusCode:
 
 def make_server(model: Model, *handlers: grpc.GenericRpcHandler) -> grpc.aio.Server:
     """A server, not yet bound or started, that answers for the model (and with further handlers)."""
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers((_service(model), *handlers))
     return server
+
+
+def bind(server: grpc.aio.Server, host: str, port: int) -> None:
+    """Take the port, in clear text. Raises ``RuntimeError`` when it is taken; ``host`` may be an IPv6 address."""
+    server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 def _service(model: Model) -> grpc.GenericRpcHandler:

@@ -45,7 +45,7 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
         pace=pace,
     )
     server = oip_grpc.make_server(model)
-    server.add_insecure_port(f"{settings.pod_ip}:{settings.grpc_port}")
+    oip_grpc.bind(server, settings.pod_ip, settings.grpc_port)
     await server.start()
     http = await oip_rest.serve(
         oip_rest.make_app(model, registry), settings.pod_ip, settings.http_port, drain_seconds=settings.drain_seconds
