@@ -122,11 +122,8 @@ class NodeRegistration:
 
     async def register(self) -> Object:
         """Create the node, or bring an earlier one's labels and annotations up to date; report it ready."""
-        try:
-            node = await self._api.get(self._path)
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        node = await self._look()
+        if node is None:
             node = await self._api.create(path_of("nodes"), new_node(self._config))
         else:
             node = await self._renew_identity(node)
@@ -172,7 +169,8 @@ class NodeRegistration:
         except ApiError as error:
             if error.status != 404:
                 raise
-            node = await self._api.get(self._path)
+            # A deleted node takes its lease along.
+            node = await self._look() or await self.register()
             owner = {"apiVersion": "v1", "kind": "Node", "name": self._config.node, "uid": node["metadata"]["uid"]}
             lease = {
                 "apiVersion": "coordination.k8s.io/v1",
@@ -186,13 +184,18 @@ class NodeRegistration:
             }
             await self._api.create(self._lease_path.rpartition("/")[0], lease)
 
-    async def _answer_doubt(self) -> None:
-        """After a silence (a suspended machine, a stopped process) the control plane holds the node for lost."""
+    async def _look(self) -> Object | None:
         try:
-            node = await self._api.get(self._path, resourceVersion="0")
+            return await self._api.get(self._path, resourceVersion="0")
         except ApiError as error:
             if error.status != 404:
                 raise
+            return None
+
+    async def _answer_doubt(self) -> None:
+        """After a silence (a suspended machine, a stopped process) the control plane holds the node for lost."""
+        node = await self._look()
+        if node is None:
             log.warning("the node was deleted; registering it again")
             await self.register()
             return
