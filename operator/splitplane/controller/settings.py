@@ -35,6 +35,7 @@ class Settings:
                 runtime_image=environment["SPLITPLANE_RUNTIME_IMAGE"],
                 operator_image=environment["SPLITPLANE_OPERATOR_IMAGE"],
                 pod_ip=environment.get("SPLITPLANE_POD_IP", _ANY_ADDRESS),
+                http_port=int(environment.get("SPLITPLANE_HTTP_PORT", "8080")),
                 window=_seconds(environment, "SPLITPLANE_PROMETHEUS_WINDOW_SECONDS", 60),
                 demand_window=_seconds(environment, "SPLITPLANE_DEMAND_WINDOW_SECONDS", 30),
             )
