@@ -4,18 +4,17 @@ Order: ``$KUBEBUILDER_ASSETS``, then PATH (each only if its version fits), then 
 the cache.
 """
 
-import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitplane.local.errors import LocalError
+from splitplane.local.files import locked
 from splitplane.local.paths import cache_home
 from splitplane.local.toolchain import find_go
 
@@ -144,7 +143,7 @@ def ensure(name: str, *, on_build: Callable[[Building], None] = lambda _: None) 
         return found
     tool = TOOLS[name]
     target = cached(tool)
-    with _locked(target.parent / ".lock"):
+    with locked(target.parent / ".lock"):
         if not target.exists():  # somebody else may have built it while we waited
             on_build(Building(name, tool.minutes))
             _build(tool, target)
@@ -195,14 +194,6 @@ def _build(tool: Tool, target: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _numbers(version: str) -> tuple[int, ...]:
