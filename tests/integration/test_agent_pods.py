@@ -282,6 +282,30 @@ def test_a_failed_liveness_probe_restarts_the_container(pods: Pods) -> None:
     assert "failed liveness probe, will be restarted" in pods.event("sick", "Killing")
 
 
+def test_a_container_that_was_restarted_can_still_be_stopped(pods: Pods) -> None:
+    """Its second run must not be lost track of while the first one's end is recorded."""
+    mount = [{"name": "work", "mountPath": "/work"}]
+    once = (
+        "import os, sys, time\nif not os.path.exists(sys.argv[1]): open(sys.argv[1], 'w'); sys.exit(1)\ntime.sleep(600)"
+    )
+    work = [{"name": "work", "emptyDir": {}}]
+    whole = pod("twice", container(once, "/work/f", volumeMounts=mount), restartPolicy="Always", volumes=work)
+    pods.apply(whole)
+    until("the second run", lambda: pods.status("twice").get("restartCount") == 1 and pods.status("twice")["ready"])
+    pods("delete", "pod", "twice", "--timeout=20s")
+    assert "NodeAgentFault" not in {reason for reason, _ in pods.events("twice")}
+
+
+def test_a_daemon_set_runs_on_every_node(pods: Pods) -> None:
+    whole = pod("every", container(SLEEP), restartPolicy="Always")
+    template = {"metadata": whole["metadata"], "spec": whole["spec"]}
+    spec = {"selector": {"matchLabels": {"app": "every"}}, "template": template}
+    pods.apply({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "every"}, "spec": spec})
+    pods("rollout", "status", "daemonset/every", "--timeout=40s")
+    nodes = pods("get", "pods", "-l", "app=every", "-o", "jsonpath={.items[*].spec.nodeName}").split()
+    assert sorted(nodes) == ["cloud-1", "edge-1", "edge-2", "system-1"]
+
+
 def test_a_startup_probe_holds_the_others_back(pods: Pods, tmp_path: Path) -> None:
     marker = tmp_path / "started"
     look = {"exec": {"command": ["test", "-e", str(marker)]}}

@@ -166,15 +166,17 @@ class PodWorker:
         record.failure = None
         bin_dir = launch.env["PATH"].split(":", 1)[0]
         self._event("Pulled", f'Image "{container["image"]}" is the local environment {bin_dir}', container=name)
+        writer = logs.LogWriter(log_path)
         try:
             process = Process.start(
                 launch.argv,
                 env=launch.env,
                 cwd=launch.cwd,
                 container_id=container_id,
-                on_output=logs.LogWriter(log_path),
+                on_output=writer,
             )
         except (OSError, ValueError) as error:
+            writer(None)
             why = f"cannot execute {launch.argv[0]!r}: {getattr(error, 'strerror', None) or error}"
             now = time.time()
             record.finish(
@@ -201,14 +203,16 @@ class PodWorker:
             event=lambda reason, text, warning: self._event(reason, text, warning=warning, container=name),
         )
         self.runners[name] = runner
-        runner.done.add_done_callback(lambda _: self._ended(name, process.pid))
+        runner.done.add_done_callback(lambda _: self._ended(name, runner))
         self._save()
         self._event("Created", f"Container created: {name}", container=name)
         self._event("Started", f"Container started: {name} (process {process.pid})", container=name)
 
-    def _ended(self, name: str, pid: int) -> None:
-        self.runners.pop(name, None)
-        self._services.guard.ended(pid)
+    def _ended(self, name: str, runner: Runner) -> None:
+        # The container may have been started again before this is called.
+        if self.runners.get(name) is runner:
+            del self.runners[name]
+        self._services.guard.ended(runner.process.pid)
         self._changed.set()
 
     def _could_not_start(self, name: str, error: StartError) -> None:

@@ -100,7 +100,7 @@ def send(pids: Iterable[int], signum: signal.Signals) -> None:
 class Process:
     """A running first process of a container. Its output goes to `on_output` as bytes, None at the end."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], container_id: str, on_output: Callable[[bytes | None], None]):
+    def __init__(self, popen: subprocess.Popen[bytes], container_id: str, on_output: Callable[[bytes | None], object]):
         self._popen = popen
         self._loop = asyncio.get_running_loop()
         self._on_output = on_output
@@ -124,7 +124,7 @@ class Process:
         env: Mapping[str, str],
         cwd: Path,
         container_id: str,
-        on_output: Callable[[bytes | None], None],
+        on_output: Callable[[bytes | None], object],
     ) -> "Process":
         """Start `argv` as leader of a session of its own. Raises OSError where it cannot be executed."""
         parent = os.getpid()
