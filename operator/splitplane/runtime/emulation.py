@@ -28,13 +28,16 @@ def speed_factor() -> float:
     return factor
 
 
-def pace(seconds: float) -> float:
+def pace(compute_seconds: float, elapsed_seconds: float) -> float:
     """Sleep as much longer as the emulated device would have computed; returns the seconds slept.
 
-    ``seconds`` is the measured compute time of a range. Does nothing on real nodes.
+    ``compute_seconds`` is the core's time that a range took and ``elapsed_seconds`` the wall's, which is longer where
+    other emulated devices wanted the same core: a device of its own would not have waited for them. Does nothing on
+    real nodes.
     """
-    more = (speed_factor() - 1.0) * seconds
-    if more <= 0.0:
+    factor = speed_factor()
+    more = factor * compute_seconds - elapsed_seconds
+    if factor == 1.0 or more <= 0.0:
         return 0.0
     started = time.perf_counter()
     time.sleep(more)

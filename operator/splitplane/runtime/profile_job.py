@@ -166,7 +166,7 @@ async def stage_overhead(partition: Partition, measured: Measured) -> float:
         worker=worker,
         channels=channels,
         metrics=StageMetrics(CollectorRegistry(), namespace="profile", pipeline="profile", tier="profile"),
-        pace=lambda _: 0.0,
+        pace=lambda _core, _wall: 0.0,
     )
     stage.serve(partition)
     server = oip_grpc.make_server(stage)

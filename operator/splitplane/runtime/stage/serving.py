@@ -35,8 +35,8 @@ from splitplane.runtime.routes import (
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import check_described
 
-Pace = Callable[[float], float]
-"""Waits as a slower device would after so many seconds of compute; returns the seconds waited."""
+Pace = Callable[[float, float], float]
+"""Given the core's and the wall's seconds of a range, waits as a slower device would; returns the seconds waited."""
 
 
 class Graph(Protocol):
@@ -181,9 +181,9 @@ class StageModel:
         """On the compute thread. Emulated slowness holds the thread, as compute on a slower device would."""
         started = time.perf_counter()
         tensors = codecs.decode(inputs)
-        decoded = time.perf_counter()
+        decoded, core = time.perf_counter(), time.thread_time()
         outputs = partition.run(own.first, own.last, tensors)
-        self._pace(time.perf_counter() - decoded)
+        self._pace(time.thread_time() - core, time.perf_counter() - decoded)
         ran = time.perf_counter()
         encoded = codecs.encode(outputs, codec)
         return _Computed(encoded, decoded - started, ran - decoded, time.perf_counter() - ran)
