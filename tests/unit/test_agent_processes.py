@@ -115,7 +115,8 @@ def test_memory_counts_what_is_held_not_what_is_mapped(tmp_path: Path) -> None:
     big.write_bytes(bytes(64 << 20))
     program = (
         "import mmap, sys, time\n"
-        "view = mmap.mmap(open(sys.argv[1], 'rb').fileno(), 0, prot=mmap.PROT_READ)\n"
+        "file = open(sys.argv[1], 'rb')\n"
+        "view = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)\n"
         "sum(view[i] for i in range(0, len(view), 4096)); print('mapped', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(big)], stdout=subprocess.PIPE) as child:
