@@ -178,35 +178,37 @@ class Uplink:
             return
         for one in (writer, far_writer):
             one.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if request.preface:
-            far_writer.write(request.preface)
-        else:
+        if not request.preface:
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         try:
-            outward = self._pump(reader, far_writer, path.outward if path else None)
+            outward = self._pump(reader, far_writer, path.outward if path else None, request.preface)
             inward = self._pump(far_reader, writer, path.inward if path else None)
             await _both(outward, inward)
         finally:
             far_writer.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bucket: Bucket | None) -> None:
-        """Carry bytes one way until the end of the stream."""
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bucket: Bucket | None, first: bytes = b""
+    ) -> None:
+        """Carry ``first`` and what follows it one way until the end of the stream."""
         if bucket is None:
+            writer.write(first)
             while data := await reader.read(65536):
                 writer.write(data)
                 await writer.drain()
         else:
             line = _DelayLine()
-            await _both(self._depart(reader, bucket, line), self._arrive(writer, bucket.link, line))
+            await _both(self._depart(reader, bucket, line, first), self._arrive(writer, bucket.link, line))
         if writer.can_write_eof():
             writer.write_eof()
 
-    async def _depart(self, reader: asyncio.StreamReader, bucket: Bucket, line: _DelayLine) -> None:
+    async def _depart(self, reader: asyncio.StreamReader, bucket: Bucket, line: _DelayLine, first: bytes) -> None:
         loop = asyncio.get_running_loop()
         data = b"-"
         while data:
             asked = loop.time()
-            data = await reader.read(bucket.chunk_bytes())
+            data = first or await reader.read(bucket.chunk_bytes())
+            first = b""
             queued = loop.time() - asked < _AT_ONCE_SECONDS
             await self._links.up(bucket.link)
             left = bucket.departure(len(data), loop.time(), queued=queued)
