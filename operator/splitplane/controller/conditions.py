@@ -128,10 +128,6 @@ def _degraded(facts: Facts) -> Verdict:
         return Verdict("Degraded", "True", *facts.problems[0])
     active, observed = facts.control.active, facts.observed
     if active is not None and facts.control.pending is None:
-        lost = sorted({stage.key.tier for stage in active.stages} & observed.lost_tiers)
-        if lost:
-            message = f"no node of tier {', '.join(lost)} takes pods; bring one back or add one"
-            return Verdict("Degraded", "True", "TierLost", message)
         short = [
             f"{stage.name} has {observed.ready.get(stage.name, 0)} of {stage.replicas} ready"
             + (f" ({trouble})" if (trouble := observed.troubles.get(stage.name)) else "")

@@ -25,7 +25,6 @@ from splitplane.controller.profiling import (
     Collect,
     Create,
     Failed,
-    Unplaceable,
     Wait,
     job_of,
     merged,
@@ -103,7 +102,7 @@ class Profiles:
         return Outcome(spec=cached[1], version=version)
 
     async def _carry_out(
-        self, step: Create | Collect | Wait | Failed | Unplaceable, pipeline: InferencePipeline, name: str,
+        self, step: Create | Collect | Wait | Failed, pipeline: InferencePipeline, name: str,
         outcome: Outcome,
     ) -> None:  # fmt: skip
         tier = step.tier
@@ -125,11 +124,6 @@ class Profiles:
                 failed = f"measuring the model on tier {tier.name} failed: {message.rstrip('.')}."
                 advice = "Mend spec.model or what the message names; it is tried again by itself."
                 outcome.problems.append(("ProfileFailed", f"{failed} {advice}"))
-            case Unplaceable():
-                selector = ",".join(f"{key}={value}" for key, value in sorted(tier.node_selector.items()))
-                absent = f"tier {tier.name}: no ready node with the labels {selector} takes pods with its tolerations."
-                advice = "Label a node so, or mend nodeSelector and tolerations in spec.tiers."
-                outcome.problems.append(("NoNodesForTier", f"{absent} {advice}"))
 
     async def _start(self, pipeline: InferencePipeline, step: Create, name: str) -> None:
         namespace = pipeline.metadata.namespace

@@ -68,14 +68,7 @@ class Failed:
     retry: float
 
 
-@dataclass(frozen=True, slots=True)
-class Unplaceable:
-    """No node fits the tier, so that nothing can be measured there."""
-
-    tier: TierSpec
-
-
-Step = Create | Collect | Wait | Failed | Unplaceable
+Step = Create | Collect | Wait | Failed
 
 
 def next_steps(
@@ -102,8 +95,7 @@ def next_steps(
                 creating = True
             continue
         if not ready_nodes.get(tier.name):
-            steps.append(Unplaceable(tier))
-            continue
+            continue  # nothing can be measured there; the pipeline's conditions say so
         shared = [
             job for job in other_jobs if _measures(job, pipeline.metadata.namespace, profile_name, tier.device_class)
         ]

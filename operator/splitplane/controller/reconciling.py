@@ -152,6 +152,7 @@ class Reconciler:
         pipeline = this.pipeline
         if not (pipeline.spec.suspend and this.table is None):
             await self._apply_gateway(pipeline, memory)
+        this.problems += [_no_nodes(state) for state in this.tiers.values() if not state.capacity.ready]
         model = await self._profile(this, memory)
         step = advance(this.control, this.observed, now=this.now, drain_seconds=self._settings.drain_deadline)
         this.control, this.publish = step.control, step.publish
@@ -487,6 +488,17 @@ class Reconciler:
 
 _NOTHING = Missing("")
 _BAD = {"Degraded": "True", "MetricsAvailable": "False", "PlanFeasible": "False", "Stalled": "True"}
+
+
+def _no_nodes(state: TierState) -> tuple[str, str]:
+    """Why a tier cannot be used, and what to do about it."""
+    tier = state.spec
+    selector = ",".join(f"{key}={value}" for key, value in sorted(tier.node_selector.items()))
+    if not state.capacity.matching:
+        advice = "Label a node so, or mend nodeSelector in spec.tiers."
+        return "NoNodesForTier", f"tier {tier.name}: no node has the labels {selector}. {advice}"
+    advice = "Bring one back, uncordon one, or tolerate its taints in spec.tiers."
+    return "TierLost", f"tier {tier.name}: none of {state.capacity.matching} nodes takes pods. {advice}"
 
 
 def _parsed(memory: Memory, body: Object) -> InferencePipeline:

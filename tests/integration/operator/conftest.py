@@ -1,0 +1,120 @@
+"""The operator as the chart installs it, on the session's cluster, and a model that was really measured there once."""
+
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import operator_cases as cases
+import pytest
+
+from splitplane.local import binaries, install
+from splitplane.local.addresses import Addresses
+from splitplane.local.cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Cluster) -> str:
+    """The chart, installed: the operator runs in a pod with the chart's ServiceAccount. Its namespace."""
+    install.install(cluster, helm=binaries.ensure("helm"), chart=install.find_chart())
+    return install.NAMESPACE
+
+
+@pytest.fixture(scope="session")
+def prometheus_url(cluster: Cluster) -> str:
+    addresses = Addresses.read(cluster.paths.addresses)
+    assert addresses is not None
+    return addresses.prometheus_url
+
+
+@pytest.fixture(scope="session")
+def digest() -> str:
+    return sha256(cases.weights()).hexdigest()
+
+
+@pytest.fixture
+def ns(kubectl: Callable[..., str], operator: str, namespace: str) -> cases.Namespace:
+    """A fresh namespace with the model's code and weights in it."""
+    found = cases.Namespace(kubectl, namespace)
+    found.apply(cases.code())
+    return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A pipeline that was measured, planned and served without anything being prepared for it."""
+
+    ns: cases.Namespace
+    name: str
+    profile: cases.Json
+
+
+@pytest.fixture(scope="session")
+def measured(kubectl: Callable[..., str], operator: str, digest: str) -> Iterator[Measured]:
+    """One pipeline of two tiers, from nothing to serving; it stays for the session's tests that only look at it."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    ns = cases.Namespace(kubectl, name)
+    ns.apply(cases.code())
+    ns.apply(cases.pipeline("first", cases.model(digest)))
+    ns.wait_condition("first", "Ready", "True", seconds=150)
+    yield Measured(ns, "first", ns.get("mprof", ns.status("first")["profile"]))
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def profiled(ns: cases.Namespace, measured: Measured) -> cases.Namespace:
+    """A fresh namespace that has the measurements already: pipelines of the same model start without profile jobs."""
+    body = dict(measured.profile)
+    body["metadata"] = {"name": body["metadata"]["name"], "labels": body["metadata"]["labels"]}
+    ns.apply(body)
+    return ns
+
+
+@pytest.fixture
+def another_operator(
+    kubectl: Callable[..., str], cluster: Cluster, prometheus_url: str, tmp_path: Path
+) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts operators beside the installed one, each with a token of the chart's own ServiceAccount."""
+    account = cases.wait(
+        lambda: kubectl(
+            "-n", install.NAMESPACE, "get", "deploy", "-l", "app.kubernetes.io/component=operator",
+            "-o", "jsonpath={.items[0].spec.template.spec.serviceAccountName}",
+        ),
+        seconds=10, what="the operator's ServiceAccount",
+    )  # fmt: skip
+    token = kubectl("-n", install.NAMESPACE, "create", "token", account).strip()
+    config = json.loads(kubectl("config", "view", "--raw", "-o", "json"))
+    config["users"] = [{"name": "operator", "user": {"token": token}}]
+    config["contexts"] = [
+        {"name": "operator", "context": {"cluster": config["clusters"][0]["name"], "user": "operator"}}
+    ]
+    config["current-context"] = "operator"
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(json.dumps(config))
+    kubeconfig.chmod(0o600)
+    with ExitStack() as stack:
+
+        def start(*, prometheus: str = prometheus_url, port: int) -> subprocess.Popen[bytes]:
+            environment = {
+                "KUBECONFIG": str(kubeconfig),
+                "PATH": "/usr/bin:/bin",
+                "SPLITPLANE_PROMETHEUS_URL": prometheus,
+                "SPLITPLANE_RUNTIME_IMAGE": "splitplane/runtime:0.1.0",
+                "SPLITPLANE_OPERATOR_IMAGE": "splitplane/operator:0.1.0",
+                "SPLITPLANE_POD_IP": "127.0.0.1",
+                "SPLITPLANE_HTTP_PORT": str(port),
+            }
+            log = (tmp_path / f"operator-{port}.log").open("wb")
+            stack.callback(log.close)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "splitplane.controller"], env=environment, stdout=log, stderr=log
+            )
+            return stack.enter_context(cases.running(process))
+
+        yield start

@@ -1,0 +1,175 @@
+"""What goes wrong ends in a condition and an event that say what to do, and is over when its cause is."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import operator_cases as cases
+import pytest
+
+from splitplane.local import binaries, install
+from splitplane.local.cluster import Cluster
+
+pytestmark = pytest.mark.integration
+
+
+def events(ns: cases.Namespace, name: str, reason: str) -> list[str]:
+    return [event["message"] for event in ns.events(name) if event["reason"] == reason]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"factory": "narrowing:missing"}, "missing"), ({"weights": "0" * 64}, "sha256")],
+    ids=["unknown factory", "wrong sha256"],
+)
+def test_a_model_that_cannot_be_loaded_says_so_in_its_own_words(
+    wrong: dict[str, str], said: str, profiled: cases.Namespace, digest: str
+) -> None:
+    broken = cases.model(digest)
+    if "weights" in wrong:
+        broken["weights"]["sha256"] = wrong["weights"]
+    else:
+        broken["factory"] = wrong["factory"]
+    profiled.apply(cases.pipeline("broken", broken, cases.tier("edge")))
+    stalled = profiled.wait_condition("broken", "Stalled", "True", "ProfileFailed")
+    assert said in stalled["message"].lower()
+    assert "Mend spec.model" in stalled["message"]
+    assert profiled.condition("broken", "Ready")["reason"] == "ProfileFailed"
+    assert len(events(profiled, "broken", "ProfileFailed")) >= 1
+
+    profiled.apply(cases.pipeline("broken", cases.model(digest), cases.tier("edge")))
+    profiled.wait_condition("broken", "Ready", "True")
+    assert profiled.condition("broken", "Stalled")["status"] == "False"
+
+
+def test_a_tier_without_nodes_is_named_and_used_once_a_node_is_labelled(
+    profiled: cases.Namespace, digest: str, kubectl: Callable[..., str]
+) -> None:
+    label = f"example.com/{profiled.name}"
+    profiled.apply(cases.pipeline("homeless", cases.model(digest), cases.tier("edge", nodeSelector={label: "yes"})))
+    stalled = profiled.wait_condition("homeless", "Stalled", "True", "NoNodesForTier")
+    assert f"{label}=yes" in stalled["message"]
+    assert events(profiled, "homeless", "NoNodesForTier")
+
+    kubectl("label", "node", "edge-1", f"{label}=yes")
+    try:
+        profiled.wait_condition("homeless", "Ready", "True")
+    finally:
+        kubectl("label", "node", "edge-1", f"{label}-")
+
+
+def test_limits_that_no_plan_keeps_are_reported_and_served_as_well_as_possible(
+    profiled: cases.Namespace, digest: str
+) -> None:
+    def limited(milliseconds: int) -> cases.Json:
+        limit = {"latencyP95Milliseconds": milliseconds}
+        return cases.pipeline("hurried", cases.model(digest), cases.tier("edge"), objectives=limit)
+
+    profiled.apply(limited(1))
+    infeasible = profiled.wait_condition("hurried", "PlanFeasible", "False", "Infeasible")
+    assert "spec.objectives" in infeasible["message"]
+    profiled.wait_condition("hurried", "Ready", "True")
+    assert len(events(profiled, "hurried", "Infeasible")) == 1
+
+    profiled.apply(limited(5000))
+    profiled.wait_condition("hurried", "PlanFeasible", "True")
+
+
+EXPORTER = """
+import http.server, os
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header('Content-Type', 'text/plain; version=0.0.4'); self.end_headers()
+        self.wfile.write(b'splitplane_requests_total{namespace="%s",pipeline="%s"} NaN\\n')
+    def log_message(self, *a): pass
+http.server.ThreadingHTTPServer((os.environ['POD_IP'], 8080), Handler).serve_forever()
+"""
+
+
+def test_samples_that_are_not_numbers_hold_the_plan_until_they_stop(profiled: cases.Namespace, digest: str) -> None:
+    profiled.apply(cases.pipeline("fooled", cases.model(digest), cases.tier("edge")))
+    profiled.wait_condition("fooled", "Ready", "True")
+    profiled.wait_condition("fooled", "MetricsAvailable", "True")
+    generation = profiled.status("fooled")["plan"]["generation"]
+
+    profiled.apply({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "liar", "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "8080"},
+        },
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "liar", "image": "splitplane/runtime:0.1.0",
+                "command": ["python", "-c", EXPORTER.replace("%s", profiled.name, 1).replace("%s", "fooled", 1)],
+                "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+            }],
+        },
+    })  # fmt: skip
+    wrong = profiled.wait_condition("fooled", "MetricsAvailable", "False", "NotANumber")
+    assert "The plan is held" in wrong["message"]
+    assert len(events(profiled, "fooled", "NotANumber")) == 1
+    assert profiled.condition("fooled", "Ready")["status"] == "True"
+    assert profiled.status("fooled")["plan"]["generation"] == generation
+
+    profiled("delete", "pod", "liar")
+    profiled.wait_condition("fooled", "MetricsAvailable", "True", seconds=120)
+
+
+def test_without_prometheus_plans_are_held_and_requests_served(
+    profiled: cases.Namespace, digest: str, cluster: Cluster, prometheus_url: str
+) -> None:
+    profiled.apply(cases.pipeline("blind", cases.model(digest), cases.tier("edge")))
+    profiled.wait_condition("blind", "Ready", "True")
+    helm, chart = binaries.ensure("helm"), install.find_chart()
+    install.install(cluster, helm=helm, chart=chart, settings=["prometheus.url=http://127.0.0.1:9"])
+    try:
+        blind = profiled.wait_condition("blind", "MetricsAvailable", "False", "PrometheusUnreachable")
+        assert "http://127.0.0.1:9" in blind["message"]
+        assert "prometheus.url" in blind["message"]
+        assert len(events(profiled, "blind", "PrometheusUnreachable")) == 1
+        assert profiled.condition("blind", "Ready")["status"] == "True"
+    finally:
+        install.install(cluster, helm=helm, chart=chart, settings=[f"prometheus.url={prometheus_url}"])
+    profiled.wait_condition("blind", "MetricsAvailable", "True")
+
+
+def test_a_second_operator_at_work_issues_no_generation_twice(
+    profiled: cases.Namespace, measured: Any, digest: str, another_operator: Callable[..., Any]
+) -> None:
+    end = len(measured.profile["spec"]["segments"])
+
+    def fixed(cut: int) -> cases.Json:
+        stages = [("edge", 0, cut), ("cloud", cut, end)]
+        plan = {"stages": [{"tier": t, "firstCut": a, "lastCut": b} for t, a, b in stages], "codecs": ["fp32"]}
+        return cases.pipeline("contested", cases.model(digest), partitioning={"mode": "Fixed", "fixed": plan})
+
+    another_operator(port=18080)
+    seen: dict[int, set[str]] = {}
+
+    def note() -> cases.Json:
+        found = profiled.items("rtable")
+        for table in found:
+            spec = table["spec"]
+            seen.setdefault(spec["generation"], set()).add(json.dumps(spec.get("routes", []), sort_keys=True))
+        return found[0] if found else {}
+
+    for cut in (1, 2, 1):
+        profiled.apply(fixed(cut))
+        summary = f"edge:0-{cut}|cloud:{cut}-{end} fp32"
+
+        def serves(summary: str = summary) -> bool:
+            table = note()
+            acknowledged = table.get("status", {}).get("acknowledgedGeneration", -1)
+            routes = table.get("spec", {}).get("routes", [])
+            return bool(routes) and routes[0]["name"] == summary and acknowledged >= table["spec"]["generation"]
+
+        cases.wait(serves, seconds=90, what=f"{summary} acknowledged; {profiled.status('contested')}", every=0.1)
+    time.sleep(3)
+    generation = note()["spec"]["generation"]
+
+    assert all(len(routes) == 1 for generation, routes in seen.items() if generation > 0)
+    assert sorted(seen) == list(range(min(seen), generation + 1))
+    profiled.wait_condition("contested", "Ready", "True")
+    assert [d["action"] for d in profiled.status("contested")["decisions"]].count("Switch") <= 3

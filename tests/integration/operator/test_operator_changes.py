@@ -1,0 +1,151 @@
+"""What a running pipeline goes through: another split, another model, a pause, its end. No request is lost on the way."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from typing import Any
+
+import operator_cases as cases
+import pytest
+from test_operator_serving import ask, expected
+
+pytestmark = pytest.mark.integration
+
+
+class Asking:
+    """Requests one after another, and what became of them."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self.failures: list[str] = []
+
+
+@contextlib.asynccontextmanager
+async def asking(address: str, name: str) -> AsyncIterator[Asking]:
+    found = Asking()
+
+    async def run() -> None:
+        while True:
+            try:
+                await ask(address, name)
+                found.answered += 1
+            except Exception as error:
+                found.failures.append(str(error))
+            await asyncio.sleep(0.1)
+
+    task = asyncio.create_task(run())
+    try:
+        yield found
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(probe: Any, *, seconds: float, what: str) -> Any:
+    return await asyncio.to_thread(cases.wait, probe, seconds=seconds, what=what)
+
+
+def segments(measured: Any) -> int:
+    return len(measured.profile["spec"]["segments"])
+
+
+def fixed(*stages: tuple[str, int, int]) -> cases.Json:
+    return {
+        "mode": "Fixed",
+        "fixed": {
+            "stages": [{"tier": tier, "firstCut": first, "lastCut": last} for tier, first, last in stages],
+            "codecs": ["fp32"] * (len(stages) - 1),
+        },
+    }
+
+
+async def test_another_split_takes_over_without_a_lost_request_and_the_old_pods_go(
+    profiled: cases.Namespace, measured: Any, digest: str
+) -> None:
+    end = segments(measured)
+    profiled.apply(cases.pipeline("moving", cases.model(digest), partitioning=fixed(("edge", 0, end))))
+    await asyncio.to_thread(profiled.wait_condition, "moving", "Ready", "True")
+    before = {stage["deployment"] for stage in profiled.status("moving")["plan"]["stages"]}
+
+    async with asking(profiled.gateway("moving"), "moving") as requests:
+        profiled.apply(
+            cases.pipeline("moving", cases.model(digest), partitioning=fixed(("edge", 0, 1), ("cloud", 1, end)))
+        )
+        summary = f"edge:0-1|cloud:1-{end} fp32"
+        await until(lambda: profiled.status("moving")["plan"]["summary"] == summary, seconds=60, what=f"plan {summary}")
+        served = requests.answered
+        await until(lambda: requests.answered > served + 5, seconds=20, what="answers by the new plan")
+        kept = {stage["deployment"] for stage in profiled.status("moving")["plan"]["stages"]}
+        await until(
+            lambda: {d["metadata"]["name"] for d in profiled.items("deploy", "-l", "splitplane.dev/stage")} == kept,
+            seconds=60, what=f"only {kept} is left of {before}",
+        )  # fmt: skip
+    assert requests.failures == []
+    status = profiled.status("moving")
+    assert status["lastSwitchMilliseconds"] > 0
+    assert "drains" not in status
+    assert [d["action"] for d in status["decisions"]].count("Switch") == 1
+
+
+async def test_another_model_takes_over_without_a_lost_request(profiled: cases.Namespace, digest: str) -> None:
+    edge = cases.tier("edge")
+    profiled.apply(cases.pipeline("changing", cases.model(digest), edge))
+    await asyncio.to_thread(profiled.wait_condition, "changing", "Ready", "True")
+    address = profiled.gateway("changing")
+    old = profiled.status("changing")["profile"]
+    assert abs(await ask(address, "changing") - expected()).max() <= 1e-5
+
+    wide = cases.model(
+        sha256(cases.weights(wide=True)).hexdigest(), factory="narrowing:build_wide", file="wide.safetensors"
+    )
+    async with asking(address, "changing") as requests:
+        profiled.apply(cases.pipeline("changing", wide, edge))
+
+        async def changed() -> None:
+            while abs(await ask(address, "changing") - expected(wide=True)).max() > 1e-5:
+                await asyncio.sleep(0.5)
+
+        await asyncio.wait_for(changed(), timeout=90)
+    assert requests.failures == []
+    await until(
+        lambda: old not in {item["metadata"]["name"] for item in profiled.items("mprof")},
+        seconds=60, what="the old model's profile goes with its last user",
+    )  # fmt: skip
+
+
+def test_a_suspended_pipeline_keeps_serving_and_makes_no_other_plan(
+    profiled: cases.Namespace, measured: Any, digest: str
+) -> None:
+    end = segments(measured)
+    start = cases.pipeline("still", cases.model(digest), partitioning=fixed(("edge", 0, end)))
+    profiled.apply(start)
+    profiled.wait_condition("still", "Ready", "True")
+    generation = profiled.status("still")["plan"]["generation"]
+
+    split = fixed(("edge", 0, 1), ("cloud", 1, end))
+    profiled.apply(cases.pipeline("still", cases.model(digest), partitioning=split, suspend=True))
+    profiled.wait_condition("still", "Ready", "True", "Suspended")
+    time.sleep(6)  # longer than the planning interval
+    assert profiled.status("still")["plan"]["generation"] == generation
+
+    profiled.apply(cases.pipeline("still", cases.model(digest), partitioning=split, suspend=False))
+    cases.wait(
+        lambda: "cloud" in profiled.status("still")["plan"]["summary"], seconds=60, what="the plan goes on changing"
+    )
+
+
+def test_a_deleted_pipeline_leaves_nothing_behind(profiled: cases.Namespace, digest: str) -> None:
+    profiled.apply(cases.pipeline("leaving", cases.model(digest), cases.tier("edge")))
+    profiled.wait_condition("leaving", "Ready", "True")
+    kinds = "deployments,replicasets,pods,services,serviceaccounts,roles,rolebindings,jobs,configmaps,rtable,mprof"
+    ours = ("-l", "app.kubernetes.io/name=splitplane")
+    assert profiled.items(kinds, *ours)
+
+    profiled("delete", "ipipe", "leaving")
+    cases.wait(
+        lambda: not profiled.items(kinds, *ours), seconds=60,
+        what=lambda: f"left: {[(i['kind'], i['metadata']['name']) for i in profiled.items(kinds, *ours)]}",
+    )  # fmt: skip
