@@ -18,6 +18,7 @@ from itertools import pairwise
 
 import networkx as nx  # type: ignore[import-untyped]
 import torch
+from networkx.algorithms.flow import edmonds_karp  # type: ignore[import-untyped]
 from torch import fx
 
 from splitplane.domain.codecs import raw_bytes
@@ -139,8 +140,9 @@ def _cheapest(traced: Traced, order: Mapping[fx.Node, int], position: int) -> Pl
                     seen.add(source)
                     stack.append(source)
     try:
-        # Of several minimum cuts networkx gives the one nearest to the sink: nothing is recomputed in vain.
-        size, (upstream, _) = nx.minimum_cut(network, "earlier", "later")
+        # Of several minimum cuts this gives the one nearest to the sink, which is unique: every process finds the
+        # same, and nothing is recomputed in vain.
+        size, (upstream, _) = nx.minimum_cut(network, "earlier", "later", flow_func=edmonds_karp)
     except nx.NetworkXUnbounded:
         return None
     crossing = [node for node in seen if (node, "in") in upstream and (node, "out") not in upstream]

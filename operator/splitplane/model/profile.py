@@ -38,7 +38,7 @@ NORMAL_MAD = 1.4826
 
 Tensors = Mapping[str, torch.Tensor]
 Pace = Callable[[float, float], float]
-"""Given the core's and the wall's seconds of a range, sleeps the rest of an emulated device's time; returns the sleep."""
+"""Given core's and wall's seconds of a range, sleeps the rest of an emulated device's time; returns what it slept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,159 @@
+"""What is wrong with a user's model is told so that the user can cure it."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from splitplane.domain.profiles import TensorSpec
+from splitplane.model import FactoryError, ModelSource, WeightsError, export, load_partition
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
+FRAMES = (TensorSpec("frames", "FP32", (1024,)),)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    sys.path.insert(0, str(EXAMPLES))
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    digest = importlib.import_module("pitch_tracker").save(path, "tiny")
+    return ModelSource("tracker", "pitch_tracker:build_tiny", path.as_uri(), digest, FRAMES)
+
+
+def environment(source: ModelSource) -> str:
+    return json.dumps(
+        {
+            "name": source.name,
+            "factory": source.factory,
+            "weights": {"uri": source.weights_uri, "sha256": source.weights_sha256},
+            "inputs": [{"name": s.name, "datatype": s.datatype, "shape": [-1, *s.shape]} for s in source.inputs],
+        }
+    )
+
+
+def test_the_environment_variable_is_read_back(source: ModelSource) -> None:
+    assert ModelSource.from_json(environment(source)) == source
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4]}]}, "must be -1"),
+        ({"inputs": [{"name": "x", "datatype": "STRING", "shape": [-1]}]}, "datatype STRING is not one of"),
+        ({"weights": None}, "malformed"),
+    ],
+)
+def test_a_malformed_variable_is_refused(source: ModelSource, change: dict[str, object], message: str) -> None:
+    with pytest.raises(FactoryError, match=message):
+        ModelSource.from_json(json.dumps({**json.loads(environment(source)), **change}))
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("no_such_module:build", "no module no_such_module on the Python path .*mount a volume"),
+        ("pitch_tracker:construct", "no callable construct; it offers .*build_tiny"),
+        ("pitch_tracker", "not of the form module:callable"),
+        ("pitch_tracker:save", "failed: TypeError"),
+        ("json:JSONDecoder", "returned JSONDecoder, not a torch.nn.Module"),
+    ],
+)
+def test_a_wrong_factory_is_named_with_the_cure(source: ModelSource, factory: str, message: str) -> None:
+    with pytest.raises(FactoryError, match=message):
+        export(replace(source, factory=factory))
+
+
+def test_inputs_that_forward_does_not_take_are_refused(source: ModelSource) -> None:
+    with pytest.raises(FactoryError, match=r"forward\(frames.*does not fit spec.model.inputs"):
+        export(replace(source, inputs=(*FRAMES, TensorSpec("rate", "FP32", (1,)))))
+
+
+def test_a_wrong_digest_shows_both(source: ModelSource) -> None:
+    with pytest.raises(WeightsError, match=f"expected {'0' * 64}, got {source.weights_sha256}"):
+        export(replace(source, weights_sha256="0" * 64))
+
+
+def test_a_file_that_changes_after_it_was_verified_is_verified_again(source: ModelSource, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    state = load_file(source.weights_uri.removeprefix("file://"))
+    path.write_bytes(Path(source.weights_uri.removeprefix("file://")).read_bytes())
+    changing = replace(source, weights_uri=path.as_uri())
+    export(changing)
+    save_file({name: tensor + 1 for name, tensor in state.items()}, path)
+    with pytest.raises(WeightsError, match="wrong sha256"):
+        export(changing)
+
+
+def test_missing_files_and_foreign_addresses_are_named(source: ModelSource) -> None:
+    with pytest.raises(WeightsError, match=r"No such file .*volume is mounted"):
+        export(replace(source, weights_uri="file:///nowhere/at/all.safetensors"))
+    with pytest.raises(WeightsError, match="use file:// or pvc://"):
+        export(replace(source, weights_uri="ftp://example.com/x"))
+
+
+def test_missing_misshapen_and_unreadable_weights_are_named(source: ModelSource, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    state = load_file(source.weights_uri.removeprefix("file://"))
+    other = replace(source, weights_uri=path.as_uri(), weights_sha256=None)
+    save_file({name: tensor for name, tensor in state.items() if name != "conv2.bias"}, path)
+    with pytest.raises(WeightsError, match=r"lack conv2\.bias: the factory's parameters must have the names"):
+        load_partition(other, 0, None)
+    load_partition(other, 2, None)  # the missing tensor is of another range
+    save_file({**state, "conv2.bias": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match=r"conv2\.bias is torch\.float32 \[3\] in the file; the factory makes it"):
+        load_partition(other, 0, None)
+    path.write_bytes(b"no safetensors")
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        load_partition(other, 0, None)
+
+
+def test_a_range_that_is_not_there_and_tensors_that_do_not_fit_are_refused(source: ModelSource) -> None:
+    with pytest.raises(ValueError, match="has cuts 0 to 7"):
+        load_partition(source, 3, 9)
+    partition = load_partition(source, 0, 3)
+    with pytest.raises(ValueError, match="not inside the resident range 0:3"):
+        partition.run(2, 4, {})
+    with pytest.raises(ValueError, match="cut 0 takes the tensors frames, not none"):
+        partition.run(0, 2, {})
+    with pytest.raises(ValueError, match=r"must be FP32 of shape \[-1, 1024\], not torch.float32 of \[1, 1000\]"):
+        partition.run(0, 2, {"frames": torch.zeros(1, 1000)})
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({}, 6, "no usable Kubernetes credentials"),
+        ({"factory": "nowhere:build"}, 3, "no module nowhere on the Python path"),
+        ({"weights_sha256": "0" * 64}, 4, "wrong sha256: expected 0000"),
+    ],
+)
+def test_a_profile_job_ends_with_one_clear_line_and_a_code_of_its_own(
+    source: ModelSource, tmp_path: Path, change: dict[str, str], code: int, message: str
+) -> None:
+    job = subprocess.run(
+        [sys.executable, "-m", "splitplane.runtime.profile_job"],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(EXAMPLES),
+            "OMP_NUM_THREADS": "1",
+            "SPLITPLANE_NAMESPACE": "default",
+            "SPLITPLANE_RESULT_CONFIGMAP": "result",
+            "SPLITPLANE_DEVICE_CLASS": "x86",
+            "SPLITPLANE_PROFILE_SECONDS": "1",
+            "SPLITPLANE_MODEL": environment(replace(source, **change)),  # type: ignore[arg-type]
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert job.returncode == code, job.stderr
+    assert message in job.stderr.splitlines()[-1]
