@@ -77,7 +77,7 @@ def serve_stage(grpc_port: int) -> None:
         grpc_port=grpc_port,
         drain_pause_seconds=0.0,
     )
-    asyncio.run(server.run(settings, Identity, lambda _seconds: 0.0, CollectorRegistry()))
+    asyncio.run(server.run(settings, Identity, lambda _compute, _elapsed: 0.0, CollectorRegistry()))
 
 
 def serve_echo(grpc_port: int) -> None:
