@@ -27,8 +27,9 @@ from splitplane.model.partitions import Partition
 BUDGET_SECONDS = 12.0
 """Default time for all measuring after the model is loaded."""
 MIN_ROUNDS, MAX_ROUNDS = 3, 40
-SETTLED = 0.005
-"""Rounds end early once the standard error of the times, as a share of them, is below this."""
+SETTLED, SETTLED_ROUNDS = 0.005, 8
+"""Rounds end early once the standard error of the times, as a share of them, is below this; the estimate of it from
+fewer rounds than these is itself too rough to be trusted."""
 REPORT_SECONDS = 2.0
 CODEC_REPEATS = 7
 CODEC_SHARE = 0.15
@@ -112,7 +113,9 @@ def _run_rounds(
     clock = time.perf_counter if pace is None else time.thread_time
     longest, rounds, reported = 0.0, 0, time.monotonic()
     while rounds < MIN_ROUNDS or (
-        rounds < MAX_ROUNDS and time.monotonic() + longest < end and variation(times) > SETTLED * math.sqrt(rounds)
+        rounds < MAX_ROUNDS
+        and time.monotonic() + longest < end
+        and (rounds < SETTLED_ROUNDS or variation(times) > SETTLED * math.sqrt(rounds))
     ):
         started = time.monotonic()
         for index, series in enumerate(times):
