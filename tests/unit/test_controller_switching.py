@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from splitplane.controller.control import CONTROL_ANNOTATION as ANNOTATION
 from splitplane.controller.control import Control, Draining, dump, load
-from splitplane.controller.switching import Observed, advance, begin, is_ready, make_room
+from splitplane.controller.switching import Observed, advance, begin, is_ready, make_room, required
 
 OLD, NEW = serving(3, name="old"), serving(4, name="new")
 SERVES = Control(active=OLD, since=100.0)
@@ -17,12 +17,24 @@ ALL = {**ALL_OLD, "edge-new": 2, "cloud-new": 1}
 
 
 def observed(generation: int = 5, acknowledged: int = 5, **more: object) -> Observed:
-    return Observed(generation=generation, acknowledged=acknowledged, **{"ready": ALL_OLD, **more})  # type: ignore[arg-type]
+    return Observed(
+        generation=generation, acknowledged=acknowledged, **{"ready": ALL_OLD, "slots": {"edge": 9, "cloud": 9}, **more}
+    )  # type: ignore[arg-type]
+
+
+TIGHT = observed(slots={"edge": 2, "cloud": 2})
 
 
 def start(control: Control = SERVES, *, seen: Observed | None = None, now: float = 200.0):
     return begin(
-        control, NEW, reason="LinkChanged", now=now, prepare_seconds=120, drain_seconds=90, observed=seen or observed()
+        control,
+        NEW,
+        reason="LinkChanged",
+        spec_generation=3,
+        now=now,
+        prepare_seconds=120,
+        drain_seconds=90,
+        observed=seen or observed(),
     )
 
 
@@ -80,7 +92,8 @@ def test_a_plan_whose_pods_do_not_come_is_rolled_back_set_aside_and_explained() 
     step = go_on(control, observed(troubles={"cloud-new": "0/3 nodes are available: insufficient cpu"}), 320)
     assert (step.publish, step.control.active, step.control.pending) == (False, OLD, None)
     assert step.control.wanted() == ALL_OLD
-    assert step.control.aside_now(321) == {NEW.plan.digest}
+    assert step.control.aside_now(3, 321) == {NEW.plan.digest}
+    assert step.control.aside_now(4, 321) == set(), "another spec is another chance"
     [note] = step.notes
     assert note.reason == "SwitchRolledBack"
     assert "insufficient cpu" in note.message
@@ -92,7 +105,7 @@ def test_each_failure_doubles_the_time_that_a_plan_is_set_aside_up_to_a_limit() 
     for failure in range(6):
         now = 10_000.0 * (failure + 1)
         control = replace(control, set_aside=tuple(replace(a, until=now) for a in control.set_aside))
-        control = control.with_aside(NEW.plan, reason="NotReadyInTime", now=now)
+        control = control.with_aside(NEW.plan, generation=3, reason="NotReadyInTime", now=now)
         spans.append(control.set_aside[-1].until - now)
     assert spans == [60, 120, 240, 480, 900, 900]
 
@@ -101,7 +114,7 @@ def test_a_plan_that_comes_back_while_it_drains_is_adopted_again() -> None:
     control = go_on(start().control, observed(ready=ALL), 211).control
     assert control.draining
     back = begin(
-        control, OLD, reason="LinkChanged", now=215, prepare_seconds=120, drain_seconds=90,
+        control, OLD, reason="LinkChanged", spec_generation=3, now=215, prepare_seconds=120, drain_seconds=90,
         observed=observed(6, 6, ready=ALL, in_flight={5: 1}),
     )  # fmt: skip
     assert back.publish
@@ -119,7 +132,16 @@ def test_the_time_of_a_switch_runs_from_the_decision_to_the_acknowledgement() ->
 
 def test_more_replicas_of_the_same_pods_count_once_the_gateway_has_them() -> None:
     more = serving(3, name="old", edge=4)
-    step = begin(SERVES, more, reason="DemandGrew", now=200, prepare_seconds=120, drain_seconds=90, observed=observed())
+    step = begin(
+        SERVES,
+        more,
+        reason="DemandGrew",
+        spec_generation=3,
+        now=200,
+        prepare_seconds=120,
+        drain_seconds=90,
+        observed=observed(),
+    )
     assert (step.control.active, step.control.wanted()["edge-old"]) == (OLD, 4)
     grown = go_on(step.control, observed(ready={"edge-old": 4, "cloud-old": 1}), 205)
     assert grown.publish
@@ -129,33 +151,60 @@ def test_more_replicas_of_the_same_pods_count_once_the_gateway_has_them() -> Non
 def test_fewer_replicas_are_wanted_only_after_the_routes_say_so() -> None:
     fewer = serving(3, name="old", edge=1)
     step = begin(
-        SERVES, fewer, reason="DemandFell", now=200, prepare_seconds=120, drain_seconds=90, observed=observed()
+        SERVES,
+        fewer,
+        reason="DemandFell",
+        spec_generation=3,
+        now=200,
+        prepare_seconds=120,
+        drain_seconds=90,
+        observed=observed(),
     )
     assert step.publish
     assert step.control.wanted()["edge-old"] == 1
 
 
-def test_where_both_plans_do_not_fit_old_replicas_make_room_one_for_one_but_not_the_last() -> None:
-    control = start().control
-    roomy = make_room(control, observed(free_slots={"edge": 2, "cloud": 1}))
-    assert roomy["edge-old"] == 2
-    tight = make_room(control, observed(free_slots={"edge": 0, "cloud": 1}))
+def test_where_both_plans_do_not_fit_old_replicas_make_room_but_not_the_last() -> None:
+    control = start(seen=TIGHT).control
+    assert make_room(control, observed(slots={"edge": 4, "cloud": 2})) == {**ALL_OLD, "edge-new": 2, "cloud-new": 1}
+    tight = make_room(control, TIGHT)
     assert (tight["edge-old"], tight["cloud-old"]) == (1, 1)
 
 
+def test_what_made_room_is_not_asked_for_again_while_new_pods_take_its_place() -> None:
+    control = start(seen=TIGHT).control
+    half = observed(slots=TIGHT.slots, ready={"edge-old": 1, "edge-new": 1, "cloud-old": 1, "cloud-new": 1})
+    assert make_room(control, half)["edge-old"] == 1
+
+
+def test_where_the_last_old_replica_is_in_the_way_routes_move_to_what_fits_beside_it() -> None:
+    control = start(seen=TIGHT).control
+    assert required(control, TIGHT) == {"edge-new": 1, "cloud-new": 1}
+    half = observed(slots=TIGHT.slots, ready={"edge-old": 1, "edge-new": 1, "cloud-old": 1, "cloud-new": 1})
+    moved = go_on(control, half, 210)
+    assert moved.publish
+    assert moved.control.wanted() == {"edge-old": 1, "cloud-old": 1, "edge-new": 2, "cloud-new": 1}
+
+
 def test_the_last_old_replica_makes_room_for_another_model_only() -> None:
-    control = SERVES
     other = replace(NEW, model="another")
     control = begin(
-        control, other, reason="InitialPlan", now=200, prepare_seconds=120, drain_seconds=90, observed=observed()
+        SERVES,
+        other,
+        reason="InitialPlan",
+        spec_generation=3,
+        now=200,
+        prepare_seconds=120,
+        drain_seconds=90,
+        observed=TIGHT,
     ).control
-    assert make_room(control, observed(free_slots={"edge": 0, "cloud": 0}))["edge-old"] == 0
+    assert make_room(control, observed(slots={"edge": 1, "cloud": 1}))["edge-old"] == 0
 
 
 def test_state_survives_the_annotation_unchanged_infinities_included() -> None:
     odd = replace(NEW, predicted=replace(NEW.predicted, p95_seconds=float("inf")))
     control = replace(
-        start().control.with_aside(NEW.plan, reason="x", now=1.0),
+        start().control.with_aside(NEW.plan, generation=3, reason="x", now=1.0),
         active=odd, draining=(Draining(5, OLD.stages, 1.0, 2.0),), low_demand_since=7.0,
     )  # fmt: skip
     assert load({"metadata": {"annotations": {ANNOTATION: dump(control)}}}) == control
@@ -172,12 +221,16 @@ def test_at_no_time_is_nothing_published_that_is_not_ready_and_what_serves_is_al
     control, now, generation = start().control, 200.0, 5
     for passed in times:
         now += passed
-        seen = Observed(generation=generation, acknowledged=acknowledged, ready=ready, in_flight=in_flight)
+        seen = Observed(
+            generation=generation, acknowledged=acknowledged, ready=ready, in_flight=in_flight,
+            slots={"edge": 9, "cloud": 9},
+        )  # fmt: skip
         step = go_on(control, seen, now)
         if step.publish:
             generation += 1
             assert step.control.active is not None
-            assert is_ready(step.control.active, seen)
+            everything = {stage.name: stage.replicas for stage in step.control.active.stages}
+            assert is_ready(step.control.active, seen, everything)
         control = step.control
         assert control.active is not None
         assert control.active.names <= control.wanted().keys()

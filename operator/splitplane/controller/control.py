@@ -73,6 +73,7 @@ class Pending:
 
     serving: Serving
     reason: str
+    spec_generation: int
     started: float
     deadline: float
 
@@ -89,8 +90,12 @@ class Draining:
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """A plan that could not be carried out; not proposed again before ``until`` (seconds since the epoch)."""
+    """A plan that could not be carried out; not tried again before ``until`` (seconds since the epoch).
 
+    ``generation`` is that of the pipeline's spec: another spec is another chance.
+    """
+
+    generation: int
     digest: str
     summary: str
     reason: str
@@ -132,15 +137,18 @@ class Control:
                 wanted[stage.name] = max(wanted.get(stage.name, 0), stage.replicas)
         return wanted
 
-    def aside_now(self, now: float) -> frozenset[str]:
-        return frozenset(aside.digest for aside in self.set_aside if aside.until > now)
+    def aside_now(self, generation: int, now: float) -> frozenset[str]:
+        """Digests of the plans that are not to be tried now, under this generation of the spec."""
+        return frozenset(a.digest for a in self.set_aside if a.until > now and a.generation == generation)
 
-    def with_aside(self, plan: Plan, *, reason: str, now: float, base: float = 60.0, most: float = 900.0) -> "Control":
+    def with_aside(
+        self, plan: Plan, *, generation: int, reason: str, now: float, base: float = 60.0, most: float = 900.0
+    ) -> "Control":
         """Set ``plan`` aside; each further failure doubles the time, and old entries are forgotten."""
-        before = next((aside for aside in self.set_aside if aside.digest == plan.digest), None)
+        before = next((a for a in self.set_aside if (a.digest, a.generation) == (plan.digest, generation)), None)
         failures = before.failures + 1 if before else 1
         until = now + min(most, base * 2 ** (failures - 1))
-        aside = Aside(digest=plan.digest, summary=str(plan), reason=reason, failures=failures, until=until)
+        aside = Aside(generation, plan.digest, str(plan), reason, failures, until)
         kept = [old for old in self.set_aside if old.digest != plan.digest and old.until > now - most]
         return replace(self, set_aside=(*kept[-15:], aside))
 

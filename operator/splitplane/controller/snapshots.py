@@ -160,5 +160,6 @@ def snapshot(
         observed_p95_seconds=measured.p95_seconds,
         speed_corrections=speed_corrections(pipeline, profile, control, measured),
         active=active,
-        set_aside=control.aside_now(now),
+        # The plan that serves can serve, though a change of its pods may have failed.
+        set_aside=control.aside_now(pipeline.metadata.generation, now) - {active.plan.digest if active else ""},
     )

@@ -16,8 +16,8 @@ class Observed:
     """What the cluster and the gateway say of a pipeline now.
 
     ``ready`` counts, by Deployment, the endpoints that the *gateway* has admitted. ``in_flight`` counts requests by
-    plan generation. ``troubles`` says, by Deployment, why a pod of it does not get ready. ``free_slots`` counts, by
-    tier, the replicas that would still fit. ``lost_tiers`` have no node that takes pods.
+    plan generation. ``troubles`` says, by Deployment, why a pod of it does not get ready. ``slots`` counts, by tier,
+    the replicas that its nodes can hold in all. ``lost_tiers`` have no node that takes pods.
     """
 
     generation: int
@@ -25,7 +25,7 @@ class Observed:
     ready: Mapping[str, int] = field(default_factory=dict)
     in_flight: Mapping[int, int] = field(default_factory=dict)
     troubles: Mapping[str, str] = field(default_factory=dict)
-    free_slots: Mapping[str, int] = field(default_factory=dict)
+    slots: Mapping[str, int] = field(default_factory=dict)
     lost_tiers: frozenset[str] = frozenset()
 
 
@@ -48,11 +48,13 @@ class Step:
 
 
 def begin(
-    control: Control, target: Serving, *, reason: str, now: float, prepare_seconds: float, drain_seconds: float,
-    observed: Observed,
+    control: Control, target: Serving, *, reason: str, spec_generation: int, now: float, prepare_seconds: float,
+    drain_seconds: float, observed: Observed,
 ) -> Step:  # fmt: skip
     """Head for ``target``: at once when all it needs is ready, else by preparing it beside what serves."""
-    pending = Pending(serving=target, reason=reason, started=now, deadline=now + prepare_seconds)
+    pending = Pending(
+        serving=target, reason=reason, spec_generation=spec_generation, started=now, deadline=now + prepare_seconds
+    )
     control = replace(control, pending=pending)
     return advance(control, observed, now=now, drain_seconds=drain_seconds)
 
@@ -63,7 +65,7 @@ def advance(control: Control, observed: Observed, *, now: float, drain_seconds: 
     publish = False
     pending = control.pending
     if pending is not None:
-        if is_ready(pending.serving, observed):
+        if is_ready(pending.serving, observed, required(control, observed)):
             control = _take_over(control, observed, now=now, drain_seconds=drain_seconds)
             publish = True
         elif now >= pending.deadline:
@@ -75,9 +77,9 @@ def advance(control: Control, observed: Observed, *, now: float, drain_seconds: 
     return Step(control, publish, tuple(notes))
 
 
-def is_ready(serving: Serving, observed: Observed) -> bool:
-    """Whether the gateway has admitted every replica that the plan counts on."""
-    return all(observed.ready.get(stage.name, 0) >= stage.replicas for stage in serving.stages)
+def is_ready(serving: Serving, observed: Observed, needed: Mapping[str, int]) -> bool:
+    """Whether the gateway has admitted as many replicas of each stage as are ``needed``."""
+    return all(observed.ready.get(stage.name, 0) >= needed[stage.name] for stage in serving.stages)
 
 
 def abandon(control: Control) -> Control:
@@ -88,31 +90,53 @@ def abandon(control: Control) -> Control:
 def make_room(control: Control, observed: Observed) -> dict[str, int]:
     """Replicas to aim for now, by Deployment, where a tier cannot hold the old and the new plan side by side.
 
-    Old replicas are taken away one for one, the last of a Deployment only when the plan that comes leaves no other
-    way: where it serves another model, or nothing serves now.
+    Old replicas are taken away as far as the new ones need their slots; the last of a Deployment only where nothing
+    is lost by it, or where there is no other way: it serves nothing now, or the plan that comes serves another model.
     """
     wanted = control.wanted()
     pending, active = control.pending, control.active
     if pending is None or active is None:
         return wanted
-    for tier in {stage.key.tier for stage in pending.serving.stages}:
-        short = _missing_slots(pending.serving, observed, tier) - observed.free_slots.get(tier, 0)
+    for tier, coming in _replicas_by_tier(pending.serving).items():
+        room = observed.slots.get(tier, 0) - coming
         for stage in active.stages:
-            if short <= 0:
-                break
             if stage.key.tier != tier or stage.name in pending.serving.names:
                 continue
-            least = 0 if pending.serving.model != active.model or not observed.ready.get(stage.name) else 1
-            freed = min(short, max(0, wanted[stage.name] - least))
-            wanted[stage.name] -= freed
-            short -= freed
+            dispensable = pending.serving.model != active.model or not observed.ready.get(stage.name)
+            kept = max(0 if dispensable else 1, min(stage.replicas, room))
+            wanted[stage.name] = kept
+            room -= kept
     return wanted
 
 
-def _missing_slots(serving: Serving, observed: Observed, tier: str) -> int:
-    return sum(
-        max(0, stage.replicas - observed.ready.get(stage.name, 0)) for stage in serving.stages if stage.key.tier == tier
-    )
+def required(control: Control, observed: Observed) -> dict[str, int]:
+    """Replicas, by Deployment, that must be ready before routes move to the plan being prepared: all of them.
+
+    Where the last old replicas hold slots that the new ones need, as many as fit beside them, at least one: the rest
+    starts once the old ones have drained.
+    """
+    pending, active = control.pending, control.active
+    if pending is None:
+        return {}
+    aim = make_room(control, observed)
+    needed = {}
+    for stage in pending.serving.stages:
+        tier = stage.key.tier
+        held = sum(
+            aim[old.name]
+            for old in (active.stages if active is not None else ())
+            if old.key.tier == tier and old.name not in pending.serving.names
+        )
+        fit = observed.slots.get(tier, stage.replicas) - held if held else stage.replicas
+        needed[stage.name] = max(1, min(stage.replicas, fit))
+    return needed
+
+
+def _replicas_by_tier(serving: Serving) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for stage in serving.stages:
+        found[stage.key.tier] = found.get(stage.key.tier, 0) + stage.replicas
+    return found
 
 
 def _take_over(control: Control, observed: Observed, *, now: float, drain_seconds: float) -> Control:
@@ -124,7 +148,12 @@ def _take_over(control: Control, observed: Observed, *, now: float, drain_second
         for drain in control.draining
     ]
     old = () if control.active is None else control.active.stages
-    leaving = tuple(stage for stage in old if stage.name not in new.names)
+    # No request will come to them any more, so none of them that is not there needs to be made.
+    leaving = tuple(
+        replace(stage, replicas=max(1, min(stage.replicas, observed.ready.get(stage.name, 0))))
+        for stage in old
+        if stage.name not in new.names
+    )
     if leaving:
         deadline = now + drain_seconds
         draining.append(Draining(generation=observed.generation, stages=leaving, since=now, deadline=deadline))
@@ -146,7 +175,9 @@ def _roll_back(control: Control, observed: Observed, *, now: float) -> tuple[Con
     assert pending is not None
     waiting = [stage for stage in pending.serving.stages if observed.ready.get(stage.name, 0) < stage.replicas]
     why = "; ".join(_why(stage, observed) for stage in waiting)
-    control = control.with_aside(pending.serving.plan, reason="NotReadyInTime", now=now)
+    control = control.with_aside(
+        pending.serving.plan, generation=pending.spec_generation, reason="NotReadyInTime", now=now
+    )
     aside = control.set_aside[-1]
     message = (
         f"plan {pending.serving.plan} was not ready within {pending.deadline - pending.started:.0f} s and is set"

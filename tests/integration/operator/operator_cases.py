@@ -145,11 +145,8 @@ class Namespace:
     def wait_condition(self, name: str, kind: str, status: str, reason: str = "", *, seconds: float = 90) -> Json:
         def met() -> Json | None:
             found = self.condition(name, kind)
-            return (
-                found
-                if found.get("status") == status and found.get("reason") in (reason or found.get("reason"),)
-                else None
-            )
+            fits = found.get("status") == status and (not reason or found.get("reason") == reason)
+            return found if fits else None
 
         return wait(
             met,

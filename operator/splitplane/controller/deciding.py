@@ -1,0 +1,150 @@
+"""Planning one pipeline when it is time to, and heading for the plan that comes of it."""
+
+from dataclasses import replace
+
+from splitplane.api.policies import to_policy
+from splitplane.api.profiles import ModelProfileSpec
+from splitplane.controller import statuses
+from splitplane.controller.control import Serving
+from splitplane.controller.objects import seconds
+from splitplane.controller.realising import realise
+from splitplane.controller.rounds import Memory, Round
+from splitplane.controller.settings import Settings
+from splitplane.controller.snapshots import snapshot
+from splitplane.controller.switching import Note, abandon, begin
+from splitplane.controller.telemetry import Telemetry
+from splitplane.domain.measurements import Missing, known
+from splitplane.domain.profiles import Profile
+from splitplane.domain.snapshots import Action, Decision
+from splitplane.planner import plan
+
+# How long the first plan waits for a new gateway to measure the links.
+_LINK_PATIENCE_SECONDS = 30.0
+_RETRY_FIRST_PLAN_SECONDS = 3.0
+# A change of a route's highest rate that is worth a new generation.
+_RATE_CHANGE = 0.1
+_NOTHING = Missing("")
+
+
+class Deciding:
+    """Calls the planner: once per interval, and at once when what a plan rests on has changed."""
+
+    def __init__(self, *, settings: Settings, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+
+    def decide(self, this: Round, memory: Memory, *, name: str, model: tuple[ModelProfileSpec, Profile]) -> None:
+        """Plan if it is time to, and head for the plan if it is another one. ``name`` is the ModelProfile's."""
+        now, control, pipeline = this.now, this.control, this.pipeline
+        situation = (
+            pipeline.metadata.generation,
+            name,
+            memory.profile[0] if memory.profile else "",
+            tuple(sorted((tier, state.capacity.ready) for tier, state in this.tiers.items())),
+            control.aside_now(pipeline.metadata.generation, now),
+        )
+        if memory.contradiction:
+            this.problems.append(("InvalidSpec", memory.contradiction))
+        if control.active is None and self._links_pending(this):
+            return
+        changed = memory.planned_for != situation
+        interval: float = pipeline.spec.replanning.interval_seconds
+        if control.active is None:
+            interval = min(interval, _RETRY_FIRST_PLAN_SECONDS)
+        if not changed and now < memory.planned_at + interval:
+            return
+        if control.pending is not None and not changed:
+            return
+        if control.pending is not None and memory.planned_for is not None:
+            control = abandon(control)
+        seen = snapshot(
+            pipeline, profile=model[1], profile_name=name, tiers=this.tiers, metrics=this.metrics,
+            reported=this.reported, control=control, generation=this.observed.generation, now=now,
+        )  # fmt: skip
+        memory.planned_at, memory.planned_for = now, situation
+        try:
+            with self._telemetry.planning.time():
+                decision = plan(seen, to_policy(pipeline.spec), now)
+        except ValueError as error:
+            if not memory.contradiction:
+                this.problems.append(("InvalidSpec", str(error)))
+            memory.contradiction = str(error)
+            return
+        memory.contradiction = ""
+        memory.decision = decision
+        self._telemetry.decisions.labels(str(decision.action), decision.reason).inc()
+        if decision.gate:
+            self._telemetry.holds.labels(decision.gate).inc()
+        this.decisions = statuses.with_decision(this.decisions, statuses.decision_entry(decision, control, now))
+        this.control = replace(control, low_demand_since=decision.low_demand_since)
+        if decision.target is None:
+            return
+        target = realise(
+            decision.target, decision.routes, pipeline=pipeline, fingerprint=model[1].fingerprint, model=name,
+            inputs=decision.inputs, settings=self._settings,
+        )  # fmt: skip
+        self._head_for(this, target, decision)
+
+    def _head_for(self, this: Round, target: Serving, decision: Decision) -> None:
+        """Begin a switch to ``target``, unless it is what serves, or is being prepared, already."""
+        control = this.control
+        active = control.active
+        if active is not None and (active.plan, active.stages, active.model) == (
+            target.plan, target.stages, target.model,
+        ):  # fmt: skip
+            this.control = replace(control, pending=None)
+            if _routes_differ(active, target):
+                this.control = replace(this.control, active=replace(active, routes=target.routes))
+            return
+        pending = control.pending
+        if pending is not None and (pending.serving.plan, pending.serving.stages) == (target.plan, target.stages):
+            return
+        tried = target.plan.digest in control.aside_now(this.pipeline.metadata.generation, this.now)
+        if tried:
+            return  # the planner leaves such plans out, but for the one that serves, whose pods may have to change
+        if decision.action is Action.HOLD and active is not None:
+            target = replace(target, inputs=active.inputs)
+        step = begin(
+            control, target, reason=decision.reason, spec_generation=this.pipeline.metadata.generation,
+            now=this.now, observed=this.observed,
+            prepare_seconds=self._settings.prepare_deadline, drain_seconds=self._settings.drain_deadline,
+        )  # fmt: skip
+        this.control = step.control
+        this.publish = this.publish or step.publish
+        this.notes += step.notes
+        if decision.action is not Action.HOLD:
+            this.notes.append(Note("Normal", f"Plan{decision.action}", f"{decision.reason}: {decision.message}"))
+
+    def _links_pending(self, this: Round) -> bool:
+        """Whether the gateway may still find out how fast the links are, so that the first plan can count on them."""
+        source = this.pipeline.spec.gateway.tier
+        measured = this.metrics.of(this.key).bandwidth
+        live = {(link.source, link.target) for link in this.reported if link.bandwidth_bytes_per_second is not None}
+        missing = [
+            name
+            for name, state in this.tiers.items()
+            if name != source
+            and state.capacity.ready
+            and known(measured.get((source, name), _NOTHING)) is None
+            and (source, name) not in live
+        ]
+        if not missing:
+            return False
+        if this.table is None:
+            return True
+        since = seconds(this.table["metadata"].get("creationTimestamp")) or this.now
+        if this.now - since > _LINK_PATIENCE_SECONDS:
+            return False
+        text = f"waiting for the gateway to measure the link to {', '.join(missing)}"
+        this.waiting.append(("MeasuringLinks", text))
+        return True
+
+
+def _routes_differ(old: Serving, new: Serving) -> bool:
+    """Whether routes are worth publishing again: others, in another order, or with a markedly different limit."""
+    if [(route.name, route.steps) for route in old.routes] != [(route.name, route.steps) for route in new.routes]:
+        return True
+    return any(
+        abs(after.max_rate_per_second - before.max_rate_per_second) > _RATE_CHANGE * before.max_rate_per_second
+        for before, after in zip(old.routes, new.routes, strict=True)
+    )

@@ -1,0 +1,112 @@
+"""What one round about one pipeline rests on (``Round``), and what is remembered between rounds (``Memory``)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from splitplane.adapters.metrics import MetricsSnapshot
+from splitplane.api.pipelines import InferencePipeline
+from splitplane.api.profiles import ModelProfileSpec
+from splitplane.api.routes import LinkEstimate, RouteTableStatus
+from splitplane.controller import control as controls
+from splitplane.controller.control import Control
+from splitplane.controller.objects import STAGE_LABEL, Key, Object, is_terminating, key_of, labels_of
+from splitplane.controller.profiling import pod_trouble
+from splitplane.controller.snapshots import TierState, tier_states
+from splitplane.controller.switching import Note, Observed
+from splitplane.controller.view import View
+from splitplane.domain.profiles import Profile
+from splitplane.domain.snapshots import Decision
+
+
+@dataclass(slots=True)
+class Memory:
+    """What the operator may forget about a pipeline: after a restart it is found out again."""
+
+    uid: str
+    planned_at: float = 0.0
+    planned_for: object = None
+    decision: Decision | None = None
+    applied: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
+    status_at: float = 0.0
+    parsed: tuple[str, InferencePipeline] | None = None
+    profile: tuple[str, ModelProfileSpec, Profile] | None = None
+    contradiction: str = ""
+    """Why the planner refused spec and snapshot together, as long as it does."""
+
+
+@dataclass(slots=True)
+class Round:
+    """What is found out and changed about one pipeline in one round."""
+
+    pipeline: InferencePipeline
+    body: Object
+    metrics: MetricsSnapshot
+    now: float
+    tiers: dict[str, TierState]
+    table: Object | None
+    control: Control
+    observed: Observed
+    reported: Sequence[LinkEstimate]
+    decisions: list[Object]
+    publish: bool = False
+    notes: list[Note] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    waiting: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def key(self) -> Key:
+        return key_of(self.body)
+
+
+def look(view: View, body: Object, pipeline: InferencePipeline, metrics: MetricsSnapshot, *, now: float) -> Round:
+    """Everything that one round about a pipeline rests on.
+
+    Raises ``ValueError`` when the state kept with the RouteTable is unreadable.
+    """
+    key = key_of(body)
+    nodes = view.nodes()
+    tiers = tier_states(pipeline, nodes=nodes, pods_by_node=view.pods_by_node(nodes), metrics=metrics)
+    table = view.route_table(key)
+    if table is not None and (is_terminating(table) or not _belongs(table, pipeline)):
+        table = None
+    status = RouteTableStatus.parse((table or {}).get("status") or {})
+    pods = view.pods_of(key, "stage")
+    troubles: dict[str, str] = {}
+    for pod in pods:
+        trouble = "" if is_terminating(pod) else pod_trouble(pod)
+        if trouble:
+            troubles.setdefault(labels_of(pod).get(STAGE_LABEL, ""), trouble)
+    observed = Observed(
+        generation=_generation(table),
+        acknowledged=status.acknowledged_generation,
+        ready={stage.name: stage.ready for stage in status.stages},
+        in_flight={entry.generation: entry.requests for entry in status.in_flight},
+        troubles=troubles,
+        slots={name: state.capacity.slots for name, state in tiers.items()},
+        lost_tiers=frozenset(name for name, state in tiers.items() if not state.capacity.ready),
+    )
+    return Round(
+        pipeline=pipeline, body=body, metrics=metrics, now=now, tiers=tiers, table=table,
+        control=controls.load(table), observed=observed, reported=status.links,
+        decisions=list((body.get("status") or {}).get("decisions") or ()),
+    )  # fmt: skip
+
+
+def parsed(memory: Memory, body: Object) -> InferencePipeline:
+    """The pipeline as a model, parsed anew only when its spec changed."""
+    version = f"{body['metadata'].get('uid')}/{body['metadata'].get('generation')}"
+    if memory.parsed is None or memory.parsed[0] != version:
+        stripped = {key: value for key, value in body.items() if key != "status"}
+        memory.parsed = (version, InferencePipeline.parse(stripped))
+    return memory.parsed[1]
+
+
+def _belongs(table: Object, pipeline: InferencePipeline) -> bool:
+    """Whether a RouteTable was made for this pipeline, not for one of the same name that was deleted."""
+    return any(
+        reference.get("uid") == pipeline.metadata.uid for reference in table["metadata"].get("ownerReferences") or ()
+    )
+
+
+def _generation(table: Object | None) -> int:
+    return int(((table or {}).get("spec") or {}).get("generation", 0))

@@ -1,0 +1,123 @@
+"""Telling the user: the status block, conditions, and events, each when it says something new."""
+
+import time
+
+from splitplane.adapters.cluster import Cluster, Conflict
+from splitplane.adapters.kinds import PIPELINE
+from splitplane.controller import statuses
+from splitplane.controller.conditions import Facts
+from splitplane.controller.naming import gateway_name
+from splitplane.controller.objects import Object, timestamp
+from splitplane.controller.rounds import Memory, Round
+from splitplane.controller.telemetry import Telemetry
+from splitplane.controller.view import View
+
+_OBSERVED_EVERY_SECONDS = 10.0
+_BAD = {"Degraded": "True", "MetricsAvailable": "False", "PlanFeasible": "False", "Stalled": "True"}
+
+
+class Telling:
+    """Writes what is known of a pipeline where its user looks."""
+
+    def __init__(self, *, cluster: Cluster, view: View, telemetry: Telemetry) -> None:
+        self._cluster = cluster
+        self._view = view
+        self._telemetry = telemetry
+
+    async def tell(self, this: Round, memory: Memory, *, name: str) -> None:
+        """Write the status if it says something new, and events for what has turned. ``name`` is the ModelProfile's.
+
+        Of two operators only the one whose status was taken announces it.
+        """
+        pipeline, key = this.pipeline, this.key
+        gateway = self._view.deployments_of(key, "gateway").get(gateway_name(pipeline.metadata.name))
+        measured = this.metrics.of(key)
+        for note in this.notes:
+            if note.reason == "SwitchRolledBack":
+                entry = {
+                    "time": timestamp(this.now), "action": "RollBack", "reason": note.reason,
+                    "message": note.message[:4096],
+                }  # fmt: skip
+                this.decisions = statuses.with_decision(this.decisions, entry)
+        facts = Facts(
+            observed=this.observed,
+            control=this.control,
+            decision=memory.decision,
+            gateway_ready=bool(((gateway or {}).get("status") or {}).get("readyReplicas")),
+            metrics_failure=this.metrics.failure,
+            arrival_rate=measured.arrival_rate,
+            p95=measured.p95_seconds,
+            problems=tuple(this.problems),
+            waiting=tuple(this.waiting),
+            suspended=pipeline.spec.suspend,
+        )
+        before = this.body.get("status") or {}
+        current = memory.profile if self._view.profile((key[0], name)) is not None else None
+        served = this.control.active.model if this.control.active else ""
+        status = statuses.build(
+            pipeline, before, facts, profile_name=name, profile_known=current is not None,
+            cut_names=[cut.name for cut in current[1].cuts] if current is not None and served == name else [],
+            decisions=this.decisions, now=this.now,
+        )  # fmt: skip
+        for note in this.notes:
+            await self._cluster.create_event(this.body, type=note.type, reason=note.reason, message=note.message)
+        if not _worth_writing(before, status, elapsed=time.monotonic() - memory.status_at):
+            return
+        try:
+            written = await self._cluster.patch_status(
+                PIPELINE, pipeline.metadata.name, pipeline.metadata.namespace, status,
+                resource_version=this.body["metadata"]["resourceVersion"],
+            )  # fmt: skip
+        except Conflict:
+            self._telemetry.lost_races.inc()
+            self._view.forget("InferencePipeline", key)
+            return
+        memory.status_at = time.monotonic()
+        self._view.remember(written)
+        await self._announce(this.body, before, status)
+
+    async def _announce(self, body: Object, before: Object, status: Object) -> None:
+        """Events for conditions that turned, or are bad for another reason than before."""
+        known = {condition["type"]: condition for condition in before.get("conditions") or ()}
+        for condition in status["conditions"]:
+            kind, reason = condition["type"], condition["reason"]
+            bad = _BAD.get(kind)
+            old = known.get(kind, {})
+            is_bad, was_bad = condition["status"] == bad, old.get("status") == bad
+            if bad is None or not (is_bad or was_bad) or (is_bad and was_bad and old.get("reason") == reason):
+                continue
+            message = condition["message"] if is_bad else f"{kind} is {condition['status']} again"
+            await self._cluster.create_event(
+                body, type="Warning" if is_bad else "Normal", reason=reason, message=message
+            )
+
+
+def _worth_writing(before: Object, status: Object, *, elapsed: float) -> bool:
+    """Whether the status says something new; observed numbers alone are written now and then only."""
+    now = _without_nothing(status)
+    if now == {key: value for key, value in before.items() if key in status}:
+        return False
+    return elapsed >= _OBSERVED_EVERY_SECONDS or _lasting(now) != _lasting(before)
+
+
+def _without_nothing(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nothing(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nothing(item) for item in value]
+    return value
+
+
+_OBSERVED = frozenset({
+    "observedP95Milliseconds", "requestsPerSecond", "costPerThousandRequests", "predictedP95Milliseconds",
+    "maxRatePerSecond", "costPerHour", "message", "slo", "recommendation",
+})  # fmt: skip
+
+
+def _lasting(value: object) -> object:
+    """A status without numbers and texts that change all the time."""
+    if isinstance(value, dict):
+        return {key: _lasting(item) for key, item in value.items() if key not in _OBSERVED}
+    if isinstance(value, list | tuple):
+        return [_lasting(item) for item in value]
+    return value

@@ -1,0 +1,362 @@
+"""A pipeline's way from applied to serving and beyond, against an API in memory: order, restarts, lost races, quiet."""
+
+import itertools
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from controller_cases import SETTINGS, node, pipeline_body, tier
+from fake_cluster import FakeCluster
+from planner_cases import crepe
+
+from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
+from splitplane.controller.objects import timestamp
+from splitplane.controller.reconciling import Reconciler
+from splitplane.controller.telemetry import Telemetry
+from splitplane.domain.measurements import Error, Value
+from splitplane.domain.profiles import DeviceProfile, Profile, TensorSpec
+from splitplane.domain.profiles_io import ProfileResult, to_dict
+
+KEY = ("shop", "tracker")
+LINK = {("edge", "cloud"): Value(5e6)}
+
+
+@dataclass
+class Clock:
+    time: float = 1_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+
+def measured(rate: float = 3.0, bandwidth: Any = None) -> MetricsSnapshot:
+    return MetricsSnapshot(
+        time=0.0,
+        pipelines={
+            KEY: PipelineMetrics(
+                arrival_rate=Value(rate), arrival_scv=Value(1.0), p95_seconds=Value(0.15),
+                bandwidth=bandwidth or LINK, delay={("edge", "cloud"): Value(0.002)},
+            )
+        },
+        node_prices={"e1": Value(0.2), "e2": Value(0.2), "c1": Value(1.2)},
+    )  # fmt: skip
+
+
+def result(device_class: str, factor: float) -> str:
+    full = crepe()
+    device = full.devices["edge"]
+    prefix = tuple(seconds / 8 * factor for seconds in device.prefix_seconds)
+    own = DeviceProfile(device_class, prefix, 0.02, 0.002, device.codec_times, 300 << 20)
+    profile = Profile(full.fingerprint, full.cuts, full.weight_bytes, full.activation_bytes, {device_class: own})
+    names = tuple(f"conv{index}" for index in range(profile.segments))
+    tensor = (TensorSpec("frames", "FP32", (1024,)),)
+    return json.dumps(to_dict(ProfileResult("tracker", profile, tensor, (TensorSpec("out", "FP32", (360,)),), names)))
+
+
+@dataclass
+class World:
+    """A cluster with its operator; ``step`` is one round, ``settle`` plays the other controllers and the gateway."""
+
+    cluster: FakeCluster = field(default_factory=FakeCluster)
+    clock: Clock = field(default_factory=Clock)
+    metrics: MetricsSnapshot = field(default_factory=measured)
+    gateway_admits: bool = True
+
+    def __post_init__(self) -> None:
+        for name, where in (("e1", "edge"), ("e2", "edge"), ("c1", "cloud")):
+            self.cluster.put(node(name, where))
+        self.restart()
+
+    def restart(self) -> None:
+        self.operator = self.another()
+
+    def another(self) -> Reconciler:
+        return Reconciler(
+            cluster=self.cluster, view=self.cluster.view(), clock=self.clock, settings=SETTINGS, telemetry=Telemetry()
+        )
+
+    def apply(self, **spec: Any) -> None:
+        known = self.cluster.objects.get(("InferencePipeline", *KEY))
+        body = pipeline_body(**spec)
+        if known is not None:
+            body["metadata"]["generation"] = known["metadata"]["generation"] + 1
+            body["status"] = known.get("status", {})
+        self.cluster.put(body)
+
+    async def step(self, times: int = 1, *, seconds: float = 1.0, settle: bool = True) -> None:
+        for _ in range(times):
+            await self.operator.reconcile(KEY, self.metrics)
+            if settle:
+                self.settle()
+            self.clock.time += seconds
+
+    def settle(self) -> None:
+        for name, job in self.cluster.of("Job").items():
+            if "status" not in job:
+                device = job["metadata"]["labels"]["splitplane.dev/device-class"]
+                found = self.cluster.of("ConfigMap")[name]
+                self.cluster.put({**found, "data": {"result.json": result(device, 1.0 if "edge" in device else 0.2)}})
+                self.cluster.put({**job, "status": {"conditions": [{"type": "Complete", "status": "True"}]}})
+        for deployment in self.cluster.of("Deployment").values():
+            ready = deployment["spec"]["replicas"]
+            if (deployment.get("status") or {}).get("readyReplicas") != ready:
+                self.cluster.put({**deployment, "status": {"readyReplicas": ready}})
+        table = self.table
+        if table and self.gateway_admits:
+            deployments = self.cluster.of("Deployment")
+            status = {
+                "acknowledgedGeneration": table["spec"]["generation"],
+                "stages": [
+                    {"name": name, "ready": deployments[name]["spec"]["replicas"]}
+                    for name in table["spec"]["stages"]
+                    if name in deployments
+                ],
+            }
+            if table.get("status") != status:
+                self.cluster.put({**table, "status": status})
+
+    @property
+    def table(self) -> Any:
+        return self.cluster.objects.get(("RouteTable", *KEY))
+
+    @property
+    def status(self) -> Any:
+        return self.cluster.objects["InferencePipeline", *KEY].get("status") or {}
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        found = next(c for c in self.status["conditions"] if c["type"] == kind)
+        return found["status"], found["reason"]
+
+    def stages(self) -> dict[str, int]:
+        return {
+            name: body["spec"]["replicas"]
+            for name, body in self.cluster.of("Deployment").items()
+            if not name.endswith("-gateway")
+        }
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def serving(world: World, **spec: Any) -> None:
+    world.apply(**spec)
+    await world.step(15)
+    assert world.condition("Ready")[0] == "True", world.status
+
+
+def split(cut: int) -> dict[str, Any]:
+    stages = [{"tier": "edge", "firstCut": 0, "lastCut": cut}, {"tier": "cloud", "firstCut": cut, "lastCut": 6}]
+    return {"mode": "Fixed", "fixed": {"stages": stages, "codecs": ["fp32"]}, "codecs": ["fp32"]}
+
+
+def heavier(**more: Any) -> dict[str, Any]:
+    """A spec whose pods differ: the same split needs new ones."""
+    resources = {"requests": {"cpu": "500m", "memory": "512Mi"}}
+    tiers = [tier("edge", resources=resources), tier("cloud", resources=resources)]
+    return {"partitioning": split(2), "tiers": tiers, **more}
+
+
+async def test_a_pipeline_is_measured_tier_after_tier_and_then_served(world: World) -> None:
+    world.apply()
+    await world.step(settle=False)
+    assert [job["metadata"]["labels"]["splitplane.dev/tier"] for job in world.cluster.of("Job").values()] == ["edge"]
+    await world.step(15)
+    assert world.cluster.of("Job") == {}
+    assert world.condition("Ready") == ("True", "Serving")
+    assert world.status["plan"]["generation"] == world.table["spec"]["generation"] == 1
+    assert set(world.table["spec"]["stages"]) == set(world.stages())
+
+
+async def test_a_settled_pipeline_is_left_in_peace(world: World) -> None:
+    await serving(world)
+    await world.step(70)
+    writes, events = len(world.cluster.writes), len(world.cluster.events)
+    await world.step(60)
+    assert world.cluster.writes[writes:] == []
+    assert world.cluster.events[events:] == []
+
+
+async def test_a_restarted_operator_goes_on_where_the_last_one_stopped(world: World) -> None:
+    await serving(world, partitioning=split(2))
+    world.gateway_admits = False
+    world.apply(**heavier())
+    await world.step(3)
+    before = world.stages()
+    assert len(before) == 4
+    world.restart()
+    await world.step(3)
+    assert (world.stages(), world.table["spec"]["generation"]) == (before, 1)
+    world.gateway_admits = True
+    await world.step(6)
+    assert world.table["spec"]["generation"] == 2
+    assert len(world.stages()) == 2
+    assert set(world.table["spec"]["stages"]) == set(world.stages())
+
+
+async def test_of_two_operators_one_wins_each_generation_and_both_end_at_the_same_plan(world: World) -> None:
+    await serving(world, partitioning=split(2))
+    first, second = world.operator, world.another()
+    seen: dict[int, str] = {}
+    for cut in (3, 2, 4):
+        world.apply(partitioning=split(cut))
+        for _ in range(12):
+            for operator in (second, first):
+                world.operator = operator
+                await world.step(seconds=0.5)
+                spec = world.table["spec"]
+                routes = json.dumps(spec["routes"])
+                assert seen.setdefault(spec["generation"], routes) == routes
+        assert world.status["plan"]["summary"].startswith(f"edge:0-{cut}|")
+    assert sorted(seen) == [2, 3, 4]
+
+
+async def test_a_stale_view_loses_the_race_and_changes_nothing(world: World) -> None:
+    await serving(world, partitioning=split(2))
+    world.apply(partitioning=split(3))
+    table = world.table
+    world.cluster.put({**table, "spec": {**table["spec"], "generation": 7}})
+    stale = {**table}
+
+    class Stale:
+        def route_table(self, key: Any) -> Any:
+            return stale
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(view, name)
+
+    view = world.cluster.view()
+    operator = Reconciler(
+        cluster=world.cluster, view=Stale(), clock=world.clock, settings=SETTINGS, telemetry=Telemetry()  # type: ignore[arg-type]
+    )  # fmt: skip
+    before = world.stages()
+    await operator.reconcile(KEY, world.metrics)
+    assert world.table["spec"]["generation"] == 7
+    assert world.stages() == before
+
+
+async def test_when_a_tiers_last_node_goes_its_routes_go_at_once(world: World) -> None:
+    await serving(world, partitioning=split(2))
+    world.cluster.put(node("c1", "cloud", ready=False))
+    await world.step(settle=False)
+    left = {stage["tier"] for route in world.table["spec"]["routes"] for stage in route["stages"]}
+    assert left == {"edge"}
+    assert world.condition("Degraded") == ("True", "TierLost")
+    world.cluster.put(node("c1", "cloud"))
+    await world.step(3)
+    assert "cloud" in world.table["spec"]["routes"][0]["name"]
+    assert world.condition("Ready")[0] == "True"
+
+
+async def test_without_metrics_the_plan_is_held_and_the_user_told_once(world: World) -> None:
+    await serving(world)
+    plan = world.status["plan"]["summary"]
+    world.metrics = MetricsSnapshot(time=0.0, failure="Prometheus at http://prometheus cannot be asked: refused")
+    await world.step(60)
+    assert world.condition("MetricsAvailable") == ("False", "PrometheusUnreachable")
+    assert (world.condition("Ready")[0], world.status["plan"]["summary"]) == ("True", plan)
+    assert [reason for _, reason, _ in world.cluster.events].count("PrometheusUnreachable") == 1
+    world.metrics = measured()
+    await world.step(60)
+    assert world.condition("MetricsAvailable")[0] == "True"
+
+
+async def test_a_number_that_is_none_holds_the_plan(world: World) -> None:
+    await serving(world)
+    generation = world.table["spec"]["generation"]
+    base = measured().pipelines[KEY]
+    wrong = PipelineMetrics(Error("not a finite number: nan"), base.arrival_scv, base.p95_seconds)
+    world.metrics = MetricsSnapshot(time=0.0, pipelines={KEY: wrong}, node_prices=measured().node_prices)
+    await world.step(60)
+    assert world.condition("MetricsAvailable") == ("False", "NotANumber")
+    assert world.table["spec"]["generation"] == generation
+
+
+async def test_more_demand_brings_more_replicas_and_holds_are_listed_once(world: World) -> None:
+    await serving(world)
+    before = sum(world.stages().values())
+    world.metrics = measured(rate=30.0)
+    await world.step(90)
+    assert sum(world.stages().values()) > before
+    reasons = [(entry["action"], entry["reason"]) for entry in world.status["decisions"]]
+    assert all(a != b for a, b in itertools.pairwise(reasons) if a[0] == "Hold")
+    assert len(reasons) <= 10
+
+
+async def test_a_plan_that_never_gets_ready_is_rolled_back_with_the_reason(world: World) -> None:
+    await serving(world, partitioning=split(2))
+    old = world.stages()
+    world.gateway_admits = False
+    world.apply(**heavier())
+    await world.step(2)
+    new = (set(world.stages()) - set(old)).pop()
+    world.cluster.put({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "stuck", "namespace": "shop",
+            "labels": {
+                "app.kubernetes.io/component": "stage", "splitplane.dev/pipeline": "tracker",
+                "splitplane.dev/stage": new,
+            },
+        },
+        "spec": {"containers": []},
+        "status": {"conditions": [{"type": "PodScheduled", "status": "False", "message": "insufficient memory"}]},
+    })  # fmt: skip
+    await world.step(30, seconds=5)
+    assert [entry["action"] for entry in world.status["decisions"]].count("RollBack") >= 1
+    assert any(
+        reason == "SwitchRolledBack" and ("insufficient memory" in message or "replicas ready" in message)
+        for _, reason, message in world.cluster.events
+    )
+    assert world.status["plan"]["summary"] == "edge:0-2|cloud:2-6 fp32"
+    assert set(world.stages()) >= set(old)
+    assert world.status["setAside"][0]["reason"] == "NotReadyInTime"
+
+
+async def test_a_failed_measurement_is_told_in_the_jobs_own_words_and_tried_again(world: World) -> None:
+    world.apply()
+    await world.step(settle=False)
+    [(name, job)] = world.cluster.of("Job").items()
+    failed = {"type": "Failed", "status": "True", "lastTransitionTime": timestamp(world.clock.time)}
+    world.cluster.put({**job, "status": {"conditions": [failed]}})
+    ended = {"exitCode": 3, "message": "Traceback\nno module named pitch"}
+    world.cluster.put({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": f"{name}-x", "namespace": "shop",
+            "labels": {
+                "batch.kubernetes.io/job-name": name, "app.kubernetes.io/component": "profile",
+                "splitplane.dev/pipeline": "tracker",
+            },
+        },
+        "spec": {"containers": []}, "status": {"containerStatuses": [{"state": {"terminated": ended}}]},
+    })  # fmt: skip
+    await world.step(3, settle=False)
+    status, reason = world.condition("Degraded")
+    assert (status, reason) == ("True", "ProfileFailed")
+    messages = [message for _, reason, message in world.cluster.events if reason == "ProfileFailed"]
+    assert any("no module named pitch" in message for message in messages)
+    world.cluster.remove("Pod", f"{name}-x", "shop")
+    await world.step(20, seconds=5)
+    assert world.condition("Ready")[0] == "True"
+
+
+async def test_what_the_api_refuses_is_told(world: World) -> None:
+    from splitplane.adapters.cluster import Forbidden
+
+    world.apply()
+
+    async def refuse(body: Any) -> Any:
+        raise Forbidden("patch deployments shop/tracker-gateway: forbidden")
+
+    world.cluster.apply = refuse  # type: ignore[method-assign]
+    await world.step(settle=False)
+    assert world.condition("Degraded") == ("True", "ApiRefused")
+
+
+async def test_a_suspended_pipeline_starts_nothing(world: World) -> None:
+    world.apply(suspend=True)
+    await world.step(5)
+    assert set(world.cluster.of("Job")) | set(world.cluster.of("Deployment")) == set()
