@@ -90,3 +90,12 @@ def test_with_a_slower_cloud_the_scenario_bears_ten_percent_error_in_either_devi
 
 def test_the_fixture_is_the_measured_model():
     assert crepe().devices["edge"].prefix_seconds[1] == pytest.approx(8 * CREPE_PREFIX_MILLISECONDS[1] / 1000)
+
+
+def test_the_cause_is_the_change_that_made_the_plan_unfit_not_the_largest_one():
+    snapshot = replace(SNAPSHOT, profile=crepe(), arrival_rate=Value(3.5), links=links(11.0))
+    snapshot = with_tiers(snapshot, cloud={"price_per_hour": Value(0.30), "ready_nodes": 1, "slots": 4})
+    snapshot = follow(snapshot, plan(snapshot, POLICY, 0.0), 0.0)
+    later = replace(snapshot, time=100.0, arrival_rate=Value(10.5), links=links(50.0))
+    decision = plan(later, POLICY, 100.0)
+    assert (decision.action, decision.reason) == (Action.SWITCH, "DemandGrew")

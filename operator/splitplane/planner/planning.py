@@ -8,10 +8,11 @@ from splitplane.domain.snapshots import Action, Active, Decision, Mode, Policy, 
 from splitplane.planner import gates
 from splitplane.planner.baselines import baselines
 from splitplane.planner.candidates import Layout, enumerate_layouts, with_replicas
+from splitplane.planner.causes import reason_of_change
 from splitplane.planner.choice import build_pool, gain, pick, severity
 from splitplane.planner.context import Context, build_context, crossings
 from splitplane.planner.evaluation import assess, violations
-from splitplane.planner.explain import conditions, describe, reason_of_change, why_nothing_fits
+from splitplane.planner.explain import conditions, describe, why_nothing_fits
 from splitplane.planner.residency import resident_range
 from splitplane.planner.routes import admissible_routes
 
@@ -150,7 +151,7 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
             return hold("HeldByBreakEven", why, "break-even", by)
     if gates.shrinks(active.plan, target.plan):
         low_since = None  # The next step down needs a window of its own.
-    reason = reason_of_change(context, active, current, target.plan)
+    reason = reason_of_change(context, active, current, target)
     message = f"{describe(current)} -> {describe(target)} for {conditions(context)}"
     return _Verdict(Action.SWITCH, reason, message, target, current, "", by, low_since)
 

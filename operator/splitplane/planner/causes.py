@@ -1,0 +1,75 @@
+"""Why a plan changes, in one word fit for a condition's reason.
+
+The cause is the change without which there would have been no reason to move: each number that differs notably from
+what the active plan was chosen on is put back alone, and the one whose return leaves the active plan in the best
+standing is named.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from splitplane.domain.plans import Candidate
+from splitplane.domain.snapshots import Active, Inputs
+from splitplane.planner.choice import gain, severity
+from splitplane.planner.context import Context
+from splitplane.planner.evaluation import assess
+from splitplane.planner.gates import is_scale_down
+
+NOTABLE = 0.10
+"""A number counts as changed once it differs by this share from what the active plan's decision rested on."""
+
+
+def reason_of_change(context: Context, active: Active, current: Candidate, target: Candidate) -> str:
+    """The cause of a switch from ``current`` to ``target``."""
+    if "node-loss" in current.violations:
+        return "NodeLost"
+    if {"spec", "privacy", "memory"} & set(current.violations):
+        return "SpecChanged"
+    sites = context.sites
+    if current.violations and any(stage.replicas > sites[stage.tier].high for stage in current.plan.stages):
+        return "NodeLost"
+    if is_scale_down(current.plan, target.plan) and not current.violations:
+        return "DemandFell"
+    inputs = active.inputs
+    if inputs is not None:
+        if any(stage.tier in sites and stage.tier not in inputs.tiers for stage in target.plan.stages):
+            return "CapacityReturned"
+        without = {
+            cause: _standing(before, active, target)
+            for cause, before in _put_back(context, inputs)
+            if before != context
+        }
+        if without:
+            return min(without, key=lambda cause: without[cause])
+    return "LimitViolated" if current.violations else "BetterPlan"
+
+
+def _put_back(context: Context, inputs: Inputs) -> Iterator[tuple[str, Context]]:
+    """The context with one number as it was when the active plan was chosen, by the name of that number's change."""
+    if _differs(inputs.rate_per_second, context.rate):
+        cause = "DemandGrew" if context.rate > inputs.rate_per_second else "DemandFell"
+        yield cause, replace(context, rate=inputs.rate_per_second)
+    wires = dict(context.wires)
+    for source, end, bandwidth, delay in inputs.links:
+        wire = wires.get((source, end))
+        if wire is not None and (_differs(bandwidth, wire.bandwidth) or _differs(delay, wire.delay)):
+            wires[source, end] = replace(wire, bandwidth=bandwidth, delay=delay)
+    yield "LinkChanged", replace(context, wires=wires)
+    sites = dict(context.sites)
+    for name, price in inputs.prices:
+        if name in sites and not math.isnan(sites[name].price) and _differs(price, sites[name].price):
+            sites[name] = replace(sites[name], price=price)
+    yield "PriceChanged", replace(context, sites=sites)
+
+
+def _standing(before: Context, active: Active, target: Candidate) -> tuple[int, float]:
+    """How badly the active plan would stand: by the limits it breaks, then by what the target would still gain."""
+    current = assess(before, active.plan)
+    by = gain(before, current, assess(before, target.plan))
+    return severity(current), by if math.isfinite(by) else math.inf
+
+
+def _differs(old: float, new: float) -> bool:
+    """A delay of zero counts as a tenth of a millisecond."""
+    return abs(math.log(max(new, 1e-4) / max(old, 1e-4))) >= math.log1p(NOTABLE)
