@@ -175,8 +175,10 @@ class Demo:
             after = wait_for(step.name, settled, seconds=120, show=lambda: str(active(self.kube, PIPELINE).conditions))
         served = time.time()
         self.marks.append(report.Mark(served, after.text, is_event=False))
-        self.say(f"    {before.text} -> [bold]{after.text}[/] after {served - began:.1f} s: {after.reason}")
-        self.say(f"    {after.message}")
+        self.say(f"    {before.text} -> [bold]{after.text}[/] after {served - began:.1f} s: {after.why(began - 1)}")
+        for at, _, message in after.switches:
+            if at >= began - 1:
+                self.say(f"    [dim]{message}[/]")
         self.record(step.name, before=before, began=began, seconds_to_plan=served - began, rate=step.rate)
 
     def record(self, name: str, *, before: Active, began: float, seconds_to_plan: float, rate: float) -> None:
@@ -197,9 +199,10 @@ class Demo:
         if not 0.75 * observed <= after.predicted_p95 <= 1.25 * observed:
             self.shown.append(f"{name}: predicted p95 {after.predicted_p95:.0f} ms, observed {observed:.0f} ms")
         pods = self.kube.pods(**{"splitplane.dev/pipeline": PIPELINE, "app.kubernetes.io/component": "stage"})
+        why = after.why(began - 1 if self.steps else 0.0)
         self.steps.append(
             report.StepReport(
-                name=name, planBefore=before.text, planAfter=after.text, reason=after.reason,
+                name=name, planBefore=before.text, planAfter=after.text, reason=why,
                 predictedP95Ms=round(after.predicted_p95, 1), observedP95Ms=round(observed, 1),
                 costPerHour=after.cost_per_hour, requests=len(sent), failed=len(failed),
                 goodputPerSecond=round(goodput, 2), secondsToNewPlan=round(seconds_to_plan, 1),

@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,8 +52,8 @@ class Active:
     replicas: dict[str, int]
     predicted_p95: float
     cost_per_hour: float
-    reason: str
-    message: str
+    switches: tuple[tuple[float, str, str], ...]
+    """(time, reason, message) of the remembered decisions that changed the plan, oldest first."""
     ready: bool
     conditions: dict[str, str] = field(default_factory=dict)
 
@@ -60,6 +61,10 @@ class Active:
     def text(self) -> str:
         counts = ", ".join(f"{count} {tier}" for tier, count in self.replicas.items())
         return f"{self.summary} ({counts})" if self.summary else "none"
+
+    def why(self, since: float) -> str:
+        """Reasons of the decisions made since then, in their order, each once."""
+        return ", ".join(dict.fromkeys(reason for at, reason, _ in self.switches if at >= since)) or "none"
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -70,8 +75,11 @@ def active(kube: Kube, pipeline: str) -> Active:
     status = kube.get("ipipe", pipeline).get("status", {})
     plan = status.get("plan") or {}
     conditions = {c["type"]: c for c in status.get("conditions", [])}
-    switches = [d for d in status.get("decisions", []) if d.get("action") != "Hold"]
-    last: dict[str, str] = max(switches, key=lambda decision: decision["time"], default={})
+    switches = sorted(
+        (datetime.fromisoformat(d["time"]).timestamp(), d["reason"], d.get("message", ""))
+        for d in status.get("decisions", [])
+        if d["action"] != "Hold"
+    )
     replicas: dict[str, int] = {}
     for stage in plan.get("stages", []):
         replicas[stage["tier"]] = replicas.get(stage["tier"], 0) + stage["replicas"]
@@ -81,8 +89,7 @@ def active(kube: Kube, pipeline: str) -> Active:
         replicas=replicas,
         predicted_p95=float(plan.get("predictedP95Milliseconds") or "nan"),
         cost_per_hour=float(plan.get("costPerHour") or "nan"),
-        reason=last.get("reason", ""),
-        message=last.get("message", ""),
+        switches=tuple(switches),
         ready=conditions.get("Ready", {}).get("status") == "True",
         conditions={
             name: f"{c['status']} {c.get('reason', '')}: {c.get('message', '')}" for name, c in conditions.items()

@@ -8,9 +8,9 @@ from demo.kube import Active
 FRAME_SECONDS = {"edge": 0.6, "cloud": 0.12}
 """What one frame of audio takes on a device of each tier."""
 
-BASE_RATE = 2.2
+BASE_RATE = 2.5
 FAST_LINK = "40Mbit"
-SLOW_LINK = "2Mbit"
+SLOW_LINK = "3Mbit"
 
 
 @dataclass(frozen=True, slots=True)

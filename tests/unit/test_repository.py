@@ -13,7 +13,16 @@ def test_operator_folder_is_no_package_so_that_it_does_not_shadow_the_standard_l
 
 
 def test_user_facing_top_level_is_complete() -> None:
-    wanted = ["pyproject.toml", "operator", "crds", "charts/splitplane", "images", "tests", "kind-config.yaml", "README.md"]
+    wanted = [
+        "pyproject.toml",
+        "operator",
+        "crds",
+        "charts/splitplane",
+        "images",
+        "tests",
+        "kind-config.yaml",
+        "README.md",
+    ]
     assert [name for name in wanted if not (ROOT / name).exists()] == []
 
 

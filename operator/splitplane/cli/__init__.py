@@ -3,11 +3,13 @@
 import typer
 
 from splitplane.cli import local
+from splitplane.cli.plan import plan
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Split PyTorch models between edge and cloud."
 )
 app.add_typer(local.app, name="local")
+app.command()(plan)
 
 
 @app.callback()
