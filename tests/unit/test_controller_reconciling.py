@@ -360,3 +360,17 @@ async def test_a_suspended_pipeline_starts_nothing(world: World) -> None:
     world.apply(suspend=True)
     await world.step(5)
     assert set(world.cluster.of("Job")) | set(world.cluster.of("Deployment")) == set()
+
+
+async def test_a_profile_goes_when_its_last_pipeline_has_another_model(world: World) -> None:
+    await serving(world)
+    [old] = world.cluster.of("ModelProfile")
+    model = pipeline_body()["spec"]["model"] | {"factory": "pitch:build_other"}
+    world.apply(model=model)
+    await world.step(2, settle=False)
+    assert set(world.cluster.of("ModelProfile")) == {old}, "what serves still needs it"
+    await world.step(30)
+    [new] = world.cluster.of("ModelProfile")
+    assert new != old
+    assert world.condition("Ready")[0] == "True"
+    assert world.status["profile"] == new

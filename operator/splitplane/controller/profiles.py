@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitplane.adapters.cluster import Cluster, Conflict
-from splitplane.adapters.kinds import CONFIG_MAP, JOB, ROLE, ROLE_BINDING, SERVICE_ACCOUNT
+from splitplane.adapters.kinds import CONFIG_MAP, JOB, MODEL_PROFILE, ROLE, ROLE_BINDING, SERVICE_ACCOUNT
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.controller.children import profile_objects
@@ -74,7 +74,12 @@ class Profiles:
                 await self._carry_out(step, pipeline, name, outcome)
         for job in stale_jobs(jobs, profile_name=name):
             await self._remove(namespace, job)
-        for used in {name, active} - {""}:
+        mine = {
+            key_of(body)[1]
+            for body in self._view.profiles_in(namespace)
+            if any(ref["uid"] == pipeline.metadata.uid for ref in body["metadata"].get("ownerReferences") or ())
+        }
+        for used in mine | {name, active} - {""}:
             await self._share((namespace, used))
         return outcome
 
@@ -168,12 +173,20 @@ class Profiles:
             raise
 
     async def _share(self, key: Key) -> None:
-        """Let the profile belong to all pipelines that use it, so that it goes with the last of them."""
+        """Let the profile belong to all pipelines that use it, so that it goes with the last of them.
+
+        One that none of its owners uses any more is deleted: they have other models now.
+        """
         seen = self._view.profile(key)
         if seen is None or is_terminating(seen):
             return
         have = {reference["uid"] for reference in seen["metadata"].get("ownerReferences") or ()}
-        if have == {reference["uid"] for reference in self._owners(key)}:
+        wanted = {reference["uid"] for reference in self._owners(key)}
+        if have == wanted:
+            return
+        if not wanted:
+            await self._cluster.delete(MODEL_PROFILE, key[1], key[0], uid=seen["metadata"]["uid"])
+            self._view.forget("ModelProfile", key)
             return
         known = self._known(key).spec
         if known is not None:

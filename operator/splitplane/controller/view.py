@@ -99,6 +99,9 @@ class View:
     def profile(self, key: Key) -> Object | None:
         return self._one("profiles", key)
 
+    def profiles_in(self, namespace: str) -> list[Object]:
+        return [body for body in self._all("profiles") if body["metadata"].get("namespace") == namespace]
+
     def route_table(self, key: Key) -> Object | None:
         return self._one("route_tables", key)
 

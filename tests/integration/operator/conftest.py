@@ -6,7 +6,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -45,17 +44,8 @@ def ns(kubectl: Callable[..., str], operator: str, namespace: str) -> cases.Name
     return found
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A pipeline that was measured, planned and served without anything being prepared for it."""
-
-    ns: cases.Namespace
-    name: str
-    profile: cases.Json
-
-
 @pytest.fixture(scope="session")
-def measured(kubectl: Callable[..., str], operator: str, digest: str) -> Iterator[Measured]:
+def measured(kubectl: Callable[..., str], operator: str, digest: str) -> Iterator[cases.Measured]:
     """One pipeline of two tiers, from nothing to serving; it stays for the session's tests that only look at it."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     kubectl("create", "namespace", name)
@@ -63,12 +53,12 @@ def measured(kubectl: Callable[..., str], operator: str, digest: str) -> Iterato
     ns.apply(cases.code())
     ns.apply(cases.pipeline("first", cases.model(digest)))
     ns.wait_condition("first", "Ready", "True", seconds=150)
-    yield Measured(ns, "first", ns.get("mprof", ns.status("first")["profile"]))
+    yield cases.Measured(ns, "first", ns.get("mprof", ns.status("first")["profile"]))
     kubectl("delete", "namespace", name, "--wait=false")
 
 
 @pytest.fixture
-def profiled(ns: cases.Namespace, measured: Measured) -> cases.Namespace:
+def profiled(ns: cases.Namespace, measured: cases.Measured) -> cases.Namespace:
     """A fresh namespace that has the measurements already: pipelines of the same model start without profile jobs."""
     body = dict(measured.profile)
     body["metadata"] = {"name": body["metadata"]["name"], "labels": body["metadata"]["labels"]}

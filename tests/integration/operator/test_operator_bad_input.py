@@ -136,7 +136,7 @@ def test_without_prometheus_plans_are_held_and_requests_served(
 
 
 def test_a_second_operator_at_work_issues_no_generation_twice(
-    profiled: cases.Namespace, measured: Any, digest: str, another_operator: Callable[..., Any]
+    profiled: cases.Namespace, measured: cases.Measured, digest: str, another_operator: Callable[..., Any]
 ) -> None:
     end = len(measured.profile["spec"]["segments"])
 

@@ -48,7 +48,7 @@ async def until(probe: Any, *, seconds: float, what: str) -> Any:
     return await asyncio.to_thread(cases.wait, probe, seconds=seconds, what=what)
 
 
-def segments(measured: Any) -> int:
+def segments(measured: cases.Measured) -> int:
     return len(measured.profile["spec"]["segments"])
 
 
@@ -63,7 +63,7 @@ def fixed(*stages: tuple[str, int, int]) -> cases.Json:
 
 
 async def test_another_split_takes_over_without_a_lost_request_and_the_old_pods_go(
-    profiled: cases.Namespace, measured: Any, digest: str
+    profiled: cases.Namespace, measured: cases.Measured, digest: str
 ) -> None:
     end = segments(measured)
     profiled.apply(cases.pipeline("moving", cases.model(digest), partitioning=fixed(("edge", 0, end))))
@@ -115,7 +115,7 @@ async def test_another_model_takes_over_without_a_lost_request(profiled: cases.N
 
 
 def test_a_suspended_pipeline_keeps_serving_and_makes_no_other_plan(
-    profiled: cases.Namespace, measured: Any, digest: str
+    profiled: cases.Namespace, measured: cases.Measured, digest: str
 ) -> None:
     end = segments(measured)
     start = cases.pipeline("still", cases.model(digest), partitioning=fixed(("edge", 0, end)))

@@ -1,0 +1,138 @@
+"""The objects that a pipeline is made of, pinned whole in ``controller_golden``; and what they promise.
+
+After a wanted change: ``UPDATE_GOLDEN=1 pytest tests/unit/test_controller_children.py``, then read the difference.
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from controller_cases import SETTINGS, pipeline, pipeline_body, serving
+
+from splitplane.api.routes import RouteTableSpec
+from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
+from splitplane.controller.control import Control, Draining
+from splitplane.controller.route_tables import links, live_routes, route_table
+
+GOLDEN = Path(__file__).parent / "controller_golden"
+STAGE = StageKey("edge", 0, 3, "fingerprint")
+
+
+def same_as_golden(name: str, objects: list[Any]) -> None:
+    path = GOLDEN / f"{name}.yaml"
+    text = yaml.safe_dump_all(json.loads(json.dumps(objects)), sort_keys=False, width=120)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_a_stage_is_as_pinned() -> None:
+    same_as_golden("stage", [stage_deployment(pipeline(), STAGE, replicas=2, settings=SETTINGS)])
+
+
+def test_a_gateway_is_as_pinned() -> None:
+    same_as_golden("gateway", gateway_objects(pipeline(), SETTINGS))
+
+
+def test_a_profile_job_is_as_pinned() -> None:
+    tier = pipeline().spec.tiers[1]
+    objects = profile_objects(
+        pipeline(), tier, name="tracker-profile-cloud-1", profile="p", attempt=2, settings=SETTINGS
+    )
+    same_as_golden("profile", objects)
+
+
+def test_a_route_table_is_as_pinned() -> None:
+    control = Control(active=serving(), since=1.0, draining=(Draining(3, serving(4, name="b").stages, 1.0, 2.0),))
+    body = route_table(
+        pipeline(), control, generation=4, routes=live_routes(control, frozenset()), version="17", links=[],
+        model={
+            "name": "tracker",
+            "inputs": [{"name": "frames", "datatype": "FP32", "shape": [-1, 1024]}],
+            "outputs": [{"name": "out", "datatype": "FP32", "shape": [-1, 360]}],
+        },
+    )  # fmt: skip
+    same_as_golden("route-table", [body])
+    RouteTableSpec.parse(body["spec"])
+
+
+def name(body: Any) -> str:
+    return str(body["metadata"]["name"])
+
+
+def test_a_stages_name_covers_its_pods_but_not_their_number() -> None:
+    base = stage_deployment(pipeline(), STAGE, replicas=1, settings=SETTINGS)
+    assert name(stage_deployment(pipeline(), STAGE, replicas=3, settings=SETTINGS)) == name(base)
+    others = [
+        stage_deployment(pipeline(), replace(STAGE, resident_last=4), replicas=1, settings=SETTINGS),
+        stage_deployment(pipeline(), replace(STAGE, fingerprint="other"), replicas=1, settings=SETTINGS),
+        stage_deployment(pipeline(), STAGE, replicas=1, settings=replace(SETTINGS, runtime_image="other:2")),
+        stage_deployment(
+            pipeline(model=pipeline_body()["spec"]["model"] | {"factory": "pitch:other"}), STAGE, replicas=1,
+            settings=SETTINGS,
+        ),
+    ]  # fmt: skip
+    assert len({name(base), *map(name, others)}) == 5
+
+
+def every_pod() -> list[Any]:
+    bodies = [
+        stage_deployment(pipeline(), STAGE, replicas=1, settings=SETTINGS),
+        *gateway_objects(pipeline(), SETTINGS),
+        *profile_objects(
+            pipeline(), pipeline().spec.tiers[0], name="n", profile="p", attempt=1, settings=SETTINGS
+        ),
+    ]  # fmt: skip
+    return [pytest.param(body, id=body["kind"]) for body in bodies if body["kind"] in ("Deployment", "Job")]
+
+
+@pytest.mark.parametrize("body", every_pod())
+def test_every_pod_is_restricted_labelled_and_leaves_its_last_words(body: Any) -> None:
+    pod = body["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    assert pod["metadata"]["labels"]["splitplane.dev/pipeline"] == "tracker"
+    assert pod["spec"]["nodeSelector"]
+
+
+@pytest.mark.parametrize("body", [*gateway_objects(pipeline(), SETTINGS)], ids=lambda body: body["kind"])
+def test_everything_goes_with_its_pipeline_whether_or_not_the_operator_runs(body: Any) -> None:
+    [owner] = body["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("InferencePipeline", "u-1")
+    assert "finalizers" not in body["metadata"]
+
+
+def test_a_jobs_rights_end_at_its_result() -> None:
+    objects = profile_objects(pipeline(), pipeline().spec.tiers[0], name="n", profile="p", attempt=1, settings=SETTINGS)
+    [role] = [body for body in objects if body["kind"] == "Role"]
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["n"], "verbs": ["get", "patch"]}
+    ]
+
+
+def test_links_are_probed_at_ready_targets_on_the_other_tiers_nodes() -> None:
+    def target(name: str, node: str, ip: str, ready: str = "True") -> Any:
+        conditions = [{"type": "Ready", "status": ready}]
+        return {
+            "metadata": {"name": name},
+            "spec": {"nodeName": node},
+            "status": {"podIP": ip, "conditions": conditions},
+        }
+
+    nodes = [
+        {"metadata": {"name": host, "labels": {"splitplane.dev/tier": tier}}}
+        for host, tier in (("e1", "edge"), ("c1", "cloud"), ("c2", "cloud"))
+    ]
+    targets = [target("a", "e1", "10.0.0.1"), target("b", "c1", "10.0.0.2"), target("c", "c2", "fd00::3"),
+               target("d", "c2", "10.0.0.4", ready="False")]  # fmt: skip
+    assert links(pipeline(), link_targets=targets, nodes=nodes) == [
+        {"source": "edge", "target": "cloud", "probes": ["10.0.0.2:9000", "[fd00::3]:9000"]}
+    ]
