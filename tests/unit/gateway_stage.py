@@ -70,7 +70,7 @@ def main() -> None:
         drain_pause_seconds=0.2,
     )
 
-    def pace(_seconds: float) -> float:
+    def pace(*_measured: float) -> float:
         time.sleep(given.get("seconds", 0.0))
         return float(given.get("seconds", 0.0))
 

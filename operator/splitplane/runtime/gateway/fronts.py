@@ -33,10 +33,9 @@ async def serve(model: Model, registry: CollectorRegistry, settings: Settings) -
     app = oip_rest.make_app(model, registry)
     app.middlewares.append(_overload)
     rest = await oip_rest.serve(app, settings.pod_ip, settings.http_port)
-    host = f"[{settings.pod_ip}]" if ":" in settings.pod_ip else settings.pod_ip
     server = oip_grpc.make_server(model)
     try:
-        server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        oip_grpc.bind(server, settings.pod_ip, settings.grpc_port)
         await server.start()
     except BaseException:
         await rest.cleanup()
