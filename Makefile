@@ -18,7 +18,7 @@ demo: env binaries  ## Split a trained model between edge and cloud nodes, and w
 test: env binaries  ## Run all tests: unit, integration on the embedded control plane, end to end
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-unit: env  ## Run the tests that need no cluster
+test-unit: env binaries  ## Run the tests that start no cluster
 	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
 lint: env  ## Check format, lint, types, import layers, generated files and locks
@@ -47,7 +47,7 @@ lock: $(UV)  ## Resolve the dependencies anew and write requirements/*.lock
 env: $(VENV)/.stamp
 
 binaries: env
-	@$(BIN)/splitplane local build
+	@UV="$(abspath $(UV))" $(BIN)/splitplane local build
 
 build/uv/bin/uv:
 	@echo "uv is not on PATH: installing it into build/uv"

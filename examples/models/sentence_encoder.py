@@ -108,7 +108,7 @@ class SentenceEncoder(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         keep = attention_mask.bool()
         hidden = self.embeddings(input_ids)
-        for layer in self.encoder["layer"]:
+        for layer in self.encoder["layer"].children():
             hidden = layer(hidden, keep)
         weights = keep[:, :, None].to(hidden.dtype)
         return functional.normalize((hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9), dim=1)

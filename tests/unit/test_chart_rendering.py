@@ -26,7 +26,7 @@ Right = tuple[str, str, str]
 def _helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     helm = binaries.find("helm")
     if helm is None:
-        pytest.skip("helm is not built yet: run `splitplane local build`")
+        pytest.fail("helm is not built yet: run `make binaries`")
     command = [str(helm), "template", "release", str(CHART), "--namespace", "splitplane-system", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
