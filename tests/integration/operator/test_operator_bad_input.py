@@ -62,17 +62,17 @@ def test_a_tier_without_nodes_is_named_and_used_once_a_node_is_labelled(
 def test_limits_that_no_plan_keeps_are_reported_and_served_as_well_as_possible(
     profiled: cases.Namespace, digest: str
 ) -> None:
-    def limited(milliseconds: int) -> cases.Json:
-        limit = {"latencyP95Milliseconds": milliseconds}
+    def limited(cost: str) -> cases.Json:
+        limit = {"maxCostPerHour": cost}
         return cases.pipeline("hurried", cases.model(digest), cases.tier("edge"), objectives=limit)
 
-    profiled.apply(limited(1))
+    profiled.apply(limited("0.0001"))
     infeasible = profiled.wait_condition("hurried", "PlanFeasible", "False", "Infeasible")
     assert "spec.objectives" in infeasible["message"]
     profiled.wait_condition("hurried", "Ready", "True")
     assert len(events(profiled, "hurried", "Infeasible")) == 1
 
-    profiled.apply(limited(5000))
+    profiled.apply(limited("1"))
     profiled.wait_condition("hurried", "PlanFeasible", "True")
 
 
