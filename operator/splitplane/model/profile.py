@@ -4,9 +4,7 @@ Prefixes ``[0, i)`` are run as wholes, never summed from parts: caches and alloc
 The cuts take turns, round after round, until the medians are settled or the time budget is spent; what slows a whole
 round (another process, a hot core) is taken out before medians are compared.
 
-On an emulated device every round ends with one run of the whole model that is slowed by really sleeping, as a stage
-sleeps; the measured ratio of slowed to plain time scales the medians. Sleeping after every run would leave time for
-an eighth of the rounds only.
+On an emulated device the core's time is measured and multiplied by its speed factor, as a stage paces itself.
 """
 
 import math
@@ -38,8 +36,6 @@ NORMAL_MAD = 1.4826
 """Standard deviation over median absolute deviation, for a normal distribution."""
 
 Tensors = Mapping[str, torch.Tensor]
-Pace = Callable[[float, float], float]
-"""Given core's and wall's seconds of a range, sleeps the rest of an emulated device's time; returns what it slept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +65,14 @@ def measure(
     partition: Partition,
     *,
     codecs: Mapping[str, Codec],
-    pace: Pace | None = None,
+    slowdown: float = 1.0,
     budget_seconds: float = BUDGET_SECONDS,
     progress: Callable[[str], None],
 ) -> Measured:
     """Measure a wholly resident model on made-up inputs. Raises ``ValueError`` when it is only partly resident.
 
-    ``pace`` sleeps as an emulated device needs it and returns the seconds slept; ``None`` on real devices. At least
-    ``MIN_ROUNDS`` rounds are run however slow the device is, so a short budget may be overrun.
+    ``slowdown`` is that of an emulated device: its times are the core's times as many; 1 on real devices, whose times
+    are the wall's. At least ``MIN_ROUNDS`` rounds are run however slow the device is, so a short budget may be overrun.
     """
     cuts = len(partition.graph.cuts)
     if (partition.first, partition.last) != (0, cuts - 1):
@@ -89,7 +85,9 @@ def measure(
     activation = max(0, peak_bytes() - before)
     for cut in range(1, cuts):  # compiles the prefix and warms it up
         partition.run(0, cut, inputs)
-    times, slowdown = _run_rounds(partition, inputs, pace, end - CODEC_SHARE * budget_seconds, progress)
+    # An emulated device shares its core with others: what it waits for them is no time of its own.
+    clock = time.perf_counter if slowdown == 1.0 else time.thread_time
+    times = _run_rounds(partition, inputs, clock, end - CODEC_SHARE * budget_seconds, progress)
     return Measured(
         prefix_seconds=(0.0, *(slowdown * seconds for seconds in non_decreasing(levelled_medians(times)))),
         time_cv=variation(times),
@@ -102,15 +100,12 @@ def measure(
 def _run_rounds(
     partition: Partition,
     inputs: Tensors,
-    pace: Pace | None,
+    clock: Callable[[], float],
     end: float,
     progress: Callable[[str], None],
-) -> tuple[list[list[float]], float]:
-    """Seconds of every prefix (but the empty one) round by round, and the slowdown of an emulated device."""
+) -> list[list[float]]:
+    """Seconds of every prefix (but the empty one) round by round."""
     times: list[list[float]] = [[] for _ in range(partition.last)]
-    slowdowns = [1.0] if pace is None else []
-    # An emulated device shares its core with others: what it waits for them is no time of its own.
-    clock = time.perf_counter if pace is None else time.thread_time
     longest, rounds, reported = 0.0, 0, time.monotonic()
     while rounds < MIN_ROUNDS or (
         rounds < MAX_ROUNDS
@@ -120,16 +115,11 @@ def _run_rounds(
         started = time.monotonic()
         for index, series in enumerate(times):
             series.append(_timed(partition, index + 1, inputs, clock))
-        if pace is not None:
-            began = time.perf_counter()
-            seconds = _timed(partition, partition.last, inputs, clock)
-            elapsed = time.perf_counter() - began
-            slowdowns.append((elapsed + pace(seconds, elapsed)) / seconds)
         longest, rounds = max(longest, time.monotonic() - started), rounds + 1
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
-            progress(f"round {rounds}: the whole model took {slowdowns[-1] * times[-1][-1] * 1000:.1f} ms")
-    return times, statistics.median(slowdowns)
+            progress(f"round {rounds}: the whole model took {times[-1][-1] * 1000:.1f} ms")
+    return times
 
 
 def _timed(partition: Partition, cut: int, inputs: Tensors, clock: Callable[[], float]) -> float:

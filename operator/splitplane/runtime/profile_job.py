@@ -104,7 +104,7 @@ def run(settings: Settings) -> ProfileResult:
     measured = measure(
         partition,
         codecs=wire_codecs(),
-        pace=emulation.pace if emulation.speed_factor() > 1.0 else None,
+        slowdown=emulation.speed_factor(),
         budget_seconds=settings.budget_seconds,
         progress=say,
     )
