@@ -1,7 +1,8 @@
 """The one place where a slower device is emulated, on embedded clusters only.
 
-The embedded node agent sets ``SPLITPLANE_SPEED_FACTOR``; stages call :func:`pace` after each range they run, and profile
-jobs multiply what they measure. Sleeping uses no core, so several emulated devices on one machine behave as devices of their own would.
+The embedded node agent sets ``SPLITPLANE_SPEED_FACTOR``; stages call :func:`pace` after each range they run, and
+profile jobs multiply what they measure. Sleeping uses no core, so several emulated devices on one machine behave as
+devices of their own would.
 """
 
 import math
