@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -149,8 +149,19 @@ class Demo:
         client.stdin.flush()
 
     def steady(self) -> list[report.Request]:
-        """Requests sent in a window of a steady state, all of them answered."""
-        time.sleep(self.options.settle)
+        """Requests sent in a window of a steady state, all of them answered.
+
+        The state is steady once what queued up during the change has been answered: the last ten answers all came
+        within one and a half times the predicted p95.
+        """
+
+        def drained() -> bool:
+            last = sorted(report.read_log(self.log), key=lambda request: request.sent + request.seconds)[-10:]
+            bound = 1.5 * active(self.kube, PIPELINE).predicted_p95 / 1e3
+            return len(last) == 10 and all(request.ok and request.seconds <= bound for request in last)
+
+        with suppress(DemoError):  # Measured all the same, and told by what the measurement shows.
+            wait_for("a steady state", drained, seconds=self.options.settle)
         start = time.time()
         time.sleep(self.options.steady)
         end = time.time()
@@ -257,8 +268,8 @@ def main() -> int:
     parser.add_argument("--steps", default="abcde", help="which of the events a, b, c, d, e to play (default: all)")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder of report.json and timeline.png")
     parser.add_argument("--name", default="demo", help="name of the embedded cluster")
-    parser.add_argument("--warm", type=float, default=20.0, help="seconds of traffic before the first measurement")
-    parser.add_argument("--settle", type=float, default=8.0, help="seconds from a new plan to its steady state")
+    parser.add_argument("--warm", type=float, default=10.0, help="seconds of traffic before the first measurement")
+    parser.add_argument("--settle", type=float, default=40.0, help="longest wait for a steady state after a new plan")
     parser.add_argument("--steady", type=float, default=12.0, help="seconds over which a steady state is measured")
     demo = Demo(parser.parse_args())
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -22,7 +22,7 @@ from splitplane.model.datatypes import torch_datatype
 from splitplane.model.memory import peak_bytes, reset_peak, resident_bytes
 from splitplane.model.partitions import Partition
 
-BUDGET_SECONDS = 12.0
+BUDGET_SECONDS = 8.0
 """Default time for all measuring after the model is loaded."""
 MIN_ROUNDS, MAX_ROUNDS = 3, 40
 SETTLED, SETTLED_ROUNDS = 0.005, 8
