@@ -47,12 +47,7 @@ async def _run(settings: Settings) -> None:
     )
     try:
         for kind in (PIPELINE, MODEL_PROFILE, ROUTE_TABLE):
-            try:
-                await cluster.list(kind)
-            except NotFound as error:
-                raise NotFound(
-                    f"{kind.plural}.{kind.group} is not installed: install the chart's CRDs first"
-                ) from error
+            await _require(cluster, kind)
         registry, kopf_settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         running: list[Any] = []
 
