@@ -1,0 +1,79 @@
+"""The demo's events (a), (c) and (d), end to end: a trained model on the embedded cluster with its real Prometheus."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The report of one run, in a state folder of its own."""
+    out = tmp_path_factory.mktemp("demo")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples"), "XDG_STATE_HOME": str(out / "state")}
+    command = [sys.executable, "-m", "demo", "--name", "e2e", "--steps", "acd", "--out", str(out)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        start_new_session=True,
+    )
+    assert (out / "report.json").exists(), done.stdout + done.stderr
+    result: dict[str, Any] = json.loads((out / "report.json").read_text())
+    assert len(result["steps"]) == 4, done.stdout + done.stderr
+    result["timeline"] = (out / "timeline.png").stat().st_size
+    return result
+
+
+def step(report: dict[str, Any], letter: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(step for step in report["steps"] if step["name"].startswith(f"({letter})"))
+    return found
+
+
+def test_no_request_fails_through_any_change(report):
+    assert sum(step["requests"] for step in report["steps"]) > 300
+    assert [step["failed"] for step in report["steps"]] == [0, 0, 0, 0]
+
+
+def test_answers_are_those_of_the_unsplit_model(report):
+    assert report["minCosine"] >= 0.999
+
+
+def test_a_slower_link_moves_the_cut_without_moving_a_pod(report):
+    slower = step(report, "a")
+    assert slower["reason"] == "LinkChanged"
+    assert "|cloud:" in slower["planBefore"]
+    assert "|cloud:" in slower["planAfter"]
+    assert slower["planBefore"].split()[0] != slower["planAfter"].split()[0]
+    assert slower["podUids"] == report["steps"][0]["podUids"]
+    assert slower["secondsToNewPlan"] <= 60
+
+
+def test_three_times_the_requests_get_more_replicas_and_three_times_the_answers(report):
+    more = step(report, "c")
+    assert "DemandGrew" in more["reason"]
+    assert len(more["podUids"]) > len(report["steps"][0]["podUids"])
+    assert more["goodputPerSecond"] >= 2.8 * report["steps"][0]["goodputPerSecond"]
+
+
+def test_a_higher_cloud_price_moves_work_off_the_cloud(report):
+    dearer = step(report, "d")
+    assert "PriceChanged" in dearer["reason"]
+    assert dearer["planAfter"] != dearer["planBefore"]
+    assert dearer["costPerHour"] <= 1.0
+
+
+def test_the_run_is_drawn(report):
+    assert report["timeline"] > 10_000
