@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 import numpy as np
-from benchmarks._report import Row, row, write
 
+from benchmarks._report import Row, row, write
 from splitplane.domain.codecs import encoded_bytes
 from splitplane.domain.profiles import CODECS, Cut, TensorSpec
 from splitplane.runtime import hops, oip_grpc, oip_pb2, oip_wire

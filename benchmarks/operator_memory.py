@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from benchmarks._report import Row, row, write
 
+from benchmarks._report import Row, row, write
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.profiles import from_profile
 from splitplane.controller.naming import image_of, profile_name

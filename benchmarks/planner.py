@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks._report import Row, row, write
-
 from splitplane.domain.measurements import Value
 from splitplane.planner import plan
 

@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+
 from models.audio import frames
 from models.pitch_tracker import build
-from safetensors.torch import load_file
 
 
 def main(weights: str, out: str) -> None:

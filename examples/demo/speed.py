@@ -4,6 +4,7 @@ import statistics
 import time
 
 import torch
+
 from models.pitch_tracker import build
 
 
