@@ -20,7 +20,7 @@ from splitplane.local import binaries
 EXAMPLES = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 PIPELINE = "pitch-tracker"
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
 
 def splitplane(*arguments: str, quiet: bool = True) -> str:
@@ -265,7 +265,11 @@ def _split(kube: Kube) -> Active | None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the cluster up at the end")
-    parser.add_argument("--steps", default="abcde", help="which of the events a, b, c, d, e to play (default: all)")
+    parser.add_argument(
+        "--steps",
+        default="abcde",
+        help="which of the events a, b, c, d, e to play; each starts from what those before it left (default: all)",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder of report.json and timeline.png")
     parser.add_argument("--name", default="demo", help="name of the embedded cluster")
     parser.add_argument("--warm", type=float, default=10.0, help="seconds of traffic before the first measurement")

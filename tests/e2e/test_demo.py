@@ -1,4 +1,4 @@
-"""The demo's events (a), (c) and (d), end to end: a trained model on the embedded cluster with its real Prometheus."""
+"""The demo's events (a) to (d), end to end: a trained model on the embedded cluster with its real Prometheus."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The report of one run, in a state folder of its own."""
     out = tmp_path_factory.mktemp("demo")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples"), "XDG_STATE_HOME": str(out / "state")}
-    command = [sys.executable, "-m", "demo", "--name", "e2e", "--steps", "acd", "--out", str(out)]
+    command = [sys.executable, "-m", "demo", "--name", "e2e", "--steps", "abcd", "--out", str(out)]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -32,7 +32,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     assert (out / "report.json").exists(), done.stdout + done.stderr
     result: dict[str, Any] = json.loads((out / "report.json").read_text())
-    assert len(result["steps"]) == 4, done.stdout + done.stderr
+    assert len(result["steps"]) == 5, done.stdout + done.stderr
     result["timeline"] = (out / "timeline.png").stat().st_size
     return result
 
@@ -44,7 +44,7 @@ def step(report: dict[str, Any], letter: str) -> dict[str, Any]:
 
 def test_no_request_fails_through_any_change(report):
     assert sum(step["requests"] for step in report["steps"]) > 300
-    assert [step["failed"] for step in report["steps"]] == [0, 0, 0, 0]
+    assert [step["failed"] for step in report["steps"]] == [0] * 5
 
 
 def test_answers_are_those_of_the_unsplit_model(report):
@@ -59,6 +59,13 @@ def test_a_slower_link_moves_the_cut_without_moving_a_pod(report):
     assert slower["planBefore"].split()[0] != slower["planAfter"].split()[0]
     assert slower["podUids"] == report["steps"][0]["podUids"]
     assert slower["secondsToNewPlan"] <= 60
+
+
+def test_the_link_restored_moves_the_cut_back(report):
+    restored = step(report, "b")
+    assert restored["planAfter"].split()[0] == report["steps"][0]["planAfter"].split()[0]
+    assert restored["podUids"] == report["steps"][0]["podUids"]
+    assert restored["secondsToNewPlan"] <= 60
 
 
 def test_three_times_the_requests_get_more_replicas_and_three_times_the_answers(report):
