@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from splitplane.runtime import emulation
+from splitplane.runtime.environment import SettingsError
 
 
 @pytest.fixture(autouse=True)
@@ -36,5 +37,5 @@ def test_waiting_for_a_shared_core_does_not_slow_the_device_further(monkeypatch:
 @pytest.mark.parametrize("text", ["0.5", "nan", "inf", "fast", "-2"])
 def test_a_wrong_factor_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(emulation.VARIABLE, text)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(SettingsError, match="at least 1"):
         emulation.pace(0.01, 0.01)

@@ -7,7 +7,6 @@ import time
 import pytest
 
 from splitplane.runtime.inference import Failure, InferenceError
-from splitplane.runtime.stage.settings import Settings, SettingsError
 from splitplane.runtime.stage.worker import Worker
 
 
@@ -103,37 +102,3 @@ async def test_what_the_work_raises_reaches_who_waits_and_the_worker_goes_on():
         await worker.run(lambda: 1 // 0)
     assert (await worker.run(lambda: 3)).result == 3
     await worker.close(5)
-
-
-ENVIRONMENT = {
-    "SPLITPLANE_NAMESPACE": "n",
-    "SPLITPLANE_PIPELINE": "p",
-    "SPLITPLANE_TIER": "edge",
-    "SPLITPLANE_POD_NAME": "p-edge-1",
-    "SPLITPLANE_POD_IP": "127.0.0.1",
-    "SPLITPLANE_MODEL": "{}",
-    "SPLITPLANE_RESIDENT": "0:3",
-    "SPLITPLANE_FINGERPRINT": "f",
-}
-
-
-def test_settings_come_from_the_environment():
-    settings = Settings.from_environment({**ENVIRONMENT, "SPLITPLANE_THREADS": "2"})
-    assert (settings.resident_first, settings.resident_last, settings.threads) == (0, 3, 2)
-    assert Settings.from_environment(ENVIRONMENT).threads == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"SPLITPLANE_TIER": "", "SPLITPLANE_MODEL": ""}, "set SPLITPLANE_TIER, SPLITPLANE_MODEL"),
-        ({"SPLITPLANE_RESIDENT": "3"}, "SPLITPLANE_RESIDENT is '3'; it must be two cuts, as in 0:3"),
-        ({"SPLITPLANE_RESIDENT": "3:3"}, "must be two cuts"),
-        ({"SPLITPLANE_RESIDENT": "-1:3"}, "must be two cuts"),
-        ({"SPLITPLANE_THREADS": "0"}, "must be a number of threads, 1 or more"),
-        ({"SPLITPLANE_THREADS": "many"}, "must be a number of threads, 1 or more"),
-    ],
-)
-def test_a_wrong_environment_is_refused_by_the_variables_name(changes, says):
-    with pytest.raises(SettingsError, match=says):
-        Settings.from_environment({**ENVIRONMENT, **changes})

@@ -10,6 +10,8 @@ import os
 import time
 from functools import lru_cache
 
+from splitplane.runtime.environment import SettingsError
+
 VARIABLE = "SPLITPLANE_SPEED_FACTOR"
 
 
@@ -17,7 +19,7 @@ VARIABLE = "SPLITPLANE_SPEED_FACTOR"
 def speed_factor() -> float:
     """How many times slower than this machine the node claims to be; 1.0 on real nodes.
 
-    Raises ``ValueError`` when the variable is not a finite number of at least 1.
+    Raises ``SettingsError`` when the variable is not a finite number of at least 1.
     """
     text = os.environ.get(VARIABLE) or "1"
     try:
@@ -25,7 +27,7 @@ def speed_factor() -> float:
     except ValueError:
         factor = math.nan
     if not (math.isfinite(factor) and factor >= 1.0):
-        raise ValueError(f"{VARIABLE} is {text!r}; it must be a number of at least 1")
+        raise SettingsError(f"{VARIABLE} is {text!r}; it must be a number of at least 1")
     return factor
 
 

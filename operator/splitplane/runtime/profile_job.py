@@ -8,6 +8,7 @@ of the log says why and what to do.
 
 import asyncio
 import json
+import math
 import os
 import statistics
 import sys
@@ -35,6 +36,7 @@ from splitplane.model import (
 from splitplane.model.memory import resident_bytes
 from splitplane.model.profile import BUDGET_SECONDS, Codec, Measured, measure, sample
 from splitplane.runtime import codecs, emulation, hops, oip_grpc
+from splitplane.runtime.environment import SettingsError, required, threads
 from splitplane.runtime.inference import InferRequest
 from splitplane.runtime.metrics import StageMetrics
 from splitplane.runtime.routes import ROUTE, TRACE, Hop, decode_trace, encode_route
@@ -48,10 +50,6 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (ClusterError, 6),
 )
 OVERHEAD_CALLS, OVERHEAD_WARM_UP = 40, 10
-
-
-class SettingsError(Exception):
-    """A variable that the operator sets is missing or malformed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +66,28 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Raises :class:`SettingsError` that names what is missing or malformed."""
-        names = ("NAMESPACE", "RESULT_CONFIGMAP", "DEVICE_CLASS", "MODEL")
-        missing = [f"SPLITPLANE_{name}" for name in names if not environment.get(f"SPLITPLANE_{name}")]
-        if missing:
-            raise SettingsError(f"set {', '.join(missing)}: the operator gives them to profile jobs")
-        threads = environment.get("SPLITPLANE_THREADS") or "1"
-        if not threads.isdecimal() or int(threads) < 1:
-            raise SettingsError(f"SPLITPLANE_THREADS is '{threads}'; it must be a number of threads, 1 or more")
-        try:
-            budget = float(environment.get("SPLITPLANE_PROFILE_SECONDS") or BUDGET_SECONDS)
-            emulation.speed_factor()
-        except ValueError as error:
-            raise SettingsError(str(error)) from error
+        values = required(
+            environment, "NAMESPACE", "RESULT_CONFIGMAP", "DEVICE_CLASS", "MODEL",
+            given_by="the operator gives them to profile jobs",
+        )  # fmt: skip
         return cls(
-            namespace=environment["SPLITPLANE_NAMESPACE"],
-            result_config_map=environment["SPLITPLANE_RESULT_CONFIGMAP"],
-            device_class=environment["SPLITPLANE_DEVICE_CLASS"],
-            model=environment["SPLITPLANE_MODEL"],
-            threads=int(threads),
-            budget_seconds=budget,
+            namespace=values["NAMESPACE"],
+            result_config_map=values["RESULT_CONFIGMAP"],
+            device_class=values["DEVICE_CLASS"],
+            model=values["MODEL"],
+            threads=threads(environment),
+            budget_seconds=_budget(environment.get("SPLITPLANE_PROFILE_SECONDS") or f"{BUDGET_SECONDS}"),
         )
+
+
+def _budget(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0.0):
+        raise SettingsError(f"SPLITPLANE_PROFILE_SECONDS is '{text}'; it must be a number of seconds above 0")
+    return seconds
 
 
 def run(settings: Settings) -> ProfileResult:
@@ -194,12 +194,9 @@ async def publish(settings: Settings, result: ProfileResult) -> None:
     """Write the result where the operator waits for it. Raises :class:`ClusterError`."""
     cluster = await connect(component="splitplane-profile")
     try:
-        # A merge patch touches this key alone; server-side apply would have to know all that the operator set.
-        await cluster._object(
-            "patch", CONFIG_MAP, name=settings.result_config_map, namespace=settings.namespace,
-            body={"data": {"result.json": json.dumps(to_dict(result))}},
-            content_type="application/merge-patch+json", field_manager="splitplane-profile",
-        )  # fmt: skip
+        # A merge touches this key alone; server-side apply would have to know all that the operator set.
+        patch = {"data": {"result.json": json.dumps(to_dict(result))}}
+        await cluster.merge(CONFIG_MAP, settings.result_config_map, settings.namespace, patch)
     finally:
         await cluster.close()
 
@@ -213,6 +210,7 @@ def main() -> int:
     torch.set_num_interop_threads(1)
     try:
         settings = Settings.from_environment(os.environ)
+        emulation.speed_factor()  # a wrong one should end the job before the model is loaded
         result = run(settings)
         asyncio.run(publish(settings, result))
     except SettingsError as error:

@@ -7,8 +7,9 @@ import signal
 import sys
 
 from splitplane.adapters.cluster import ClusterError, connect
+from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.gateway.app import Gateway
-from splitplane.runtime.gateway.settings import Settings, SettingsError
+from splitplane.runtime.gateway.settings import Settings
 
 logger = logging.getLogger("splitplane.gateway")
 

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-
-class SettingsError(Exception):
-    """A variable is missing or malformed: the process cannot start."""
+from splitplane.runtime.environment import required
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +27,15 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Raises ``SettingsError`` naming what is missing."""
-        names = ("NAMESPACE", "PIPELINE", "TIER", "POD_IP", "ROUTE_TABLE", "STATE_DIR")
-        missing = [f"SPLITPLANE_{name}" for name in names if not environment.get(f"SPLITPLANE_{name}")]
-        if missing:
-            raise SettingsError(f"set {', '.join(missing)}: the gateway's Deployment gives them to its pods")
+        values = required(
+            environment, "NAMESPACE", "PIPELINE", "TIER", "POD_IP", "ROUTE_TABLE", "STATE_DIR",
+            given_by="the gateway's Deployment gives them to its pods",
+        )  # fmt: skip
         return cls(
-            namespace=environment["SPLITPLANE_NAMESPACE"],
-            pipeline=environment["SPLITPLANE_PIPELINE"],
-            tier=environment["SPLITPLANE_TIER"],
-            pod_ip=environment["SPLITPLANE_POD_IP"],
-            route_table=environment["SPLITPLANE_ROUTE_TABLE"],
-            state_dir=Path(environment["SPLITPLANE_STATE_DIR"]),
+            namespace=values["NAMESPACE"],
+            pipeline=values["PIPELINE"],
+            tier=values["TIER"],
+            pod_ip=values["POD_IP"],
+            route_table=values["ROUTE_TABLE"],
+            state_dir=Path(values["STATE_DIR"]),
         )

@@ -15,9 +15,10 @@ from prometheus_client import REGISTRY
 
 from splitplane.model import ModelError, ModelSource, load_partition
 from splitplane.runtime import emulation
+from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.stage import server
 from splitplane.runtime.stage.serving import Runnable
-from splitplane.runtime.stage.settings import Settings, SettingsError
+from splitplane.runtime.stage.settings import Settings
 
 LOG = logging.getLogger("splitplane.runtime.stage")
 
@@ -41,20 +42,11 @@ def load(settings: Settings) -> Runnable:
     return partition
 
 
-def check_speed() -> None:
-    """A wrong speed factor must end the start, not every request. Raises :class:`SettingsError`."""
-    try:
-        emulation.speed_factor()
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-
-
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_interop_threads(1)
     try:
         settings = Settings.from_environment(os.environ)
-        check_speed()
         emulation.speed_factor()  # a wrong one should end the start, not each request
         asyncio.run(server.run(settings, lambda: load(settings), emulation.pace, REGISTRY))
     except (SettingsError, ModelError, FingerprintError) as error:

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-
-class SettingsError(Exception):
-    """A variable is missing or malformed: the process cannot start."""
+from splitplane.runtime.environment import SettingsError, required, threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +32,22 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Raises :class:`SettingsError` that names what is missing or malformed."""
-        names = ("NAMESPACE", "PIPELINE", "TIER", "POD_NAME", "POD_IP", "MODEL", "RESIDENT", "FINGERPRINT")
-        missing = [f"SPLITPLANE_{name}" for name in names if not environment.get(f"SPLITPLANE_{name}")]
-        if missing:
-            raise SettingsError(f"set {', '.join(missing)}: the stage's Deployment gives them to its pods")
-        first, last = _resident(environment["SPLITPLANE_RESIDENT"])
+        values = required(
+            environment, "NAMESPACE", "PIPELINE", "TIER", "POD_NAME", "POD_IP", "MODEL", "RESIDENT", "FINGERPRINT",
+            given_by="the stage's Deployment gives them to its pods",
+        )  # fmt: skip
+        first, last = _resident(values["RESIDENT"])
         return cls(
-            namespace=environment["SPLITPLANE_NAMESPACE"],
-            pipeline=environment["SPLITPLANE_PIPELINE"],
-            tier=environment["SPLITPLANE_TIER"],
-            pod_name=environment["SPLITPLANE_POD_NAME"],
-            pod_ip=environment["SPLITPLANE_POD_IP"],
-            model=environment["SPLITPLANE_MODEL"],
+            namespace=values["NAMESPACE"],
+            pipeline=values["PIPELINE"],
+            tier=values["TIER"],
+            pod_name=values["POD_NAME"],
+            pod_ip=values["POD_IP"],
+            model=values["MODEL"],
             resident_first=first,
             resident_last=last,
-            fingerprint=environment["SPLITPLANE_FINGERPRINT"],
-            threads=_threads(environment.get("SPLITPLANE_THREADS") or "1"),
+            fingerprint=values["FINGERPRINT"],
+            threads=threads(environment),
         )
 
 
@@ -58,9 +56,3 @@ def _resident(text: str) -> tuple[int, int]:
     if not (separator and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
         raise SettingsError(f"SPLITPLANE_RESIDENT is '{text}'; it must be two cuts, as in 0:3")
     return int(first), int(last)
-
-
-def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise SettingsError(f"SPLITPLANE_THREADS is '{text}'; it must be a number of threads, 1 or more")
-    return int(text)
