@@ -1,4 +1,4 @@
-"""The agent's small pure parts: images, quantities, admission, addresses, probes' thresholds, configuration."""
+"""The agent's small pure parts: images, admission, addresses, probes' thresholds, configuration."""
 
 import json
 from decimal import Decimal
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from splitplane.local.agent import admission, config, images, metrics, quantities
+from splitplane.local.agent import admission, config, images, metrics
 from splitplane.local.agent.addresses import AddressPool
 from splitplane.local.agent.errors import ConfigError, StartError
 from splitplane.local.agent.probes import Counter
@@ -31,28 +31,6 @@ def test_an_image_is_known_by_its_repository(image: str, tmp_path: Path) -> None
 def test_other_images_are_refused_with_what_is_there(image: str, tmp_path: Path) -> None:
     with pytest.raises(StartError, match="it has splitplane/runtime"):
         images.resolve(image, {"splitplane/runtime": tmp_path})
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("500m", "0.5"),
-        ("2", "2"),
-        ("1.5Gi", str(1.5 * 2**30)),
-        ("1e3", "1000"),
-        ("3E", str(3 * 10**18)),
-        ("64k", "64000"),
-        ("250u", "0.00025"),
-    ],
-)
-def test_quantities(text: str, value: str) -> None:
-    assert quantities.parse(text) == Decimal(value)
-
-
-@pytest.mark.parametrize("text", ["", "1 Gi", "Gi", "1KiB", "0x10"])
-def test_what_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="not a Kubernetes quantity"):
-        quantities.parse(text)
 
 
 def asking(cpu: str, *init: str, sidecar: str | None = None) -> dict[str, Any]:

@@ -155,28 +155,6 @@ def test_a_profile_needs_a_name_for_every_segment() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("2", 2),
-        ("500m", 0.5),
-        ("1536Mi", 1536 * 2**20),
-        ("1e3", 1000),
-        ("1E", 10**18),
-        ("2.5Gi", 2.5 * 2**30),
-        (".5", 0.5),
-    ],
-)
-def test_quantities_are_read_as_kubernetes_reads_them(text: str, number: float) -> None:
-    assert float(api.parse_quantity(text)) == number
-
-
-@pytest.mark.parametrize("text", ["", "Mi", "1.2.3", "5Q", "1mm", "five"])
-def test_what_is_no_quantity_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a quantity such as"):
-        api.parse_quantity(text)
-
-
 @given(st.floats(0, 1e12, allow_nan=False))
 def test_decimal_strings_are_what_the_schema_accepts_and_near_the_number(value: float) -> None:
     written = api.decimal_string(value)

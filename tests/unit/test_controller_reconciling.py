@@ -11,12 +11,12 @@ from fake_cluster import FakeCluster
 from planner_cases import crepe
 
 from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
-from splitplane.controller.objects import timestamp
 from splitplane.controller.reconciling import Reconciler
 from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Error, Value
 from splitplane.domain.profiles import DeviceProfile, Profile, TensorSpec
 from splitplane.domain.profiles_io import ProfileResult, to_dict
+from splitplane.domain.times import timestamp
 
 KEY = ("shop", "tracker")
 LINK = {("edge", "cloud"): Value(5e6)}

@@ -19,7 +19,6 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -31,6 +30,7 @@ from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.dynamic import DynamicClient, Resource
 
 from splitplane.adapters.kinds import EVENT, Kind, kind_of
+from splitplane.domain.times import timestamp
 
 FIELD_MANAGER = "splitplane"
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -245,7 +245,7 @@ class KubernetesCluster:
 
     async def create_event(self, regarding: Object, *, type: str, reason: str, message: str) -> None:  # noqa: A002
         metadata = regarding["metadata"]
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        now = timestamp(time.time())
         namespace = metadata.get("namespace", "default")
         reference = {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion") if key in metadata}
         await self.create({

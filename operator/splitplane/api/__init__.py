@@ -2,7 +2,6 @@
 
 from splitplane.api.fields import API_VERSION, GROUP, VERSION, Condition, decimal_string
 from splitplane.api.pipelines import InferencePipeline, InferencePipelineSpec, TierSpec
-from splitplane.api.pods import parse_quantity
 from splitplane.api.policies import from_plan, spec_price, to_plan, to_policy, to_tier
 from splitplane.api.profiles import ModelProfile, ModelProfileSpec, from_device, from_profile, to_device, to_profile
 from splitplane.api.routes import RouteTable, RouteTableSpec, RouteTableStatus
@@ -42,7 +41,6 @@ __all__ = [
     "from_device",
     "from_plan",
     "from_profile",
-    "parse_quantity",
     "spec_price",
     "to_device",
     "to_plan",

@@ -5,13 +5,15 @@ message, because the API server's own answer to a failed ``pattern`` shows a reg
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
+
+from splitplane.domain.times import timestamp
 
 GROUP = "splitplane.dev"
 VERSION = "v1alpha1"
@@ -103,7 +105,7 @@ def at_most(length: int) -> FieldInfo:
 
 
 def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return timestamp(moment.timestamp())
 
 
 _name, _name_schema = text(NAME, "must be lower-case letters, digits and inner dashes, such as edge-1", longest=63)

@@ -3,7 +3,6 @@
 Only these volume sources are let through: a pipeline's author must not reach a node's files by way of the operator.
 """
 
-from decimal import Decimal
 from typing import Annotated, Literal
 
 from splitplane.api.fields import Model, Name, Quantity, at_most, between, keyed, ordered, rule, rules, text
@@ -197,22 +196,3 @@ Env = Annotated[tuple[EnvVar, ...], keyed("name", most=64)]
 Volumes = Annotated[tuple[Volume, ...], keyed("name", most=16)]
 VolumeMounts = Annotated[tuple[VolumeMount, ...], keyed("mountPath", most=16)]
 PullSecrets = Annotated[tuple[LocalReference, ...], keyed("name", most=8)]
-
-_SUFFIXES = {
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    "": Decimal(1),
-    **{unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", start=1)},
-    **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", start=1)},
-}
-
-
-def parse_quantity(quantity: str) -> Decimal:
-    """The number that a Kubernetes quantity stands for. Raises ``ValueError`` with the text when it is none."""
-    digits = quantity.rstrip("KMGTPEikmun")
-    suffix = quantity[len(digits) :]
-    try:
-        return Decimal(digits) * _SUFFIXES[suffix]
-    except (ArithmeticError, KeyError):
-        raise ValueError(f'{quantity!r} is not a quantity such as 2, "500m" or "512Mi"') from None

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from splitplane.api.fields import decimal_string
 from splitplane.api.pipelines import InferencePipelineSpec, TierSpec
-from splitplane.api.pods import parse_quantity
 from splitplane.api.statuses import PlanStatus
 from splitplane.domain.measurements import Measurement, Missing, Value
 from splitplane.domain.plans import Plan, Prediction, Stage
+from splitplane.domain.quantities import parse_quantity
 from splitplane.domain.snapshots import FixedPlan, Mode, Policy, Preference, Tier
 
 

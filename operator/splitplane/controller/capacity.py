@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from splitplane.api.pods import parse_quantity
 from splitplane.controller.objects import Object, is_terminating, is_true
 from splitplane.domain.measurements import Error, Measurement, Missing, Value
+from splitplane.domain.quantities import parse_quantity
 
 # A tier without resource requests is limited by this and by the nodes' own limit on pods only.
 _MOST_SLOTS = 1000
@@ -34,7 +34,7 @@ class Capacity:
 
 def amounts(quantities: Mapping[str, Any] | None) -> dict[str, float]:
     """Kubernetes quantities as numbers in base units (cores, bytes)."""
-    return {name: float(parse_quantity(str(quantity))) for name, quantity in (quantities or {}).items()}
+    return {name: float(parse_quantity(quantity)) for name, quantity in (quantities or {}).items()}
 
 
 def pod_requests(pod: Object) -> dict[str, float]:

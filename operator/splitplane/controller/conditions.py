@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splitplane.controller.control import Control
-from splitplane.controller.objects import timestamp
 from splitplane.controller.switching import Observed
 from splitplane.domain.measurements import Error, Measurement, Missing, Stale, explain
 from splitplane.domain.snapshots import Decision
+from splitplane.domain.times import timestamp
 
 
 @dataclass(frozen=True, slots=True)

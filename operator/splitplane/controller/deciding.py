@@ -6,7 +6,6 @@ from splitplane.api.policies import to_policy
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.controller import statuses
 from splitplane.controller.control import Serving
-from splitplane.controller.objects import seconds
 from splitplane.controller.realising import realise
 from splitplane.controller.rounds import Memory, Round
 from splitplane.controller.settings import Settings
@@ -16,6 +15,7 @@ from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Missing, known
 from splitplane.domain.profiles import Profile
 from splitplane.domain.snapshots import Action, Decision
+from splitplane.domain.times import instant
 from splitplane.planner import plan
 
 # How long the first plan waits for a new gateway to measure the links.
@@ -132,7 +132,7 @@ class Deciding:
             return False
         if this.table is None:
             return True
-        since = seconds(this.table["metadata"].get("creationTimestamp")) or this.now
+        since = instant(this.table["metadata"].get("creationTimestamp")) or this.now
         if this.now - since > _LINK_PATIENCE_SECONDS:
             return False
         text = f"waiting for the gateway to measure the link to {', '.join(missing)}"

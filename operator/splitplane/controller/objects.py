@@ -1,7 +1,6 @@
-"""Reading Kubernetes objects as plain JSON: names, ages, readiness. Pure."""
+"""Reading Kubernetes objects as plain JSON: names, conditions. Pure."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 NAME_LABEL = "app.kubernetes.io/name"
@@ -48,15 +47,3 @@ def is_true(body: Mapping[str, Any], kind: str) -> bool:
 
 def is_terminating(body: Mapping[str, Any]) -> bool:
     return bool(body["metadata"].get("deletionTimestamp"))
-
-
-def seconds(timestamp: str | None) -> float | None:
-    """Seconds since the epoch of an RFC 3339 time stamp."""
-    if not timestamp:
-        return None
-    return datetime.fromisoformat(timestamp).timestamp()
-
-
-def timestamp(moment: float) -> str:
-    """RFC 3339 in UTC, whole seconds: the form of Kubernetes' own time stamps."""
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -21,11 +21,11 @@ from splitplane.controller.objects import (
     is_true,
     key_of,
     labels_of,
-    seconds,
 )
 from splitplane.controller.settings import Settings
 from splitplane.domain.profiles import TensorSpec
 from splitplane.domain.profiles_io import ProfileResult, from_dict
+from splitplane.domain.times import instant
 
 _FIRST_RETRY_SECONDS = 30.0
 _LAST_RETRY_SECONDS = 900.0
@@ -129,7 +129,7 @@ def _of_job(tier: TierSpec, name: str, job: Object, pods: Sequence[Object], *, n
     if is_true(job, "Failed"):
         attempt = int(annotations_of(job).get(ATTEMPT_ANNOTATION, "1"))
         failed = condition_of(job, "Failed")
-        since = seconds(failed.get("lastTransitionTime")) or now
+        since = instant(failed.get("lastTransitionTime")) or now
         retry = since + min(_LAST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
         if now >= retry:
             return Create(tier, name, attempt=attempt + 1, replaces=True)

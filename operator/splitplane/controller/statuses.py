@@ -10,11 +10,11 @@ from splitplane.api.policies import from_plan
 from splitplane.api.statuses import DECISIONS
 from splitplane.controller.conditions import Facts, merge, verdicts
 from splitplane.controller.control import Control, Serving
-from splitplane.controller.objects import timestamp
 from splitplane.controller.switching import Observed
 from splitplane.domain.measurements import Value, known
 from splitplane.domain.plans import Candidate, Prediction, Stage
 from splitplane.domain.snapshots import Action, Decision, Mode
+from splitplane.domain.times import timestamp
 
 Json = dict[str, Any]
 

@@ -7,10 +7,11 @@ from splitplane.adapters.kinds import PIPELINE
 from splitplane.controller import statuses
 from splitplane.controller.conditions import Facts
 from splitplane.controller.naming import gateway_name
-from splitplane.controller.objects import Object, timestamp
+from splitplane.controller.objects import Object
 from splitplane.controller.rounds import Memory, Round
 from splitplane.controller.telemetry import Telemetry
 from splitplane.controller.view import View
+from splitplane.domain.times import timestamp
 
 _OBSERVED_EVERY_SECONDS = 10.0
 _BAD = {"Degraded": "True", "MetricsAvailable": "False", "PlanFeasible": "False", "Stalled": "True"}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from splitplane.local.agent import quantities
+from splitplane.domain.quantities import parse_quantity
 from splitplane.local.agent.lifecycle import is_sidecar
 from splitplane.local.agent.state import Waiting
 
@@ -21,7 +21,7 @@ def request(pod: Pod, resource: str) -> Decimal:
 
     def of(container: Mapping[str, Any]) -> Decimal:
         amounts = (container.get("resources") or {}).get("requests") or {}
-        return quantities.parse(amounts.get(resource, "0"))
+        return parse_quantity(amounts.get(resource, "0"))
 
     sidecars, peak = Decimal(0), Decimal(0)
     for container in spec.get("initContainers", []):
@@ -31,7 +31,7 @@ def request(pod: Pod, resource: str) -> Decimal:
         else:
             peak = max(peak, sidecars + of(container))
     steady = sidecars + sum((of(container) for container in spec["containers"]), Decimal(0))
-    overhead = quantities.parse((spec.get("overhead") or {}).get(resource, "0"))
+    overhead = parse_quantity((spec.get("overhead") or {}).get(resource, "0"))
     return max(steady, peak) + overhead
 
 
@@ -44,7 +44,7 @@ def refusal(pod: Pod, others: Iterable[Pod], allocatable: Mapping[str, str]) -> 
     for resource in _RESOURCES:
         asked = request(pod, resource)
         used = sum((request(other, resource) for other in others), Decimal(0))
-        capacity = quantities.parse(allocatable[resource])
+        capacity = parse_quantity(allocatable[resource])
         if asked > 0 and asked + used > capacity:
             scale = 1000 if resource == "cpu" else 1
             return _lack(resource, int(asked * scale), int(used * scale), int(capacity * scale))

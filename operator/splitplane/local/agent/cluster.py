@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from splitplane.domain.times import instant
 from splitplane.local.agent.api import Api, Object, path_of
 from splitplane.local.agent.errors import ApiError, StartError
-from splitplane.local.agent.quantities import instant
 
 
 async def _soon(attempt: Callable[[], Awaitable[Object]]) -> Object:

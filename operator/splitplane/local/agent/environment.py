@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from splitplane.local.agent import quantities
+from splitplane.domain.quantities import parse_quantity
 from splitplane.local.agent.errors import StartError
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -107,8 +107,8 @@ def resource_value(pod: Mapping[str, Any], reference: Mapping[str, Any], *, cont
     kind, _, resource = str(reference["resource"]).partition(".")
     amounts = (found[0].get("resources") or {}).get(kind) or {}
     fallback = {"cpu": node.cpu, "memory": node.memory}.get(resource, "0") if kind == "limits" else "0"
-    divisor = quantities.parse(reference.get("divisor") or "1") or 1
-    return str(math.ceil(quantities.parse(amounts.get(resource, fallback)) / divisor))
+    divisor = parse_quantity(reference.get("divisor") or "1") or 1
+    return str(math.ceil(parse_quantity(amounts.get(resource, fallback)) / divisor))
 
 
 def build(

@@ -6,9 +6,9 @@ import time
 from collections import OrderedDict
 from typing import Literal
 
+from splitplane.domain.times import timestamp
 from splitplane.local.agent.api import Api, Object, path_of
 from splitplane.local.agent.errors import ApiError
-from splitplane.local.agent.quantities import timestamp
 
 log = logging.getLogger(__name__)
 

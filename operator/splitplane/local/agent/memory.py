@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from splitplane.local.agent import quantities
+from splitplane.domain.quantities import parse_quantity
 from splitplane.local.agent.manager import PodManager
 from splitplane.local.agent.process import sessions, unreclaimable
 
@@ -14,7 +14,7 @@ _LOOK_SECONDS = 1.0
 def limit(container: Mapping[str, Any]) -> int | None:
     """A container's memory limit in bytes."""
     limits = (container.get("resources") or {}).get("limits") or {}
-    return int(quantities.parse(limits["memory"])) if "memory" in limits else None
+    return int(parse_quantity(limits["memory"])) if "memory" in limits else None
 
 
 async def enforce(manager: PodManager) -> None:

@@ -7,10 +7,10 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from splitplane.domain.times import micro_timestamp, timestamp
 from splitplane.local.agent.api import TYPE_MERGE, Api, Object, path_of
 from splitplane.local.agent.config import AgentConfig
 from splitplane.local.agent.errors import ApiError
-from splitplane.local.agent.quantities import micro_timestamp, timestamp
 
 VERSION = version("splitplane")
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from splitplane.domain.times import instant
 from splitplane.local.agent import environment, lifecycle, logs, state, status
 from splitplane.local.agent.api import Object
 from splitplane.local.agent.container import prepare
@@ -16,7 +17,6 @@ from splitplane.local.agent.errors import ApiError, StartError
 from splitplane.local.agent.pod_volumes import PodVolumes
 from splitplane.local.agent.process import Process
 from splitplane.local.agent.publisher import Publisher
-from splitplane.local.agent.quantities import instant
 from splitplane.local.agent.runner import Runner
 from splitplane.local.agent.services import Services
 from splitplane.local.agent.state import Ended, Failure, PodRecord, Waiting

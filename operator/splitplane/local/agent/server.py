@@ -8,12 +8,12 @@ from pathlib import Path
 
 from aiohttp import web
 
+from splitplane.domain.times import instant
 from splitplane.local.agent import logs
 from splitplane.local.agent.config import AgentConfig
 from splitplane.local.agent.logs import Selection, Tail
 from splitplane.local.agent.manager import PodManager
 from splitplane.local.agent.pod import PodWorker
-from splitplane.local.agent.quantities import instant
 
 _LOOK_SECONDS = 0.2
 
