@@ -16,6 +16,7 @@ from controller_cases import SETTINGS, pipeline, pipeline_body, serving
 from splitplane.api.routes import RouteTableSpec
 from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
 from splitplane.controller.control import Control, Draining
+from splitplane.controller.naming import profile_name
 from splitplane.controller.route_tables import links, live_routes, route_table
 
 GOLDEN = Path(__file__).parent / "controller_golden"
@@ -78,6 +79,38 @@ def test_a_stages_name_covers_its_pods_but_not_their_number() -> None:
         ),
     ]  # fmt: skip
     assert len({name(base), *map(name, others)}) == 5
+
+
+def profile_of(**changes: Any) -> str:
+    return profile_name(pipeline(model=pipeline_body()["spec"]["model"] | changes).spec.model, "image:1")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"factory": "pitch:other"},
+        {"weights": {"uri": "file:///w", "sha256": "b" * 64}},
+        {"env": [{"name": "PYTHONPATH", "value": "/other"}]},
+        {"volumes": [{"name": "code", "configMap": {"name": "other"}}]},
+        {"volumes": [{"name": "code", "configMap": {"name": "code", "items": [{"key": "v2.py", "path": "pitch.py"}]}}]},
+        {"volumes": [{"name": "code", "persistentVolumeClaim": {"claimName": "code"}}]},
+        {"volumeMounts": [{"name": "code", "mountPath": "/code", "subPath": "v2"}]},
+    ],
+    ids=["factory", "weights", "environment", "ConfigMap", "keys", "claim", "sub-path"],
+)
+def test_models_of_other_code_or_weights_do_not_share_a_profile(changes: Any) -> None:
+    assert profile_of(**changes) != profile_of()
+    spec = pipeline().spec.model
+    assert profile_name(spec, "image:2") != profile_name(spec, "image:1")
+
+
+def test_models_made_alike_share_a_profile_whatever_their_volumes_are_called() -> None:
+    renamed = {
+        "volumes": [{"name": "src", "configMap": {"name": "code"}}, {"name": "unused", "emptyDir": {}}],
+        "volumeMounts": [{"name": "src", "mountPath": "/code", "readOnly": True}],
+        "weights": {"uri": "file:///elsewhere.safetensors", "sha256": "a" * 64},
+    }
+    assert profile_of(**renamed) == profile_of()
 
 
 def every_pod() -> list[Any]:

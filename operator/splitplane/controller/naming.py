@@ -21,8 +21,9 @@ def image_of(model: ModelSpec, default: str) -> str:
 def profile_name(model: ModelSpec, image: str) -> str:
     """Name of the ``ModelProfile``: pipelines of a namespace whose model is made and fed alike share it.
 
-    Two runs of one factory in one image with one weights file give one fingerprint, so this identity is enough to
-    find a profile before anything has run.
+    Two runs of one factory from one image and the same mounted files, with one weights file, give one fingerprint, so
+    this identity is enough to find a profile before anything has run. What a mounted object holds is not looked at: a
+    stage that finds other code than was profiled has another fingerprint, and refuses to start.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", model.factory.lower()).strip("-")[:40].strip("-")
     identity = {
@@ -31,9 +32,20 @@ def profile_name(model: ModelSpec, image: str) -> str:
         "weights": model.weights.sha256,
         "inputs": [tensor.dump() for tensor in model.inputs],
         "env": [variable.dump() for variable in model.env],
-        "mounts": [mount.dump() for mount in model.volume_mounts],
+        "mounts": sorted(_mounted(model), key=lambda mount: str(mount["path"])),
     }
     return f"{slug}-{digest(identity)}"
+
+
+def _mounted(model: ModelSpec) -> list[dict[str, Any]]:
+    """What lies where in the model's pods, whatever the volumes are called."""
+    sources = {volume.name: volume.dump() for volume in model.volumes}
+    for source in sources.values():
+        del source["name"]
+    return [
+        {"path": mount.mount_path, "subPath": mount.sub_path, "source": sources.get(mount.name)}
+        for mount in model.volume_mounts
+    ]
 
 
 def gateway_name(pipeline: str) -> str:
