@@ -1,5 +1,6 @@
 """Resources to the planner's values and back, without losing anything that the planner looks at."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitplane import api
+from splitplane.api.policies import percent
 from splitplane.domain.measurements import Missing, Value
 from splitplane.domain.plans import Plan, Prediction, Stage
 from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
@@ -66,22 +68,45 @@ def test_a_tier_without_a_price_is_missing_one_not_free() -> None:
     assert "edge" in unpriced.why
 
 
-def test_a_plan_comes_back_from_the_status_unchanged() -> None:
+def test_the_status_shows_a_plan_whole() -> None:
     plan = Plan(stages=(Stage("edge", 0, 3, 0, 7, 2), Stage("cloud", 3, 7, 2, 7, 1)), codecs=("int8",))
-    predicted = Prediction(p95_seconds=0.1234, mean_seconds=0.1, cost_per_hour=0.3, max_rate_per_second=13.4)
     names = [f"cut-{index}" for index in range(8)]
-    status = api.from_plan(
-        plan, generation=4, predicted=predicted, cut_names=names, deployment=lambda stage: f"p-{stage.tier}-1"
-    )
-    again = api.PlanStatus.parse(status.dump())
-    assert api.to_plan(again) == plan
-    assert again.dump() == status.dump()
-    assert status.summary == "edge:0-3|cloud:3-7 int8"
-    assert (status.predicted_p95_milliseconds, status.cost_per_hour, status.generation) == (123, "0.3", 4)
+    status = api.from_plan(plan, generation=4, cut_names=names, deployment=lambda stage: f"p-{stage.tier}-1")
+    assert api.PlanStatus.parse(status.dump()) == status
+    assert (status.summary, status.generation, status.codecs) == ("edge:0-3|cloud:3-7 int8", 4, ("int8",))
+    assert [(s.first_cut, s.last_cut, s.resident_first, s.resident_last, s.replicas) for s in status.stages] == [
+        (0, 3, 0, 7, 2),
+        (3, 7, 2, 7, 1),
+    ]
     assert [(stage.cut_name, stage.deployment) for stage in status.stages] == [
         ("cut-0", "p-edge-1"),
         ("cut-3", "p-cloud-1"),
     ]
+
+
+def test_a_prediction_is_shown_in_the_statuss_units() -> None:
+    predicted = Prediction(p95_seconds=0.1234, mean_seconds=0.1, cost_per_hour=0.3, max_rate_per_second=13.4)
+    assert api.from_prediction(predicted) == {
+        "predictedP95Milliseconds": 123, "costPerHour": "0.3", "maxRatePerSecond": "13.4"
+    }  # fmt: skip
+
+
+@given(st.builds(Prediction, *[st.floats(0) | st.just(math.nan)] * 4))
+def test_whatever_is_predicted_the_status_can_hold_it_or_leaves_it_out(predicted: Prediction) -> None:
+    plan = api.from_plan(Plan(stages=(Stage("edge", 0, 3, 0, 7, 2),)), generation=1).dump()
+    numbers = api.from_prediction(predicted)
+    status = api.PlanStatus.parse(plan | numbers)
+    assert (status.cost_per_hour is None) == (not predicted.cost_per_hour < 1e15)
+    assert (status.max_rate_per_second is None) == (not predicted.max_rate_per_second < 1e15)
+    assert (numbers["predictedP95Milliseconds"] is None) == (not predicted.p95_seconds * 1000 < 2**53)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"),
+    [(0.154, 15), (-1.0, -100), (math.inf, None), (-math.inf, None), (math.nan, None), (1e8, None)],
+)
+def test_a_gain_that_is_no_percentage_is_left_out(fraction: float, shown: int | None) -> None:
+    assert percent(fraction) == shown
 
 
 _seconds = st.floats(0, 1e3, allow_nan=False).map(lambda seconds: round(seconds, 9))

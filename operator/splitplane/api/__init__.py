@@ -2,7 +2,7 @@
 
 from splitplane.api.fields import API_VERSION, GROUP, VERSION, Condition, decimal_string
 from splitplane.api.pipelines import InferencePipeline, InferencePipelineSpec, TierSpec
-from splitplane.api.policies import from_plan, spec_price, to_plan, to_policy, to_tier
+from splitplane.api.policies import from_plan, from_prediction, spec_price, to_policy, to_tier
 from splitplane.api.profiles import ModelProfile, ModelProfileSpec, from_device, from_profile, to_device, to_profile
 from splitplane.api.routes import RouteTable, RouteTableSpec, RouteTableStatus
 from splitplane.api.statuses import (
@@ -40,10 +40,10 @@ __all__ = [
     "decimal_string",
     "from_device",
     "from_plan",
+    "from_prediction",
     "from_profile",
     "spec_price",
     "to_device",
-    "to_plan",
     "to_policy",
     "to_profile",
     "to_tier",

@@ -149,6 +149,12 @@ def decimal_string(value: float, *, digits: int = 6) -> str:
     return written.rstrip("0").rstrip(".") if "." in written else written
 
 
+def decimal_or_none(value: float, *, digits: int = 6) -> str | None:
+    """``value`` as a ``DecimalString``; ``None`` for what is no finite number below 1e15. Below zero counts as zero."""
+    # NaN compares as false, so it ends up with infinity.
+    return decimal_string(max(0.0, value), digits=digits) if value < 1e15 else None
+
+
 class Condition(Model):
     """One aspect of a resource's state, in the form that kubectl and kstatus understand."""
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from splitplane.api.fields import decimal_string
+from splitplane.api.fields import LARGEST, decimal_or_none
 from splitplane.api.pipelines import InferencePipelineSpec, TierSpec
-from splitplane.api.statuses import PlanStatus
+from splitplane.api.statuses import MOST_PERCENT, PlanStatus
 from splitplane.domain.measurements import Measurement, Missing, Value
 from splitplane.domain.plans import Plan, Prediction, Stage
 from splitplane.domain.quantities import parse_quantity
@@ -62,33 +62,17 @@ def to_tier(tier: TierSpec, *, price_per_hour: Measurement, slots: int, ready_no
     )
 
 
-def to_plan(status: PlanStatus) -> Plan:
-    """The plan that a status describes. Raises ``ValueError`` when its stages do not fit together."""
-    return Plan(
-        stages=tuple(
-            Stage(
-                tier=stage.tier,
-                first=stage.first_cut,
-                last=stage.last_cut,
-                resident_first=stage.resident_first,
-                resident_last=stage.resident_last,
-                replicas=stage.replicas,
-            )
-            for stage in status.stages
-        ),
-        codecs=tuple(status.codecs),
-    )
-
-
 def from_plan(
     plan: Plan,
     *,
     generation: int,
-    predicted: Prediction | None = None,
     cut_names: Sequence[str] = (),
     deployment: Callable[[Stage], str] | None = None,
 ) -> PlanStatus:
-    """A plan's place in the status; ``cut_names[i]`` is the name of cut ``i``, ``deployment`` names a stage's pods."""
+    """A plan's place in the status, still without numbers (see :func:`from_prediction`).
+
+    ``cut_names[i]`` is the name of cut ``i``, ``deployment`` names a stage's pods.
+    """
     return PlanStatus.model_validate(
         {
             "summary": str(plan),
@@ -107,8 +91,20 @@ def from_plan(
                 for stage in plan.stages
             ],
             "codecs": list(plan.codecs),
-            "predictedP95Milliseconds": None if predicted is None else round(predicted.p95_seconds * 1000),
-            "costPerHour": None if predicted is None else decimal_string(predicted.cost_per_hour),
-            "maxRatePerSecond": None if predicted is None else decimal_string(predicted.max_rate_per_second),
         }
     )
+
+
+def from_prediction(predicted: Prediction) -> dict[str, int | str | None]:
+    """A prediction as the status shows it. What is not finite is ``None``: a merge patch removes the old number."""
+    milliseconds = predicted.p95_seconds * 1000
+    return {
+        "predictedP95Milliseconds": round(milliseconds) if milliseconds < LARGEST else None,
+        "costPerHour": decimal_or_none(predicted.cost_per_hour, digits=4),
+        "maxRatePerSecond": decimal_or_none(predicted.max_rate_per_second, digits=2),
+    }
+
+
+def percent(fraction: float) -> int | None:
+    """A gain in whole per cent; ``None`` where it is no number that the status can hold."""
+    return round(fraction * 100) if abs(fraction) < MOST_PERCENT / 100 else None

@@ -24,7 +24,8 @@ Message = Annotated[str, at_most(4096)]
 _Milliseconds = Annotated[int, between(0, LARGEST)]
 _CutIndex = Annotated[int, between(0, 1024)]
 _Replicas = Annotated[int, between(0, 1000)]
-_Percent = Annotated[int, between(-(10**9), 10**9)]
+MOST_PERCENT = 10**9
+_Percent = Annotated[int, between(-MOST_PERCENT, MOST_PERCENT)]
 _Digest = Annotated[str, at_most(64)]
 
 DECISIONS = 10

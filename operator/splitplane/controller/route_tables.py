@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from splitplane.api.fields import decimal_string
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.api.routes import RouteTableSpec
@@ -62,7 +63,8 @@ def _route(route: PublishedRoute) -> Object:
             {"stage": step.stage, "tier": step.tier, "first": step.first, "last": step.last} for step in route.steps
         ],
         "codecs": list(route.codecs),
-        "maxRatePerSecond": f"{min(max(route.max_rate_per_second, 0.0), _MOST_RATE):.3f}",
+        # A rate that is no number counts as none: a fallback must never be overloaded.
+        "maxRatePerSecond": decimal_string(min(max(0.0, route.max_rate_per_second), _MOST_RATE), digits=3),
     }
 
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from splitplane.api.fields import decimal_string
+from splitplane.api.fields import decimal_or_none
 from splitplane.api.pipelines import InferencePipeline
-from splitplane.api.policies import from_plan
+from splitplane.api.policies import from_plan, from_prediction, percent
 from splitplane.api.statuses import DECISIONS
 from splitplane.controller.conditions import Facts, merge, verdicts
 from splitplane.controller.control import Control, Serving
@@ -86,23 +86,11 @@ def decision_entry(decision: Decision, control: Control, now: float) -> Json:
         entry["planBefore"] = str(control.active.plan)
     if decision.target is not None:
         entry["planAfter"] = str(decision.target.plan)
-    if math.isfinite(decision.gain):
-        entry["gainPercent"] = round(decision.gain * 100)
+    if (gain := percent(decision.gain)) is not None:
+        entry["gainPercent"] = gain
     if decision.action is Action.HOLD and decision.gate:
         entry["gate"] = decision.gate
     return entry
-
-
-def finite(predicted: Prediction) -> Json:
-    """A prediction's fields for a plan's status; what is not finite is ``None``, which removes it."""
-    found: Json = dict.fromkeys(("predictedP95Milliseconds", "costPerHour", "maxRatePerSecond"))
-    if math.isfinite(predicted.p95_seconds):
-        found["predictedP95Milliseconds"] = round(predicted.p95_seconds * 1000)
-    if math.isfinite(predicted.cost_per_hour):
-        found["costPerHour"] = decimal_string(max(0.0, predicted.cost_per_hour), digits=4)
-    if math.isfinite(predicted.max_rate_per_second):
-        found["maxRatePerSecond"] = decimal_string(max(0.0, predicted.max_rate_per_second), digits=2)
-    return found
 
 
 def _plan(facts: Facts, cut_names: list[str]) -> Json:
@@ -111,16 +99,13 @@ def _plan(facts: Facts, cut_names: list[str]) -> Json:
     assert active is not None
     predicted = _current_prediction(facts.decision, active)
     plan = _written(active, observed, cut_names, generation=observed.generation)
-    plan.update(finite(predicted))
+    plan.update(from_prediction(predicted))
     plan["since"] = timestamp(control.since)
     rate = known(facts.arrival_rate)
-    plan["requestsPerSecond"] = None if rate is None else decimal_string(max(0.0, _rounded(rate)), digits=3)
+    plan["requestsPerSecond"] = None if rate is None else decimal_or_none(_rounded(rate), digits=3)
     # 1000 requests at this cost per hour; without requests there is no such number.
-    if rate and math.isfinite(predicted.cost_per_hour):
-        per_thousand = predicted.cost_per_hour / (rate * 3600) * 1000
-        plan["costPerThousandRequests"] = decimal_string(max(0.0, _rounded(per_thousand)), digits=8)
-    else:
-        plan["costPerThousandRequests"] = None
+    per_thousand = predicted.cost_per_hour / (rate * 3600) * 1000 if rate else math.nan
+    plan["costPerThousandRequests"] = decimal_or_none(_rounded(per_thousand), digits=8)
     plan["observedP95Milliseconds"] = round(facts.p95.value * 1000) if isinstance(facts.p95, Value) else None
     return plan
 
@@ -181,7 +166,7 @@ def _pending(control: Control, observed: Observed, cut_names: list[str]) -> Json
     if pending is None:
         return None
     plan = _written(pending.serving, observed, cut_names, generation=observed.generation + 1)
-    plan.update(finite(pending.serving.predicted))
+    plan.update(from_prediction(pending.serving.predicted))
     return {
         "generation": observed.generation + 1,
         "plan": plan,
@@ -202,9 +187,12 @@ def _recommendation(
     old = before.get("recommendation") or {}
     summary = str(decision.best.plan)
     since = old.get("since") if old.get("summary") == summary else None
-    found: Json = {"summary": summary, "reason": decision.reason, "since": since or timestamp(now)}
-    if math.isfinite(decision.gain):
-        found["gainPercent"] = round(decision.gain * 100)
-    numbers = finite(decision.best.predicted)
-    numbers.pop("maxRatePerSecond", None)
-    return {**found, **numbers}
+    numbers = from_prediction(decision.best.predicted)
+    del numbers["maxRatePerSecond"]
+    return {
+        "summary": summary,
+        "reason": decision.reason,
+        "since": since or timestamp(now),
+        "gainPercent": percent(decision.gain),
+        **numbers,
+    }
