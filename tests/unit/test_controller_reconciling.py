@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -283,6 +283,21 @@ async def test_more_demand_brings_more_replicas_and_holds_are_listed_once(world:
     reasons = [(entry["action"], entry["reason"]) for entry in world.status["decisions"]]
     assert all(a != b for a, b in itertools.pairwise(reasons) if a[0] == "Hold")
     assert len(reasons) <= 10
+
+
+async def test_a_limit_that_is_broken_now_and_then_is_told_once_and_stays_true_in_the_status(world: World) -> None:
+    dear = replace(measured(), node_prices={"e1": Value(20.0), "e2": Value(20.0), "c1": Value(20.0)})
+    await serving(world, objectives={"maxCostPerHour": "2"}, replanning={"intervalSeconds": 5})
+    started = len(world.cluster.events)
+    for turn in range(20):
+        world.metrics = measured() if turn % 2 else dear
+        await world.step(6)
+        assert world.condition("PlanFeasible")[0] == ("True" if turn % 2 else "False")
+    reasons = [reason for _, reason, _ in world.cluster.events[started:]]
+    assert (reasons.count("Infeasible"), reasons.count("LimitsKept")) == (1, 1)
+    world.metrics = dear
+    await world.step(130, seconds=5)
+    assert [reason for _, reason, _ in world.cluster.events].count("Infeasible") == 2
 
 
 async def test_a_plan_that_never_gets_ready_is_rolled_back_with_the_reason(world: World) -> None:

@@ -101,6 +101,11 @@ class DecisionStatus(Model):
     """One decision of the planner: what it did, why, and what that was worth."""
 
     time: Timestamp
+    """When it was first taken since the last change of plan."""
+    last_time: Timestamp | None = None
+    """When it was last taken again after another."""
+    count: Count = 1
+    """How often it was taken since the last change of plan, times in a row counted once."""
     action: Literal["Start", "Switch", "Hold", "RollBack"]
     reason: Reason
     message: Message = ""
@@ -143,4 +148,4 @@ class PipelineStatus(Model):
     set_aside: Annotated[tuple[SetAside, ...], keyed("digest", most=16)] = ()
     recommendation: Recommendation | None = None
     decisions: Annotated[tuple[DecisionStatus, ...], ordered(most=DECISIONS)] = ()
-    """The last ten decisions, newest first."""
+    """The last ten decisions, newest first; of holds, those for another reason than before."""

@@ -8,6 +8,7 @@ from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.api.routes import LinkEstimate, RouteTableStatus
 from splitplane.controller import control as controls
+from splitplane.controller.announcing import Announcements
 from splitplane.controller.control import Control
 from splitplane.controller.objects import STAGE_LABEL, Key, Object, is_terminating, key_of, labels_of
 from splitplane.controller.profiling import pod_trouble
@@ -30,6 +31,7 @@ class Memory:
     status_at: float = 0.0
     parsed: tuple[str, InferencePipeline] | None = None
     profile: tuple[str, ModelProfileSpec, Profile] | None = None
+    announcements: Announcements = field(default_factory=Announcements)
     contradiction: str = ""
     """Why the planner refused spec and snapshot together, as long as it does."""
 

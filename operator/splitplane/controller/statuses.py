@@ -1,5 +1,6 @@
 """The status block of a pipeline: what serves, what it was predicted to give and gives, what was decided. Pure."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -66,12 +67,26 @@ def build(
 
 
 def with_decision(decisions: list[Json], entry: Json) -> list[Json]:
-    """``decisions`` with ``entry`` at the front; a hold for the same reason as the one before it is not news."""
-    if decisions and entry["action"] == "Hold":
-        last = decisions[0]
-        if last["action"] == "Hold" and last["reason"] == entry["reason"]:
+    """``decisions`` with ``entry`` at the front.
+
+    Between two changes each reason to hold has one entry, which counts how often it came up after another: a hold for
+    the same reason as the one before is not news, and what comes and goes near a limit is one story. Beyond
+    ``DECISIONS`` the oldest holds go before any change does.
+    """
+    if entry["action"] == "Hold":
+        run = list(itertools.takewhile(lambda held: held["action"] == "Hold", decisions))
+        same = next((held for held in run if held["reason"] == entry["reason"]), None)
+        if same is not None and same is run[0]:
             return decisions
-    return [entry, *decisions][:DECISIONS]
+        if same is not None:
+            decisions = [held for held in decisions if held is not same]
+            count = same.get("count", 1) + 1
+            entry = {**entry, "time": same["time"], "lastTime": entry["time"], "count": count}
+    kept = [entry, *decisions]
+    while len(kept) > DECISIONS:
+        oldest = next((index for index in range(len(kept) - 1, 0, -1) if kept[index]["action"] == "Hold"), -1)
+        del kept[oldest]
+    return kept
 
 
 def decision_entry(decision: Decision, control: Control, now: float) -> Json:

@@ -1,6 +1,7 @@
 """Telling the user: the status block, conditions, and events, each when it says something new."""
 
 import time
+from collections.abc import Sequence
 
 from splitplane.adapters.cluster import Cluster, Conflict
 from splitplane.adapters.kinds import PIPELINE
@@ -14,7 +15,6 @@ from splitplane.controller.view import View
 from splitplane.domain.times import timestamp
 
 _OBSERVED_EVERY_SECONDS = 10.0
-_BAD = {"Degraded": "True", "MetricsAvailable": "False", "PlanFeasible": "False", "Stalled": "True"}
 
 
 class Telling:
@@ -63,6 +63,7 @@ class Telling:
         for note in this.notes:
             await self._cluster.create_event(this.body, type=note.type, reason=note.reason, message=note.message)
         if not _worth_writing(before, status, elapsed=time.monotonic() - memory.status_at):
+            await self._announce(this, memory, before.get("conditions") or ())
             return
         try:
             written = await self._cluster.patch_status(
@@ -75,22 +76,14 @@ class Telling:
             return
         memory.status_at = time.monotonic()
         self._view.remember(written)
-        await self._announce(this.body, before, status)
+        await self._announce(this, memory, status["conditions"])
 
-    async def _announce(self, body: Object, before: Object, status: Object) -> None:
+    async def _announce(self, this: Round, memory: Memory, conditions: Sequence[Object]) -> None:
         """Events for conditions that turned, or are bad for another reason than before."""
-        known = {condition["type"]: condition for condition in before.get("conditions") or ()}
-        for condition in status["conditions"]:
-            kind, reason = condition["type"], condition["reason"]
-            bad = _BAD.get(kind)
-            old = known.get(kind, {})
-            is_bad, was_bad = condition["status"] == bad, old.get("status") == bad
-            if bad is None or not (is_bad or was_bad) or (is_bad and was_bad and old.get("reason") == reason):
-                continue
-            message = condition["message"] if is_bad else f"{kind} is {condition['status']} again"
-            await self._cluster.create_event(
-                body, type="Warning" if is_bad else "Normal", reason=reason, message=message
-            )
+        before = (this.body.get("status") or {}).get("conditions") or ()
+        for item in memory.announcements.due(before, conditions, now=this.now):
+            await self._cluster.create_event(this.body, type=item.type, reason=item.reason, message=item.message)
+            memory.announcements.tell(item, now=this.now)
 
 
 def _worth_writing(before: Object, status: Object, *, elapsed: float) -> bool:
