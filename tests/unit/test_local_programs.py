@@ -1,6 +1,7 @@
 """Which programs the embedded cluster takes, and what its processes do when one of them ends."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from splitplane.local import binaries, logs
 from splitplane.local.errors import LocalError
 from splitplane.local.files import locked, write_atomically
-from splitplane.local.processes import Process, descendants, end, marked
+from splitplane.local.processes import Process, descendants, end, marked, start_daemon
 from splitplane.local.supervision import Supervised
 
 
@@ -179,3 +180,28 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, 3)  # type: ignore[arg-type]
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_daemon_does_not_keep_what_its_starter_was_given(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    held = os.open(lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    os.set_inheritable(held, True)  # as a shell hands it to `flock lock command`
+    program = "import os, time; print(os.getsid(0) == os.getpid(), flush=True); time.sleep(60)"
+    try:
+        pid = start_daemon([sys.executable, "-c", program], environment=os.environ, log=tmp_path / "log")
+    finally:
+        os.close(held)
+    daemon = Process.of(pid)
+    assert daemon
+    try:
+        deadline = time.monotonic() + 20
+        while (tmp_path / "log").read_text() != "True\n":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with lock.open("r+") as mine:
+            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert daemon.alive
+    finally:
+        daemon.signal(signal.SIGKILL)
+        os.waitpid(pid, 0)

@@ -18,7 +18,7 @@ from splitplane.local.errors import LocalError
 from splitplane.local.files import read_json, write_atomically, write_json
 from splitplane.local.nodes import links_file
 from splitplane.local.paths import ClusterPaths
-from splitplane.local.processes import MARKER, Process, end, kill_now, marked
+from splitplane.local.processes import MARKER, Process, end, kill_now, marked, start_daemon
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 30.0
@@ -195,17 +195,10 @@ class Cluster:
     def _launch(self) -> int:
         self.paths.status.unlink(missing_ok=True)
         self.paths.logs.mkdir(parents=True, exist_ok=True)
-        log = str(self.paths.logs / "supervisor.log")
-        return os.posix_spawn(
-            sys.executable,
+        return start_daemon(
             [sys.executable, "-m", "splitplane.local.supervisor", str(self.paths.root)],
-            {**os.environ, MARKER: str(self.paths.root)},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,  # not in the terminal's session: its Ctrl-C and its end are not ours
+            environment={**os.environ, MARKER: str(self.paths.root)},
+            log=self.paths.logs / "supervisor.log",
         )
 
     def _until_ready(self, supervisor: int, progress: Progress) -> None:

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,27 @@ def descendants(root: int) -> list[Process]:
             if process := Process.of(pid):
                 found.append(process)
     return found
+
+
+def start_daemon(command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> int:
+    """Start a process that outlives its starter and has nothing of it; returns its id. Output is appended to ``log``.
+
+    It leads a session of its own: the terminal's Ctrl-C and the terminal's end are not for it. Descriptors that the
+    starter was itself given are closed, or a lock that a shell holds would be held as long as the daemon lives.
+    """
+    inherited = [int(entry.name) for entry in Path("/proc/self/fd").iterdir() if int(entry.name) > 2]
+    return os.posix_spawn(
+        command[0],
+        list(command),
+        dict(environment),
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+            *((os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in inherited),
+        ],
+        setsid=True,
+    )
 
 
 def kill_now(processes: Iterable[Process]) -> None:
