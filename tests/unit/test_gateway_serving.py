@@ -394,6 +394,51 @@ async def test_a_full_stage_is_tried_again_within_the_deadline(cluster: MemoryCl
             await client.close()
 
 
+async def test_a_client_that_goes_takes_its_request_along(
+    cluster: MemoryCluster, tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    slow = StageProcess("small-slow", "edge", (0, 3), seconds=4.0)
+
+    async def queued(depth: int) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                async with http.get(f"http://{slow.ip}:8080/metrics") as answer:
+                    lines = (await answer.text()).splitlines()
+                if any(
+                    line.startswith("splitplane_stage_queue_depth{") and line.endswith(f" {depth}.0") for line in lines
+                ):
+                    return
+                await asyncio.sleep(0.02)
+
+    with stages(slow):
+        cluster.put(POD, slow.pod)
+        cluster.put(ROUTE_TABLE, table(1, route(("small-slow", "edge", 0, 3))))
+        async with gateway(cluster, tmp_path) as running:
+            await until(running.forwarder.ready)
+            client = triton_grpc.InferenceServerClient(f"{running.settings.pod_ip}:9000")
+            kept = asyncio.ensure_future(infer(client))
+            await until(lambda: running.router.flights.inside == 1)
+            left = asyncio.ensure_future(infer(client))
+            _, writer = await asyncio.open_connection(running.settings.pod_ip, 8080)
+            body = json.dumps(rest_body()).encode()
+            head = f"POST /v2/models/{PIPELINE}/infer HTTP/1.1\r\nHost: g\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            await until(lambda: running.router.flights.inside == 3)
+            await queued(3)
+            writer.close()
+            left.cancel()
+            await until(lambda: running.router.flights.inside == 1)
+            await queued(1)
+            assert not kept.done(), "the others left the stage before their turn"
+            np.testing.assert_allclose((await kept).as_numpy("output_0"), expected())
+            async with http.get(rest_url(running, "/metrics")) as answer:
+                text = await answer.text()
+            await client.close()
+    assert 'outcome="cancelled",pipeline="small"} 2.0' in text
+    assert 'outcome="success",pipeline="small"} 1.0' in text
+    assert 'outcome="error",pipeline="small"} 0.0' in text
+
+
 async def test_draining_answers_what_is_inside_and_refuses_the_rest(
     cluster: MemoryCluster, tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:

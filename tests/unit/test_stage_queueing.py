@@ -15,8 +15,10 @@ class Gate:
 
     def __init__(self) -> None:
         self._open = threading.Event()
+        self.entered = threading.Event()
 
     def __call__(self) -> str:
+        self.entered.set()
         assert self._open.wait(30)
         return "gate"
 
@@ -89,10 +91,24 @@ async def test_cancelled_work_is_not_done_and_leaves_the_queue():
     second = asyncio.ensure_future(worker.run(lambda: done.append(1)))
     await waiting(worker, 2)
     second.cancel()
+    await waiting(worker, 1)  # while the first still runs
     gate.open()
     await first
     await waiting(worker, 0)
     assert done == []
+    assert (await worker.run(lambda: 3)).result == 3
+    await worker.close(5)
+
+
+async def test_cancelled_work_that_runs_keeps_its_place_until_it_ends():
+    worker, gate = Worker(10), Gate()
+    running = asyncio.ensure_future(worker.run(gate))
+    await asyncio.to_thread(gate.entered.wait, 5)
+    running.cancel()
+    await asyncio.sleep(0.05)
+    assert worker.depth == 1
+    gate.open()
+    await waiting(worker, 0)
     await worker.close(5)
 
 

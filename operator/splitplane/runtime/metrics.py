@@ -105,11 +105,11 @@ class GatewayMetrics:
         ).labels(**self._labels)
         self._completed = Counter(
             "splitplane_requests_completed",
-            "Requests answered, by outcome",
+            "Requests that have ended, by outcome",
             (*POD_LABELS, "outcome"),
             registry=registry,
         )
-        for outcome in ("success", "error", "rejected"):
+        for outcome in ("success", "error", "rejected", "cancelled"):
             self._completed.labels(**self._labels, outcome=outcome)
         self._interarrival = Summary(
             "splitplane_interarrival_seconds", "Seconds between arrivals", POD_LABELS, registry=registry
@@ -160,7 +160,11 @@ class GatewayMetrics:
         self._last_arrival = now
 
     def completed(self, outcome: str, *, seconds: float | None = None) -> None:
-        """Count an answer: ``outcome`` is ``success`` (then with its ``seconds``), ``error`` or ``rejected``."""
+        """Count the end of a request.
+
+        ``outcome`` is ``success`` (then with its ``seconds``), ``error``, ``rejected``, or ``cancelled`` when the
+        client went before its answer came.
+        """
         self._completed.labels(**self._labels, outcome=outcome).inc()
         if seconds is not None:
             self._duration.observe(seconds)

@@ -79,8 +79,13 @@ def make_app(model: Model, registry: CollectorRegistry) -> web.Application:
 
 
 async def serve(app: web.Application, host: str, port: int, *, drain_seconds: float = 25.0) -> web.AppRunner:
-    """Bind and serve; the caller ends it with the runner's ``cleanup()``, which waits for requests inside."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=drain_seconds)
+    """Bind and serve; the caller ends it with the runner's ``cleanup()``, which waits for requests inside.
+
+    A request whose client has hung up is cancelled, as gRPC does it: nobody is there to take its answer.
+    """
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=drain_seconds
+    )
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     return runner

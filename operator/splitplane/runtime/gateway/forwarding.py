@@ -69,7 +69,10 @@ class Forwarder:
         return not self.draining and self._router.can_serve()
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Answer one request. Raises :class:`InferenceError`; ``RESOURCE_EXHAUSTED`` when the queue is full."""
+        """Answer one request. Raises :class:`InferenceError`; ``RESOURCE_EXHAUSTED`` when the queue is full.
+
+        Cancelled, because its client is gone, a request gives up its place here and its call of the stage.
+        """
         router, metrics = self._router, self._router.metrics
         try:
             table = self._table()
@@ -96,6 +99,10 @@ class Forwarder:
                 response = await self._travel(_Journey(replace(request, deadline=deadline), deadline))
                 outcome = "success"
                 return response
+            except asyncio.CancelledError:
+                # gRPC cancels also what is overdue: then it is we who have failed the client.
+                outcome = "cancelled" if router.clock() < deadline else "error"
+                raise
             finally:
                 seconds = router.clock() - admitted if outcome == "success" else None
                 metrics.completed(outcome, seconds=seconds)

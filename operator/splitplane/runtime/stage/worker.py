@@ -26,13 +26,17 @@ class Done(Generic[T]):
     queue_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
     work: Callable[[], Any]
     deadline: float | None
     submitted: float
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    taken: bool = False
+    """The thread has begun with it."""
+    dropped: bool = False
+    """Nobody waits for it any more, and it had not begun."""
 
 
 class Worker:
@@ -42,6 +46,8 @@ class Worker:
         self._capacity = capacity
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._depth = 0
+        self._choosing = threading.Lock()
+        """Held while a job becomes taken or dropped: never both."""
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
 
@@ -54,7 +60,7 @@ class Worker:
         """Do the work and await it. ``deadline`` is on ``time.monotonic``'s clock.
 
         Raises :class:`InferenceError`: ``RESOURCE_EXHAUSTED`` at once when the queue is full, ``DEADLINE_EXCEEDED``
-        when the time is up before the work's turn comes. Cancelled work is dropped when its turn comes.
+        when the time is up before the work's turn comes. Cancelled work leaves the queue at once, unless it runs.
         """
         if self._depth > self._capacity:
             raise InferenceError(
@@ -65,7 +71,13 @@ class Worker:
         job = _Job(work, deadline, time.perf_counter(), loop, loop.create_future())
         self._depth += 1
         self._jobs.put(job)
-        done: Done[T] = await job.future
+        try:
+            done: Done[T] = await job.future
+        except asyncio.CancelledError:
+            with self._choosing:
+                job.dropped = not job.taken
+            self._depth -= job.dropped
+            raise
         return done
 
     async def close(self, timeout_seconds: float) -> bool:
@@ -76,6 +88,10 @@ class Worker:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
+            with self._choosing:
+                job.taken = not job.dropped
+            if job.dropped:
+                continue
             result: Done[Any] | BaseException
             try:
                 result = self._do(job)
@@ -87,8 +103,6 @@ class Worker:
     @staticmethod
     def _do(job: _Job) -> Done[Any]:
         waited = time.perf_counter() - job.submitted
-        if job.future.cancelled():
-            raise asyncio.CancelledError
         if job.deadline is not None and time.monotonic() >= job.deadline:
             raise InferenceError(
                 Failure.DEADLINE_EXCEEDED, f"the request's time was up after {waited:.3f} s in the queue"
