@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from splitplane.domain.codecs import encoded_bytes
+from splitplane.domain.codecs import encoded_bytes, int8_groups, raw_bytes
 from splitplane.domain.profiles import CODECS, TensorSpec
 from splitplane.runtime import codecs, oip_wire
 from splitplane.runtime.inference import InferenceError, InferRequest, Tensor, TensorMetadata
 from splitplane.runtime.tensors import nbytes, torch_dtype
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=7)
+FLOATS = ("FP16", "BF16", "FP32", "FP64")
 MODERATE = st.floats(-60_000, 60_000, width=32)
 
 
@@ -39,10 +40,13 @@ def test_fp16_rounds_to_half_precision(array):
 
 
 @given(arrays(st.floats(-(2.0**100), 2.0**100, width=32)))
-def test_int8_is_off_by_at_most_half_a_scale_of_its_channel(array):
+def test_int8_is_off_by_at_most_half_a_scale_of_its_group(array):
     decoded = across_the_wire({"x": array}, "int8")["x"].numpy()
-    channels = array.shape[1] if array.ndim > 1 else 1
-    grouped = array.reshape(array.shape[0], channels, -1).astype(np.float64)
+    groups = int8_groups(TensorSpec("x", "FP32", array.shape[1:]))
+    if groups is None:
+        assert np.array_equal(decoded, array)
+        return
+    grouped = array.reshape(array.shape[0], groups, -1).astype(np.float64)
     low, high = grouped.min(axis=(0, 2)), grouped.max(axis=(0, 2))
     rounding = 4 * np.finfo(np.float32).eps * np.maximum(abs(low), abs(high)) + 256 * np.finfo(np.float32).tiny
     bound = (high - low) / 510 * (1 + 1e-5) + rounding
@@ -54,6 +58,36 @@ def test_int8_is_off_by_at_most_half_a_scale_of_its_channel(array):
 def test_sizes_are_those_that_the_planner_counts_on(array, codec):
     spec = TensorSpec("x", "FP32", array.shape[1:])
     assert sum(map(nbytes, codecs.encode({"x": array}, codec))) == encoded_bytes(spec, codec, batch=array.shape[0])
+
+
+@given(SHAPES, st.sampled_from(CODECS), st.sampled_from(FLOATS))
+def test_no_codec_makes_a_tensor_larger(shape, codec, datatype):
+    spec = TensorSpec("x", datatype, shape[1:])
+    for batch in (1, shape[0], 64):
+        assert encoded_bytes(spec, codec, batch=batch) <= raw_bytes(spec, batch=batch)
+        value = torch.zeros(batch, *shape[1:], dtype=torch_dtype(datatype))
+        assert sum(map(nbytes, codecs.encode({"x": value}, codec))) == encoded_bytes(spec, codec, batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ((512,), 1),  # a vector for each sample: a scale for each of its elements would be nine bytes for one
+        ((512, 4), 1),
+        ((512, 8), 1),
+        ((512, 9), 512),
+        ((128, 384), 128),
+        ((64, 3, 3), 64),
+        ((3,), 1),
+        ((2,), None),
+        ((), None),
+    ],
+)
+def test_int8_scales_channels_apart_where_that_pays(shape, groups):
+    assert int8_groups(TensorSpec("x", "FP32", shape)) == groups
+    value = torch.rand(5, *shape)
+    wire = codecs.encode({"x": value}, "int8")
+    assert [tensor.shape for tensor in wire[1:]] == ([] if groups is None else [(2, groups)])
 
 
 @given(
@@ -137,10 +171,12 @@ def test_a_tensor_may_be_named_like_a_companion():
 def test_unknown_codecs_and_lost_companions_are_refused():
     with pytest.raises(ValueError, match="codec zstd is unknown; use one of fp32, fp16, int8"):
         codecs.encode({"x": torch.ones(1)}, "zstd")
-    wire = codecs.encode({"x": torch.ones(2, 3)}, "int8")
+    wire = codecs.encode({"x": torch.ones(2, 3, 9)}, "int8")
     with pytest.raises(InferenceError, match="'x': int8 needs its scales and offsets in a tensor 'x:affine'"):
         codecs.decode(wire[:1])
-    with pytest.raises(InferenceError, match=r"'x:affine': expected FP32 of shape \[2, 3\], not FP32 \[3\]"):
+    with pytest.raises(
+        InferenceError, match=r"'x:affine': expected FP32 of shape \[2, 3\] or \[2, 1\], not FP32 \[3\]"
+    ):
         codecs.decode([wire[0], Tensor("x:affine", "FP32", (3,), bytes(12))])
     with pytest.raises(InferenceError, match="codec 'zstd' is unknown here"):
         codecs.decode([Tensor("x", "UINT8", (1,), b"1", {codecs.CODEC: "zstd"})])

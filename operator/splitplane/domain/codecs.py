@@ -27,8 +27,8 @@ DATATYPE_BYTES = {
 FLOATING = frozenset({"FP16", "BF16", "FP32", "FP64"})
 """Datatypes that a lossy codec may shrink; all others travel raw under every codec."""
 
-INT8_CHANNEL_BYTES = 8
-"""int8 is affine per channel (dimension 1): an fp32 scale and an fp32 offset for each."""
+INT8_AFFINE_BYTES = 8
+"""An fp32 scale and an fp32 offset, for each part of a tensor that int8 scales apart from the rest."""
 
 
 def raw_bytes(spec: TensorSpec, *, batch: int = 1) -> int:
@@ -38,17 +38,26 @@ def raw_bytes(spec: TensorSpec, *, batch: int = 1) -> int:
     return batch * math.prod(spec.shape) * DATATYPE_BYTES[spec.datatype]
 
 
-def channels(shape: tuple[int, ...]) -> int:
-    """Channels that int8 scales apart, for a shape without its batch dimension; a tensor of only a batch has one."""
-    return shape[0] if shape else 1
+def int8_groups(spec: TensorSpec) -> int | None:
+    """How many parts of a tensor int8 scales apart: its channels, or 1 for all of it; ``None`` where it travels raw.
+
+    Channels (dimension 1) are scaled apart where that takes fewer bytes than fp16, which loses less; with few elements
+    to a channel, scales and offsets would outweigh what int8 saves. A sample that would not shrink travels raw. The
+    batch plays no part in it.
+    """
+    elements = math.prod(spec.shape)
+    channels = spec.shape[0] if spec.shape else 1
+    per_channel = channels > 0 and elements // channels > INT8_AFFINE_BYTES
+    groups = channels if per_channel else 1
+    return groups if elements + INT8_AFFINE_BYTES * groups < raw_bytes(spec) else None
 
 
 def encoded_bytes(spec: TensorSpec, codec: str, *, batch: int = 1) -> int:
     """Payload bytes of ``batch`` samples under a codec, headers excluded.
 
-    fp16 stores two bytes per element, int8 one, and the scales and offsets of int8 are shared by the whole batch.
-    Tensors whose datatype is not floating point travel raw under every codec. Raises ``ValueError`` on an unknown
-    codec or datatype.
+    fp16 stores two bytes per element, int8 one, and the scales and offsets of int8 (see :func:`int8_groups`) are
+    shared by the whole batch. Tensors whose datatype is not floating point travel raw under every codec. Raises
+    ``ValueError`` on an unknown codec or datatype.
     """
     raw = raw_bytes(spec, batch=batch)
     if codec not in CODECS:
@@ -58,4 +67,5 @@ def encoded_bytes(spec: TensorSpec, codec: str, *, batch: int = 1) -> int:
     elements = batch * math.prod(spec.shape)
     if codec == "fp16":
         return 2 * elements
-    return elements + INT8_CHANNEL_BYTES * channels(spec.shape)
+    groups = int8_groups(spec)
+    return raw if groups is None else elements + INT8_AFFINE_BYTES * groups

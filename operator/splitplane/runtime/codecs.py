@@ -1,10 +1,11 @@
 """Encoders of the tensors that cross a cut; sizes are exactly those of ``domain.codecs.encoded_bytes``.
 
 ``fp32`` sends every tensor as it lies in memory. ``fp16`` rounds floating-point tensors to half precision. ``int8``
-is affine per channel (dimension 1, shared by the batch): element ``x`` becomes ``q = round((x - offset) / scale)`` in
-0..255 with ``offset`` the channel's minimum and ``scale`` its extent / 255, so the error is at most half a scale.
-Scales and offsets travel as a companion tensor ``<name>:affine``, FP32 of shape [2, channels]: every wire tensor keeps
-the bytes that its datatype and shape promise, as the Open Inference Protocol wants.
+is affine, shared by the batch, per channel (dimension 1) or, where channels have few elements, for the whole tensor
+(``domain.codecs.int8_groups``): element ``x`` becomes ``q = round((x - offset) / scale)`` in 0..255 with ``offset`` the
+group's minimum and ``scale`` its extent / 255, so the error is at most half a scale. Scales and offsets travel as a
+companion tensor ``<name>:affine``, FP32 of shape [2, channels] or [2, 1], whose shape tells the receiver which it is:
+every wire tensor keeps the bytes that its datatype and shape promise, as the Open Inference Protocol wants.
 
 Values that a codec cannot hold (NaN and infinity in int8; finite ones beyond 65,504 in fp16) must survive, since the
 whole model would return them too: such a tensor travels raw, without the parameter ``splitplane_codec``.
@@ -17,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from splitplane.domain.codecs import FLOATING
-from splitplane.domain.profiles import CODECS
+from splitplane.domain.codecs import FLOATING, int8_groups
+from splitplane.domain.profiles import CODECS, TensorSpec
 from splitplane.runtime.inference import Failure, InferenceError, Tensor, TensorMetadata
 from splitplane.runtime.tensors import from_torch, to_torch, torch_datatype, torch_dtype
 
@@ -104,8 +105,10 @@ def _encode_fp16(name: str, value: torch.Tensor) -> list[Tensor]:
 
 
 def _encode_int8(name: str, value: torch.Tensor) -> list[Tensor]:
-    channels = value.shape[1] if value.ndim > 1 else 1
-    grouped = value.to(torch.float32).reshape(value.shape[0], channels, -1)
+    groups = int8_groups(TensorSpec(name, torch_datatype(value.dtype), tuple(value.shape[1:])))
+    if groups is None:
+        return [from_torch(name, value)]
+    grouped = value.to(torch.float32).reshape(value.shape[0], groups, -1)
     low, high = grouped.amin(dim=(0, 2)), grouped.amax(dim=(0, 2))
     scale = (high - low) / 255.0
     if not bool(torch.isfinite(scale).all()):  # NaN and infinity reach the extremes
@@ -122,12 +125,13 @@ def _decode_int8(tensor: Tensor, by_name: Mapping[str, Tensor]) -> torch.Tensor:
         raise _invalid(tensor, f"int8 needs its scales and offsets in a tensor '{tensor.name}{AFFINE}'")
     codes, affine = to_torch(tensor), to_torch(companion)
     channels = codes.shape[1] if codes.ndim > 1 else 1
-    if affine.shape != (2, channels) or affine.dtype != torch.float32 or codes.ndim < 1:
+    if affine.shape not in ((2, channels), (2, 1)) or affine.dtype != torch.float32 or not codes.ndim:
         raise _invalid(
-            companion, f"expected FP32 of shape [2, {channels}], not {companion.datatype} {list(affine.shape)}"
+            companion,
+            f"expected FP32 of shape [2, {channels}] or [2, 1], not {companion.datatype} {list(affine.shape)}",
         )
     scale, low = affine
-    grouped = codes.reshape(codes.shape[0], channels, -1).to(torch.float32)
+    grouped = codes.reshape(codes.shape[0], len(scale), -1).to(torch.float32)
     return grouped.mul_(scale[:, None]).add_(low[:, None]).reshape(codes.shape).to(_target(tensor))
 
 
