@@ -80,20 +80,15 @@ def stage_deployment(pipeline: InferencePipeline, key: StageKey, *, replicas: in
 
 
 def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, settings: Settings) -> Object:
-    model = pipeline.spec.model
     image, volumes, mounts, pull = model_pod(pipeline, settings.runtime_image)
-    env = environment(
-        pipeline.metadata.name,
-        tier.name,
-        SPLITPLANE_MODEL=model_environment(pipeline.metadata.name, model),
-        SPLITPLANE_RESIDENT=f"{key.resident_first}:{key.resident_last}",
-        SPLITPLANE_FINGERPRINT=key.fingerprint,
-    )
-    env += [variable.dump() for variable in model.env]
+    resident = {
+        "SPLITPLANE_RESIDENT": f"{key.resident_first}:{key.resident_last}",
+        "SPLITPLANE_FINGERPRINT": key.fingerprint,
+    }
+    env = _model_variables(pipeline, tier, **resident)
     container = server("stage", image, "splitplane.runtime.stage", env, resources=tier.resources.dump())
     container["volumeMounts"] = mounts
-    if model.image_pull_policy:
-        container["imagePullPolicy"] = model.image_pull_policy
+    container |= _pull_policy(pipeline)
     return {
         "metadata": {"annotations": scrape_annotations()},
         "spec": {
@@ -255,26 +250,17 @@ def profile_objects(
 
 def profile_template(pipeline: InferencePipeline, tier: TierSpec, settings: Settings) -> Object:
     """Pod of a profile job, but for what its own name decides: the name covers this."""
-    model = pipeline.spec.model
     image, volumes, mounts, pull = model_pod(pipeline, settings.runtime_image)
-    env = environment(
-        pipeline.metadata.name,
-        tier.name,
-        SPLITPLANE_MODEL=model_environment(pipeline.metadata.name, model),
-        SPLITPLANE_DEVICE_CLASS=tier.device_class,
-    )
-    env += [variable.dump() for variable in model.env]
     container: Object = {
         "name": "profile",
         "image": image,
         "command": ["python", "-m", "splitplane.runtime.profile_job"],
-        "env": env,
+        "env": _model_variables(pipeline, tier, SPLITPLANE_DEVICE_CLASS=tier.device_class),
         "resources": tier.resources.dump(),
         "volumeMounts": mounts,
         **container_safety(),
+        **_pull_policy(pipeline),
     }
-    if model.image_pull_policy:
-        container["imagePullPolicy"] = model.image_pull_policy
     return {
         "spec": {
             "restartPolicy": "Never",
@@ -287,6 +273,18 @@ def profile_template(pipeline: InferencePipeline, tier: TierSpec, settings: Sett
             **pull,
         }
     }
+
+
+def _model_variables(pipeline: InferencePipeline, tier: TierSpec, **more: str) -> list[Object]:
+    """Variables of a pod that holds the model: the operator's, then the user's, which may refer to them."""
+    name, model = pipeline.metadata.name, pipeline.spec.model
+    own = environment(name, tier.name, SPLITPLANE_MODEL=model_environment(name, model), **more)
+    return own + [variable.dump() for variable in model.env]
+
+
+def _pull_policy(pipeline: InferencePipeline) -> Object:
+    policy = pipeline.spec.model.image_pull_policy
+    return {"imagePullPolicy": policy} if policy else {}
 
 
 def _metadata(pipeline: InferencePipeline, name: str, component: str, **more: str) -> Object:

@@ -20,7 +20,7 @@ import torch
 
 from splitplane.domain.codecs import FLOATING, int8_groups
 from splitplane.domain.profiles import CODECS, TensorSpec
-from splitplane.runtime.inference import Failure, InferenceError, Tensor, TensorMetadata
+from splitplane.runtime.inference import InferenceError, Tensor, TensorMetadata, invalid
 from splitplane.runtime.tensors import from_torch, to_torch, torch_datatype, torch_dtype
 
 CODEC = "splitplane_codec"
@@ -79,7 +79,7 @@ def described(tensors: Iterable[Tensor]) -> list[TensorMetadata]:
 
 
 def _invalid(tensor: Tensor, why: str) -> InferenceError:
-    return InferenceError(Failure.INVALID_ARGUMENT, f"tensor '{tensor.name}': {why}")
+    return invalid(f"tensor '{tensor.name}': {why}")
 
 
 def _target(tensor: Tensor) -> torch.dtype:

@@ -43,6 +43,11 @@ class InferenceError(Exception):
         self.message = message
 
 
+def invalid(message: str) -> InferenceError:
+    """The error for a request that is wrong in itself: ``message`` says what was expected."""
+    return InferenceError(Failure.INVALID_ARGUMENT, message)
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor as it lies on the wire: ``data`` is its elements, little-endian, in C order, without gaps."""
@@ -134,10 +139,7 @@ def select(response: InferResponse, wanted: tuple[str, ...]) -> tuple[Tensor, ..
     by_name = {tensor.name: tensor for tensor in response.outputs}
     for name in wanted:
         if name not in by_name:
-            raise InferenceError(
-                Failure.INVALID_ARGUMENT,
-                f"output '{name}' does not exist; model '{response.model_name}' returns {', '.join(by_name)}",
-            )
+            raise invalid(f"output '{name}' does not exist; model '{response.model_name}' returns {', '.join(by_name)}")
     return tuple(by_name[name] for name in wanted)
 
 

@@ -14,14 +14,13 @@ import numpy.typing as npt
 
 from splitplane.domain.codecs import DATATYPE_BYTES
 from splitplane.runtime.inference import (
-    Failure,
-    InferenceError,
     InferRequest,
     InferResponse,
     Parameter,
     Parameters,
     Tensor,
     deadline_of,
+    invalid,
 )
 from splitplane.runtime.tensors import NUMPY_TYPES, check_size, from_array, nbytes, to_array
 
@@ -32,10 +31,6 @@ _TRANSPORT_PARAMETERS = frozenset({BINARY_SIZE, BINARY, BINARY_OUTPUT})
 
 _KINDS = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}
 """Kinds of JSON values (as numpy reads them) that a tensor of a numpy kind takes without loss of meaning."""
-
-
-def _invalid(message: str) -> InferenceError:
-    return InferenceError(Failure.INVALID_ARGUMENT, message)
 
 
 class BinaryOutputs:
@@ -54,20 +49,20 @@ def read_request(
     """A request, and which outputs it wants in binary. Raises :class:`InferenceError` that says what is wrong."""
     received = time.perf_counter()
     if header_size is not None and not 0 <= header_size <= len(body):
-        raise _invalid(f"Inference-Header-Content-Length is {header_size}, but the body has {len(body)} bytes")
+        raise invalid(f"Inference-Header-Content-Length is {header_size}, but the body has {len(body)} bytes")
     try:
         header = json.loads(body if header_size is None else body[:header_size])
     except ValueError as error:
-        raise _invalid(f"the request is not JSON: {error}") from None
+        raise invalid(f"the request is not JSON: {error}") from None
     if not isinstance(header, dict):
-        raise _invalid("the request is not a JSON object")
+        raise invalid("the request is not a JSON object")
     rest = memoryview(body)[len(body) if header_size is None else header_size :]
     inputs: list[Tensor] = []
     for entry in _objects(header, "inputs"):
         tensor, rest = _read_input(entry, rest)
         inputs.append(tensor)
     if len(rest):
-        raise _invalid(f"{len(rest)} bytes follow the last binary input")
+        raise invalid(f"{len(rest)} bytes follow the last binary input")
     parameters = _parameters(header, "the request")
     outputs = _objects(header, "outputs")
     names = [_text(output, "name", "an output") for output in outputs]
@@ -117,10 +112,10 @@ def write_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byte
 
 def _json_data(tensor: Tensor) -> list[Any]:
     if tensor.datatype not in NUMPY_TYPES:
-        raise _invalid(f"output '{tensor.name}' is {tensor.datatype}, which JSON cannot carry: ask for it as {BINARY}")
+        raise invalid(f"output '{tensor.name}' is {tensor.datatype}, which JSON cannot carry: ask for it as {BINARY}")
     array = to_array(tensor).reshape(-1)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise _invalid(f"output '{tensor.name}' holds NaN or infinity, which JSON cannot carry: ask for it as {BINARY}")
+        raise invalid(f"output '{tensor.name}' holds NaN or infinity, which JSON cannot carry: ask for it as {BINARY}")
     values: list[Any] = array.tolist()
     return values
 
@@ -130,13 +125,13 @@ def _read_input(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, mem
     datatype = _text(entry, "datatype", f"input '{name}'")
     shape = entry.get("shape")
     if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise _invalid(f"input '{name}': 'shape' must be a list of sizes, not {shape!r}")
+        raise invalid(f"input '{name}': 'shape' must be a list of sizes, not {shape!r}")
     parameters = _parameters(entry, f"input '{name}'")
     size = parameters.get(BINARY_SIZE)
     if size is None:
         return _from_json(name, datatype, tuple(shape), entry, _without_transport(parameters)), rest
     if not isinstance(size, int) or not 0 <= size <= len(rest):
-        raise _invalid(f"input '{name}': {BINARY_SIZE} is {size}, but {len(rest)} bytes of binary data are left")
+        raise invalid(f"input '{name}': {BINARY_SIZE} is {size}, but {len(rest)} bytes of binary data are left")
     tensor = Tensor(name, datatype, tuple(shape), rest[:size], _without_transport(parameters))
     check_size(tensor)
     return tensor, rest[size:]
@@ -146,13 +141,13 @@ def _from_json(
     name: str, datatype: str, shape: tuple[int, ...], entry: Mapping[str, Any], parameters: Parameters
 ) -> Tensor:
     if "data" not in entry:
-        raise _invalid(f"input '{name}' has neither 'data' nor the parameter {BINARY_SIZE}")
+        raise invalid(f"input '{name}' has neither 'data' nor the parameter {BINARY_SIZE}")
     if datatype not in NUMPY_TYPES:
         hint = "can only be sent as binary data" if datatype in DATATYPE_BYTES else "is not supported"
-        raise _invalid(f"input '{name}': datatype '{datatype}' {hint}")
+        raise invalid(f"input '{name}': datatype '{datatype}' {hint}")
     array = _array(name, datatype, entry["data"])
     if array.size != int(np.prod(shape, dtype=np.int64)):
-        raise _invalid(f"input '{name}' has {array.size} values; shape {list(shape)} takes {np.prod(shape)}")
+        raise invalid(f"input '{name}' has {array.size} values; shape {list(shape)} takes {np.prod(shape)}")
     tensor = from_array(name, array.reshape(shape))
     return Tensor(name, datatype, shape, tensor.data, parameters)
 
@@ -163,7 +158,7 @@ def _array(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
     try:
         given = np.array(data)
     except ValueError:
-        raise _invalid(f"input '{name}': 'data' is ragged; nest it as its shape says, or send it flat") from None
+        raise invalid(f"input '{name}': 'data' is ragged; nest it as its shape says, or send it flat") from None
     if given.size == 0:
         return np.empty(0, target)
     fits = given.dtype.kind in _KINDS[target.kind]
@@ -172,11 +167,11 @@ def _array(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
         given = np.array(data, object)
         fits = all(type(value) is int for value in given.flat)
     if not fits:
-        raise _invalid(f"input '{name}': 'data' holds values that are not {datatype}")
+        raise invalid(f"input '{name}': 'data' holds values that are not {datatype}")
     if target.kind in "ui":
         limits: np.iinfo[Any] = np.iinfo(target)
         if int(given.min()) < limits.min or int(given.max()) > limits.max:
-            raise _invalid(f"input '{name}': a value lies outside {datatype} ({limits.min} to {limits.max})")
+            raise invalid(f"input '{name}': a value lies outside {datatype} ({limits.min} to {limits.max})")
     with np.errstate(over="ignore"):
         return given.astype(target)
 
@@ -184,14 +179,14 @@ def _array(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
 def _objects(record: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     entries = record.get(key, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise _invalid(f"'{key}' must be a list of objects")
+        raise invalid(f"'{key}' must be a list of objects")
     return entries
 
 
 def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value:
-        raise _invalid(f"{where} has no '{key}'")
+        raise invalid(f"{where} has no '{key}'")
     return value
 
 
@@ -200,7 +195,7 @@ def _parameters(record: Mapping[str, Any], where: str) -> Parameters:
     if not isinstance(parameters, dict) or not all(
         isinstance(value, bool | int | float | str) for value in parameters.values()
     ):
-        raise _invalid(f"{where}: 'parameters' must be an object of numbers, texts, true and false")
+        raise invalid(f"{where}: 'parameters' must be an object of numbers, texts, true and false")
     return parameters
 
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from splitplane.runtime import oip_json
-from splitplane.runtime.inference import Failure, InferenceError, Model, ModelMetadata, answer, check
+from splitplane.runtime.inference import Failure, InferenceError, Model, ModelMetadata, answer, check, invalid
 from splitplane.runtime.oip_grpc import EXTENSIONS, MAX_MESSAGE_BYTES, SERVER_NAME, VERSION
 from splitplane.runtime.tensors import nbytes
 
@@ -119,7 +119,7 @@ def _header_size(request: web.Request) -> int | None:
     if text is None:
         return None
     if not text.isdecimal():
-        raise InferenceError(Failure.INVALID_ARGUMENT, f"{HEADER_SIZE} is '{text}', not a number of bytes")
+        raise invalid(f"{HEADER_SIZE} is '{text}', not a number of bytes")
     return int(text)
 
 

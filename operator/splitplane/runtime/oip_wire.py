@@ -15,7 +15,6 @@ import numpy as np
 from splitplane.runtime import oip_pb2
 from splitplane.runtime.inference import (
     Buffer,
-    Failure,
     InferenceError,
     InferRequest,
     InferResponse,
@@ -23,8 +22,9 @@ from splitplane.runtime.inference import (
     Parameters,
     Tensor,
     deadline_of,
+    invalid,
 )
-from splitplane.runtime.tensors import NUMPY_TYPES
+from splitplane.runtime.tensors import NUMPY_TYPES, nbytes
 
 _RAW_INPUTS = oip_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _RAW_OUTPUTS = oip_pb2.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
@@ -158,7 +158,7 @@ def _parse(form: Any, header: bytes) -> Any:
 
 
 def _malformed() -> InferenceError:
-    return InferenceError(Failure.INVALID_ARGUMENT, "the message is not a valid Open Inference Protocol message")
+    return invalid("the message is not a valid Open Inference Protocol message")
 
 
 def _join(message: Any, described: Any, tensors: Sequence[Tensor], number: int) -> bytes:
@@ -167,8 +167,7 @@ def _join(message: Any, described: Any, tensors: Sequence[Tensor], number: int) 
     for tensor in tensors:
         entry = described.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         _write_parameters(entry.parameters, tensor.parameters)
-        size = tensor.data.nbytes if isinstance(tensor.data, memoryview) else len(tensor.data)
-        contents += (tag, _varint(size), tensor.data)
+        contents += (tag, _varint(nbytes(tensor)), tensor.data)
     return b"".join((message.SerializeToString(), *contents))
 
 
@@ -199,8 +198,7 @@ def _write_parameters(target: Any, parameters: Parameters) -> None:
 def _read_tensors(described: Iterable[Any], contents: list[memoryview], kind: str) -> tuple[Tensor, ...]:
     entries = list(described)
     if contents and len(contents) != len(entries):
-        raise InferenceError(
-            Failure.INVALID_ARGUMENT,
+        raise invalid(
             f"the message describes {len(entries)} {kind} tensors but holds {len(contents)} raw contents",
         )
     return tuple(
@@ -218,13 +216,10 @@ def _read_tensors(described: Iterable[Any], contents: list[memoryview], kind: st
 def _typed_contents(entry: Any, kind: str) -> bytes:
     field = _CONTENTS.get(entry.datatype)
     if field is None:
-        raise InferenceError(
-            Failure.INVALID_ARGUMENT,
+        raise invalid(
             f"{kind} '{entry.name}': {entry.datatype or 'a tensor without datatype'} can only be sent as raw contents",
         )
     try:
         return np.array(getattr(entry.contents, field), NUMPY_TYPES[entry.datatype]).tobytes()
     except OverflowError:
-        raise InferenceError(
-            Failure.INVALID_ARGUMENT, f"{kind} '{entry.name}': a value does not fit into {entry.datatype}"
-        ) from None
+        raise invalid(f"{kind} '{entry.name}': a value does not fit into {entry.datatype}") from None

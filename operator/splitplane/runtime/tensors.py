@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splitplane.domain.codecs import DATATYPE_BYTES
-from splitplane.runtime.inference import Failure, InferenceError, Tensor, TensorMetadata
+from splitplane.runtime.inference import Tensor, TensorMetadata, invalid
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +35,6 @@ NUMPY_TYPES = {
 DATATYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
 
 
-def _invalid(message: str) -> InferenceError:
-    return InferenceError(Failure.INVALID_ARGUMENT, message)
-
-
 def nbytes(tensor: Tensor) -> int:
     return len(tensor.data) if not isinstance(tensor.data, memoryview) else tensor.data.nbytes
 
@@ -46,15 +42,15 @@ def nbytes(tensor: Tensor) -> int:
 def check_size(tensor: Tensor, *, kind: str = "input") -> None:
     """Raises :class:`InferenceError` when the bytes of a tensor are not those of its datatype and shape."""
     if tensor.datatype not in DATATYPE_BYTES:
-        raise _invalid(
+        raise invalid(
             f"{kind} '{tensor.name}': datatype '{tensor.datatype}' is not supported; "
             f"use one of {', '.join(DATATYPE_BYTES)}"
         )
     if any(size < 0 for size in tensor.shape):
-        raise _invalid(f"{kind} '{tensor.name}': shape {list(tensor.shape)} has a negative dimension")
+        raise invalid(f"{kind} '{tensor.name}': shape {list(tensor.shape)} has a negative dimension")
     expected = math.prod(tensor.shape) * DATATYPE_BYTES[tensor.datatype]
     if nbytes(tensor) != expected:
-        raise _invalid(
+        raise invalid(
             f"{kind} '{tensor.name}': {nbytes(tensor)} bytes of data, but {tensor.datatype} of shape "
             f"{list(tensor.shape)} takes {expected}"
         )
@@ -82,26 +78,26 @@ def check_described(described: Sequence[TensorMetadata], declared: Sequence[Tens
     for tensor in described:
         spec = expected.get(tensor.name)
         if spec is None:
-            raise _invalid(f"input '{tensor.name}' is unknown; the inputs are {', '.join(expected)}")
+            raise invalid(f"input '{tensor.name}' is unknown; the inputs are {', '.join(expected)}")
         if tensor.name in seen:
-            raise _invalid(f"input '{tensor.name}' is given twice")
+            raise invalid(f"input '{tensor.name}' is given twice")
         seen.add(tensor.name)
         if tensor.datatype != spec.datatype:
-            raise _invalid(f"input '{tensor.name}' has datatype {tensor.datatype}; expected {spec.datatype}")
+            raise invalid(f"input '{tensor.name}' has datatype {tensor.datatype}; expected {spec.datatype}")
         if not _fits(tensor.shape, spec.shape):
-            raise _invalid(
+            raise invalid(
                 f"input '{tensor.name}' has shape {list(tensor.shape)}; expected {list(spec.shape)} (-1 is any size)"
             )
         if tensor.shape:
             batches.setdefault(tensor.shape[0], tensor.name)
     missing = [name for name in expected if name not in seen]
     if missing:
-        raise _invalid(f"input '{missing[0]}' is missing; the inputs are {', '.join(expected)}")
+        raise invalid(f"input '{missing[0]}' is missing; the inputs are {', '.join(expected)}")
     if len(batches) > 1:
         sizes = ", ".join(f"'{name}' has {size}" for size, name in batches.items())
-        raise _invalid(f"the inputs differ in their batch size (first dimension): {sizes}")
+        raise invalid(f"the inputs differ in their batch size (first dimension): {sizes}")
     if 0 in batches:
-        raise _invalid(f"input '{batches[0]}' has an empty batch: send at least one sample")
+        raise invalid(f"input '{batches[0]}' has an empty batch: send at least one sample")
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
@@ -112,7 +108,7 @@ def to_array(tensor: Tensor) -> npt.NDArray[Any]:
     """A view of the bytes (read-only, perhaps unaligned). Raises :class:`InferenceError` if they do not fit."""
     check_size(tensor)
     if tensor.datatype not in NUMPY_TYPES:
-        raise _invalid(f"input '{tensor.name}': numpy has no {tensor.datatype}")
+        raise invalid(f"input '{tensor.name}': numpy has no {tensor.datatype}")
     return np.frombuffer(tensor.data, NUMPY_TYPES[tensor.datatype]).reshape(tensor.shape)
 
 

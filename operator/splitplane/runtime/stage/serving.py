@@ -18,6 +18,7 @@ from splitplane.runtime.inference import (
     Parameter,
     Tensor,
     TensorMetadata,
+    invalid,
 )
 from splitplane.runtime.metrics import StageMetrics
 from splitplane.runtime.routes import (
@@ -156,7 +157,7 @@ class StageModel:
             if unknown:
                 raise ValueError(f"codec '{unknown.pop()}' is unknown; use one of {', '.join(CODECS)}")
         except ValueError as error:
-            raise InferenceError(Failure.INVALID_ARGUMENT, f"parameter {ROUTE}: {error}") from None
+            raise invalid(f"parameter {ROUTE}: {error}") from None
         return route
 
     def _check(self, partition: Runnable, own: Hop, request: InferRequest) -> None:
