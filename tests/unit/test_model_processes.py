@@ -2,11 +2,10 @@
 
 import importlib
 import multiprocessing
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from splitplane.domain.profiles import TensorSpec
-from splitplane.model import ModelGraph, ModelSource, export, load_partition
+from splitplane.model import ModelGraph, ModelSource, export, load_partition, load_weights
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
 BATCHES = (1, 3, 8)
@@ -27,31 +26,52 @@ MODELS = {
         14,
     ),
 }
-# Workers are forked from a server that has the libraries imported, and nothing of a model in memory.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["splitplane.model", "torch.export._trace", "torch._dynamo"])
+# A worker is forked from a server that has the libraries imported, and nothing of a model in memory.
+WORKERS = multiprocessing.get_context("forkserver")
+WORKERS.set_forkserver_preload(["splitplane.model", "torch.export._trace", "torch._dynamo"])
+RANGES = multiprocessing.get_context("fork")
 
 
-def run_range(source: ModelSource, first: int, last: int, fingerprint: str, given: Path, result: Path) -> None:
-    """A worker's whole life: load ``[first, last)``, run it on every batch in ``given``, write ``result``."""
-    sys.path.insert(0, str(EXAMPLES))
-    partition = load_partition(source, first, last)
-    assert partition.graph.fingerprint == fingerprint
-    tensors, results = load_file(given), {}
+@dataclass(frozen=True)
+class Range:
+    """Segments ``[first, last)``, the file with what crosses into them, and the file for what leaves them."""
+
+    first: int
+    last: int
+    given: Path
+    result: Path
+
+
+def run_range(graph: ModelGraph, part: Range) -> None:
+    """A process's whole life: load the range's weights, run it on every batch that is given, write the results."""
+    partition = load_weights(graph, part.first, part.last)
+    tensors, results = load_file(part.given), {}
     for batch in BATCHES:
-        inputs = {spec.name: tensors[f"{batch}/{spec.name}"] for spec in partition.graph.cuts[first].tensors}
-        for name, value in partition.run(first, last, inputs).items():
+        inputs = {spec.name: tensors[f"{batch}/{spec.name}"] for spec in graph.cuts[part.first].tensors}
+        for name, value in partition.run(part.first, part.last, inputs).items():
             results[f"{batch}/{name}"] = value
-    save_file(results, result)
+    save_file(results, part.result)
 
 
-def in_process(source: ModelSource, first: int, last: int, graph: ModelGraph, given: Path, result: Path) -> None:
-    process = CONTEXT.Process(target=run_range, args=(source, first, last, graph.fingerprint, given, result))
-    process.start()
-    process.join(120)
-    if process.exitcode is None:
-        process.kill()
-    assert process.exitcode == 0, f"range {first}:{last} ended with {process.exitcode}"
+def run_ranges(source: ModelSource, fingerprint: str, parts: Sequence[Range]) -> None:
+    """Export the model, then give every range a process of its own, one after another."""
+    sys.path.insert(0, str(EXAMPLES))
+    torch.set_num_threads(1)
+    graph = export(source)
+    assert graph.fingerprint == fingerprint
+    for part in parts:
+        finish(RANGES.Process(target=run_range, args=(graph, part), name=f"{part.first}:{part.last}"))
+
+
+def finish(*processes: BaseProcess) -> None:
+    """Run processes side by side to a good end."""
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        if process.exitcode is None:
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * len(processes), processes
 
 
 def real_inputs(name: str) -> dict[str, torch.Tensor]:
@@ -87,18 +107,16 @@ def test_two_processes_give_what_the_eager_whole_gives_at_every_cut(name: str, t
     with torch.inference_mode():
         expected = {batch: whole(*(inputs[f"{batch}/{spec.name}"] for spec in specs)) for batch in BATCHES}
 
-    def error_at(cut: int) -> float:
-        bounds = sorted({0, cut, cuts - 1})
-        for first, last in pairwise(bounds):
-            given = tmp_path / ("0" if first == 0 else f"{cut}-middle")
-            result = tmp_path / (f"{cut}-end" if last == cuts - 1 else f"{cut}-middle")
-            in_process(source, first, last, graph, given, result)
-        outputs = load_file(tmp_path / f"{cut}-end")
-        return max(float((outputs[f"{batch}/output_0"] - expected[batch]).abs().max()) for batch in BATCHES)
-
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        errors = list(pool.map(error_at, range(1, cuts)))
-    assert max(errors) <= TOLERANCE, errors
+    end, interior = cuts - 1, range(1, cuts - 1)
+    fronts = [Range(0, cut, tmp_path / "0", tmp_path / f"{cut}") for cut in range(1, cuts)]
+    backs = [Range(cut, end, tmp_path / f"{cut}", tmp_path / f"{cut}-{end}") for cut in interior]
+    for parts in (fronts, backs):
+        halves = [WORKERS.Process(target=run_ranges, args=(source, graph.fingerprint, parts[i::2])) for i in (0, 1)]
+        finish(*halves)
+    for path in (tmp_path / f"{end}", *(part.result for part in backs)):
+        outputs = load_file(path)
+        for batch in BATCHES:
+            assert (outputs[f"{batch}/output_0"] - expected[batch]).abs().max() <= TOLERANCE, (path.name, batch)
 
 
 def test_a_process_reads_only_the_tensors_of_its_range(tmp_path: Path) -> None:
