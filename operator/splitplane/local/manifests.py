@@ -21,7 +21,7 @@ def bootstrap(facts: Mapping[str, str]) -> dict[str, Any]:
             [
                 _rule("", ["persistentvolumeclaims"], ["get", "list"]),
                 _rule("", ["persistentvolumes"], ["get", "list", "create", "delete"]),
-                _rule("", ["nodes"], ["get", "list"]),
+                _rule("", ["nodes"], ["get", "list", "delete"]),
             ],
         ),
         {

@@ -1,10 +1,12 @@
 """What the supervisor tells each node's agent, and the uplink proxy: pure builders over the cluster's configuration."""
 
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from splitplane.local.addresses import KUBELET_PORT, METRICS_PORT, PROXY_PORT, Addresses
+from splitplane.local.agent.config import EMULATED_ANNOTATION
 from splitplane.local.config import ClusterConfig, LinkConfig, NodeConfig
 from splitplane.local.identities import Identities
 from splitplane.local.paths import ClusterPaths
@@ -46,8 +48,17 @@ def agent_config(
         "apiServer": addresses.api_server,
         "clusterCa": str(identities.authority),
         "nodeLeaseSeconds": LEASE_SECONDS,
-        "prometheusUrl": addresses.prometheus_url,
     }
+
+
+def removed(present: Iterable[Mapping[str, Any]], config: ClusterConfig) -> list[str]:
+    """Names of Node objects that agents of this cluster registered, and that its configuration no longer has."""
+    configured = {node.name for node in config.nodes}
+    return [
+        node["metadata"]["name"]
+        for node in present
+        if node["metadata"]["name"] not in configured and EMULATED_ANNOTATION in node["metadata"].get("annotations", {})
+    ]
 
 
 def _unshaped(node: NodeConfig, config: ClusterConfig, addresses: Addresses) -> list[str]:

@@ -106,6 +106,9 @@ class Supervisor:
             asyncio.create_task(self._watch_nodes(api), name="nodes"),
             asyncio.create_task(provisioner.run(), name="volumes"),
         ]
+        while not await self._removed_nodes_gone(api):
+            self._check_fatal()
+            await asyncio.sleep(0.1)
         while not all(part.ready for part in self._parts.values()):
             self._check_fatal()
             await asyncio.sleep(0.1)
@@ -223,6 +226,17 @@ class Supervisor:
                     self._ready_nodes = ready
                     self._publish()
             await asyncio.sleep(0.5 if self._phase == "starting" else 2.0)
+
+    async def _removed_nodes_gone(self, api: ApiClient) -> bool:
+        """Delete nodes that the configuration no longer has: nobody will make them ready again, or end their pods."""
+        try:
+            for name in nodes.removed((await api.get("/api/v1/nodes"))["items"], self._config):
+                _log.info("node %s is no longer configured", name)
+                await api.delete(f"/api/v1/nodes/{name}")
+        except ApiError as error:
+            _log.info("nodes not looked through yet: %s", error)
+            return False
+        return True
 
     async def _stop(self, *, failed: bool) -> None:
         if not failed:

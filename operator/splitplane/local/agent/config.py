@@ -9,6 +9,9 @@ from pydantic.alias_generators import to_camel
 
 from splitplane.local.agent.errors import ConfigError
 
+EMULATED_ANNOTATION = "local.splitplane.dev/emulated"
+"""On every node that an agent registers: what of it is emulated."""
+
 
 class Taint(BaseModel):
     """A taint that the node registers with."""
@@ -56,7 +59,6 @@ class AgentConfig(BaseModel):
     api_server: str
     cluster_ca: Path
     node_lease_seconds: int = Field(default=4, gt=0)
-    prometheus_url: str | None = None
 
     @property
     def pods_dir(self) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from splitplane.domain.times import micro_timestamp, timestamp
 from splitplane.local.agent.api import TYPE_MERGE, Api, Object, path_of
-from splitplane.local.agent.config import AgentConfig
+from splitplane.local.agent.config import EMULATED_ANNOTATION, AgentConfig
 from splitplane.local.agent.errors import ApiError
 
 VERSION = version("splitplane")
@@ -39,7 +39,7 @@ def annotations(config: AgentConfig) -> dict[str, str]:
     """What is emulated or missing here, for whoever describes the node."""
     return {
         "local.splitplane.dev/not-enforced": NOT_ENFORCED,
-        "local.splitplane.dev/emulated": f"speed factor {config.speed_factor:g}"
+        EMULATED_ANNOTATION: f"speed factor {config.speed_factor:g}"
         + (f"; traffic to other tiers through {config.proxy}" if config.proxy else ""),
     }
 
