@@ -1,10 +1,24 @@
 """Volumes on the embedded cluster: what pods read and write, how it follows its source, and a pod's own API access."""
 
+import asyncio
+import base64
 import json
 from pathlib import Path
 
 import pytest
 from agent_pods import Kubectl, Object, Pods, container, pod, until
+
+from splitplane.local.agent import volumes
+from splitplane.local.agent.addresses import AddressPool
+from splitplane.local.agent.api import Api
+from splitplane.local.agent.cluster import ClusterReader
+from splitplane.local.agent.config import load
+from splitplane.local.agent.events import Events
+from splitplane.local.agent.following import ObjectFollower
+from splitplane.local.agent.guard import Guard
+from splitplane.local.agent.pod_volumes import PodVolumes
+from splitplane.local.agent.services import Services
+from splitplane.local.cluster import Cluster
 
 pytestmark = pytest.mark.integration
 
@@ -31,6 +45,12 @@ while True:
 @pytest.fixture
 def pods(kubectl: Kubectl, namespace: str) -> Pods:
     return Pods(kubectl, namespace)
+
+
+def claims(token: str) -> Object:
+    """What a token says of itself."""
+    found: Object = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+    return found
 
 
 def config_map(name: str, **data: str) -> Object:
@@ -180,6 +200,39 @@ print(json.dumps({'aud': claims['aud'], 'life': claims['exp'] - claims['iat']}))
     volumes = [{"name": "t", "projected": {"sources": [source]}}]
     pods.apply(pod("token", container(program, "/t/token", volumeMounts=mounted("t", "/t")), volumes=volumes))
     assert pods.output("token") == {"aud": ["models"], "life": 600}
+
+
+async def test_a_projected_token_is_replaced_before_it_ends(
+    cluster: Cluster, pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The API's shortest life is 600 s: replaced after two of them, not after 480.
+    monkeypatch.setattr(volumes, "RENEWED_AT_SHARE", 2 / 600)
+    source = {"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}
+    spec = {"nodeName": "edge-1", "volumes": [{"name": "t", "projected": {"sources": [source]}}]}
+    pods.apply(pod("holder", container("import time; time.sleep(600)"), automountServiceAccountToken=False, **spec))
+    config = load(cluster.paths.node("edge-1") / "agent.json")
+    api = await Api.connect(config.kubeconfig)
+    services = Services(
+        config=config, api=api, reader=ClusterReader(api), events=Events(api, config.node),
+        guard=Guard(), addresses=AddressPool(config.pod_cidr, []), follower=ObjectFollower(api),
+    )  # fmt: skip
+    own = PodVolumes(services, pods.ready("holder"), tmp_path, "")
+    try:
+        path = (await own.ready())["t"] / "token"
+        first = path.read_text()
+        # The pod's volumes are kept up by this process's loop, so it must not be blocked.
+        await asyncio.to_thread(until, "another token", lambda: path.read_text() != first)
+        second = path.read_text()
+    finally:
+        own.close()
+        services.guard.close()
+        await api.close()
+    assert claims(second)["iat"] >= claims(first)["iat"] + 2
+    assert claims(second)["exp"] > claims(first)["exp"]
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": second}}
+    verdict = json.loads(pods("create", "-f", "-", "-o", "json", stdin=json.dumps(review)))["status"]
+    assert verdict["authenticated"]
+    assert verdict["user"]["username"] == f"system:serviceaccount:{pods.namespace}:default"
 
 
 def test_a_deleted_pod_leaves_no_folder(pods: Pods, state_home: Path) -> None:

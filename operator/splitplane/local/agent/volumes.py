@@ -21,6 +21,8 @@ Object = dict[str, Any]
 
 API_KINDS = ("configMap", "secret", "downwardAPI", "projected")
 _TOKEN_SECONDS = 3600
+RENEWED_AT_SHARE = 0.8
+RENEWED_AFTER_SECONDS = 86400.0
 
 
 class Reader(Protocol):
@@ -160,12 +162,14 @@ async def _part(
     if "serviceAccountToken" in part:
         source = part["serviceAccountToken"]
         seconds = int(source.get("expirationSeconds", _TOKEN_SECONDS))
-        now = time.time()
         token, ends = await reader.token(pod, audience=source.get("audience") or None, seconds=seconds)
-        # As kubelet does: a new one when a fifth of its life is left, and at least once a day.
-        renew = min(now + 0.8 * (ends - now), now + 86400)
-        return Content({source["path"]: File(token.encode(), 0o600)}, renew)
+        return Content({source["path"]: File(token.encode(), 0o600)}, renewal_of(ends, now=time.time()))
     raise StartError("ContainerCreating", f"projected source {', '.join(part)} is not offered by the embedded cluster")
+
+
+def renewal_of(ends: float, *, now: float) -> float:
+    """When to replace a token made now that ends then, by kubelet's rule: at four fifths of its life, or a day."""
+    return now + min(RENEWED_AT_SHARE * (ends - now), RENEWED_AFTER_SECONDS)
 
 
 def _keys(
