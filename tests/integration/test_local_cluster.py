@@ -11,11 +11,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from agent_pods import Object, Pods, container, pod
 
+from splitplane.domain.times import timestamp
 from splitplane.local import report
 from splitplane.local.addresses import Addresses
 from splitplane.local.cluster import Cluster
@@ -46,11 +50,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=120)
 
 
-def until(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 40.0, *, pause: float = 0.1) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.1)
+        time.sleep(pause)
     return value
 
 
@@ -71,11 +75,11 @@ def pids(cluster: Cluster) -> dict[str, int]:
     return {name: part["pid"] for name, part in cluster.status()["components"].items()}
 
 
-def kubectl_of(cluster: Cluster, *arguments: str) -> str:
-    program = cluster.binaries()["kubectl"]
+def kubectl_of(cluster: Cluster, *arguments: str, stdin: str | None = None) -> str:
     result = subprocess.run(
-        [program, f"--kubeconfig={cluster.paths.kubeconfig}", *arguments], capture_output=True, text=True, check=False
-    )
+        [cluster.binaries()["kubectl"], f"--kubeconfig={cluster.paths.kubeconfig}", *arguments],
+        input=stdin, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     return result.stdout + result.stderr
 
 
@@ -106,6 +110,46 @@ def test_a_second_up_is_a_no_op_and_down_leaves_nothing_but_state(own: Cluster) 
     assert processes(own) == []
 
 
+def server(node: str) -> Object:
+    """A pod on ``node`` that is ready when its probe says so."""
+    probe = {"exec": {"command": ["python", "-c", ""]}, "periodSeconds": 1}
+    sleeper = container("import time; time.sleep(10**6)", readinessProbe=probe)
+    return pod("server", sleeper, nodeName=node, restartPolicy="Always", terminationGracePeriodSeconds=1)
+
+
+def test_a_cluster_comes_back_with_its_pods_ready_and_without_nodes_taken_away(own: Cluster) -> None:
+    def nodes(*names: str) -> ClusterConfig:
+        return ClusterConfig.model_validate({"nodes": [{"name": name} for name in names]})
+
+    own.up(nodes("a", "b"))
+    pods = Pods(partial(kubectl_of, own), "default")
+    pods.apply(server("a"))
+    pods.ready("server")
+
+    own.down()
+    own.up(nodes("a"))
+    assert kubectl_of(own, "get", "nodes", "-o", "name").split() == ["node/a"]
+    until(lambda: pods.status("server")["restartCount"] == 1)
+    pods.ready("server")
+
+    own.down()
+    own.up(nodes("a", "b"))
+    assert kubectl_of(own, "get", "nodes", "-o", "name").split() == ["node/a", "node/b"]
+    until(lambda: pods.status("server")["restartCount"] == 2, seconds=8)  # without the back-off of one that crashes
+    pods.ready("server")
+
+
+def test_a_pod_that_another_marks_unready_is_ready_again_at_once(kubectl: Kubectl, namespace: str) -> None:
+    pods = Pods(kubectl, namespace)
+    pods.apply(server("system-1"))
+    pods.ready("server")
+    for _ in range(5):
+        # As the node lifecycle controller does with the pods of a node that it holds for lost.
+        unready = {"type": "Ready", "status": "False", "lastTransitionTime": timestamp(time.time())}
+        pods("patch", "pod", "server", "--subresource=status", "-p", json.dumps({"status": {"conditions": [unready]}}))
+        pods.ready("server")
+
+
 def test_killed_components_come_back(own: Cluster) -> None:
     own.up(BARE)
     before = own.status()["components"]
@@ -127,22 +171,58 @@ def test_down_ends_what_a_killed_supervisor_left(own: Cluster) -> None:
     assert processes(own) == []
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.5, 3.0])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_up_leaves_no_process(own: Cluster, tmp_path: Path, seconds: float, number: int) -> None:
+def held(cluster: Cluster, part: str) -> Process:
+    """The process of ``part`` as soon as it is there, stopped: the cluster cannot get ready without it."""
+
+    def running() -> Process | None:
+        status = cluster.status()
+        found = {**status.get("components", {}), **status.get("nodes", {})}.get(part) or {}
+        return Process(found["pid"], found["started"]) if found.get("pid") else None
+
+    process: Process = until(running, pause=0.01)
+    process.signal(signal.SIGSTOP)
+    return process
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A command that runs; killed if the test has not ended it."""
+    # A shell that runs the tests in its background has them ignore SIGINT, and so would the command.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heeding
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("part", "number"),
+    [
+        ("", signal.SIGINT),
+        ("etcd", signal.SIGTERM),
+        ("kube-apiserver", signal.SIGINT),
+        ("kube-scheduler", signal.SIGTERM),
+        ("edge-1", signal.SIGINT),
+    ],
+    ids=["at once", "etcd", "API server", "scheduler", "node agent"],
+)
+def test_an_up_interrupted_while_it_waits_for_a_part_leaves_no_process(
+    own: Cluster, tmp_path: Path, part: str, number: int
+) -> None:
     config = tmp_path / "cluster.yaml"
     config.write_text("nodes: [{name: edge-1, tier: edge}]")
-    up = subprocess.Popen(
-        command("up", "--name", own.paths.name, "--config", str(config)), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    until(lambda: own.paths.root.exists() or up.poll() is not None)
-    time.sleep(seconds)
-    finished = up.poll() is not None
-    up.send_signal(number)
-    output, _ = up.communicate(timeout=60)
-    if finished:
-        pytest.skip("this machine was up before the signal came")
+    with started("up", "--name", own.paths.name, "--config", str(config)) as up:
+        if part:
+            held(own, part)
+            assert own.status()["phase"] == "starting"
+        else:
+            until(own.paths.root.exists, pause=0.01)
+        up.send_signal(number)
+        output, _ = up.communicate(timeout=60)
     assert up.returncode == 130, output
     assert processes(own) == []
     assert not own.running

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from splitplane.local.agent import logs, state, volumes
+from splitplane.local.agent import lifecycle, logs, state, volumes
 from splitplane.local.agent.logs import LogWriter, Selection, Tail
-from splitplane.local.agent.state import ContainerRecord, PodRecord
+from splitplane.local.agent.manager import take_over
+from splitplane.local.agent.state import Backoff, ContainerRecord, Ended, PodRecord
 from splitplane.local.agent.volumes import Content, File
 
 
@@ -97,3 +98,20 @@ def test_a_record_survives_and_a_broken_one_is_none(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{")
     assert state.load(tmp_path) is None
     assert state.load(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("life", "renewed_after"), [(600, 480), (3607, 2885.6), (86_400, 69_120), (7 * 86_400, 86_400), (0, 0)]
+)
+def test_a_token_is_replaced_while_a_fifth_of_its_life_is_left_and_daily(life: float, renewed_after: float) -> None:
+    assert volumes.renewal_of(1000.0 + life, now=1000.0) == pytest.approx(1000.0 + renewed_after)
+
+
+def test_a_new_agent_forgets_the_back_off_of_pods_that_went_down_with_the_node(tmp_path: Path) -> None:
+    ended = Ended(exit_code=143, reason="Error", started_at=1.0, finished_at=2.0)
+    container = ContainerRecord(runs=3, ended=ended, backoff=Backoff(seconds=160.0, raised_at=2.0))
+    record = PodRecord(namespace="n", name="p", uid="u", admitted_at=1.0, containers={"c": container})
+    state.save(record, tmp_path / "u")
+    found = take_over(tmp_path)["u"].containers["c"]
+    assert lifecycle.restart_at(found, ended) == ended.finished_at
+    assert found.restarts == 2

@@ -147,7 +147,10 @@ class PodManager:
 
 
 def take_over(pods_dir: Path) -> dict[str, PodRecord]:
-    """The records that a former agent left, by pod UID, with every process that it left ended."""
+    """The records that a former agent left, by pod UID, with every process that it left ended.
+
+    Back-offs are forgotten, as a kubelet forgets them: that a node was switched off is no fault of its pods.
+    """
     records = {}
     pods_dir.mkdir(parents=True, exist_ok=True)
     for folder in pods_dir.iterdir():
@@ -155,6 +158,7 @@ def take_over(pods_dir: Path) -> dict[str, PodRecord]:
         if record is None:
             continue
         for container in record.containers.values():
+            container.backoff = None
             run = container.run
             if run is None:
                 continue

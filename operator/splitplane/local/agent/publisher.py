@@ -1,4 +1,8 @@
-"""Brings a pod's status to the API server: always the latest, again after failures, never holding up the pod."""
+"""Brings a pod's status to the API server: always the latest, again after failures, never holding up the pod.
+
+Others write there too: the control plane marks the pods of a node unready that it holds for lost. What the agent has
+sent once is therefore sent again when the pod has been written since, or a ready pod would stay unready for ever.
+"""
 
 import asyncio
 import copy
@@ -22,13 +26,15 @@ class Publisher:
         self._path = path_of("pods", namespace=meta["namespace"], name=meta["name"])
         self._build: Callable[[Object], Object] | None = None
         self._delete = False
-        self._sent: Object | None = None
+        self._sent: tuple[Object, int] | None = None
+        """The status that was sent last, and the version of the pod that it made."""
         self._wanted = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"status of {self._path}")
 
     def seen(self, pod: Object) -> None:
-        """The API server's present version."""
-        self._pod = pod
+        """The API server's present version, or an earlier one: the watch may lag behind our own writes."""
+        if _version(pod) > _version(self._pod):
+            self._pod = pod
 
     def publish(self, build: Callable[[Object], Object], *, delete: bool) -> None:
         """Publish what `build` makes from the present pod; `delete` then ends the pod's object."""
@@ -70,10 +76,16 @@ class Publisher:
             return
         delete = self._delete
         wanted = self._build(self._pod)
-        if wanted != self._sent:
+        if (wanted, _version(self._pod)) != self._sent:
             body = {"metadata": {"uid": self._uid}, "status": wanted}
-            self._pod = await self._api.patch(self._path + "/status", body)
-            self._sent = copy.deepcopy(wanted)
+            written = await self._api.patch(self._path + "/status", body)
+            self._sent = copy.deepcopy(wanted), _version(written)
+            self.seen(written)
         if delete:
             await self._api.delete(self._path, {"gracePeriodSeconds": 0, "preconditions": {"uid": self._uid}})
             self._delete = False
+
+
+def _version(pod: Object) -> int:
+    """Versions of one object can be compared: the API server's are those of etcd."""
+    return int(pod["metadata"]["resourceVersion"])
