@@ -133,38 +133,34 @@ def _api_server(addresses: Addresses, identities: Identities, program: str) -> C
 
 
 def _controller_manager(paths: ClusterPaths, addresses: Addresses, identities: Identities, program: str) -> Component:
-    port = addresses.port("kube-controller-manager")
-    pair = identities.controller_manager
-    return Component(
-        "kube-controller-manager",
-        (
-            program, f"--kubeconfig={paths.kubeconfigs / 'kube-controller-manager'}",
-            f"--controllers={','.join(CONTROLLERS)}",
-            "--bind-address=127.0.0.1", f"--secure-port={port}",
-            f"--tls-cert-file={pair.certificate}", f"--tls-private-key-file={pair.key}",
-            "--authentication-skip-lookup=true", "--leader-elect=false", "--use-service-account-credentials=true",
-            f"--root-ca-file={identities.authority}",
-            f"--service-account-private-key-file={identities.service_accounts[1]}",
-            # A lost node is noticed in seconds, so that demos and tests do not wait for minutes.
-            "--node-monitor-period=1s", "--node-monitor-grace-period=6s",
-            "--node-eviction-rate=10", "--secondary-node-eviction-rate=10", "--unhealthy-zone-threshold=1.0",
-            "--pvclaimbinder-sync-period=5s", "--profiling=false",
-        ),
-        Probe(f"https://127.0.0.1:{port}/healthz", identities.authority),
-        _quiet(),
+    return _controller(
+        "kube-controller-manager", identities.controller_manager, paths, addresses, identities, program,
+        f"--controllers={','.join(CONTROLLERS)}", "--use-service-account-credentials=true",
+        f"--root-ca-file={identities.authority}",
+        f"--service-account-private-key-file={identities.service_accounts[1]}",
+        # A lost node is noticed in seconds, so that demos and tests do not wait for minutes.
+        "--node-monitor-period=1s", "--node-monitor-grace-period=6s",
+        "--node-eviction-rate=10", "--secondary-node-eviction-rate=10", "--unhealthy-zone-threshold=1.0",
+        "--pvclaimbinder-sync-period=5s",
     )  # fmt: skip
 
 
 def _scheduler(paths: ClusterPaths, addresses: Addresses, identities: Identities, program: str) -> Component:
-    port = addresses.port("kube-scheduler")
-    pair = identities.scheduler
+    return _controller("kube-scheduler", identities.scheduler, paths, addresses, identities, program)
+
+
+def _controller(
+    name: str, pair: KeyPair, paths: ClusterPaths, addresses: Addresses, identities: Identities, program: str,
+    *more: str,
+) -> Component:  # fmt: skip
+    """A client of the API server that answers for its health alone: one of its kind, so it need not elect a leader."""
+    port = addresses.port(name)
     return Component(
-        "kube-scheduler",
+        name,
         (
-            program, f"--kubeconfig={paths.kubeconfigs / 'kube-scheduler'}",
-            "--bind-address=127.0.0.1", f"--secure-port={port}",
+            program, f"--kubeconfig={paths.kubeconfigs / name}", "--bind-address=127.0.0.1", f"--secure-port={port}",
             f"--tls-cert-file={pair.certificate}", f"--tls-private-key-file={pair.key}",
-            "--authentication-skip-lookup=true", "--leader-elect=false", "--profiling=false",
+            "--authentication-skip-lookup=true", "--leader-elect=false", "--profiling=false", *more,
         ),
         Probe(f"https://127.0.0.1:{port}/healthz", identities.authority),
         _quiet(),
