@@ -1,12 +1,13 @@
 """Runs the demo from nothing to the report: see `--help`."""
 
 import argparse
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import yaml
@@ -44,7 +45,8 @@ class Demo:
         self.log = self.out / "requests.jsonl"
         self.began = time.monotonic()
         self.marks: list[report.Mark] = []
-        self.steps: list[report.StepReport] = []
+        self.steps: list[tuple[float, report.StepReport]] = []
+        """With the time of each one's event."""
         self.shown: list[str] = []
         self.kube: Kube
 
@@ -62,7 +64,9 @@ class Demo:
             config = self.devices()
         try:
             with console.status("Starting the control plane, Prometheus and four nodes"):
-                self.local_command("down", "--purge")
+                gone = self.local_command("down", "--purge")
+                if "is down" in gone:
+                    self.say(f"The cluster '{name}' of an earlier run was removed")
                 self.local_command("up", "--config", str(config))
             kubeconfig = Path(self.local_command("kubeconfig").strip())
             self.kube = Kube(binaries.ensure("kubectl"), kubeconfig, "default")
@@ -70,8 +74,9 @@ class Demo:
             yield
         finally:
             if self.options.keep:
-                self.say(f"The cluster stays up: export KUBECONFIG=$(splitplane local kubeconfig --name {name})")
-                self.say(f"End it with: splitplane local down --name {name} --purge")
+                command = f"{Path(sys.executable).with_name('splitplane')} local"
+                self.say(f"The cluster stays up. Look at it: {command} kubectl --name {name} -- get ipipe,pods")
+                self.say(f"End it: {command} down --name {name} --purge")
             else:
                 with console.status("Stopping the cluster"):
                     self.local_command("down", "--purge")
@@ -151,7 +156,7 @@ class Demo:
         client.stdin.write(f"rate {rate}\n")
         client.stdin.flush()
 
-    def steady(self, seconds: float) -> list[report.Request]:
+    def steady(self, name: str, seconds: float) -> list[report.Request]:
         """Requests sent in so many seconds of a steady state, all of them answered.
 
         The state is steady once what queued up during the change has been answered: the last ten answers all came
@@ -163,8 +168,10 @@ class Demo:
             bound = 1.5 * active(self.kube, PIPELINE).predicted_p95 / 1e3
             return len(last) == 10 and all(request.ok and request.seconds <= bound for request in last)
 
-        with suppress(DemoError):  # Measured all the same, and told by what the measurement shows.
+        try:
             wait_for("a steady state", drained, seconds=self.options.settle)
+        except DemoError as error:  # Measured all the same.
+            self.shown.append(f"{name}: {error}")
         start = time.time()
         time.sleep(seconds)
         end = time.time()
@@ -186,59 +193,62 @@ class Demo:
                 status.update(f"Serving {now.text}; {now.conditions.get('Progressing', '')}")
                 return now if now.generation > before.generation and step.settled(before, now, first) else None
 
-            after = wait_for(step.name, settled, seconds=120, show=lambda: str(active(self.kube, PIPELINE).conditions))
+            after = wait_for(
+                step.name, settled, seconds=step.within, show=lambda: str(active(self.kube, PIPELINE).conditions)
+            )
         served = time.time()
         self.marks.append(report.Mark(served, after.text, is_event=False))
         self.say(f"    {before.text} -> [bold]{after.text}[/] after {served - began:.1f} s: {after.why(began - 1)}")
-        for at, _, message in after.switches:
-            if at >= began - 1:
-                self.say(f"    [dim]{message}[/]")
+        for change in after.changes:
+            if change.at >= began - 1:
+                self.say(f"    [dim]{change.message}[/]")
         self.record(step.name, before=before, began=began, seconds_to_plan=served - began, rate=step.rate)
 
     def record(self, name: str, *, before: Active, began: float, seconds_to_plan: float, rate: float) -> None:
+        """Measures the steady state after an event. Failures are counted at the end: see ``finish``."""
         seconds = max(self.options.steady, MEASURED_REQUESTS / rate)
         with console.status("Measuring the steady state"):
-            window = self.steady(seconds)
+            window = self.steady(name, seconds)
         after = active(self.kube, PIPELINE)
-        sent = report.between(report.read_log(self.log), began, time.time())
-        failed = [request for request in sent if not request.ok]
         observed = report.p95_ms(window)
         goodput = sum(request.ok for request in window) / seconds
         p95 = f"p95 predicted {after.predicted_p95:.0f} ms, observed {observed:.0f} ms"
-        counts = f"{len(sent)} requests, {len(failed)} failed; {goodput:.1f} answers/s"
-        self.say(f"    {p95}; {after.cost_per_hour:.2f}/h; {counts}")
-        if failed:
-            self.shown.append(f"{name}: {len(failed)} requests failed, the first with: {failed[0].error}")
+        self.say(f"    {p95}; {after.cost_per_hour:.2f}/h; {goodput:.1f} answers/s")
         if goodput < 0.95 * rate:
             self.shown.append(f"{name}: {goodput:.1f} answers/s where {rate:.1f}/s were sent")
         if not 0.75 * observed <= after.predicted_p95 <= 1.25 * observed:
             self.shown.append(f"{name}: predicted p95 {after.predicted_p95:.0f} ms, observed {observed:.0f} ms")
         pods = self.kube.pods(**{"splitplane.dev/pipeline": PIPELINE, "app.kubernetes.io/component": "stage"})
-        why = after.why(began - 1 if self.steps else 0.0)
-        self.steps.append(
-            report.StepReport(
-                name=name, planBefore=before.text, planAfter=after.text, reason=why,
-                predictedP95Ms=round(after.predicted_p95, 1), observedP95Ms=round(observed, 1),
-                costPerHour=after.cost_per_hour, requests=len(sent), failed=len(failed),
-                goodputPerSecond=round(goodput, 2), secondsToNewPlan=round(seconds_to_plan, 1),
-                podUids=sorted(pod["metadata"]["uid"] for pod in pods),
-            )
+        step = report.StepReport(
+            name=name, planBefore=before.text, planAfter=after.text,
+            reason=after.why(began - 1 if self.steps else 0.0),
+            predictedP95Ms=round(after.predicted_p95, 1), observedP95Ms=round(observed, 1),
+            costPerHour=after.cost_per_hour, goodputPerSecond=round(goodput, 2),
+            secondsToNewPlan=round(seconds_to_plan, 1), podUids=sorted(pod["metadata"]["uid"] for pod in pods),
         )  # fmt: skip
+        self.steps.append((began, step))
 
     def finish(self) -> None:
+        """The report, once the client has ended: every request that it sent belongs to a step and has its answer."""
         requests = report.read_log(self.log)
-        if not requests:
+        if not self.steps:
             return
-        min_cosine = min((r.cosine for r in requests if r.cosine is not None), default=float("nan"))
-        report.write_json(self.out / "report.json", self.steps, min_cosine=min_cosine)
+        limit = self.kube.get("ipipe", PIPELINE)["spec"]["objectives"]["latencyP95Milliseconds"]
+        ends = [*(began for began, _ in self.steps[1:]), math.inf]
+        steps = [
+            step.counting(report.between(requests, began, end), limit_ms=limit)
+            for (began, step), end in zip(self.steps, ends, strict=True)
+        ]
+        report.write_json(self.out / "report.json", steps)
         report.plot(self.out / "timeline.png", requests, self.marks, title="CREPE, split and re-planned by Splitplane")
-        console.print(report.table(self.steps))
-        console.print(
-            f"Nearest to the unsplit model's answers: lowest cosine {min_cosine:.6f} of {len(requests)} requests"
-        )
+        console.print(report.table(steps))
+        console.print(f"{len(requests)} requests; a request is over the limit after {limit} ms, also during a change")
         console.print(f"Report: {self.out / 'report.json'}   Plot: {self.out / 'timeline.png'}")
-        if not min_cosine >= 0.999:
-            self.shown.append(f"an answer differs from the unsplit model's: cosine {min_cosine:.6f}")
+        for step in steps:
+            if step.failed:
+                self.shown.append(f"{step.name}: {step.failed} requests failed (see {self.log})")
+            if not step.minCosine >= step.least_cosine:
+                self.shown.append(f"{step.name}: an answer has cosine {step.minCosine:.6f} to the unsplit model's")
 
     def run(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -249,8 +259,8 @@ class Demo:
             with ExitStack() as stack:
                 stack.callback(self.finish)
                 client = stack.enter_context(self.client(data))
-                self.set_rate(client, BASE_RATE)
                 began = time.time()
+                self.set_rate(client, BASE_RATE)
                 with console.status("First traffic"):
                     time.sleep(self.options.warm)
                 first = wait_for("a split plan", lambda: _split(self.kube), seconds=90)

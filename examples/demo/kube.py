@@ -44,16 +44,26 @@ class Kube:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A decision that changed the plan, as the status remembers it."""
+
+    at: float
+    reason: str
+    message: str
+    predicted_p95: float
+    """Milliseconds, as expected when it was decided; NaN where there was no finite number."""
+
+
+@dataclass(frozen=True, slots=True)
 class Active:
-    """What the pipeline's status says of the plan that serves. Times are milliseconds."""
+    """What the pipeline's status says of the plan that serves."""
 
     summary: str
     generation: int
     replicas: dict[str, int]
-    predicted_p95: float
     cost_per_hour: float
-    switches: tuple[tuple[float, str, str], ...]
-    """(time, reason, message) of the remembered decisions that changed the plan, oldest first."""
+    changes: tuple[Change, ...]
+    """Oldest first."""
     ready: bool
     conditions: dict[str, str] = field(default_factory=dict)
 
@@ -62,9 +72,14 @@ class Active:
         counts = ", ".join(f"{count} {tier}" for tier, count in self.replicas.items())
         return f"{self.summary} ({counts})" if self.summary else "none"
 
+    @property
+    def predicted_p95(self) -> float:
+        """What this plan was expected to give when it was decided, in milliseconds."""
+        return self.changes[-1].predicted_p95 if self.changes else float("nan")
+
     def why(self, since: float) -> str:
-        """Reasons of the decisions made since then, in their order, each once."""
-        return ", ".join(dict.fromkeys(reason for at, reason, _ in self.switches if at >= since)) or "none"
+        """Reasons of the changes made since then, in their order, each once."""
+        return ", ".join(dict.fromkeys(change.reason for change in self.changes if change.at >= since)) or "none"
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -75,11 +90,16 @@ def active(kube: Kube, pipeline: str) -> Active:
     status = kube.get("ipipe", pipeline).get("status", {})
     plan = status.get("plan") or {}
     conditions = {c["type"]: c for c in status.get("conditions", [])}
-    switches = sorted(
-        (datetime.fromisoformat(d["time"]).timestamp(), d["reason"], d.get("message", ""))
+    changes = [
+        Change(
+            at=datetime.fromisoformat(d["time"]).timestamp(),
+            reason=d["reason"],
+            message=d.get("message", ""),
+            predicted_p95=float(d.get("predictedP95Milliseconds", "nan")),
+        )
         for d in status.get("decisions", [])
         if d["action"] != "Hold"
-    )
+    ]
     replicas: dict[str, int] = {}
     for stage in plan.get("stages", []):
         replicas[stage["tier"]] = replicas.get(stage["tier"], 0) + stage["replicas"]
@@ -87,9 +107,8 @@ def active(kube: Kube, pipeline: str) -> Active:
         summary=plan.get("summary", ""),
         generation=plan.get("generation", 0),
         replicas=replicas,
-        predicted_p95=float(plan.get("predictedP95Milliseconds") or "nan"),
         cost_per_hour=float(plan.get("costPerHour") or "nan"),
-        switches=tuple(switches),
+        changes=tuple(sorted(changes, key=lambda change: change.at)),
         ready=conditions.get("Ready", {}).get("status") == "True",
         conditions={
             name: f"{c['status']} {c.get('reason', '')}: {c.get('message', '')}" for name, c in conditions.items()

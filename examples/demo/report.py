@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -36,11 +36,30 @@ class StepReport:
     predictedP95Ms: float  # noqa: N815
     observedP95Ms: float  # noqa: N815
     costPerHour: float  # noqa: N815
-    requests: int
-    failed: int
     goodputPerSecond: float  # noqa: N815
     secondsToNewPlan: float  # noqa: N815
     podUids: list[str]  # noqa: N815
+    requests: int = 0
+    failed: int = 0
+    overLimit: int = 0  # noqa: N815
+    """Answered later than the pipeline's latency limit, the change itself included."""
+    minCosine: float = 1.0  # noqa: N815
+    """Lowest cosine of an answer to the unsplit model's."""
+
+    @property
+    def least_cosine(self) -> float:
+        """What ``minCosine`` must reach: int8 on the wire rounds more than fp32 and fp16 do."""
+        return 0.999 if "int8" in self.planBefore + self.planAfter else 0.9999
+
+    def counting(self, requests: Sequence[Request], *, limit_ms: float) -> "StepReport":
+        """The same with the counts of all requests that were sent between this event and the next."""
+        return replace(
+            self,
+            requests=len(requests),
+            failed=sum(not request.ok for request in requests),
+            overLimit=sum(request.ok and request.seconds * 1e3 > limit_ms for request in requests),
+            minCosine=min((r.cosine for r in requests if r.cosine is not None), default=float("nan")),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +89,27 @@ def p95_ms(requests: Sequence[Request]) -> float:
     return float(np.percentile(seconds, 95) * 1e3) if seconds else float("nan")
 
 
-def write_json(path: Path, steps: Sequence[StepReport], *, min_cosine: float) -> None:
-    path.write_text(json.dumps({"steps": [asdict(step) for step in steps], "minCosine": min_cosine}, indent=2) + "\n")
+def write_json(path: Path, steps: Sequence[StepReport]) -> None:
+    summary = {
+        "steps": [asdict(step) for step in steps],
+        "requests": sum(step.requests for step in steps),
+        "failed": sum(step.failed for step in steps),
+        "minCosine": min(step.minCosine for step in steps),
+    }
+    path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def table(steps: Sequence[StepReport]) -> Table:
     result = Table(title="What happened, and what Splitplane did about it")
     for column in ("step", "plan before", "plan after", "why", "p95 predicted", "observed", "cost/h", "requests"):
         result.add_column(column, overflow="fold")
-    for column in ("failed", "goodput", "new plan after"):
+    for column in ("failed", "over limit", "goodput", "new plan after"):
         result.add_column(column, justify="right")
     for step in steps:
         result.add_row(
             step.name, step.planBefore, step.planAfter, step.reason, f"{step.predictedP95Ms:.0f} ms",
             f"{step.observedP95Ms:.0f} ms", f"{step.costPerHour:.2f}", str(step.requests), str(step.failed),
-            f"{step.goodputPerSecond:.1f}/s", f"{step.secondsToNewPlan:.1f} s",
+            str(step.overLimit), f"{step.goodputPerSecond:.1f}/s", f"{step.secondsToNewPlan:.1f} s",
         )  # fmt: skip
     return result
 

@@ -17,7 +17,8 @@ SLOW_LINK = "3Mbit"
 class Step:
     """One event. ``commands`` are arguments of `splitplane local`; ``rate`` is the client's new pace, if it changes.
 
-    ``settled`` says of (plan before, plan now, plan of the first steady state) whether the wanted plan serves.
+    ``settled`` says of (plan before, plan now, plan of the first steady state) whether the wanted plan serves;
+    ``within`` is how many seconds that may take.
     """
 
     letter: str
@@ -25,6 +26,7 @@ class Step:
     settled: Callable[[Active, Active, Active], bool]
     commands: tuple[tuple[str, ...], ...] = ()
     rate: float = BASE_RATE
+    within: float = 60.0
 
 
 def _is_split(plan: Active) -> bool:
@@ -45,12 +47,12 @@ STEPS = (
     Step(
         "c", "(c) three times the requests",
         lambda before, now, _: sum(now.replicas.values()) > sum(before.replicas.values()),
-        rate=3 * BASE_RATE,
+        rate=3 * BASE_RATE, within=120.0,
     ),
     Step(
         "d", "(d) the cloud node's price doubles",
         lambda before, now, _: now.replicas != before.replicas or now.cuts != before.cuts,
-        commands=(("node", "price", "cloud-1", "4.80"),), rate=3 * BASE_RATE,
+        commands=(("node", "price", "cloud-1", "4.80"),), rate=3 * BASE_RATE, within=120.0,
     ),
     Step(
         "e", "(e) the cloud node dies",

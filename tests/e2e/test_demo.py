@@ -30,7 +30,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         check=False,
         start_new_session=True,
     )
-    assert (out / "report.json").exists(), done.stdout + done.stderr
+    assert done.returncode in {0, 2}, done.stdout + done.stderr  # 2: some figure is not as it should be; see below.
     result: dict[str, Any] = json.loads((out / "report.json").read_text())
     assert len(result["steps"]) == 5, done.stdout + done.stderr
     result["timeline"] = (out / "timeline.png").stat().st_size
@@ -48,7 +48,15 @@ def test_no_request_fails_through_any_change(report):
 
 
 def test_answers_are_those_of_the_unsplit_model(report):
-    assert report["minCosine"] >= 0.999
+    for step in report["steps"]:
+        assert "int8" in step["planAfter"]
+        assert step["minCosine"] >= 0.999
+
+
+def test_predictions_have_the_right_size(report):
+    """On a machine with other work: `make demo` asks for 25 %."""
+    for step in report["steps"]:
+        assert 0.5 <= step["predictedP95Ms"] / step["observedP95Ms"] <= 2, step
 
 
 def test_a_slower_link_moves_the_cut_without_moving_a_pod(report):

@@ -111,6 +111,8 @@ class DecisionStatus(Model):
     message: Message = ""
     plan_before: Summary | None = None
     plan_after: Summary | None = None
+    predicted_p95_milliseconds: _Milliseconds | None = None
+    """What ``planAfter`` was expected to give when this was decided."""
     gain_percent: _Percent | None = None
     gate: Reason | None = None
     """The gate that held a better plan back."""

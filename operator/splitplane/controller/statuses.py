@@ -101,6 +101,8 @@ def decision_entry(decision: Decision, control: Control, now: float) -> Json:
         entry["planBefore"] = str(control.active.plan)
     if decision.target is not None:
         entry["planAfter"] = str(decision.target.plan)
+        if p95 := from_prediction(decision.target.predicted).get("predictedP95Milliseconds"):
+            entry["predictedP95Milliseconds"] = p95
     if (gain := percent(decision.gain)) is not None:
         entry["gainPercent"] = gain
     if decision.action is Action.HOLD and decision.gate:
