@@ -27,7 +27,7 @@ class Tool:
 
     name: str
     module: str
-    """Folder in ``gomodules`` whose go.mod and go.sum pin the sources."""
+    """Folder in ``modules`` whose go.mod and go.sum pin the sources."""
     dependency: str
     """Module path whose version in go.mod is the program's."""
     package: str
@@ -39,6 +39,7 @@ class Tool:
     tags: str = ""
     minutes: float = 1.0
     """Duration of a cold build on two cores, for the progress line."""
+    modules: Path = _MODULES
 
 
 def _same_minor(found: tuple[int, ...], pinned: tuple[int, ...]) -> bool:
@@ -52,7 +53,8 @@ def _from(lowest: tuple[int, ...]) -> Callable[[tuple[int, ...], tuple[int, ...]
     return fits
 
 
-def _kubernetes(name: str, minutes: float, *version_arguments: str) -> Tool:
+def kubernetes(name: str, minutes: float, *version_arguments: str) -> Tool:
+    """One of the commands of Kubernetes' own repository."""
     return Tool(
         name, "kubernetes", "k8s.io/kubernetes", f"k8s.io/kubernetes/cmd/{name}", version_arguments or ("--version",),
         _same_minor,
@@ -72,10 +74,10 @@ TOOLS = {
             "etcd", "etcd", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3", ("--version",), _from((3, 6)),
             minutes=0.5,
         ),
-        _kubernetes("kube-apiserver", 4.6),
-        _kubernetes("kube-controller-manager", 1.3),
-        _kubernetes("kube-scheduler", 0.5),
-        _kubernetes("kubectl", 0.8, "version", "--client"),
+        kubernetes("kube-apiserver", 4.6),
+        kubernetes("kube-controller-manager", 1.3),
+        kubernetes("kube-scheduler", 0.5),
+        kubernetes("kubectl", 0.8, "version", "--client"),
         Tool(
             # Only Kubernetes discovery: the other clouds' clients would triple the build. No web assets.
             "prometheus", "prometheus", "github.com/prometheus/prometheus",
@@ -101,10 +103,10 @@ class Building:
 
 def pinned_version(tool: Tool) -> str:
     """The version in the committed go.mod, as the program itself calls it."""
-    text = (_MODULES / tool.module / "go.mod").read_text()
-    match = re.search(rf"^(?:require|\t)\s*{re.escape(tool.dependency)} v([0-9.]+)$", text, re.MULTILINE)
+    module = tool.modules / tool.module / "go.mod"
+    match = re.search(rf"^(?:require|\t)\s*{re.escape(tool.dependency)} v([0-9.]+)$", module.read_text(), re.MULTILINE)
     if not match:
-        raise LocalError(f"gomodules/{tool.module}/go.mod does not require {tool.dependency}.")
+        raise LocalError(f"{module} does not require {tool.dependency}.")
     version = match[1]
     if tool.name == "prometheus":  # the Go module of Prometheus 3.16.0 is v0.316.0
         _, minor, patch = version.split(".")
@@ -138,14 +140,19 @@ def ensure(name: str, *, on_build: Callable[[Building], None] = lambda _: None) 
     Raises:
         LocalError: it can be neither found nor built; the message says why and what to do.
     """
-    found = find(name)
-    if found:
-        return found
-    tool = TOOLS[name]
+    return find(name) or built(TOOLS[name], on_build=on_build)
+
+
+def built(tool: Tool, *, on_build: Callable[[Building], None] = lambda _: None) -> Path:
+    """The program of the pinned version, static, as built from source; built now if need be.
+
+    Raises:
+        LocalError: it can't be built; the message says why and what to do.
+    """
     target = cached(tool)
     with locked(target.parent / ".lock"):
         if not target.exists():  # somebody else may have built it while we waited
-            on_build(Building(name, tool.minutes))
+            on_build(Building(tool.name, tool.minutes))
             _build(tool, target)
     return target
 
@@ -163,7 +170,7 @@ def program_version(program: Path, tool: Tool) -> str | None:
 
 
 def _build(tool: Tool, target: Path) -> None:
-    module = _MODULES / tool.module
+    module = tool.modules / tool.module
     version = pinned_version(tool)
     major, minor, _ = version.split(".")
     stamps = (text.format(version=version, major=major, minor=minor) for text in tool.stamp)

@@ -63,21 +63,24 @@ def _reader(name: str, user: str, rules: list[dict[str, Any]]) -> list[dict[str,
     ]
 
 
-def prometheus_config(*, kubeconfig: str, node_targets: Mapping[str, str]) -> dict[str, Any]:
+def prometheus_config(
+    *, kubeconfig: str | None = None, node_targets: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Prometheus' configuration: annotated running pods, and the nodes' own metrics.
 
     Args:
-        kubeconfig: path of the kubeconfig that Prometheus finds pods with.
+        kubeconfig: path of the kubeconfig that Prometheus finds pods with; None where it runs in the cluster itself.
         node_targets: node name to ``address:port`` of its metrics.
     """
     annotation = "__meta_kubernetes_pod_annotation_prometheus_io"
+    discovery = {"role": "pod"} if kubeconfig is None else {"role": "pod", "kubeconfig_file": kubeconfig}
     return {
         "global": {"scrape_interval": "5s", "scrape_timeout": "4s", "evaluation_interval": "15s"},
         "scrape_configs": [
             {
                 "job_name": "pods",
                 "honor_labels": True,
-                "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": kubeconfig}],
+                "kubernetes_sd_configs": [discovery],
                 # A pod is discovered once per port; targets that come out alike are scraped once.
                 "relabel_configs": [
                     {"source_labels": [f"{annotation}_scrape"], "regex": "true", "action": "keep"},
@@ -98,7 +101,8 @@ def prometheus_config(*, kubeconfig: str, node_targets: Mapping[str, str]) -> di
                 "job_name": "nodes",
                 "honor_labels": True,
                 "static_configs": [
-                    {"targets": [target], "labels": {"node": node}} for node, target in sorted(node_targets.items())
+                    {"targets": [target], "labels": {"node": node}}
+                    for node, target in sorted((node_targets or {}).items())
                 ],
             },
         ],

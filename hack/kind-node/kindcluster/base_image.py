@@ -1,0 +1,72 @@
+"""A Debian with Python, made from Debian's packages alone: what images start from where no registry is reachable."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from kindcluster.engine import Engine, run
+from splitplane.local.errors import LocalError
+from splitplane.local.paths import cache_home
+
+SUITE = "bookworm"
+NAME = f"splitplane-kind/python:{SUITE}"
+_PACKAGES = ("ca-certificates", "python3", "python3-venv", "python-is-python3", "tini")
+_OWN_CERTIFICATES = Path("/usr/local/share/ca-certificates")
+_UNWANTED = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/info",
+    "var/cache/apt",
+    "var/lib/apt/lists",
+)
+
+
+def ensure(engine: Engine) -> str:
+    """The image's name; made now if it is not there yet.
+
+    Raises:
+        LocalError: debootstrap is missing, not allowed, or fails; the message says what to do.
+    """
+    if not engine.has_image(NAME):
+        if shutil.which("debootstrap") is None or os.geteuid() != 0:
+            raise LocalError(
+                "No image registry is reachable, and a base image can be made from Debian's packages only by root with "
+                "debootstrap (apt-get install debootstrap). Or name one that Docker has: BASE_IMAGE=..."
+            )
+        _make(engine)
+    return NAME
+
+
+def _make(engine: Engine) -> None:
+    work = cache_home() / "kind"
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix=".base-") as scratch:
+        root = Path(scratch) / "root"
+        mirror = [os.environ["DEBIAN_MIRROR"]] if "DEBIAN_MIRROR" in os.environ else []
+        run("debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", SUITE, str(root), *mirror)
+        if _OWN_CERTIFICATES.is_dir():  # this machine's own authorities, behind a proxy that inspects
+            shutil.copytree(_OWN_CERTIFICATES, root / _OWN_CERTIFICATES.relative_to("/"), dirs_exist_ok=True)
+            run("chroot", str(root), "update-ca-certificates")
+        # As in the published images of Debian: what apt-get leaves behind would be in every image made from this one.
+        (root / "etc/apt/apt.conf.d/docker-clean").write_text('Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";\n')
+        archive = subprocess.Popen(
+            [
+                "tar",
+                "--directory",
+                str(root),
+                "--numeric-owner",
+                *(f"--exclude=./{folder}/*" for folder in _UNWANTED),
+                "--create",
+                ".",
+            ],
+            stdout=subprocess.PIPE,
+        )
+        subprocess.run(
+            [engine.docker, "import", "-", NAME], stdin=archive.stdout, env=engine.environment, check=True,
+            capture_output=True,
+        )  # fmt: skip
+        if archive.wait():
+            raise LocalError("tar failed on the base image's files.")

@@ -1,0 +1,104 @@
+"""The kind cluster: created, filled with the images, Prometheus and Splitplane's chart, and taken away again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kindcluster import engine as engines
+from kindcluster.engine import Engine, run
+from kindcluster.product_images import ROOT, Images
+from splitplane.local.manifests import prometheus_config
+
+NAME = "splitplane"
+RELEASE = "splitplane"
+NAMESPACE = "splitplane-system"
+PROMETHEUS_URL = "http://prometheus.monitoring:9090"
+_HERE = Path(__file__).parents[1]
+
+SHARED_FOLDER = "/splitplane"
+"""A folder of this machine that every node sees at this path: volumes that pods of several nodes read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The one kind cluster that these commands know, running or not."""
+
+    engine: Engine
+    kind: Path
+    kubectl: Path
+    helm: Path
+
+    @property
+    def kubeconfig(self) -> Path:
+        return engines.state() / "kubeconfig"
+
+    @property
+    def shared_folder(self) -> Path:
+        """``SHARED_FOLDER`` as this machine sees it."""
+        return engines.state() / "shared"
+
+    def exists(self) -> bool:
+        return NAME in self._kind("get", "clusters").split()
+
+    def create(self, node_image: str) -> None:
+        """Create the cluster that kind-config.yaml describes, and wait until its nodes are ready."""
+        self.shared_folder.mkdir(parents=True, exist_ok=True)
+        self.shared_folder.chmod(0o777)  # pods write to it as whatever user they are
+        config = yaml.safe_load((ROOT / "kind-config.yaml").read_text())
+        mount = {"hostPath": str(self.shared_folder), "containerPath": SHARED_FOLDER}
+        for node in config["nodes"]:
+            node.setdefault("extraMounts", []).append(mount)
+        own = engines.state() / "kind-config.yaml"
+        own.write_text(yaml.safe_dump(config, sort_keys=False))
+        self._kind("create", "cluster", f"--config={own}", f"--image={node_image}", "--wait=120s",
+                   f"--kubeconfig={self.kubeconfig}")  # fmt: skip
+
+    def delete(self) -> None:
+        self._kind("delete", "cluster", f"--kubeconfig={self.kubeconfig}")
+
+    def load(self, images: Images) -> None:
+        """Put the images on every node."""
+        self._kind("load", "docker-image", images.operator, images.runtime)
+
+    def install_prometheus(self) -> None:
+        """Prometheus with the scrape configuration of the embedded cluster, in the namespace ``monitoring``."""
+        self.apply((_HERE / "prometheus.yaml").read_text())
+        self.apply(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "ConfigMap",
+                    "metadata": {"name": "prometheus", "namespace": "monitoring"},
+                    "data": {"prometheus.yml": json.dumps(prometheus_config())},
+                }
+            )
+        )
+        self.run("--namespace=monitoring", "rollout", "status", "deployment/prometheus", "--timeout=120s")
+
+    def install_chart(self, *settings: str) -> None:
+        """Install or upgrade Splitplane, and wait until the operator is available."""
+        command = [
+            str(self.helm), "upgrade", "--install", RELEASE, str(ROOT / "charts" / "splitplane"),
+            f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}", "--create-namespace",
+            f"--set=prometheus.url={PROMETHEUS_URL}", *(f"--set={setting}" for setting in settings),
+        ]  # fmt: skip
+        run(*command)
+        selector = f"--selector=app.kubernetes.io/instance={RELEASE}"
+        self.run(f"--namespace={NAMESPACE}", "rollout", "status", "deployment,daemonset", selector, "--timeout=180s")
+
+    def apply(self, manifest: str) -> None:
+        self.run("apply", "--filename=-", stdin=manifest)
+
+    def run(self, *arguments: str, stdin: str | None = None, timeout: float = 300.0) -> str:
+        """Standard output of a kubectl command. Raises ``LocalError`` with kubectl's own words."""
+        return run(str(self.kubectl), f"--kubeconfig={self.kubeconfig}", *arguments, stdin=stdin, timeout=timeout)
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        return json.loads(self.run("get", *arguments, "--output=json"))  # type: ignore[no-any-return]
+
+    def _kind(self, *arguments: str) -> str:
+        named = [] if arguments[0] == "get" else [f"--name={NAME}"]
+        return run(str(self.kind), *arguments, *named, environment=self.engine.environment)

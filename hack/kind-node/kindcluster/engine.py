@@ -1,0 +1,182 @@
+"""Docker: the one at hand, else a private daemon of this user's cache, which leaves no trace when it is stopped.
+
+The private daemon needs root. Its images stay in the cache, so a second start finds all of them.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kindcluster import machine
+from splitplane.local.errors import LocalError
+from splitplane.local.files import read_json, write_json
+from splitplane.local.paths import cache_home, state_home
+from splitplane.local.processes import Process, end
+
+_HERE = Path(__file__).parents[1]
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A Docker daemon that answers."""
+
+    docker: str
+    """The command to talk to it with."""
+    host: str | None
+    """``DOCKER_HOST`` of a private daemon; None where the environment as it is reaches Docker."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For commands that call ``docker`` themselves, as kind does."""
+        own = (
+            {"DOCKER_HOST": self.host, "PATH": f"{Path(self.docker).parent}:{os.environ['PATH']}"} if self.host else {}
+        )
+        return {**os.environ, **own, "DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"}
+
+    def run(self, *arguments: str, stdin: str | None = None, timeout: float = 1800.0) -> str:
+        """Standard output of a docker command. Raises ``LocalError`` with docker's own words."""
+        return run(self.docker, *arguments, environment=self.environment, stdin=stdin, timeout=timeout)
+
+    def has_image(self, name: str) -> bool:
+        command = [self.docker, "image", "inspect", name]
+        return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode == 0
+
+    def pull(self, name: str) -> bool:
+        """Whether ``name`` is here now: it was, or a registry gave it."""
+        if self.has_image(name):
+            return True
+        try:
+            self.run("pull", "--quiet", name)
+        except LocalError:
+            return False
+        return True
+
+
+def run(
+    *command: str, environment: dict[str, str] | None = None, stdin: str | None = None, timeout: float = 600.0
+) -> str:
+    """Standard output of a command. Raises ``LocalError`` with the last of its own words."""
+    try:
+        done = subprocess.run(
+            command, env=environment, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LocalError(f"{' '.join(command[:4])}: no end within {timeout:.0f} s.") from error
+    if done.returncode:
+        words = "\n".join((done.stderr or done.stdout).strip().splitlines()[-25:])
+        raise LocalError(f"{' '.join(command[:4])}: {words}")
+    return done.stdout
+
+
+def state() -> Path:
+    """The folder of what a running cluster needs: kubeconfig, logs, the private daemon's pid."""
+    return state_home() / "kind"
+
+
+def find() -> Engine | None:
+    """The Docker that runs: the private one, if it does, else the user's own."""
+    private = _private()
+    if private and _answers(private):
+        return private
+    docker = shutil.which("docker")
+    own = Engine(docker, None) if docker else None
+    return own if own and _answers(own) else None
+
+
+def ensure() -> Engine:
+    """The Docker that runs, else a private one, started now.
+
+    Raises:
+        LocalError: none runs and none can be started; the message says what to do.
+    """
+    return find() or _start()
+
+
+def stop() -> bool:
+    """End the private daemon with all its containers and put the machine back; False where none was started."""
+    before = read_json(_before())
+    if before is None:
+        return False
+    engine = _private()
+    if engine and _answers(engine):
+        if containers := engine.run("ps", "--all", "--quiet").split():
+            engine.run("rm", "--force", "--volumes", *containers)
+        engine.run("network", "prune", "--force")
+    if process := _process():
+        end([process], grace_seconds=30.0)
+    machine.restore(before)
+    _before().unlink()
+    return True
+
+
+def _start() -> Engine:
+    engine = _private()
+    if engine is None or os.geteuid() != 0:
+        raise LocalError(
+            "No Docker daemon answers. Start Docker, or install its daemon (Debian, Ubuntu: apt-get install docker.io) and run "
+            "this as root, which starts a private one."
+        )
+    folder = state()
+    folder.mkdir(parents=True, exist_ok=True)
+    if read_json(_before()) is None:  # else a daemon was killed: what the machine was before it is known already
+        write_json(_before(), machine.describe())
+    with (folder / "dockerd.log").open("wb") as log:
+        daemon = subprocess.Popen(
+            [
+                "dockerd", f"--host={engine.host}", f"--data-root={cache_home() / 'kind' / 'docker'}",
+                # Short: the sockets below it may have 104 characters.
+                "--exec-root=/run/splitplane-kind", f"--pidfile={folder / 'dockerd.pid'}",
+                # kind's nodes must not see the machine's cgroups, nor Docker's data have other rights than its own.
+                "--default-cgroupns-mode=private", *_runtime(),
+            ],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + _START_SECONDS
+    while not _answers(engine):
+        if daemon.poll() is not None or time.monotonic() > deadline:
+            words = (folder / "dockerd.log").read_text(errors="replace").strip().splitlines()[-5:]
+            stop()
+            raise LocalError("The private Docker daemon did not start:\n" + "\n".join(words))
+        time.sleep(0.2)
+    return engine
+
+
+def _runtime() -> list[str]:
+    """Where even root lacks CAP_SYS_RESOURCE (in a sandbox), runc must not be asked for it."""
+    if machine.may_raise_limits():
+        return []
+    return [f"--add-runtime=bounded={_HERE / 'runc-bounded'}", "--default-runtime=bounded"]
+
+
+def _private() -> Engine | None:
+    """The private daemon, running or not; None where Docker's daemon is not installed."""
+    daemon = shutil.which("dockerd")
+    if daemon is None:
+        return None
+    # The client of the daemon's own package: a newer one elsewhere on PATH may lack BuildKit, which is a plug-in there.
+    beside = [folder / "docker" for folder in (Path(daemon).parent, Path("/usr/bin")) if (folder / "docker").exists()]
+    docker = str(beside[0]) if beside else shutil.which("docker")
+    return Engine(docker, f"unix://{state() / 'docker.sock'}") if docker else None
+
+
+def _answers(engine: Engine) -> bool:
+    with suppress(LocalError):
+        engine.run("version", timeout=20.0)
+        return True
+    return False
+
+
+def _process() -> Process | None:
+    with suppress(FileNotFoundError, ValueError):
+        return Process.of(int((state() / "dockerd.pid").read_text()))
+    return None
+
+
+def _before() -> Path:
+    """What the machine was before the private daemon; present as long as it has to be put back."""
+    return state() / "machine.json"

@@ -1,0 +1,101 @@
+"""The node image: kind's published one where a registry gives it, else one made here from sources.
+
+The one made here holds the same programs of the same Kubernetes, and the images that kubeadm, kind and the cluster's
+Prometheus ask for, so that a cluster of it pulls nothing.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from kindcluster import base_image, programs
+from kindcluster.engine import Engine, run
+from splitplane.local.binaries import Building, pinned_version
+from splitplane.local.files import locked
+from splitplane.local.paths import cache_home
+
+PUBLISHED = "kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5"
+"""The default of the pinned kind."""
+
+PROMETHEUS_IMAGE = "prom/prometheus"
+POD_NETWORK_IMAGE = "splitplane-kind/pod-network:v1"
+_SOURCES = Path(__file__).parents[1] / "node"
+
+
+def ensure(engine: Engine, *, on_build: Callable[[Building], None], say: Callable[[str], None]) -> str:
+    """Name of a node image that the engine has.
+
+    ``$NODE_IMAGE`` decides where it is set; the word ``build`` asks for one from sources.
+    """
+    wanted = os.environ.get("NODE_IMAGE") or PUBLISHED
+    if wanted != "build":
+        say(f"Node image {wanted.partition('@')[0]}")
+        if engine.pull(wanted):
+            return wanted
+        if wanted != PUBLISHED:
+            say(f"{wanted} is not to be had")
+    return _built(engine, on_build, say)
+
+
+def _built(engine: Engine, on_build: Callable[[Building], None], say: Callable[[str], None]) -> str:
+    tag = f"splitplane-kind/node:v{_kubernetes_version()}-{_digest()}"
+    with locked(cache_home() / "kind" / "node-image.lock"):
+        if not engine.has_image(tag):
+            say("No image registry is reachable: building the node image from sources (once)")
+            paths = programs.ensure_node(on_build)
+            base = base_image.ensure(engine)
+            _build(engine, tag, base, _context(paths))
+    return tag
+
+
+def _build(engine: Engine, tag: str, base: str, context: Path) -> None:
+    kubeadm_images = run(
+        str(context / "programs" / "kubeadm"), "config", "images", "list", "--kubernetes-version", _kubernetes_version()
+    ).split()
+    images = {name.rpartition("/")[2].partition(":")[0]: name for name in kubeadm_images}
+    images["prometheus"] = f"{PROMETHEUS_IMAGE}:v{pinned_version(programs.NODE['prometheus'])}"
+    images["pod-network"] = POD_NETWORK_IMAGE
+    arguments = {
+        "BASE_IMAGE": base, "KUBERNETES_VERSION": f"v{_kubernetes_version()}", "PAUSE_IMAGE": images["pause"],
+    }  # fmt: skip
+    build = ["build", "--network=host", *(f"--build-arg={name}={value}" for name, value in arguments.items())]
+    for target, image in images.items():
+        engine.run(*build, f"--target={target}", f"--tag={image}", str(context))
+    engine.run("save", f"--output={context / 'images.tar'}", *images.values())
+    engine.run(*build, "--target=node", f"--tag={tag}", str(context))
+    (context / "images.tar").unlink()
+
+
+def _context(paths: dict[str, Path]) -> Path:
+    """The folder that the image is built from. Programs are links of the cache's files, not copies."""
+    context = cache_home() / "kind" / "context"
+    shutil.rmtree(context, ignore_errors=True)
+    shutil.copytree(_SOURCES, context)
+    shutil.copytree(programs.kind_sources() / "images/base/files", context / "kind", copy_function=_writable_copy)
+    (context / "programs").mkdir()
+    for name, path in paths.items():
+        (context / "programs" / name).hardlink_to(path)
+    return context
+
+
+def _writable_copy(source: str, target: str) -> None:
+    """Go's module cache is read-only, and its files have lost the right to be executed."""
+    shutil.copyfile(source, target)
+    is_program = Path(source).read_bytes().startswith(b"#!")
+    Path(target).chmod(0o755 if is_program else 0o644)
+
+
+def _kubernetes_version() -> str:
+    return pinned_version(programs.NODE["kubelet"])
+
+
+def _digest() -> str:
+    """Of everything that decides what is in the image."""
+    digest = hashlib.sha256(base_image.NAME.encode())
+    for path in sorted(_SOURCES.iterdir()):
+        digest.update(path.read_bytes())
+    for tool in programs.NODE.values():
+        digest.update(f"{tool.package} {pinned_version(tool)} {tool.tags} {tool.stamp}\n".encode())
+    return digest.hexdigest()[:12]

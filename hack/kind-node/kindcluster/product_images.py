@@ -1,0 +1,108 @@
+"""The images of operator and runtime, built from ``images/`` as a user builds them, with the chart's version as tag."""
+
+import functools
+import os
+import re
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import yaml
+
+from kindcluster import base_image, torch_wheel
+from kindcluster.engine import Engine
+from splitplane.local.errors import LocalError
+
+ROOT = Path(__file__).parents[3]
+_INDEX_PORT = 41737
+_DOCKERFILE = ROOT / "images" / "runtime" / "Dockerfile"
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    operator: str
+    runtime: str
+
+
+def build(engine: Engine, *, say: Callable[[str], None]) -> Images:
+    """Build both; what has not changed comes from Docker's cache.
+
+    ``$BASE_IMAGE``, ``$TORCH_INDEX_URL`` and pip's own variables are handed on where they are set.
+    """
+    version = yaml.safe_load((ROOT / "charts/splitplane/Chart.yaml").read_text())["appVersion"]
+    images = Images(f"splitplane/operator:{version}", f"splitplane/runtime:{version}")
+    base = _base(engine)
+    say(f"Building {images.operator} on {base}")
+    _build(engine, "operator", images.operator, PYTHON_IMAGE=base)
+    with _torch_index(engine, base, say) as index:
+        say(f"Building {images.runtime} on {base}")
+        _build(engine, "runtime", images.runtime, PYTHON_IMAGE=base, TORCH_INDEX_URL=index)
+    return images
+
+
+def _build(engine: Engine, name: str, tag: str, **arguments: str) -> None:
+    arguments |= {key: os.environ[key] for key in ("PIP_INDEX_URL", "PIP_TRUSTED_HOST") if key in os.environ}
+    engine.run(
+        "build", "--network=host", f"--file={ROOT / 'images' / name / 'Dockerfile'}", f"--tag={tag}",
+        *(f"--build-arg={key}={value}" for key, value in arguments.items()), str(ROOT),
+    )  # fmt: skip
+
+
+def _base(engine: Engine) -> str:
+    wanted = os.environ.get("BASE_IMAGE")
+    if wanted:
+        if not engine.pull(wanted):
+            raise LocalError(f"BASE_IMAGE {wanted} is not to be had.")
+        return wanted
+    published = _default("PYTHON_IMAGE")
+    return published if engine.pull(published) else base_image.ensure(engine)
+
+
+@contextmanager
+def _torch_index(engine: Engine, base: str, say: Callable[[str], None]) -> Iterator[str]:
+    """Address of an index with a torch for the CPU: the Dockerfile's own, else one served here while it is needed."""
+    wanted = os.environ.get("TORCH_INDEX_URL", _default("TORCH_INDEX_URL"))
+    if "TORCH_INDEX_URL" in os.environ or _reachable(wanted):
+        yield wanted
+        return
+    say("The index with torch's CPU build is not reachable: making a wheel for tests out of the CUDA build (once)")
+    lock = (ROOT / "requirements" / "runtime.lock").read_text()
+    version = re.search(r"(?m)^torch==([0-9.]+)", lock)
+    if version is None:
+        raise LocalError("requirements/runtime.lock names no torch.")
+    show = "import sys; print('%d.%d' % sys.version_info[:2])"
+    python = engine.run("run", "--rm", base, "python", "-c", show).strip()
+    with _served(torch_wheel.ensure(version[1], python)) as address:
+        yield address
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002 - its name there
+
+    # Always the same address: it is an argument of the build, and decides whether Docker's cache holds.
+    with ThreadingHTTPServer(("127.0.0.1", _INDEX_PORT), functools.partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _reachable(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url.rstrip("/") + "/torch/", timeout=5):  # noqa: S310 - pip's own address
+            return True
+    except OSError:
+        return False
+
+
+def _default(argument: str) -> str:
+    """The value of an ``ARG`` in the runtime's Dockerfile."""
+    found = re.search(rf"(?m)^ARG {argument}=(.+)$", _DOCKERFILE.read_text())
+    if found is None:
+        raise LocalError(f"{_DOCKERFILE} has no ARG {argument}.")
+    return found[1]
