@@ -104,7 +104,7 @@ class Demo:
         with console.status("Saving the trained weights of CREPE on a volume"):
             code = EXAMPLES / "models" / "pitch_tracker.py"
             self.kube.run("create", "configmap", "pitch-tracker-code", f"--from-file=pitch_tracker.py={code}")
-            self.kube.run("apply", "--filename", str(HERE / "weights.yaml"))
+            self.kube.run("apply", "--filename", str(EXAMPLES / "pitch-tracker-weights.yaml"))
             self.kube.run("wait", "--for=condition=complete", "job/pitch-tracker-weights", "--timeout=90s")
         self.say("Trained weights are on the volume splitplane-models")
 

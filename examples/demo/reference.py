@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from models.audio import frames
+from models.audio import recorded
 from models.pitch_tracker import build
 
 
@@ -19,7 +19,7 @@ def main(weights: str, out: str) -> None:
     model = build()
     model.load_state_dict(load_file(weights))
     model.eval()
-    audio = frames(64, seed=7)
+    audio = recorded(64)
     with torch.inference_mode():
         expected = torch.cat([model(torch.from_numpy(audio[i : i + 1])) for i in range(len(audio))]).numpy()
     np.savez(out, frames=audio, expected=expected)

@@ -1,9 +1,14 @@
-"""Synthetic singing for demo and tests: no recorded voice ships with any package that the examples use.
+"""Frames of a voice for demo and tests: a recorded one, and a synthetic one whose true pitch is known.
 
-A voice is modelled as source and filter: harmonics of a gliding fundamental with vibrato, weighted by a glottal
-spectrum and by the formants of a vowel (frequencies after Peterson and Barney 1952), with a little breath noise.
-The true fundamental is known, so that a pitch tracker's answer can be judged.
+The recording is ten seconds of read English that the PyPI package useful-moonshine-onnx ships (MIT). The synthetic
+voice, by which a pitch tracker's answer can be judged, is modelled as source and filter: harmonics of a gliding
+fundamental with vibrato, weighted by a glottal spectrum and by the formants of a vowel (frequencies after Peterson and
+Barney 1952), with a little breath noise.
 """
+
+import importlib.util
+import wave
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +32,27 @@ FORMANTS = {
 Array = npt.NDArray[np.float32]
 
 
+def recorded(count: int) -> Array:
+    """``count`` frames spread evenly over the recording, ``[count, 1024]`` fp32, each of zero mean and unit variance.
+
+    Raises:
+        ModuleNotFoundError: the package with the recording is not installed.
+    """
+    spec = importlib.util.find_spec("moonshine_onnx")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "the recorded voice comes with a package: pip install --no-deps useful-moonshine-onnx"
+        )
+    with wave.open(str(Path(spec.submodule_search_locations[0]) / "assets" / "beckett.wav")) as file:
+        if (file.getframerate(), file.getnchannels(), file.getsampwidth()) != (RATE, 1, 2):
+            raise ValueError(f"the recording is not 16-bit mono at {RATE} Hz: {file.getparams()}")
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float64)
+    starts = np.linspace(0, samples.size - FRAME, count).astype(int)
+    return _normalised(np.stack([samples[start : start + FRAME] for start in starts]))
+
+
 def frames(count: int, seed: int = 0) -> Array:
-    """``count`` neighbouring frames of one voice, ``[count, 1024]`` fp32, each of zero mean and unit variance."""
+    """``count`` neighbouring frames of one synthetic voice, ``[count, 1024]`` fp32, each of zero mean and unit variance."""
     return voice(count, seed)[0]
 
 
@@ -41,10 +65,14 @@ def voice(count: int, seed: int = 0) -> tuple[Array, Array]:
     syllables = [_syllable(generator) for _ in range(-(-needed // int(SYLLABLE_SECONDS * RATE)))]
     samples = np.concatenate([sound for sound, _ in syllables])[:needed]
     fundamental = np.concatenate([hertz for _, hertz in syllables])
-    cut = np.lib.stride_tricks.sliding_window_view(samples, FRAME)[::HOP]
+    cut = _normalised(np.lib.stride_tricks.sliding_window_view(samples, FRAME)[::HOP])
+    return cut, fundamental[FRAME // 2 :: HOP][:count].astype(np.float32)
+
+
+def _normalised(cut: npt.NDArray[np.float64]) -> Array:
+    """Frames of zero mean and unit variance, as CREPE wants them."""
     centred = cut - cut.mean(axis=1, keepdims=True)
-    scaled = centred / np.maximum(centred.std(axis=1, keepdims=True), 1e-8)
-    return scaled.astype(np.float32), fundamental[FRAME // 2 :: HOP][:count].astype(np.float32)
+    return (centred / np.maximum(centred.std(axis=1, keepdims=True), 1e-8)).astype(np.float32)
 
 
 def _syllable(generator: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -101,3 +101,15 @@ def test_the_sentence_encoder_equals_the_bert_of_the_transformers_library(weight
         mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         expected = torch.nn.functional.normalize(mean, dim=1)
         torch.testing.assert_close(ours(tokens, mask), expected, atol=1e-5, rtol=0)
+
+
+def test_the_recorded_voice_has_the_pitch_of_a_man_who_reads(weights: Path) -> None:
+    """Where the tracker is sure that there is a voice, and in the middle half of what it hears: 80 to 180 Hz."""
+    model = example("pitch_tracker").build()
+    model.load_state_dict(load_file(weights / "crepe-full.safetensors"))
+    with torch.inference_mode():
+        activation = model(torch.from_numpy(example("audio").recorded(64))).numpy()
+    sure = activation.max(axis=1) > 0.5
+    heard = 10.0 * 2.0 ** ((CENTS_OF_BIN_0 + 20.0 * activation.argmax(axis=1)[sure]) / 1200.0)
+    assert sure.mean() > 0.2
+    assert np.all((np.quantile(heard, [0.25, 0.75]) > 80.0) & (np.quantile(heard, [0.25, 0.75]) < 180.0)), heard
