@@ -52,7 +52,7 @@ def recorded(count: int) -> Array:
 
 
 def frames(count: int, seed: int = 0) -> Array:
-    """``count`` neighbouring frames of one synthetic voice, ``[count, 1024]`` fp32, each of zero mean and unit variance."""
+    """``count`` neighbouring frames of a synthetic voice, ``[count, 1024]`` fp32, of zero mean and unit variance."""
     return voice(count, seed)[0]
 
 
