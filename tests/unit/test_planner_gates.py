@@ -4,11 +4,26 @@ import random
 from dataclasses import replace
 
 import pytest
-from planner_cases import POLICY, SNAPSHOT, edge_only, follow, links, serving, shape, split, with_tiers
+from planner_cases import (
+    EDGE,
+    MEBIBYTE,
+    POLICY,
+    SNAPSHOT,
+    edge_only,
+    follow,
+    links,
+    serving,
+    shape,
+    split,
+    with_tiers,
+)
 
-from splitplane.domain.measurements import Value
+from splitplane.domain.measurements import Missing, Value
+from splitplane.domain.plans import Plan, Stage
 from splitplane.domain.snapshots import Action, FixedPlan, Inputs, Mode, Policy, Preference, Snapshot
 from splitplane.planner import gates, plan
+from splitplane.planner.context import build_context
+from splitplane.planner.routes import admissible_routes
 
 FREE = replace(POLICY, max_p95_seconds=None, max_cost_per_hour=None)
 CHEAP = replace(FREE, prefer=Preference.COST)
@@ -192,6 +207,77 @@ def test_a_plan_outside_what_the_policy_now_allows_is_left_at_once():
     assert "int8" not in decision.target.plan.codecs
 
 
+QUIET = with_tiers(replace(SNAPSHOT, arrival_rate=Value(0.5)), edge={"min_replicas": 1})
+
+FORBIDDING = {
+    "fewer replicas than the minimum": (QUIET, POLICY, edge_only(1), {"edge": {"min_replicas": 3}}, {}),
+    "more replicas than the maximum": (QUIET, POLICY, split(1, edge=4), {"edge": {"max_replicas": 3}}, {}),
+    "more partitions": (QUIET, POLICY, split(1), {}, {"max_partitions": 1}),
+    "a codec that is gone": (QUIET, POLICY, split(1, codec="int8"), {}, {"codecs": ("fp32",)}),
+    "raw input on an untrusted tier": (
+        QUIET,
+        replace(POLICY, raw_input_stays_trusted=False),
+        Plan((Stage("cloud", 0, 6, 0, 6, 1),)),
+        {},
+        {"raw_input_stays_trusted": True},
+    ),
+    "more memory than the limit": (QUIET, POLICY, split(1), {"cloud": {"memory_limit_bytes": 320 * MEBIBYTE}}, {}),
+}
+
+
+@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.ADVISORY])
+@pytest.mark.parametrize("case", FORBIDDING)
+def test_a_plan_that_the_spec_forbids_by_now_is_left_at_once(case: str, mode: Mode):
+    snapshot, policy, active, tiers, changes = FORBIDDING[case]
+    policy = replace(policy, mode=mode, max_p95_seconds=None, max_cost_per_hour=None, min_gain=10.0)
+    snapshot = replace(snapshot, active=serving(active, since=0.0))
+    assert plan(snapshot, policy, 1.0).action is Action.HOLD
+
+    snapshot, policy = with_tiers(snapshot, **tiers), replace(policy, **changes)  # type: ignore[arg-type]
+    for rate in (Value(0.5), Missing("no series")):
+        decision = plan(replace(snapshot, arrival_rate=rate), policy, 1.0)
+        assert (decision.action, decision.reason, decision.gate) == (Action.SWITCH, "SpecChanged", "")
+        settled = plan(follow(snapshot, decision, 1.0), policy, 2.0)
+        assert (settled.action, settled.target.violations) == (Action.HOLD, ())
+
+
+def test_a_plan_on_a_tier_that_is_gone_from_the_spec_is_left_at_once():
+    snapshot = replace(SNAPSHOT, tiers=(EDGE,), active=serving(split(1), since=0.0))
+    decision = plan(snapshot, POLICY, 1.0)
+    assert (decision.action, decision.reason, str(decision.target.plan)) == (Action.SWITCH, "SpecChanged", "edge:0-6")
+
+
+def test_replicas_reach_a_raised_minimum_and_no_lowered_maximum_takes_more_than_it_must():
+    snapshot = replace(QUIET, active=serving(edge_only(1), since=0.0))
+    raised = plan(with_tiers(snapshot, edge={"min_replicas": 3, "max_replicas": 3}), FREE, 1.0)
+    assert (raised.action, raised.target.plan.replicas("edge")) == (Action.SWITCH, 3)
+    assert raised.current.violations == ("replicas",)
+
+    snapshot = replace(SNAPSHOT, active=serving(split(1, edge=5, cloud=4), since=0.0))
+    lowered = plan(with_tiers(snapshot, cloud={"max_replicas": 2}), POLICY, 1.0)
+    assert shape(lowered.target.plan) == "edge:0-1|cloud:1-6 int8 x5+2"
+
+
+def test_a_minimum_beyond_what_the_nodes_hold_asks_for_what_they_hold():
+    short = with_tiers(SNAPSHOT, edge={"min_replicas": 6, "slots": 4})
+    decision = plan(replace(short, active=serving(edge_only(4), since=0.0)), FREE, 1.0)
+    assert (decision.action, decision.current.violations) == (Action.HOLD, ())
+
+
+def test_replicas_follow_the_spec_over_a_link_that_nobody_measures():
+    inputs = plan(SNAPSHOT, POLICY, 0.0).inputs
+    snapshot = replace(SNAPSHOT, links=links(Missing("no series")), active=serving(split(1), since=0.0, inputs=inputs))
+    decision = plan(with_tiers(snapshot, cloud={"min_replicas": 2}), POLICY, 1.0)
+    assert shape(decision.target.plan) == "edge:0-1|cloud:1-6 int8 x2+2"
+
+
+def test_pods_outside_the_replica_bounds_serve_until_others_do():
+    snapshot = with_tiers(SNAPSHOT, edge={"min_replicas": 3})
+    snapshot = replace(snapshot, active=serving(edge_only(1), since=0.0), set_aside=frozenset())
+    context = build_context(snapshot, FREE)
+    assert [str(route.plan) for route in admissible_routes(context, edge_only(1))] == ["edge:0-6"]
+
+
 def test_nothing_to_run_on_is_said_with_the_cause():
     snapshot = with_tiers(SNAPSHOT, edge={"ready_nodes": 0}, cloud={"ready_nodes": 0})
     decision = plan(snapshot, POLICY, 0.0)
@@ -220,6 +306,11 @@ def test_fixed_mode_keeps_the_split_and_plans_replicas():
     decision = plan(replace(SNAPSHOT, arrival_rate=Value(10.0)), FIXED, 0.0)
     assert shape(decision.target.plan) == "edge:0-3|cloud:3-6 fp16 x6+1"
     assert [str(route.plan) for route in decision.routes] == ["edge:0-3|cloud:3-6 fp16", "edge:0-6"]
+
+
+def test_fixed_mode_starts_with_the_least_replicas_that_the_tiers_allow():
+    decision = plan(with_tiers(SNAPSHOT, cloud={"min_replicas": 2}), FIXED, 0.0)
+    assert shape(decision.target.plan) == "edge:0-3|cloud:3-6 fp16 x2+2"
 
 
 def test_fixed_mode_leaves_another_split_at_once():

@@ -79,4 +79,4 @@ def test_a_private_range_that_is_resident_on_an_untrusted_tier_is_removed_at_onc
 def test_a_plan_of_another_model_does_not_count_as_valid():
     context = build_context(SNAPSHOT, POLICY)
     assert assess(context, split(1, segments=9)).violations == ("spec",)
-    assert assess(context, edge_only(99)).violations == ("spec",)
+    assert assess(context, edge_only(99)).violations == ("replicas",)

@@ -188,7 +188,8 @@ class Partitioning(Model):
     )
 
     mode: Literal["Auto", "Advisory", "Fixed"] = "Auto"
-    """``Auto`` re-plans; ``Advisory`` keeps the first plan and reports better ones; ``Fixed`` takes ``fixed``."""
+    """``Auto`` re-plans; ``Advisory`` keeps its plan while the spec allows it, and reports better ones; ``Fixed`` takes
+    ``fixed``."""
     max_partitions: Annotated[int, between(1, MAX_PARTITIONS)] = MAX_PARTITIONS
     codecs: Annotated[tuple[Codec, ...], distinct(least=1, most=3)] = ("fp32",)
     """Encodings that a plan may use between tiers. ``fp16`` and ``int8`` lose accuracy: ask for them by name."""

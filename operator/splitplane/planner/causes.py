@@ -16,6 +16,9 @@ from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.gates import is_scale_down
 
+FORBIDDEN = frozenset({"spec", "replicas", "privacy", "memory"})
+"""Violations of a plan that the user's resource does not allow, or no longer: it goes, whatever that costs."""
+
 NOTABLE = 0.10
 """A number counts as changed once it differs by this share from what the active plan's decision rested on."""
 
@@ -24,7 +27,7 @@ def reason_of_change(context: Context, active: Active, current: Candidate, targe
     """The cause of a switch from ``current`` to ``target``."""
     if "node-loss" in current.violations:
         return "NodeLost"
-    if {"spec", "privacy", "memory"} & set(current.violations):
+    if FORBIDDEN & set(current.violations):
         return "SpecChanged"
     sites = context.sites
     if current.violations and any(stage.replicas > sites[stage.tier].high for stage in current.plan.stages):

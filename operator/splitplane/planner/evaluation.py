@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from splitplane.domain.plans import Candidate, Plan, Prediction
+from splitplane.domain.plans import Candidate, Plan, Prediction, Stage
 from splitplane.domain.profiles import CODECS, Cut
 from splitplane.domain.snapshots import Mode
 from splitplane.planner.candidates import Ints, Layout, layout_of
@@ -84,8 +84,8 @@ def assess(context: Context, plan: Plan) -> Candidate:
     """One plan as a candidate, with all limits that it breaks.
 
     Besides the limits of the policy: ``node-loss`` (a tier has no ready node left), ``spec`` (the resource does not
-    allow such a plan any more). Of its pods those count that the tiers can hold now. A plan over a link of which
-    nothing is known is predicted as NaN.
+    allow such a plan any more), ``replicas`` (nor that many or so few pods). Of its pods those count that the tiers
+    can hold now. A plan over a link of which nothing is known is predicted as NaN.
     """
     hard = violations(context, plan)
     if "node-loss" in hard or "spec" in hard:
@@ -116,15 +116,27 @@ def violations(context: Context, plan: Plan) -> tuple[str, ...]:
         not tiers <= context.tiers.keys()
         or plan.stages[0].first != 0
         or plan.stages[-1].last != end
+        or len(plan.stages) > policy.max_partitions
         or not set(plan.codecs) <= codecs
-        or any(stage.replicas > context.tiers[stage.tier].max_replicas for stage in plan.stages)
     ):
         return (*broken, "spec")
+    if any(not _fewest(context, stage) <= stage.replicas <= _most(context, stage) for stage in plan.stages):
+        broken.append("replicas")
     if not all(trusted(context, stage.tier, stage.resident_first) for stage in plan.stages):
         broken.append("privacy")
     if not all(fits(context, stage.tier, stage.resident_first, stage.resident_last) for stage in plan.stages):
         broken.append("memory")
     return tuple(broken)
+
+
+def _fewest(context: Context, stage: Stage) -> int:
+    """The tier's minimum, or what its nodes can hold if that is less."""
+    site = context.sites.get(stage.tier)
+    return 1 if site is None else site.low
+
+
+def _most(context: Context, stage: Stage) -> int:
+    return context.tiers[stage.tier].max_replicas
 
 
 def broken(context: Context, table: Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:

@@ -8,7 +8,7 @@ from splitplane.domain.snapshots import Action, Active, Decision, Mode, Policy, 
 from splitplane.planner import gates
 from splitplane.planner.baselines import baselines
 from splitplane.planner.candidates import Layout, enumerate_layouts, with_replicas
-from splitplane.planner.causes import reason_of_change
+from splitplane.planner.causes import FORBIDDEN, reason_of_change
 from splitplane.planner.choice import build_pool, gain, pick, severity
 from splitplane.planner.context import Context, build_context, crossings
 from splitplane.planner.evaluation import assess, violations
@@ -65,7 +65,7 @@ def _layouts(context: Context) -> list[Layout]:
         layout = with_replicas(context, fixed) if (fixed := _fixed(context)) is not None else None
         return [layout] if layout is not None else []
     layouts = list(enumerate_layouts(context))
-    if context.active is not None and not violations(context, context.active.plan):
+    if context.active is not None and not _routing_violations(context, context.active.plan):
         # Over links that are not measured now, the active routing alone stays in the running.
         wires = [context.wires.get(pair) for pair in crossings(context.active.plan, context.gateway)]
         if (
@@ -95,7 +95,12 @@ def _fixed(context: Context) -> Plan | None:
     )
     dictated = Plan(stages, fixed.codecs)
     unlinked = any(pair not in context.wires for pair in crossings(dictated, context.gateway))
-    return None if unlinked or violations(context, dictated) else dictated
+    return None if unlinked or _routing_violations(context, dictated) else dictated
+
+
+def _routing_violations(context: Context, plan: Plan) -> set[str]:
+    """Hard limits that a plan breaks with any number of replicas."""
+    return set(violations(context, plan)) - {"replicas"}
 
 
 def _start(context: Context, best: Candidate | None) -> _Verdict:
@@ -108,7 +113,8 @@ def _start(context: Context, best: Candidate | None) -> _Verdict:
 def _revise(context: Context, active: Active, best: Candidate | None, now: float) -> _Verdict:
     policy = context.policy
     current = _current(context, active)
-    invalid = bool({"node-loss", "spec", "privacy", "memory"} & set(current.violations))
+    forbidden = bool(FORBIDDEN & set(current.violations))
+    invalid = forbidden or "node-loss" in current.violations
     low_since: float | None = None
 
     def hold(reason: str, why: str, gate: str = "", by: float = 0.0) -> _Verdict:
@@ -135,7 +141,7 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
         if gates.shrinks(active.plan, best.plan):
             return hold("HeldByScaleDown", _why_not_smaller(policy, best, low_since, now), "scale-down", by)
         return hold("HeldByHeadroom", f"{describe(best)} would break a limit at slightly more load", "headroom", by)
-    if policy.mode is Mode.ADVISORY:
+    if policy.mode is Mode.ADVISORY and not forbidden:
         return hold("Advisory", f"mode Advisory; recommended is {describe(best)}", "advisory", by)
     smaller = gates.is_scale_down(active.plan, target.plan)
     if not forced:
@@ -189,13 +195,12 @@ def _with_headroom(context: Context, active: Active, best: Candidate) -> Candida
 
 def _keeping_replicas(context: Context, current: Candidate, target: Candidate, *, forced: bool) -> Candidate:
     """``target`` with no fewer replicas on any tier than are there now, where limits allow that."""
-    plan = replace(
-        target.plan,
-        stages=tuple(
-            replace(stage, replicas=max(stage.replicas, current.plan.replicas(stage.tier)))
-            for stage in target.plan.stages
-        ),
-    )
+
+    def kept_on(stage: Stage) -> int:
+        now = min(current.plan.replicas(stage.tier), context.tiers[stage.tier].max_replicas)
+        return max(stage.replicas, now)
+
+    plan = replace(target.plan, stages=tuple(replace(stage, replicas=kept_on(stage)) for stage in target.plan.stages))
     kept = assess(context, plan)
     if severity(kept) <= severity(target) and plan.digest not in context.set_aside:
         return kept

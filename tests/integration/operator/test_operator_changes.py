@@ -62,7 +62,7 @@ def fixed(*stages: tuple[str, int, int]) -> cases.Json:
     }
 
 
-async def test_another_split_takes_over_without_a_lost_request_and_the_old_pods_go(
+async def test_another_split_then_a_higher_minimum_take_over_without_a_lost_request_and_old_pods_go(
     profiled: cases.Namespace, measured: cases.Measured, digest: str
 ) -> None:
     end = segments(measured)
@@ -83,11 +83,20 @@ async def test_another_split_takes_over_without_a_lost_request_and_the_old_pods_
             lambda: {d["metadata"]["name"] for d in profiled.items("deploy", "-l", "splitplane.dev/stage")} == kept,
             seconds=60, what=f"only {kept} is left of {before}",
         )  # fmt: skip
+
+        two = cases.tier("edge", replicas={"min": 2, "max": 2}), cases.tier("cloud")
+        split = fixed(("edge", 0, 1), ("cloud", 1, end))
+        profiled.apply(cases.pipeline("moving", cases.model(digest), *two, partitioning=split))
+        await until(
+            lambda: profiled.status("moving").get("replicas") == "edge 2/2, cloud 1/1",
+            seconds=60, what=lambda: f"two replicas on edge; status {profiled.status('moving')}",
+        )  # fmt: skip
     assert requests.failures == []
     status = profiled.status("moving")
     assert status["lastSwitchMilliseconds"] > 0
     assert "drains" not in status
-    assert [d["action"] for d in status["decisions"]].count("Switch") == 1
+    switches = [decision for decision in status["decisions"] if decision["action"] == "Switch"]
+    assert [decision["reason"] for decision in switches] == ["SpecChanged", "SpecChanged"]
 
 
 async def test_another_model_takes_over_without_a_lost_request(profiled: cases.Namespace, digest: str) -> None:
