@@ -45,7 +45,7 @@ def up() -> None:
     say("Installing Prometheus")
     cluster.install_prometheus()
     say("Installing Splitplane from its chart")
-    cluster.install_chart()
+    cluster.install_chart(images)
     say(f"Ready: export KUBECONFIG={cluster.kubeconfig}")
 
 

@@ -1,6 +1,7 @@
 """The kind cluster: created, filled with the images, Prometheus and Splitplane's chart, and taken away again."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,26 @@ class Cluster:
         self._kind("delete", "cluster", f"--kubeconfig={self.kubeconfig}")
 
     def load(self, images: Images) -> None:
-        """Put the images on every node."""
-        self._kind("load", "docker-image", images.operator, images.runtime)
+        """Put the images on every node.
+
+        As `kind load docker-image` does, but by a file that every node sees rather than by a pipe to each, and with one
+        copy on a node instead of two: several times faster, and half the room.
+        """
+        archive = self.shared_folder / "images.tar"
+        self.engine.run("save", f"--output={archive}", images.operator, images.runtime)
+        importing = (
+            "ctr", "--namespace=k8s.io", "images", "import", "--local", "--all-platforms", "--discard-unpacked-layers",
+            f"{SHARED_FOLDER}/{archive.name}",
+        )  # fmt: skip
+        try:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda node: self.engine.run("exec", node, *importing), self.nodes()))
+        finally:
+            archive.unlink()
+
+    def nodes(self) -> list[str]:
+        """The nodes' containers, which are called as the nodes are."""
+        return self._kind("get", "nodes").split()
 
     def install_prometheus(self) -> None:
         """Prometheus with the scrape configuration of the embedded cluster, in the namespace ``monitoring``."""
@@ -78,12 +97,13 @@ class Cluster:
         )
         self.run("--namespace=monitoring", "rollout", "status", "deployment/prometheus", "--timeout=120s")
 
-    def install_chart(self, *settings: str) -> None:
-        """Install or upgrade Splitplane, and wait until the operator is available."""
+    def install_chart(self, images: Images, *settings: str) -> None:
+        """Install or upgrade Splitplane, and wait until its pods are ready."""
         command = [
             str(self.helm), "upgrade", "--install", RELEASE, str(ROOT / "charts" / "splitplane"),
             f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}", "--create-namespace",
-            f"--set=prometheus.url={PROMETHEUS_URL}", *(f"--set={setting}" for setting in settings),
+            f"--set=prometheus.url={PROMETHEUS_URL}", f"--set=image.operator.tag={images.tag(images.operator)}",
+            f"--set=image.runtime.tag={images.tag(images.runtime)}", *(f"--set={setting}" for setting in settings),
         ]  # fmt: skip
         run(*command)
         selector = f"--selector=app.kubernetes.io/instance={RELEASE}"
@@ -100,5 +120,4 @@ class Cluster:
         return json.loads(self.run("get", *arguments, "--output=json"))  # type: ignore[no-any-return]
 
     def _kind(self, *arguments: str) -> str:
-        named = [] if arguments[0] == "get" else [f"--name={NAME}"]
-        return run(str(self.kind), *arguments, *named, environment=self.engine.environment)
+        return run(str(self.kind), *arguments, environment={**self.engine.environment, "KIND_CLUSTER_NAME": NAME})

@@ -118,8 +118,8 @@ def _start() -> Engine:
     engine = _private()
     if engine is None or os.geteuid() != 0:
         raise LocalError(
-            "No Docker daemon answers. Start Docker, or install its daemon (Debian, Ubuntu: apt-get install docker.io) and run "
-            "this as root, which starts a private one."
+            "No Docker daemon answers. Start Docker; or run this as root with its daemon installed (Debian and Ubuntu: "
+            "apt-get install docker.io), and a private one is started."
         )
     folder = state()
     folder.mkdir(parents=True, exist_ok=True)

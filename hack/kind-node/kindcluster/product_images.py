@@ -24,8 +24,14 @@ _DOCKERFILE = ROOT / "images" / "runtime" / "Dockerfile"
 
 @dataclass(frozen=True, slots=True)
 class Images:
+    """Names whose tags change with what is in the images, so that a cluster tells a new image from the one it has."""
+
     operator: str
     runtime: str
+
+    @staticmethod
+    def tag(image: str) -> str:
+        return image.rpartition(":")[2]
 
 
 def build(engine: Engine, *, say: Callable[[str], None]) -> Images:
@@ -34,22 +40,25 @@ def build(engine: Engine, *, say: Callable[[str], None]) -> Images:
     ``$BASE_IMAGE``, ``$TORCH_INDEX_URL`` and pip's own variables are handed on where they are set.
     """
     version = yaml.safe_load((ROOT / "charts/splitplane/Chart.yaml").read_text())["appVersion"]
-    images = Images(f"splitplane/operator:{version}", f"splitplane/runtime:{version}")
     base = _base(engine)
-    say(f"Building {images.operator} on {base}")
-    _build(engine, "operator", images.operator, PYTHON_IMAGE=base)
+    say(f"Building the operator's image on {base}")
+    operator = _build(engine, "operator", version, PYTHON_IMAGE=base)
     with _torch_index(engine, base, say) as index:
-        say(f"Building {images.runtime} on {base}")
-        _build(engine, "runtime", images.runtime, PYTHON_IMAGE=base, TORCH_INDEX_URL=index)
-    return images
+        say(f"Building the runtime's image on {base}")
+        runtime = _build(engine, "runtime", version, PYTHON_IMAGE=base, TORCH_INDEX_URL=index)
+    return Images(operator, runtime)
 
 
-def _build(engine: Engine, name: str, tag: str, **arguments: str) -> None:
+def _build(engine: Engine, name: str, version: str, **arguments: str) -> str:
     arguments |= {key: os.environ[key] for key in ("PIP_INDEX_URL", "PIP_TRUSTED_HOST") if key in os.environ}
+    image = f"splitplane/{name}:{version}"
     engine.run(
-        "build", "--network=host", f"--file={ROOT / 'images' / name / 'Dockerfile'}", f"--tag={tag}",
+        "build", "--network=host", f"--file={ROOT / 'images' / name / 'Dockerfile'}", f"--tag={image}",
         *(f"--build-arg={key}={value}" for key, value in arguments.items()), str(ROOT),
     )  # fmt: skip
+    identity = engine.run("image", "inspect", "--format={{.Id}}", image).strip().removeprefix("sha256:")
+    engine.run("tag", image, f"{image}-{identity[:12]}")
+    return f"{image}-{identity[:12]}"
 
 
 def _base(engine: Engine) -> str:

@@ -21,7 +21,8 @@ from splitplane.local.files import locked
 from splitplane.local.paths import cache_home
 
 _LEFT_OUT = re.compile(
-    r"torch/lib/(libtorch_cuda|libtorch_nvshmem|libcaffe2_nvrtc).*|torch/(include|share)/.*|torch/bin/protoc.*|(.*/)?__pycache__/.*"
+    r"torch/lib/(libtorch_cuda|libtorch_nvshmem|libcaffe2_nvrtc).*|torch/(include|share)/.*|torch/bin/protoc.*"
+    r"|(.*/)?__pycache__/.*"
 )
 _EDITS = {
     "torch/version.py": [(rb"\+cu\d+", b"+cpu"), (rb"(?m)^cuda: .*$", b"cuda = None")],
