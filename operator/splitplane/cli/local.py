@@ -140,7 +140,10 @@ def link(
     first: Annotated[str, typer.Argument(metavar="TIER")],
     second: Annotated[str, typer.Argument(metavar="TIER")],
     name: Name = "default",
-    rate: Annotated[str | None, typer.Option(help="Such as 3Mbit, 500kbit, 1Gbit, or unlimited.")] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(help="Each way, shared by all nodes of a tier; such as 3Mbit, 500kbit, 1Gbit, or unlimited."),
+    ] = None,
     delay: Annotated[str | None, typer.Option(help="One way, such as 5ms; 0 for none.")] = None,
     up: Annotated[bool | None, typer.Option("--up/--down", help="Cut the link, or mend it.")] = None,
 ) -> None:

@@ -113,7 +113,7 @@ class NodeConfig(_Model):
 
 
 class LinkConfig(_Model):
-    """The link between two tiers, alike in both directions. Every node has an uplink of its own at this rate."""
+    """The link between two tiers, alike in both directions. All nodes of a tier share it: a tier is a site."""
 
     between: tuple[Name, Name]
     rate: Rate = None

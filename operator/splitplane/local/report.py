@@ -11,7 +11,7 @@ from splitplane.local.processes import Process, descendants
 
 EMULATED = (
     "device speed: a node's speed factor makes the runtime sleep after each range; cores are this machine's",
-    "links between tiers: rate and delay are applied by a proxy on each node's address",
+    "links between tiers: one for all nodes of a tier; rate and delay are applied by a proxy on each node's address",
 )
 
 

@@ -21,7 +21,7 @@ class Link:
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket that all connections of one uplink and direction share, first come, first served."""
+    """A token bucket that all connections of one direction of a link share, first come, first served."""
 
     link: Link
     _free_at: float = field(default=0.0)

@@ -1,10 +1,11 @@
 """The uplink proxy: an HTTP proxy on every node's address that gives traffic to other tiers its link's rate and delay.
 
 It stands outside the product: pods are pointed at it by ``grpc_proxy`` and ``http_proxy``, and what they reach without
-it (their own tier, the control plane) is not shaped. Each node has, per other tier and direction, one token bucket for
-all its connections, and a delay line that holds bytes back without lowering the rate. Settings are read from
-``links.json`` while it changes, for open connections too. A link that is down holds bytes and connections back, as a
-cut cable would.
+it (their own tier, the control plane) is not shaped. A tier is a site: its nodes share one link to each other tier, as
+machines behind one router do, and as the planner counts. Each direction of a link has one token bucket, whoever opened
+the connection, and each connection a delay line that holds bytes back without lowering the rate. Settings are read
+from ``links.json`` while it changes, for open connections too. A link that is down holds bytes and connections back,
+as a cut cable would.
 """
 
 import argparse
@@ -55,7 +56,7 @@ class Node:
 
 @dataclass(slots=True)
 class Way:
-    """A node's way to another tier: a bucket per direction."""
+    """A connection's way to another tier and back."""
 
     outward: Bucket
     inward: Bucket
@@ -118,7 +119,7 @@ class Uplink:
         self._nodes = nodes
         self._port = port
         self._links = links
-        self._paths: dict[tuple[str, str], Way] = {}
+        self._buckets: dict[tuple[str, str], Bucket] = {}
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Listen on every tiered node's address until ``stop``."""
@@ -151,11 +152,11 @@ class Uplink:
         target = next((node for node in self._nodes if ip in node.network), None)
         if not (source.tier and target and target.tier) or target.tier == source.tier:
             return None
-        key = (source.name, target.tier)
-        if key not in self._paths:
-            link = self._links.between(source.tier, target.tier)
-            self._paths[key] = Way(Bucket(link), Bucket(link))
-        return self._paths[key]
+        return Way(self._bucket(source.tier, target.tier), self._bucket(target.tier, source.tier))
+
+    def _bucket(self, source: str, target: str) -> Bucket:
+        """What everything that goes from one tier to another has to pass."""
+        return self._buckets.setdefault((source, target), Bucket(self._links.between(source, target)))
 
     async def _connection(self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await _read_request(reader)
