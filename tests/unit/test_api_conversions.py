@@ -44,6 +44,11 @@ def test_an_absent_limit_is_no_limit_and_lossy_codecs_are_never_chosen_unasked()
     assert (policy.mode, policy.prefer) == (Mode.AUTO, Preference.COST)
 
 
+@pytest.mark.parametrize("preference", Preference)
+def test_every_preference_of_the_planner_can_be_asked_for(preference: Preference) -> None:
+    assert api.to_policy(_example(objectives={"prefer": preference.value}).spec).prefer is preference
+
+
 def test_a_fixed_split_reaches_the_planner_as_it_was_written() -> None:
     stages = [{"tier": "edge", "firstCut": 0, "lastCut": 3}, {"tier": "cloud", "firstCut": 3, "lastCut": 7}]
     policy = api.to_policy(

@@ -4,11 +4,23 @@ import random
 from dataclasses import replace
 
 import pytest
-from planner_cases import CREPE_PREFIX_MILLISECONDS, POLICY, SNAPSHOT, crepe, device, follow, links, shape, with_tiers
+from planner_cases import (
+    CREPE_PREFIX_MILLISECONDS,
+    POLICY,
+    SNAPSHOT,
+    crepe,
+    device,
+    follow,
+    links,
+    serving,
+    shape,
+    split,
+    with_tiers,
+)
 
 from splitplane.domain.measurements import Value
 from splitplane.domain.profiles import Profile
-from splitplane.domain.snapshots import Action, Decision, Snapshot
+from splitplane.domain.snapshots import Action, Decision, Preference, Snapshot
 from splitplane.planner import plan
 
 
@@ -58,6 +70,32 @@ def test_the_slow_link_is_answered_by_routing_alone():
             new.resident_last,
             new.replicas,
         )
+
+
+EVEN = (0.0, 8.0, 17.0, 25.0, 33.0, 42.0, 50.0)
+"""Segments of about one length, in milliseconds, so that each further one on the edge takes notably longer."""
+
+EVENLY = replace(
+    SNAPSHOT,
+    profile=replace(
+        crepe(), devices={"edge": device("edge", 8.0, prefix=EVEN), "cloud": device("cloud", 1.5, prefix=EVEN)}
+    ),
+)
+PRIVATE = replace(POLICY, prefer=Preference.PRIVACY)
+
+
+@pytest.mark.parametrize(
+    ("limit", "summary"),
+    [(0.175, "edge:0-1|cloud:1-6 int8 x2+1"), (0.30, "edge:0-3|cloud:3-6 int8 x2+1"), (0.60, "edge:0-6 x3")],
+)
+def test_privacy_goes_as_deep_as_the_limits_allow_and_then_for_the_least_cost(limit, summary):
+    decision = plan(EVENLY, replace(PRIVATE, max_p95_seconds=limit), 0.0)
+    assert (shape(decision.target.plan), decision.feasible) == (summary, True)
+
+
+def test_a_gain_in_privacy_is_the_share_of_segments_that_leaves_the_untrusted_tiers():
+    decision = plan(replace(EVENLY, active=serving(split(2))), replace(PRIVATE, max_p95_seconds=0.30), 0.0)
+    assert (str(decision.best.plan), decision.gain) == ("edge:0-3|cloud:3-6 int8", 0.25)
 
 
 def test_costs_stay_within_the_limit_and_the_first_segment_stays_on_the_edge():

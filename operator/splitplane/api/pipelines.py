@@ -98,7 +98,9 @@ class Objectives(Model):
     """Highest cost of all replicas and of traffic, in the currency of the prices. Default: no limit."""
     raw_input_stays_trusted: bool = False
     """The model's input may not leave tiers marked ``trusted``."""
-    prefer: Literal["Cost", "Latency"] = "Cost"
+    prefer: Literal["Cost", "Latency", "Privacy"] = "Cost"
+    """What counts among plans that keep all limits. ``Privacy``: the deepest cut at which a request leaves the tiers
+    marked ``trusted``, then cost."""
 
 
 class ReplicaRange(Model):

@@ -6,16 +6,19 @@ A band of ties keeps money from being spent on gains that are smaller than what 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitplane.domain.plans import Candidate, Plan
 from splitplane.domain.snapshots import Preference
-from splitplane.planner.candidates import Ints, Layout
+from splitplane.planner.candidates import Layout
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import Table, broken, evaluate
 from splitplane.planner.queueing import Array
+
+T = TypeVar("T")
 
 COST_TIE = 0.02
 """Plans within this share of the least cost count as equally cheap where cost is preferred."""
@@ -76,17 +79,27 @@ def build_pool(context: Context, layouts: Sequence[Layout]) -> Pool | None:
         over_p95=np.concatenate([mask[1] for mask in masks]),
         over_cost=np.concatenate([mask[2] for mask in masks]),
         replicas=np.concatenate([np.sum(table.layout.replicas, axis=0).astype(np.float64) for table in tables]),
-        exit_cut=np.concatenate([exit_cut(context, table.layout) for table in tables]),
+        exit_cut=np.concatenate(
+            [exit_cut(context, layout.tiers, layout.bounds).astype(np.float64) for layout in layouts]
+        ),
     )
 
 
-def exit_cut(context: Context, layout: Layout) -> Array:
-    """The cut at which a request first leaves the trusted tiers, by row; the model's output if it never does."""
-    result: Ints = layout.bounds[-1]
-    for tier, bound in reversed(list(zip(layout.tiers, layout.bounds[:-1], strict=True))):
+def exit_cut(context: Context, tiers: Sequence[str], bounds: Sequence[T]) -> T:
+    """The cut at which a request first leaves the trusted tiers; the model's output, ``bounds[-1]``, if it never does.
+
+    ``bounds[k]`` is where the stage on ``tiers[k]`` starts: of one plan, or of all rows of a layout.
+    """
+    for tier, bound in zip(tiers, bounds, strict=False):
         if not context.tiers[tier].trusted:
-            result = bound
-    return result.astype(np.float64)
+            return bound
+    return bounds[-1]
+
+
+def exit_cut_of(context: Context, plan: Plan) -> int:
+    """``exit_cut`` of one plan: the deeper, the less of the input can be told from what leaves the trusted tiers."""
+    stages = plan.stages
+    return exit_cut(context, [s.tier for s in stages], [*(s.first for s in stages), stages[-1].last])
 
 
 def pick(context: Context, pool: Pool) -> Candidate | None:
@@ -126,9 +139,9 @@ def gain(context: Context, current: Candidate, best: Candidate) -> float:
         case Preference.COST:
             return cost if abs(cost) > COST_TIE else p95
         case Preference.PRIVACY:
-            depth = _depth(context, best) - _depth(context, current)
-            if depth:
-                return depth / context.profile.segments
+            exposed = [context.profile.segments - exit_cut_of(context, c.plan) for c in (current, best)]
+            if exposed[0] != exposed[1]:
+                return _relative(exposed[0], exposed[1])
             return cost if abs(cost) > COST_TIE else p95
 
 
@@ -175,10 +188,3 @@ def _relative(old: float, new: float) -> float:
     if math.isinf(new):
         return -1.0
     return (old - new) / old if old > 0.0 else -1.0
-
-
-def _depth(context: Context, candidate: Candidate) -> int:
-    for stage in candidate.plan.stages:
-        if not context.tiers[stage.tier].trusted:
-            return stage.first
-    return context.profile.segments

@@ -13,6 +13,7 @@ from splitplane.domain.plans import Candidate, Plan
 from splitplane.domain.profiles import CODECS
 from splitplane.domain.snapshots import Mode, Preference
 from splitplane.planner.candidates import Layout, codec_crossings, layout_of
+from splitplane.planner.choice import exit_cut_of
 from splitplane.planner.context import Context, crossings
 from splitplane.planner.evaluation import assess, evaluate, held_by_nodes, violations
 from splitplane.planner.residency import trusted
@@ -124,16 +125,9 @@ def _merits(context: Context, route: Candidate) -> tuple[float, ...]:
         case Preference.COST:
             return (*merits, route.predicted.cost_per_hour)
         case Preference.PRIVACY:
-            return (*merits, -_exit(context, route))
+            return (*merits, -exit_cut_of(context, route.plan))
         case _:
             return merits
-
-
-def _exit(context: Context, route: Candidate) -> float:
-    for stage in route.plan.stages:
-        if not context.tiers[stage.tier].trusted:
-            return float(stage.first)
-    return float(context.profile.segments)
 
 
 def _rank(context: Context, route: Candidate) -> tuple[float | str, ...]:
@@ -143,6 +137,6 @@ def _rank(context: Context, route: Candidate) -> tuple[float | str, ...]:
         case Preference.COST:
             return (overloaded, round(route.predicted.cost_per_hour, 6), p95, str(route.plan))
         case Preference.PRIVACY:
-            return (overloaded, -_exit(context, route), p95, str(route.plan))
+            return (overloaded, -exit_cut_of(context, route.plan), p95, str(route.plan))
         case _:
             return (overloaded, p95, str(route.plan))

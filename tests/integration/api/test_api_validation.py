@@ -184,6 +184,7 @@ TWINS = [
     Twins(_pitch_tracker, "spec/objectives/latencyP95Milliseconds", 0, 1, "greater than or equal to 1"),
     Twins(_pitch_tracker, "spec/objectives/maxCostPerHour", "2,00", "2.00", 'such as "0.80"'),
     Twins(_pitch_tracker, "spec/objectives/prefer", "Costs", "Cost", "supported values"),
+    Twins(_pitch_tracker, "spec/objectives/prefer", "Privac", "Privacy", "supported values"),
     # Tiers
     Twins(_pitch_tracker, "spec/tiers/1/name", "edge", "edge2", "Duplicate value", "spec.tiers[1]"),
     Twins(_pitch_tracker, "spec/tiers/1/name", "cloud-", "cloud", "inner dashes"),
