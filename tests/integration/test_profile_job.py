@@ -57,8 +57,7 @@ def profile(credentials: Path, namespace: str, model: str, **more: str) -> "subp
         env={
             "PATH": os.environ["PATH"], "PYTHONPATH": str(EXAMPLES), "OMP_NUM_THREADS": "1",
             "KUBECONFIG": str(credentials), "SPLITPLANE_NAMESPACE": namespace, "SPLITPLANE_MODEL": model,
-            "SPLITPLANE_RESULT_CONFIGMAP": "result", "SPLITPLANE_DEVICE_CLASS": "x86",
-            "SPLITPLANE_PROFILE_SECONDS": "3", **more,
+            "SPLITPLANE_RESULT_CONFIGMAP": "result", "SPLITPLANE_DEVICE_CLASS": "x86", **more,
         },
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from controller_cases import SETTINGS, pipeline, pipeline_body, serving
+from controller_cases import SETTINGS, pipeline, pipeline_body, serving, tier
 
 from splitplane.api.routes import RouteTableSpec
 from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
@@ -79,6 +79,20 @@ def test_a_stages_name_covers_its_pods_but_not_their_number() -> None:
         ),
     ]  # fmt: skip
     assert len({name(base), *map(name, others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("resources", "threads"),
+    [({"requests": {"cpu": "4"}}, "1"), ({"limits": {"cpu": "500m"}}, "1"), ({"limits": {"cpu": "2500m"}}, "2"),
+     ({"limits": {"cpu": 4}}, "4")],
+)  # fmt: skip
+def test_a_model_computes_and_is_measured_with_the_whole_cores_of_its_cpu_limit(resources: Any, threads: str) -> None:
+    body = pipeline(tiers=[tier("edge", resources=resources), tier("cloud")])
+    stage = stage_deployment(body, STAGE, replicas=1, settings=SETTINGS)
+    job = profile_objects(body, body.spec.tiers[0], name="n", profile="p", attempt=1, settings=SETTINGS)[-1]
+    for pod in (stage, job):
+        [container] = pod["spec"]["template"]["spec"]["containers"]
+        assert {"name": "SPLITPLANE_THREADS", "value": threads} in container["env"]
 
 
 def profile_of(**changes: Any) -> str:

@@ -147,7 +147,6 @@ def test_a_profile_job_ends_with_one_clear_line_and_a_code_of_its_own(
             "SPLITPLANE_NAMESPACE": "default",
             "SPLITPLANE_RESULT_CONFIGMAP": "result",
             "SPLITPLANE_DEVICE_CLASS": "x86",
-            "SPLITPLANE_PROFILE_SECONDS": "1",
             "SPLITPLANE_MODEL": environment(replace(source, **change)),  # type: ignore[arg-type]
         },
         capture_output=True,

@@ -36,8 +36,6 @@ def test_settings_come_from_the_environment() -> None:
     assert (settings.resident_first, settings.resident_last, settings.threads) == (0, 3, 2)
     assert stage(ENVIRONMENT).threads == 1
     assert str(gateway(ENVIRONMENT).state_dir) == "/state"
-    assert job({**ENVIRONMENT, "SPLITPLANE_PROFILE_SECONDS": "2.5"}).budget_seconds == 2.5
-    assert job(ENVIRONMENT).budget_seconds > 0
 
 
 @pytest.mark.parametrize("read", [stage, gateway, job])
@@ -58,9 +56,6 @@ def test_all_that_is_missing_is_named_at_once(read: Read) -> None:
         (stage, {"SPLITPLANE_RESIDENT": "-1:3"}, "must be two cuts"),
         (stage, {"SPLITPLANE_THREADS": "0"}, "must be a number of threads, 1 or more"),
         (job, {"SPLITPLANE_THREADS": "many"}, "SPLITPLANE_THREADS is 'many'"),
-        (job, {"SPLITPLANE_PROFILE_SECONDS": "soon"}, "SPLITPLANE_PROFILE_SECONDS is 'soon'"),
-        (job, {"SPLITPLANE_PROFILE_SECONDS": "inf"}, "must be a number of seconds above 0"),
-        (job, {"SPLITPLANE_PROFILE_SECONDS": "0"}, "must be a number of seconds above 0"),
     ],
 )
 def test_a_wrong_environment_is_refused_by_the_variables_name(read: Read, changes: dict[str, str], says: str) -> None:

@@ -126,11 +126,14 @@ class TierSpec(Model):
     """Labels of this tier's nodes."""
     tolerations: Tolerations = ()
     device_class: Name
-    """Tiers of the same device class share profile measurements."""
+    """Tiers of the same device class share profile measurements: give them the same CPU limit, and name another class
+    after changing it."""
     trusted: bool = False
     """Whether raw inputs may be processed here."""
     replicas: ReplicaRange
     resources: Resources = Resources()
+    """What each replica asks for and may use at most. A model computes with as many threads as the CPU limit has whole
+    cores, at least one; with one if there is no limit."""
     price_per_hour: DecimalString | None = None
     """Price of one replica for an hour, used when Prometheus has no ``node_total_hourly_cost`` for the tier's nodes."""
     egress_price_per_gib: DecimalString = Field(default="0", alias="egressPricePerGiB")

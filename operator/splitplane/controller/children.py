@@ -11,6 +11,7 @@ from splitplane.controller.pods import (
     GRACE_SECONDS,
     GRPC_PORT,
     HTTP_PORT,
+    compute_threads,
     container_safety,
     environment,
     gateway_volumes,
@@ -278,7 +279,13 @@ def profile_template(pipeline: InferencePipeline, tier: TierSpec, settings: Sett
 def _model_variables(pipeline: InferencePipeline, tier: TierSpec, **more: str) -> list[Object]:
     """Variables of a pod that holds the model: the operator's, then the user's, which may refer to them."""
     name, model = pipeline.metadata.name, pipeline.spec.model
-    own = environment(name, tier.name, SPLITPLANE_MODEL=model_environment(name, model), **more)
+    own = environment(
+        name,
+        tier.name,
+        SPLITPLANE_MODEL=model_environment(name, model),
+        SPLITPLANE_THREADS=str(compute_threads(tier)),
+        **more,
+    )
     return own + [variable.dump() for variable in model.env]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from splitplane.api.pipelines import GatewaySpec, InferencePipeline, ModelSpec, TierSpec
 from splitplane.controller.naming import image_of
 from splitplane.controller.objects import APP, COMPONENT_LABEL, NAME_LABEL, PIPELINE_LABEL, Object
+from splitplane.domain.quantities import parse_quantity
 
 HTTP_PORT = 8080
 GRPC_PORT = 9000
@@ -93,6 +94,15 @@ def resources(owner_of_resources: TierSpec | GatewaySpec) -> Object:
 def requests(tier: TierSpec) -> dict[str, str]:
     """What a replica asks of the scheduler: its requests; a limit without a request is one, as Kubernetes has it."""
     return {**(tier.resources.limits or {}), **(tier.resources.requests or {})}
+
+
+def compute_threads(tier: TierSpec) -> int:
+    """Threads that a model's pod computes with: the whole cores that its CPU limit lets it have.
+
+    Without a limit it is one, so that replicas that share a node do not slow each other by more threads than cores.
+    """
+    limit = (tier.resources.limits or {}).get("cpu")
+    return 1 if limit is None else max(1, int(parse_quantity(limit)))
 
 
 def placement(tier: TierSpec) -> Object:

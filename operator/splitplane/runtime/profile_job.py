@@ -8,7 +8,6 @@ of the log says why and what to do.
 
 import asyncio
 import json
-import math
 import os
 import statistics
 import sys
@@ -34,7 +33,7 @@ from splitplane.model import (
     load_weights,
 )
 from splitplane.model.memory import resident_bytes
-from splitplane.model.profile import BUDGET_SECONDS, Codec, Measured, measure, sample
+from splitplane.model.profile import Codec, Measured, measure, sample
 from splitplane.runtime import codecs, emulation, hops, oip_grpc
 from splitplane.runtime.environment import SettingsError, required, threads
 from splitplane.runtime.inference import InferRequest
@@ -61,7 +60,6 @@ class Settings:
     device_class: str
     model: str
     threads: int
-    budget_seconds: float
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
@@ -76,18 +74,7 @@ class Settings:
             device_class=values["DEVICE_CLASS"],
             model=values["MODEL"],
             threads=threads(environment),
-            budget_seconds=_budget(environment.get("SPLITPLANE_PROFILE_SECONDS") or f"{BUDGET_SECONDS}"),
         )
-
-
-def _budget(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0.0):
-        raise SettingsError(f"SPLITPLANE_PROFILE_SECONDS is '{text}'; it must be a number of seconds above 0")
-    return seconds
 
 
 def run(settings: Settings) -> ProfileResult:
@@ -105,7 +92,6 @@ def run(settings: Settings) -> ProfileResult:
         partition,
         codecs=wire_codecs(),
         slowdown=emulation.speed_factor(),
-        budget_seconds=settings.budget_seconds,
         progress=say,
     )
     overhead = asyncio.run(stage_overhead(partition, measured))
