@@ -18,7 +18,7 @@ from planner_cases import (
     with_tiers,
 )
 
-from splitplane.domain.measurements import Missing, Value
+from splitplane.domain.measurements import Idle, Missing, Value
 from splitplane.domain.plans import Plan, Stage
 from splitplane.domain.snapshots import Action, FixedPlan, Inputs, Mode, Policy, Preference, Snapshot
 from splitplane.planner import gates, plan
@@ -352,6 +352,7 @@ def test_a_plan_that_was_set_aside_is_not_proposed():
         ({"rate_per_second": 9.0}, "DemandFell"),
         ({"links": (("edge", "cloud", 400_000.0, 0.002),)}, "LinkChanged"),
         ({"prices": (("cloud", 0.1), ("edge", 0.05))}, "PriceChanged"),
+        ({"policy": replace(POLICY, prefer=Preference.COST)}, "SpecChanged"),
         ({"tiers": ("edge",)}, "CapacityReturned"),
         ({}, "BetterPlan"),
     ],
@@ -360,6 +361,23 @@ def test_the_reason_of_a_change_is_what_changed_most(changes: dict[str, object],
     inputs = replace(plan(SNAPSHOT, POLICY, 0.0).inputs or Inputs(1.0), **changes)  # type: ignore[arg-type]
     decision = plan(replace(SNAPSHOT, active=serving(split(2), inputs=inputs)), POLICY, 0.0)
     assert (decision.action, decision.reason) == (Action.SWITCH, reason)
+
+
+def test_a_dictated_split_is_left_because_the_mode_changed_though_an_idle_links_numbers_wander():
+    dictating = replace(FIXED, fixed=FixedPlan((("edge", 0, 2), ("cloud", 2, 6)), ("int8",)))
+    idle = replace(SNAPSHOT, arrival_rate=Idle())
+    dictated = follow(idle, plan(idle, dictating, 0.0), 0.0)
+    wandered = replace(dictated, links=links(58, 0.0023))
+    decision = plan(wandered, POLICY, 10_000.0)
+    assert (decision.action, decision.reason) == (Action.SWITCH, "SpecChanged")
+
+
+def test_a_split_that_was_dictated_once_is_left_for_the_link_where_the_mode_alone_moved_nothing():
+    best = replace(FIXED, fixed=FixedPlan((("edge", 0, 1), ("cloud", 1, 6)), ("int8",)))
+    dictated = follow(SNAPSHOT, plan(SNAPSHOT, best, 0.0), 0.0)
+    assert plan(dictated, POLICY, 5_000.0).action is Action.HOLD
+    decision = plan(replace(dictated, links=links(3)), POLICY, 10_000.0)
+    assert (decision.action, decision.reason) == (Action.SWITCH, "LinkChanged")
 
 
 def test_the_message_is_one_line_with_the_numbers():

@@ -85,13 +85,14 @@ class Inputs:
 
     They tell later why a plan changed, and stand in for a link's numbers while these are missing. ``links`` holds
     (source, target, bytes per second, one-way delay in seconds); ``prices`` holds (tier, price of a replica-hour).
-    ``tiers`` names those that could be used.
+    ``tiers`` names those that could be used. ``policy`` is what the user allowed then.
     """
 
     rate_per_second: float
     links: tuple[tuple[str, str, float, float], ...] = ()
     prices: tuple[tuple[str, float], ...] = ()
     tiers: tuple[str, ...] = ()
+    policy: Policy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Why a plan changes, in one word fit for a condition's reason.
 
 The cause is the change without which there would have been no reason to move: each number that differs notably from
-what the active plan was chosen on is put back alone, and the one whose return leaves the active plan in the best
-standing is named.
+what the active plan was chosen on, and the policy, is put back alone, and the one whose return leaves the active plan
+in the best standing is named.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from splitplane.domain.plans import Candidate
-from splitplane.domain.snapshots import Active, Inputs
+from splitplane.domain.snapshots import Active, Inputs, Mode
 from splitplane.planner.choice import gain, severity
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess
@@ -64,11 +64,15 @@ def _put_back(context: Context, inputs: Inputs) -> Iterator[tuple[str, Context]]
         if name in sites and not math.isnan(sites[name].price) and _differs(price, sites[name].price):
             sites[name] = replace(sites[name], price=price)
     yield "PriceChanged", replace(context, sites=sites)
+    if inputs.policy is not None:
+        yield "SpecChanged", replace(context, policy=inputs.policy)
 
 
 def _standing(before: Context, active: Active, target: Candidate) -> tuple[int, float]:
     """How badly the active plan would stand: by the limits it breaks, then by what the target would still gain."""
     current = assess(before, active.plan)
+    if before.policy.mode is Mode.FIXED:
+        return severity(current), 0.0  # a split that is dictated stays, whatever another would gain
     by = gain(before, current, assess(before, target.plan))
     return severity(current), by if math.isfinite(by) else math.inf
 

@@ -83,6 +83,7 @@ class Context:
             links=tuple((*pair, wire.bandwidth, wire.delay) for pair, wire in sorted(self.wires.items())),
             prices=tuple((name, site.price) for name, site in self.sites.items() if not math.isnan(site.price)),
             tiers=tuple(self.sites),
+            policy=self.policy,
         )
 
 
