@@ -1,7 +1,6 @@
 """The agent's small pure parts: images, admission, addresses, probes' thresholds, configuration."""
 
 import json
-from decimal import Decimal
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -33,19 +32,8 @@ def test_other_images_are_refused_with_what_is_there(image: str, tmp_path: Path)
         images.resolve(image, {"splitplane/runtime": tmp_path})
 
 
-def asking(cpu: str, *init: str, sidecar: str | None = None) -> dict[str, Any]:
-    def container(amount: str, **more: str) -> dict[str, Any]:
-        return {"name": "c", "resources": {"requests": {"cpu": amount}}, **more}
-
-    sidecars = [container(sidecar, restartPolicy="Always")] if sidecar else []
-    return {"spec": {"containers": [container(cpu)], "initContainers": [*sidecars, *map(container, init)]}}
-
-
-def test_a_request_is_the_larger_of_steady_state_and_init() -> None:
-    assert admission.request(asking("1"), "cpu") == 1
-    assert admission.request(asking("1", "3", "2"), "cpu") == 3
-    assert admission.request(asking("1", "3", sidecar="500m"), "cpu") == Decimal("3.5")
-    assert admission.request(asking("4", "3", sidecar="500m"), "cpu") == Decimal("4.5")
+def asking(cpu: str) -> dict[str, Any]:
+    return {"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}}
 
 
 def test_a_pod_is_refused_by_what_is_short() -> None:

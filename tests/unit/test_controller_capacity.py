@@ -3,7 +3,7 @@
 import pytest
 from controller_cases import node, pod
 
-from splitplane.controller.capacity import Placement, capacity, pod_requests, replica_price, tolerates
+from splitplane.controller.capacity import Placement, capacity, replica_price, tolerates
 from splitplane.domain.measurements import Error, Missing, Value
 
 EDGE = Placement(
@@ -54,10 +54,12 @@ def test_without_requests_the_nodes_limit_on_pods_decides() -> None:
     assert capacity([node("e1", "edge")], {"e1": [pod("a", "e1")]}, modest, is_own=nobody).slots == 109
 
 
-def test_a_large_init_container_counts_as_the_scheduler_counts_it() -> None:
+def test_a_pods_sidecars_and_overhead_take_room_too() -> None:
     body = pod("a", "e1", cpu="500m")
-    body["spec"]["initContainers"] = [{"resources": {"requests": {"cpu": "2"}}}]
-    assert pod_requests(body)["cpu"] == 2.0
+    body["spec"]["initContainers"] = [{"restartPolicy": "Always", "resources": {"requests": {"cpu": "500m"}}}]
+    assert capacity([node("e1", "edge")], {"e1": [body]}, EDGE, is_own=nobody).slots == 3
+    body["spec"]["overhead"] = {"cpu": "250m"}
+    assert capacity([node("e1", "edge")], {"e1": [body]}, EDGE, is_own=nobody).slots == 2
 
 
 @pytest.mark.parametrize(

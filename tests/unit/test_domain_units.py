@@ -1,10 +1,13 @@
-"""Kubernetes' quantities and instants as numbers."""
+"""Kubernetes' quantities, requests and instants as numbers."""
 
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
+from splitplane.controller.handlers import lean_pod
 from splitplane.domain.quantities import parse_quantity
+from splitplane.domain.resources import pod_requests
 from splitplane.domain.times import instant, micro_timestamp, timestamp
 
 
@@ -36,6 +39,33 @@ def test_quantities_are_read_as_kubernetes_reads_them(text: str, value: str) -> 
 def test_what_is_no_quantity_is_refused_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a Kubernetes quantity, such as 2, 500m or 1\.5Gi"):
         parse_quantity(text)
+
+
+def container(cpu: str, **more: Any) -> dict[str, Any]:
+    return {"name": "c", "resources": {"requests": {"cpu": cpu}}, **more}
+
+
+SIDECAR = container("500m", restartPolicy="Always")
+
+
+@pytest.mark.parametrize(
+    ("spec", "cores"),
+    [
+        ({"containers": []}, "0"),
+        ({"containers": [container("1"), container("250m")]}, "1.25"),
+        ({"containers": [container("1")], "initContainers": [container("3"), container("2")]}, "3"),
+        ({"containers": [container("4")], "initContainers": [SIDECAR, container("3")]}, "4.5"),
+        ({"containers": [container("1")], "initContainers": [SIDECAR, container("3")]}, "3.5"),
+        ({"containers": [container("1")], "initContainers": [container("3"), SIDECAR]}, "3"),
+        ({"containers": [container("1")], "overhead": {"cpu": "100m", "memory": "64Mi"}}, "1.1"),
+        ({"containers": [container("1")], "resources": {"requests": {"cpu": "3"}}}, "3"),
+        ({"containers": [container("1")], "resources": {"limits": {"cpu": "3"}}, "overhead": {"cpu": "1"}}, "2"),
+    ],
+)
+def test_a_pods_requests_are_counted_as_the_scheduler_counts_them(spec: dict[str, Any], cores: str) -> None:
+    pod = {"metadata": {"name": "p"}, "spec": spec}
+    assert pod_requests(pod).get("cpu", 0) == Decimal(cores)
+    assert pod_requests(lean_pod(pod)) == pod_requests(pod)
 
 
 def test_instants_survive_being_written_to_the_second() -> None:

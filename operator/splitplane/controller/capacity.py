@@ -7,6 +7,7 @@ from typing import Any
 from splitplane.controller.objects import Object, is_terminating, is_true
 from splitplane.domain.measurements import Error, Measurement, Missing, Value
 from splitplane.domain.quantities import parse_quantity
+from splitplane.domain.resources import pod_requests
 
 # A tier without resource requests is limited by this and by the nodes' own limit on pods only.
 _MOST_SLOTS = 1000
@@ -35,19 +36,6 @@ class Capacity:
 def amounts(quantities: Mapping[str, Any] | None) -> dict[str, float]:
     """Kubernetes quantities as numbers in base units (cores, bytes)."""
     return {name: float(parse_quantity(quantity)) for name, quantity in (quantities or {}).items()}
-
-
-def pod_requests(pod: Object) -> dict[str, float]:
-    """What the scheduler counts for a pod: the sum over containers, or the largest init container if that is more."""
-    spec = pod.get("spec") or {}
-    total: dict[str, float] = {}
-    for container in spec.get("containers") or ():
-        for name, amount in amounts((container.get("resources") or {}).get("requests")).items():
-            total[name] = total.get(name, 0.0) + amount
-    for container in spec.get("initContainers") or ():
-        for name, amount in amounts((container.get("resources") or {}).get("requests")).items():
-            total[name] = max(total.get(name, 0.0), amount)
-    return total
 
 
 def tolerates(tolerations: Iterable[Mapping[str, Any]], taint: Mapping[str, Any]) -> bool:
@@ -110,8 +98,8 @@ def capacity(
                 own += 1
                 continue
             left["pods"] = left.get("pods", 0.0) - 1
-            for resource, amount in pod_requests(pod).items():
-                left[resource] = left.get(resource, 0.0) - amount
+            for resource, asked in pod_requests(pod).items():
+                left[resource] = left.get(resource, 0.0) - float(asked)
         fit = max(0, int(left.get("pods", _MOST_SLOTS)))
         for resource, amount in placement.requests.items():
             if amount > 0:

@@ -93,14 +93,17 @@ def lean_pod(body: Any) -> Object:
         "metadata": {key: body["metadata"][key] for key in _POD_METADATA if key in body["metadata"]},
         "spec": {
             "nodeName": spec.get("nodeName", ""),
-            "containers": _requests_of(spec.get("containers")),
-            "initContainers": _requests_of(spec.get("initContainers")),
+            "containers": [_lean_container(item) for item in spec.get("containers") or ()],
+            "initContainers": [_lean_container(item) for item in spec.get("initContainers") or ()],
+            **{key: spec[key] for key in ("overhead", "resources") if key in spec},
         },
         "status": {key: status[key] for key in _POD_STATUS if key in status},
     }
 
 
-def _requests_of(containers: Any) -> list[Object]:
-    return [
-        {"resources": {"requests": (item.get("resources") or {}).get("requests") or {}}} for item in containers or ()
-    ]
+def _lean_container(container: Any) -> Object:
+    """What counts of a container towards the pod's requests."""
+    found: Object = {"resources": {"requests": (container.get("resources") or {}).get("requests") or {}}}
+    if "restartPolicy" in container:
+        found["restartPolicy"] = container["restartPolicy"]
+    return found

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from splitplane.domain.resources import is_sidecar
 from splitplane.local.agent.state import Backoff, ContainerRecord, Ended, Phase, PodRecord, Waiting
 
 FIRST_BACKOFF = 10.0
@@ -41,11 +42,6 @@ class Decision:
     """When to decide again, if nothing happens before."""
     over: bool = False
     """Nothing runs, and nothing will run again."""
-
-
-def is_sidecar(container: Mapping[str, Any]) -> bool:
-    """Whether an init container runs beside the main ones."""
-    return container.get("restartPolicy") == "Always"
 
 
 def all_containers(pod: Pod) -> list[Mapping[str, Any]]:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from splitplane.domain.resources import is_sidecar
 from splitplane.domain.times import timestamp
-from splitplane.local.agent.lifecycle import Decision, Pod, is_sidecar
+from splitplane.local.agent.lifecycle import Decision, Pod
 from splitplane.local.agent.state import ContainerRecord, Ended, PodRecord
 
 Object = dict[str, Any]
