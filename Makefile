@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo build/uv/bin/uv)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-unit lint format crds generate bench lock env binaries clean
+.PHONY: help demo test test-unit lint format crds generate bench lock env binaries clean kind-up kind-down
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,8 @@ lint: env  ## Check format, lint, types, import layers, generated files and lock
 	@$(BIN)/python -m splitplane.api.crds --check
 	@$(BIN)/python -m splitplane.runtime.generate --check
 	@UV="$(UV)" hack/lock --check
+	@$(BIN)/hadolint images/*/Dockerfile hack/kind-node/node/Dockerfile
+	@$(BIN)/shellcheck .ci/run hack/lock hack/kind-node/runc-bounded hack/kind-node/node/pod-network
 
 format: env  ## Format the code and mend what can be mended by machine
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -60,6 +62,14 @@ $(VENV)/.stamp: requirements/dev.lock pyproject.toml | $(UV)
 	@$(UV) pip sync --python $(BIN)/python --require-hashes requirements/dev.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+
+KIND = UV="$(abspath $(UV))" PYTHONPATH=hack/kind-node $(BIN)/python -m kindcluster
+
+kind-up: env  ## Bring up a kind cluster with Prometheus and Splitplane in it; builds and loads the images (docs/kind.md)
+	@$(KIND) up
+
+kind-down: env  ## Delete the kind cluster; a Docker daemon that kind-up started ends, and the network is put back
+	@$(KIND) down
 
 clean:  ## Remove what make built in this folder (caches of the user stay)
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,6 +1,7 @@
 """The kind cluster: created, filled with the images, Prometheus and Splitplane's chart, and taken away again."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,24 +60,28 @@ class Cluster:
 
     def delete(self) -> None:
         self._kind("delete", "cluster", f"--kubeconfig={self.kubeconfig}")
+        shutil.rmtree(self.shared_folder, ignore_errors=True)
 
     def load(self, images: Images) -> None:
-        """Put the images on every node.
+        """Put the operator's image on every node, the runtime's on the workers.
 
         As `kind load docker-image` does, but by a file that every node sees rather than by a pipe to each, and with one
         copy on a node instead of two: several times faster, and half the room.
         """
-        archive = self.shared_folder / "images.tar"
-        self.engine.run("save", f"--output={archive}", images.operator, images.runtime)
-        importing = (
-            "ctr", "--namespace=k8s.io", "images", "import", "--local", "--all-platforms", "--discard-unpacked-layers",
-            f"{SHARED_FOLDER}/{archive.name}",
-        )  # fmt: skip
-        try:
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(lambda node: self.engine.run("exec", node, *importing), self.nodes()))
-        finally:
-            archive.unlink()
+        nodes = self.nodes()
+        workers = [node for node in nodes if "control-plane" not in node]
+        for image, targets in ((images.operator, nodes), (images.runtime, workers)):
+            archive = self.shared_folder / "image.tar"
+            self.engine.run("save", f"--output={archive}", image)
+            importing = (
+                "ctr", "--namespace=k8s.io", "images", "import", "--local", "--all-platforms",
+                "--discard-unpacked-layers", f"{SHARED_FOLDER}/{archive.name}",
+            )  # fmt: skip
+            try:
+                with ThreadPoolExecutor() as pool:
+                    list(pool.map(lambda node: self.engine.run("exec", node, *importing), targets))  # noqa: B023
+            finally:
+                archive.unlink()
 
     def nodes(self) -> list[str]:
         """The nodes' containers, which are called as the nodes are."""

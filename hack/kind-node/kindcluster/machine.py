@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 _SETTINGS = (
-    "net/ipv4/ip_forward",  # dockerd
+    "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding",  # dockerd
     "net/ipv4/conf/all/route_localnet", "net/netfilter/nf_conntrack_max",  # kube-proxy
     "vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxbytes",  # kubelet
-    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxkeys", "fs/file-max", "fs/nr_open",  # and systemd
 )  # fmt: skip
 _MODULES = Path("/lib/modules")
 _DOCKERS = re.compile(r"\bDOCKER|\bdocker0\b|\bbr-[0-9a-f]{12}\b")
