@@ -1,5 +1,6 @@
 """Models: load a factory, export its graph, find its cuts, run any range of its segments, measure it."""
 
+from splitplane.model import libraries
 from splitplane.model.errors import FactoryError, ModelError, NotSplittableError, WeightsError
 from splitplane.model.graphs import ModelGraph, export
 from splitplane.model.partitions import Partition, load_partition, load_weights
@@ -14,6 +15,7 @@ __all__ = [
     "Partition",
     "WeightsError",
     "export",
+    "libraries",
     "load_partition",
     "load_weights",
 ]

@@ -61,13 +61,11 @@ class Partition:
             return self._compiled[first, last]
 
 
-def load_partition(source: ModelSource, first: int, last: int | None, *, threads: int = 1) -> Partition:
+def load_partition(source: ModelSource, first: int, last: int | None) -> Partition:
     """Build a model's graph and read the weights of ``[first, last)``; ``None`` stands for the last cut.
 
-    ``threads`` sets torch's compute threads for the whole process. Raises :class:`ModelError` of any kind, and
-    ``ValueError`` for a range that the model does not have.
+    Raises :class:`ModelError` of any kind, and ``ValueError`` for a range that the model does not have.
     """
-    torch.set_num_threads(threads)
     return load_weights(export(source), first, last)
 
 

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from prometheus_client import CollectorRegistry
 
 from splitplane.adapters.cluster import ClusterError, connect
@@ -30,6 +29,7 @@ from splitplane.model import (
     Partition,
     WeightsError,
     export,
+    libraries,
     load_weights,
 )
 from splitplane.model.memory import resident_bytes
@@ -80,7 +80,7 @@ class Settings:
 def run(settings: Settings) -> ProfileResult:
     """Build, load and measure the model. Raises :class:`ModelError` of any kind."""
     source = ModelSource.from_json(settings.model)
-    torch.set_num_threads(settings.threads)
+    libraries.use_threads(settings.threads)
     started = time.perf_counter()
     graph = export(source)
     # By now the process holds all that a stage holds besides weights: torch, the graph, the servers' libraries.
@@ -193,7 +193,6 @@ def say(message: str) -> None:
 
 
 def main() -> int:
-    torch.set_num_interop_threads(1)
     try:
         settings = Settings.from_environment(os.environ)
         emulation.speed_factor()  # a wrong one should end the job before the model is loaded

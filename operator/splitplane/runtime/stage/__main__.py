@@ -5,15 +5,15 @@ Exit code 0 after a drain; 78 (``EX_CONFIG``) when a retry cannot help until som
 """
 
 import asyncio
+import gc
 import logging
 import os
 import sys
 import traceback
 
-import torch
 from prometheus_client import REGISTRY
 
-from splitplane.model import ModelError, ModelSource, load_partition
+from splitplane.model import ModelError, ModelSource, libraries, load_partition
 from splitplane.runtime import emulation
 from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.stage import server
@@ -31,7 +31,7 @@ def load(settings: Settings) -> Runnable:
     """Load the resident range. Raises ``ModelError``, or :class:`FingerprintError`: not what was profiled."""
     source = ModelSource.from_json(settings.model)
     try:
-        partition = load_partition(source, settings.resident_first, settings.resident_last, threads=settings.threads)
+        partition = load_partition(source, settings.resident_first, settings.resident_last)
     except ValueError as error:
         raise SettingsError(f"SPLITPLANE_RESIDENT: {error}") from error
     if partition.graph.fingerprint != settings.fingerprint:
@@ -44,10 +44,12 @@ def load(settings: Settings) -> Runnable:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    torch.set_num_interop_threads(1)
     try:
         settings = Settings.from_environment(os.environ)
+        libraries.use_threads(settings.threads)
         emulation.speed_factor()  # a wrong one should end the start, not each request
+        # The libraries stay as long as the process: looking through them once more would hold requests up for 0.2 s.
+        gc.freeze()
         asyncio.run(server.run(settings, lambda: load(settings), emulation.pace, REGISTRY))
     except (SettingsError, ModelError, FingerprintError) as error:
         LOG.error("cannot start: %s", " ".join(str(error).split()))
