@@ -255,7 +255,7 @@ def profile_template(pipeline: InferencePipeline, tier: TierSpec, settings: Sett
     container: Object = {
         "name": "profile",
         "image": image,
-        "command": ["python", "-m", "splitplane.runtime.profile_job"],
+        "args": ["python", "-m", "splitplane.runtime.profile_job"],
         "env": _model_variables(pipeline, tier, SPLITPLANE_DEVICE_CLASS=tier.device_class),
         "resources": tier.resources.dump(),
         "volumeMounts": mounts,

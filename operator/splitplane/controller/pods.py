@@ -130,7 +130,7 @@ def server(name: str, image: str, module: str, env: Sequence[Object], *, resourc
     return {
         "name": name,
         "image": image,
-        "command": ["python", "-m", module],
+        "args": ["python", "-m", module],
         "env": list(env),
         "ports": [
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},

@@ -71,14 +71,15 @@ def prepare(
     termination.write_text("")
     words = normal(container.get("terminationMessagePath") or _TERMINATION_PATH)
     rewrite = Rewriter([*mounts, Mount(words, termination)])
+    # Without "command" it is "args": an image of the project has an init for its entry point, which the agent is here.
     argv = [
         rewrite(environment.expand(word, variables))
         for word in [*container.get("command", []), *container.get("args", [])]
     ]
-    if not container.get("command"):
+    if not argv:
         raise StartError(
             "RunContainerError",
-            f'container "{name}" has no command: an image\'s own entry point is not known here, so give "command"',
+            f'container "{name}" has neither command nor args: what an image starts by itself is not known here',
         )
     final = {key: value if value == base.get(key) else rewrite(value) for key, value in variables.items()}
     if final["PATH"] != base["PATH"]:
