@@ -21,7 +21,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DECIMAL = r"^[0-9]{1,15}([.][0-9]{1,12})?$"
-QUANTITY = r"^[+-]?([0-9]+|[0-9]+[.][0-9]*|[.][0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+QUANTITY = r"^[+]?([0-9]+|[0-9]+[.][0-9]*|[.][0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
 LARGEST = 2**53
 """Largest integer of a resource: the largest that every JSON reader takes in exactly."""
 
@@ -63,13 +63,13 @@ def rules(*entries: dict[str, str]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"x-kubernetes-validations": [dict(entry) for entry in entries]})
 
 
-def text(pattern: str, message: str, *, longest: int) -> Any:
+def text(pattern: str, message: str, *, least: int = 1, longest: int) -> Any:
     """Constraints of a string with a form; ``message`` says what the form is, by example where that is shorter."""
     escaped = pattern.replace("\\", "\\\\").replace("'", "\\'")
-    return StringConstraints(pattern=pattern, max_length=longest, min_length=1), WithJsonSchema(
+    return StringConstraints(pattern=pattern, max_length=longest, min_length=least), WithJsonSchema(
         {
             "type": "string",
-            "minLength": 1,
+            "minLength": least,
             "maxLength": longest,
             "x-kubernetes-validations": [rule(f"self.matches('{escaped}')", message)],
         }
@@ -131,12 +131,15 @@ Quantity = Annotated[
             "x-kubernetes-int-or-string": True,
             "maxLength": 32,
             "x-kubernetes-validations": [
-                rule("isQuantity(string(self))", 'must be a quantity, such as 2, "500m" or "512Mi"')
+                rule(
+                    "isQuantity(string(self)) && !string(self).startsWith('-')",
+                    'must be a quantity, zero or more, such as 2, "500m" or "512Mi"',
+                )
             ],
         }
     ),
 ]
-"""A Kubernetes quantity, as a string or a whole number."""
+"""A Kubernetes quantity that is not negative, as a string or a whole number."""
 Codec = Literal["fp32", "fp16", "int8"]
 Count = Annotated[int, between(0, LARGEST)]
 

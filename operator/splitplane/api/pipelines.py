@@ -11,7 +11,6 @@ from splitplane.api.fields import (
     Model,
     Name,
     TierName,
-    at_most,
     between,
     distinct,
     keyed,
@@ -20,7 +19,7 @@ from splitplane.api.fields import (
     rules,
     text,
 )
-from splitplane.api.pods import Env, PullSecrets, Resources, Tolerations, VolumeMounts, Volumes
+from splitplane.api.pods import Env, LabelName, LabelValue, PullSecrets, Resources, Tolerations, VolumeMounts, Volumes
 from splitplane.api.statuses import PipelineStatus
 from splitplane.api.tensors import Tensors
 
@@ -33,15 +32,23 @@ _FACTORY = text(
     "must be module:callable, such as pitch_tracker:build",
     longest=253,
 )
+_PART = "([^/.][^/]*|[.][^/.][^/]*|[.][.][^/]+)"
 _URI = text(
-    r"^(file:///[^/].*|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^/].*)$",
-    "must be pvc://<claim>/<path> or file:///<path in the runtime image or a mounted volume>",
+    f"^(file://|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?)(/{_PART})+$",
+    "must be pvc://<claim>/<path> or file:///<path in the runtime image or a mounted volume>, without . or .. in it",
     longest=1024,
 )
 _SHA256 = text(
     r"^[0-9a-f]{64}$", "must be the file's SHA-256 as 64 lower-case hexadecimal digits (see sha256sum)", longest=64
 )
-_IMAGE = text(r"^[a-zA-Z0-9][-a-zA-Z0-9._:/@]*$", "must be an image reference such as repository/name:tag", longest=512)
+_HOST = "[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?"
+_IMAGE_PART = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
+_IMAGE = text(
+    f"^({_HOST}([.]{_HOST})*(:[0-9]+)?/)?{_IMAGE_PART}(/{_IMAGE_PART})*"
+    "(:[A-Za-z0-9_][-A-Za-z0-9_.]{0,127})?(@[A-Za-z][A-Za-z0-9]*:[0-9a-fA-F]{32,128})?$",
+    "must be an image reference such as repository/name:tag, the name in lower-case letters",
+    longest=512,
+)
 
 MAX_PARTITIONS = 2
 NAMES_LENGTH = 45
@@ -50,12 +57,6 @@ NAMES_LENGTH = 45
 
 class Weights(Model):
     """The model's trained weights: one safetensors file."""
-
-    model_config = rules(
-        rule(
-            "!self.uri.contains('/../')", "must not go up by .. out of its volume; write the plain path", field=".uri"
-        ),
-    )
 
     uri: Annotated[str, *_URI]
     """Where the file is: ``pvc://<claim>/<path>`` or ``file:///<path>``."""
@@ -113,7 +114,7 @@ class ReplicaRange(Model):
 
 
 _Labels = Annotated[
-    dict[Annotated[str, at_most(316)], Annotated[str, at_most(63)]],
+    dict[LabelName, LabelValue],
     Field(min_length=1, max_length=16),
 ]
 

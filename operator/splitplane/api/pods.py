@@ -8,15 +8,33 @@ from typing import Annotated, Literal
 from splitplane.api.fields import Model, Name, Quantity, at_most, between, keyed, ordered, rule, rules, text
 
 _ENV_NAME = text(r"^[A-Za-z_][A-Za-z0-9_]*$", "must be letters, digits and underscores, not a digit first", longest=128)
-_MOUNT_PATH = text(r"^/[^:]+$", "must be an absolute path other than / and without a colon", longest=1024)
+_PART = "([^/:.][^/:]*|[.][^/:.][^/:]*|[.][.][^/:]+)"
+"""A part of a path, neither ``.`` nor ``..``."""
+_MOUNT_PATH = text(
+    f"^(/{_PART})+/?$", "must be an absolute path other than /, without a colon and without . or .. in it", longest=1024
+)
+_SUBDOMAIN = "[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+_WORD = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _RESOURCE = text(
-    r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9][-A-Za-z0-9_.]*$", "must be a resource's name", longest=128
+    f"^(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMGT]i|{_SUBDOMAIN}/{_WORD})$",
+    "must be cpu, memory, ephemeral-storage, hugepages-<size>, or a device such as example.com/gpu",
+    longest=128,
+)
+_LABEL = text(
+    f"^({_SUBDOMAIN}/)?{_WORD}$", "must be a label's name, such as splitplane.dev/tier, without spaces", longest=316
+)
+_LABEL_VALUE = text(
+    f"^({_WORD})?$", "must be letters, digits and inner dashes, underscores and dots", least=0, longest=63
 )
 _KEY = text(r"^[-._a-zA-Z0-9]+$", "must be letters, digits, dots, dashes and underscores", longest=253)
-_RELATIVE = text(r"^[^/:][^:]*$", "must be a relative path without a colon", longest=1024)
+_RELATIVE = text(
+    f"^{_PART}(/{_PART})*/?$", "must be a relative path, without a colon and without . or .. in it", longest=512
+)
 _OBJECT = text(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "must be the name of an object in this namespace", longest=253)
 
 ObjectName = Annotated[str, *_OBJECT]
+LabelName = Annotated[str, *_LABEL]
+LabelValue = Annotated[str, *_LABEL_VALUE]
 _Key = Annotated[str, *_KEY]
 _RelativePath = Annotated[str, *_RELATIVE]
 
@@ -48,9 +66,9 @@ class Toleration(Model):
         ),
     )
 
-    key: Annotated[str, at_most(316)] | None = None
+    key: LabelName | None = None
     operator: Literal["Equal", "Exists"] = "Equal"
-    value: Annotated[str, at_most(63)] | None = None
+    value: LabelValue | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     toleration_seconds: Annotated[int, between(0, 10**9)] | None = None
 

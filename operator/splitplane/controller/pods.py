@@ -106,7 +106,7 @@ def compute_threads(tier: TierSpec) -> int:
 
 
 def placement(tier: TierSpec) -> Object:
-    """Where pods of a tier go: its nodes, spread over them as far as they reach."""
+    """Where pods of a tier may go: its nodes (see :func:`spread` for which of them)."""
     found: Object = {"nodeSelector": dict(tier.node_selector)}
     if tier.tolerations:
         found["tolerations"] = [toleration.dump() for toleration in tier.tolerations]

@@ -163,7 +163,9 @@ TWINS = [
     Twins(_pitch_tracker, "spec/model/factory", "pitch_tracker.build", "pitch_tracker:build", "must be module:callable"),
     Twins(_pitch_tracker, "spec/model/weights/uri", "pvs://models/a", "pvc://models/a", "must be pvc://<claim>/<path>"),
     Twins(_pitch_tracker, "spec/model/weights/uri", "file://models/a", "file:///models/a", "file:///<path"),
-    Twins(_pitch_tracker, "spec/model/weights/uri", "pvc://models/../a", "pvc://models/..a", "must not go up by .."),
+    Twins(_pitch_tracker, "spec/model/weights/uri", "pvc://models/../a", "pvc://models/..a", "without . or .. in it"),
+    Twins(_pitch_tracker, "spec/model/weights/uri", "pvc://models/a/..", "pvc://models/a/..b", "without . or .. in it"),
+    Twins(_pitch_tracker, "spec/model/weights/uri", "file:///models/", "file:///models/a", "must be pvc://<claim>/<path>"),
     Twins(_pitch_tracker, "spec/model/weights/sha256", SHA[:-1], SHA, "64 lower-case hexadecimal digits"),
     Twins(_pitch_tracker, "spec/model/weights/sha256", SHA.replace("9f", "9F"), SHA, "see sha256sum"),
     Twins(_pitch_tracker, "spec/model/inputs/0/shape/0", 1, -1, "must be -1", "spec.model.inputs[0].shape"),
@@ -171,6 +173,10 @@ TWINS = [
     Twins(_pitch_tracker, "spec/model/inputs/0/datatype", "FP3", "FP32", "supported values"),
     Twins(_sentence_encoder, "spec/model/inputs/1/name", "input_ids", "input_id", "Duplicate value", "spec.model.inputs[1]"),
     Twins(_pulling, "spec/model/image", "runtime 1", "runtime:1", "must be an image reference"),
+    Twins(_pulling, "spec/model/image", "foo/Bar:x", "foo/bar:x", "in lower-case letters"),
+    Twins(_pulling, "spec/model/image", "foo/bar::x", "foo/bar:x", "must be an image reference"),
+    Twins(_pulling, "spec/model/image", "mirror.example:p/bar", "mirror.example:5/bar", "must be an image reference"),
+    Twins(_pulling, "spec/model/image", f"bar:1@sha256:{'0' * 31}", f"bar:1@sha256:{'0' * 32}", "must be an image reference"),
     Twins(_pulling, "spec/model/imagePullPolicy", "Alway", "Always", "supported values"),
     Twins(_pulling, "spec/model/imagePullSecrets/0/name", "Pull", "pull", "the name of an object in this namespace"),
     Twins(_pitch_tracker, "spec/model/env/0/name", "1A", "A1A", "not a digit first"),
@@ -179,6 +185,8 @@ TWINS = [
     Twins(_pitch_tracker, "spec/model/volumeMounts/0/name", "cod", "code", "one of spec.model.volumes", "spec.model.volumeMounts"),
     Twins(_pitch_tracker, "spec/model/volumeMounts/0/mountPath", "code", "/code", "must be an absolute path"),
     Twins(_pitch_tracker, "spec/model/volumeMounts/0/mountPath", "/tmp", "/tmp2", "choose another path"),
+    Twins(_pitch_tracker, "spec/model/volumeMounts/0/mountPath", "/code/..", "/code/...", "without . or .. in it"),
+    Twins(_pitch_tracker, "spec/model/volumeMounts/0/subPath", "a/../b", "a/.../b", "must be a relative path"),
     Twins(_two_mounts, "spec/model/volumeMounts/1/mountPath", "/models/code", "/models/cod", "Duplicate value", "spec.model.volumeMounts[1]"),
     # Objectives
     Twins(_pitch_tracker, "spec/objectives/latencyP95Milliseconds", 0, 1, "greater than or equal to 1"),
@@ -196,6 +204,14 @@ TWINS = [
     Twins(_pitch_tracker, "spec/tiers/1/egressPricePerGiB", "9e2", "992", "without an exponent"),
     Twins(_pitch_tracker, "spec/tiers/0/resources/requests/memory", "1537Mi", "1536Mi", "no request may be larger than the limit", "spec.tiers[0].resources.requests"),
     Twins(_pitch_tracker, "spec/tiers/0/resources/limits/memory", "1536Mj", "1536Mi", "must be a quantity", "spec.tiers[0].resources.limits[memory]"),
+    Twins(_pitch_tracker, "spec/tiers/0/resources/requests/cpu", "-1", "1", "zero or more", "spec.tiers[0].resources.requests[cpu]"),
+    Twins(_pitch_tracker, "spec/tiers/0/resources/requests/cpu", -1, 1, "zero or more", "spec.tiers[0].resources.requests[cpu]"),
+    Twins(_pitch_tracker, "spec/tiers/0/nodeSelector", {"a b": "c"}, {"ab": "c"}, "a key must be a label's name"),
+    Twins(_pitch_tracker, "spec/tiers/0/nodeSelector", {"/a": "c"}, {"b/a": "c"}, "a key must be a label's name"),
+    Twins(_pitch_tracker, "spec/tiers/0/nodeSelector", {"a": "b-"}, {"a": "b"}, "must be letters, digits", "spec.tiers[0].nodeSelector[a]"),
+    Twins(_pitch_tracker, "spec/tiers/0/nodeSelector", {"a": "-"}, {"a": ""}, "must be letters, digits", "spec.tiers[0].nodeSelector[a]"),
+    Twins(_pitch_tracker, "spec/tiers/0/resources/limits", {"cpus": 1}, {"cpu": 1}, "a device such as example.com/gpu"),
+    Twins(_pitch_tracker, "spec/tiers/0/tolerations/0/key", "splitplane.dev/", "splitplane.dev/a", "must be a label's name"),
     Twins(_pitch_tracker, "spec/tiers/0/tolerations/0/effect", "NoSchedul", "NoSchedule", "supported values"),
     # Partitioning
     Twins(_pitch_tracker, "spec/partitioning/mode", "Autos", "Auto", "supported values"),
@@ -265,7 +281,8 @@ REFUSED = [
     Refused("a toleration of all with a value", _tier(0, tolerations=[{"key": "a", "operator": "Exists", "value": "b"}]), "spec.tiers[0].tolerations[0].value", "leave value out"),
     Refused("a toleration of nothing", _tier(0, tolerations=[{"value": "b"}]), "spec.tiers[0].tolerations[0].operator", "name the taint's key"),
     Refused("a toleration's end without effect NoExecute", _tier(0, tolerations=[{"key": "a", "operator": "Exists", "tolerationSeconds": 1}]), "spec.tiers[0].tolerations[0].tolerationSeconds", "needs effect NoExecute"),
-    Refused("a resource's name with a space", _tier(0, resources={"limits": {"example.com/a b": 1}}), "spec.tiers[0].resources.limits", "a resource's name"),
+    Refused("a resource's name with a space", _tier(0, resources={"limits": {"example.com/a b": 1}}), "spec.tiers[0].resources.limits", "a device such as example.com/gpu"),
+    Refused("a device without a domain", _tier(0, resources={"limits": {"gpu": 1}}), "spec.tiers[0].resources.limits", "a device such as example.com/gpu"),
     Refused("no gateway", {**_pitch_tracker(), "spec": {k: v for k, v in _pitch_tracker()["spec"].items() if k != "gateway"}}, "spec.gateway", "Required value"),
     Refused("a variable with two values", _model(env=[{"name": "A", "value": "1", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]), "spec.model.env[0].value", "either value or valueFrom"),
     Refused("a variable from nowhere", _model(env=[{"name": "A", "valueFrom": {}}]), "spec.model.env[0].valueFrom", "exactly one of configMapKeyRef and secretKeyRef"),
@@ -303,6 +320,8 @@ def _one_apart(wrong: Any, right: Any) -> bool:
     """Whether two values differ in one number, or in one character (changed, added or left out)."""
     if isinstance(wrong, int) and isinstance(right, int):
         return wrong != right
+    if isinstance(wrong, dict):
+        wrong, right = json.dumps(wrong), json.dumps(right)
     shorter, longer = sorted((wrong, right), key=len)
     if len(shorter) == len(longer):
         return sum(a != b for a, b in zip(shorter, longer, strict=True)) == 1
