@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 
@@ -35,11 +36,14 @@ def up() -> None:
     say(f"Docker answers at {engine.host or 'its usual address'}")
     cluster = _cluster(engine)
     images = product_images.build(engine, say=say)
-    if not cluster.exists():
-        with BuildProgress(_out) as progress:
-            node = node_image.ensure(engine, on_build=progress.building, say=say)
-        say(f"Creating the cluster from {node}")
-        cluster.create(node)
+    with ThreadPoolExecutor() as pool:
+        saved = pool.submit(cluster.save, images)
+        if not cluster.exists():
+            with BuildProgress(_out) as progress:
+                node = node_image.ensure(engine, on_build=progress.building, say=say)
+            say(f"Creating the cluster from {node}")
+            cluster.create(node)
+        saved.result()
     say("Loading the images")
     cluster.load(images)
     say("Installing Prometheus")

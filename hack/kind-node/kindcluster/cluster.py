@@ -1,6 +1,7 @@
 """The kind cluster: created, filled with the images, Prometheus and Splitplane's chart, and taken away again."""
 
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,26 +63,30 @@ class Cluster:
         self._kind("delete", "cluster", f"--kubeconfig={self.kubeconfig}")
         shutil.rmtree(self.shared_folder, ignore_errors=True)
 
-    def load(self, images: Images) -> None:
-        """Put the operator's image on every node, the runtime's on the workers.
+    def save(self, images: Images) -> None:
+        """Write the images into the shared folder, for ``load``. Needs no cluster."""
+        self.shared_folder.mkdir(parents=True, exist_ok=True)
+        for image in (images.operator, images.runtime):
+            self.engine.run("save", f"--output={self.shared_folder / _archive(image)}", image)
 
-        As `kind load docker-image` does, but by a file that every node sees rather than by a pipe to each, and with one
+    def load(self, images: Images) -> None:
+        """Put the saved images on the nodes: the operator's on every one, the runtime's on the workers.
+
+        As `kind load docker-image` does, but by files that every node sees rather than by a pipe to each, and with one
         copy on a node instead of two: several times faster, and half the room.
         """
         nodes = self.nodes()
         workers = [node for node in nodes if "control-plane" not in node]
-        for image, targets in ((images.operator, nodes), (images.runtime, workers)):
-            archive = self.shared_folder / "image.tar"
-            self.engine.run("save", f"--output={archive}", image)
-            importing = (
-                "ctr", "--namespace=k8s.io", "images", "import", "--local", "--all-platforms",
-                "--discard-unpacked-layers", f"{SHARED_FOLDER}/{archive.name}",
-            )  # fmt: skip
-            try:
-                with ThreadPoolExecutor() as pool:
-                    list(pool.map(lambda node: self.engine.run("exec", node, *importing), targets))  # noqa: B023
-            finally:
-                archive.unlink()
+        with ThreadPoolExecutor() as pool:
+            for image, targets in ((images.operator, nodes), (images.runtime, workers)):
+                list(pool.map(self._import, targets, [image] * len(targets)))
+                (self.shared_folder / _archive(image)).unlink()
+
+    def _import(self, node: str, image: str) -> None:
+        self.engine.run(
+            "exec", node, "ctr", "--namespace=k8s.io", "images", "import", "--local", "--all-platforms",
+            "--discard-unpacked-layers", f"{SHARED_FOLDER}/{_archive(image)}",
+        )  # fmt: skip
 
     def nodes(self) -> list[str]:
         """The nodes' containers, which are called as the nodes are."""
@@ -126,3 +131,7 @@ class Cluster:
 
     def _kind(self, *arguments: str) -> str:
         return run(str(self.kind), *arguments, environment={**self.engine.environment, "KIND_CLUSTER_NAME": NAME})
+
+
+def _archive(image: str) -> str:
+    return re.sub(r"[/:]", "-", image) + ".tar"

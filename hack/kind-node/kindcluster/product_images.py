@@ -57,8 +57,12 @@ def _build(engine: Engine, name: str, version: str, **arguments: str) -> str:
         *(f"--build-arg={key}={value}" for key, value in arguments.items()), str(ROOT),
     )  # fmt: skip
     identity = engine.run("image", "inspect", "--format={{.Id}}", image).strip().removeprefix("sha256:")
-    engine.run("tag", image, f"{image}-{identity[:12]}")
-    return f"{image}-{identity[:12]}"
+    tagged = f"{image}-{identity[:12]}"
+    engine.run("tag", image, tagged)
+    earlier = set(engine.run("images", f"--filter=reference={image}-*", "--format={{.Repository}}:{{.Tag}}").split())
+    if earlier - {tagged}:
+        engine.run("rmi", *(earlier - {tagged}))
+    return tagged
 
 
 def _base(engine: Engine) -> str:
@@ -78,7 +82,7 @@ def _torch_index(engine: Engine, base: str, say: Callable[[str], None]) -> Itera
     if "TORCH_INDEX_URL" in os.environ or _reachable(wanted):
         yield wanted
         return
-    say("The index with torch's CPU build is not reachable: making a wheel for tests out of the CUDA build (once)")
+    say("The index with torch's CPU build is not reachable: taking a wheel for tests, made out of the CUDA build")
     lock = (ROOT / "requirements" / "runtime.lock").read_text()
     version = re.search(r"(?m)^torch==([0-9.]+)", lock)
     if version is None:
