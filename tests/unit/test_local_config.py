@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from splitplane.local import config as configuration
 from splitplane.local.config import ClusterConfig, format_delay, format_rate, parse_delay, parse_rate
 from splitplane.local.errors import LocalError
+from splitplane.local.manifests import prometheus_config
 from splitplane.local.paths import ClusterPaths
 
 
@@ -93,3 +95,10 @@ def test_a_wrong_configuration_is_refused_by_field_and_rule(tmp_path: Path, text
 def test_a_cluster_name_that_could_leave_its_folder_is_refused(name: str) -> None:
     with pytest.raises(LocalError, match="cannot be a cluster's name"):
         ClusterPaths.of(name)
+
+
+def test_the_documented_scrape_configuration_is_the_one_that_the_embedded_cluster_uses() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "prometheus.md").read_text()
+    block = text.split("```yaml\n")[1].split("```")[0]
+    (documented,) = yaml.safe_load(block)["scrape_configs"]
+    assert documented == prometheus_config()["scrape_configs"][0]

@@ -63,40 +63,35 @@ def _reader(name: str, user: str, rules: list[dict[str, Any]]) -> list[dict[str,
     ]
 
 
+_META = "__meta_kubernetes_pod"
+_PIPELINE = f"{_META}_label_splitplane_dev_pipeline"
+
+
 def prometheus_config(
     *, kubeconfig: str | None = None, node_targets: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Prometheus' configuration: annotated running pods, and the nodes' own metrics.
 
+    Whose a sample is, its pod's metadata say and not the pod: no pod can speak for a pipeline that it is no part of,
+    nor of what a node costs (docs/prometheus.md).
+
     Args:
         kubeconfig: path of the kubeconfig that Prometheus finds pods with; None where it runs in the cluster itself.
         node_targets: node name to ``address:port`` of its metrics.
     """
-    annotation = "__meta_kubernetes_pod_annotation_prometheus_io"
     discovery = {"role": "pod"} if kubeconfig is None else {"role": "pod", "kubeconfig_file": kubeconfig}
+    prices = {"source_labels": ["__name__"], "regex": "node_total_hourly_cost", "action": "drop"}
+    pretence = {"source_labels": ["__name__", "pipeline"], "regex": "splitplane_.+;.+", "action": "drop"}
+    pipelines = [
+        {"source_labels": [_PIPELINE], "regex": ".+", "action": "keep"},
+        {"source_labels": [_PIPELINE], "target_label": "pipeline"},
+    ]
+    others = [{"source_labels": [_PIPELINE], "regex": ".+", "action": "drop"}]
     return {
         "global": {"scrape_interval": "5s", "scrape_timeout": "4s", "evaluation_interval": "15s"},
         "scrape_configs": [
-            {
-                "job_name": "pods",
-                "honor_labels": True,
-                "kubernetes_sd_configs": [discovery],
-                # A pod is discovered once per port; targets that come out alike are scraped once.
-                "relabel_configs": [
-                    {"source_labels": [f"{annotation}_scrape"], "regex": "true", "action": "keep"},
-                    {"source_labels": ["__meta_kubernetes_pod_phase"], "regex": "Running", "action": "keep"},
-                    {
-                        "source_labels": ["__meta_kubernetes_pod_ip", f"{annotation}_port"],
-                        "regex": r"(.+);(\d+)",
-                        "replacement": "$1:$2",
-                        "target_label": "__address__",
-                    },
-                    {"source_labels": [f"{annotation}_path"], "regex": "(.+)", "target_label": "__metrics_path__"},
-                    {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
-                    {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
-                    {"source_labels": ["__meta_kubernetes_pod_node_name"], "target_label": "node"},
-                ],
-            },
+            _pods("pipelines", discovery, relabel=pipelines, filters=[prices]),
+            _pods("pods", discovery, relabel=others, filters=[prices, pretence]),
             {
                 "job_name": "nodes",
                 "honor_labels": True,
@@ -106,4 +101,32 @@ def prometheus_config(
                 ],
             },
         ],
+    }
+
+
+def _pods(
+    job: str, discovery: Mapping[str, str], *, relabel: list[dict[str, Any]], filters: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """One scrape job. A pod is discovered once per port; targets that come out alike are scraped once."""
+    annotation = f"{_META}_annotation_prometheus_io"
+    return {
+        "job_name": job,
+        "honor_labels": False,
+        "kubernetes_sd_configs": [dict(discovery)],
+        "relabel_configs": [
+            {"source_labels": [f"{annotation}_scrape"], "regex": "true", "action": "keep"},
+            {"source_labels": [f"{_META}_phase"], "regex": "Running", "action": "keep"},
+            {
+                "source_labels": [f"{_META}_ip", f"{annotation}_port"],
+                "regex": r"(.+);(\d+)",
+                "replacement": "$1:$2",
+                "target_label": "__address__",
+            },
+            {"source_labels": [f"{annotation}_path"], "regex": "(.+)", "target_label": "__metrics_path__"},
+            {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
+            {"source_labels": [f"{_META}_name"], "target_label": "pod"},
+            {"source_labels": [f"{_META}_node_name"], "target_label": "node"},
+            *relabel,
+        ],
+        "metric_relabel_configs": filters,
     }

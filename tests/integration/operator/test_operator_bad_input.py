@@ -2,8 +2,10 @@
 
 import json
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 import operator_cases as cases
 import pytest
@@ -81,10 +83,38 @@ import http.server, os
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.send_header('Content-Type', 'text/plain; version=0.0.4'); self.end_headers()
-        self.wfile.write(b'splitplane_requests_total{namespace="%s",pipeline="%s"} NaN\\n')
+        self.wfile.write(os.environ['SAMPLES'].encode())
     def log_message(self, *a): pass
 http.server.ThreadingHTTPServer((os.environ['POD_IP'], 8080), Handler).serve_forever()
 """
+
+
+def exporter(name: str, samples: str, **labels: str) -> cases.Json:
+    """A pod that is scraped and says whatever it likes."""
+    return {
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": name, "labels": labels,
+            "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "8080"},
+        },
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "liar", "image": "splitplane/runtime:0.1.0", "command": ["python", "-c", EXPORTER],
+                "env": [
+                    {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                    {"name": "SAMPLES", "value": samples},
+                ],
+            }],
+        },
+    }  # fmt: skip
+
+
+def ask(prometheus_url: str, query: str) -> dict[tuple[str, ...], str]:
+    """An instant query's answer: values by the labels' values."""
+    with urllib.request.urlopen(f"{prometheus_url}/api/v1/query?{urlencode({'query': query})}", timeout=10) as answer:
+        found = json.load(answer)["data"]["result"]
+    return {tuple(series["metric"].values()): series["value"][1] for series in found}
 
 
 def test_samples_that_are_not_numbers_hold_the_plan_until_they_stop(profiled: cases.Namespace, digest: str) -> None:
@@ -93,20 +123,8 @@ def test_samples_that_are_not_numbers_hold_the_plan_until_they_stop(profiled: ca
     profiled.wait_condition("fooled", "MetricsAvailable", "True")
     generation = profiled.status("fooled")["plan"]["generation"]
 
-    profiled.apply({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {
-            "name": "liar", "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "8080"},
-        },
-        "spec": {
-            "terminationGracePeriodSeconds": 0,
-            "containers": [{
-                "name": "liar", "image": "splitplane/runtime:0.1.0",
-                "command": ["python", "-c", EXPORTER.replace("%s", profiled.name, 1).replace("%s", "fooled", 1)],
-                "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
-            }],
-        },
-    })  # fmt: skip
+    samples = f'splitplane_requests_total{{namespace="{profiled.name}",pipeline="fooled"}} NaN\n'
+    profiled.apply(exporter("liar", samples, **{"splitplane.dev/pipeline": "fooled"}))
     wrong = profiled.wait_condition("fooled", "MetricsAvailable", "False", "NotANumber")
     assert "The plan is held" in wrong["message"]
     assert len(events(profiled, "fooled", "NotANumber")) == 1
@@ -115,6 +133,36 @@ def test_samples_that_are_not_numbers_hold_the_plan_until_they_stop(profiled: ca
 
     profiled("delete", "pod", "liar")
     profiled.wait_condition("fooled", "MetricsAvailable", "True", seconds=120)
+
+
+def test_no_pod_speaks_for_a_pipeline_that_it_is_no_part_of_nor_of_a_nodes_price(
+    profiled: cases.Namespace, digest: str, kubectl: Callable[..., str], prometheus_url: str
+) -> None:
+    profiled.apply(cases.pipeline("honest", cases.model(digest), cases.tier("edge")))
+    profiled.wait_condition("honest", "MetricsAvailable", "True")
+    prices = ask(prometheus_url, "max by (node) (node_total_hourly_cost)")
+    samples = (
+        f'splitplane_requests_total{{namespace="{profiled.name}",pipeline="honest"}} NaN\n'
+        + "".join(f'node_total_hourly_cost{{node="{node}"}} 99\n' for (node,) in prices)
+    )  # fmt: skip
+    elsewhere = cases.Namespace(kubectl, f"{profiled.name}-elsewhere")
+    kubectl("create", "namespace", elsewhere.name)
+    try:
+        profiled.apply(exporter("stranger", samples))
+        elsewhere.apply(exporter("namesake", samples, **{"splitplane.dev/pipeline": "honest"}))
+        scraped = 'count_over_time(up{pod=~"stranger|namesake"}[1m]) >= 3'
+        cases.wait(lambda: len(ask(prometheus_url, scraped)) == 2, seconds=90, what="three scrapes of each")
+        wrong = (
+            f'splitplane_requests_total{{namespace="{profiled.name}",pipeline="honest"}} != splitplane_requests_total'
+        )
+        assert ask(prometheus_url, wrong) == {}
+        told = ask(prometheus_url, 'sum by (exported_namespace, namespace) (splitplane_requests_total{pod="namesake"})')
+        assert told == {(profiled.name, elsewhere.name): "NaN"}
+        assert ask(prometheus_url, "max by (node) (node_total_hourly_cost)") == prices
+        assert profiled.condition("honest", "MetricsAvailable")["status"] == "True"
+        assert events(profiled, "honest", "NotANumber") == []
+    finally:
+        kubectl("delete", "namespace", elsewhere.name, "--wait=false")
 
 
 def test_without_prometheus_plans_are_held_and_requests_served(
