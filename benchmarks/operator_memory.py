@@ -10,10 +10,8 @@ real, so are the metrics.
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,8 +22,7 @@ from splitplane.api.profiles import from_profile
 from splitplane.controller.naming import image_of, profile_name
 from splitplane.local import binaries, install
 from splitplane.local.cluster import Cluster
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "unit"))
+from tests.support.planner_cases import crepe
 
 PIPELINES = 10
 LIMIT_MEGABYTES = 200.0
@@ -129,8 +126,6 @@ def _pipeline(name: str) -> dict[str, Any]:
 
 def _profile(pipeline: dict[str, Any]) -> dict[str, Any]:
     """The measurements of the pitch tracker, under the name that the operator looks for."""
-    from planner_cases import crepe
-
     parsed = InferencePipeline.parse(pipeline)
     model = parsed.spec.model
     profile = crepe()

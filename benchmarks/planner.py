@@ -1,23 +1,21 @@
 """How long one decision takes for the pitch tracker: all cuts, three codecs, two tiers of up to eight replicas.
 
-The baseline is the same search in plain Python (tests/unit/planner_reference.py), which looks at every plan in turn
+The baseline is the same search in plain Python (tests/support/planner_reference.py), which looks at every plan in turn
 and does nothing else; a decision also weighs the active plan, lists routes and predicts the baselines.
 
     python -m benchmarks.planner
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from benchmarks._report import Row, row, write
 from splitplane.domain.measurements import Value
 from splitplane.planner import plan
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "unit"))
+from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, serving, with_tiers
+from tests.support.planner_reference import enumerate_rows, search
 
 ROUNDS, REFERENCE_ROUNDS = 200, 15
 LIMIT_MILLISECONDS = 20.0
@@ -25,9 +23,6 @@ LIMIT_MILLISECONDS = 20.0
 
 def main() -> list[Row]:
     """Medians in milliseconds: a decision against its limit, and against the plain-Python search of this run."""
-    from planner_cases import POLICY, SNAPSHOT, edge_only, serving, with_tiers
-    from planner_reference import enumerate_rows, search
-
     changes: dict[str, object] = {"max_replicas": 8, "slots": 8}
     snapshot = replace(with_tiers(SNAPSHOT, edge={**changes, "min_replicas": 1}, cloud=changes), arrival_scv=1.0)
     start = milliseconds(lambda: plan(snapshot, POLICY, 0.0), ROUNDS)

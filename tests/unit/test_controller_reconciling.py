@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from controller_cases import SETTINGS, node, pipeline_body, tier
 from fake_cluster import FakeCluster
-from planner_cases import crepe
 
 from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
 from splitplane.controller.reconciling import Reconciler
@@ -17,6 +16,7 @@ from splitplane.domain.measurements import Error, Value
 from splitplane.domain.profiles import DeviceProfile, Profile, TensorSpec
 from splitplane.domain.profiles_io import ProfileResult, to_dict
 from splitplane.domain.times import timestamp
+from tests.support.planner_cases import crepe
 
 KEY = ("shop", "tracker")
 LINK = {("edge", "cloud"): Value(5e6)}

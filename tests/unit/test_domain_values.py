@@ -1,10 +1,10 @@
 """Domain values: what they refuse, and their arithmetic."""
 
 import pytest
-from planner_cases import MEBIBYTE, crepe, edge_only, split
 
 from splitplane.domain.measurements import Error, Idle, Measurement, Missing, Stale, Value, explain, known
 from splitplane.domain.plans import Plan, Stage
+from tests.support.planner_cases import MEBIBYTE, crepe, edge_only, split
 
 
 @pytest.mark.parametrize(

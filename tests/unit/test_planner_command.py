@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from planner_cases import crepe
 from typer.testing import CliRunner
 
 from splitplane.api.profiles import from_device
 from splitplane.cli.plan import plan as command
 from splitplane.planner import load_call, plan
+from tests.support.planner_cases import crepe
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = str(ROOT / "examples" / "pitch-tracker.yaml")

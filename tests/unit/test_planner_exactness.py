@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from planner_cases import CODEC_TIMES, MEBIBYTE, POLICY, SNAPSHOT, cut
-from planner_reference import search
 
 from splitplane.domain.measurements import Value
 from splitplane.domain.profiles import CODECS, DeviceProfile, Profile
 from splitplane.domain.snapshots import Link, Policy, Preference, Snapshot, Tier
 from splitplane.planner import plan
+from tests.support.planner_cases import CODEC_TIMES, MEBIBYTE, POLICY, SNAPSHOT, cut
+from tests.support.planner_reference import search
 
 
 @st.composite

@@ -4,7 +4,14 @@ import random
 from dataclasses import replace
 
 import pytest
-from planner_cases import (
+
+from splitplane.domain.measurements import Idle, Missing, Value
+from splitplane.domain.plans import Plan, Stage
+from splitplane.domain.snapshots import Action, FixedPlan, Inputs, Mode, Policy, Preference, Snapshot
+from splitplane.planner import gates, plan
+from splitplane.planner.context import build_context
+from splitplane.planner.routes import admissible_routes
+from tests.support.planner_cases import (
     EDGE,
     MEBIBYTE,
     POLICY,
@@ -17,13 +24,6 @@ from planner_cases import (
     split,
     with_tiers,
 )
-
-from splitplane.domain.measurements import Idle, Missing, Value
-from splitplane.domain.plans import Plan, Stage
-from splitplane.domain.snapshots import Action, FixedPlan, Inputs, Mode, Policy, Preference, Snapshot
-from splitplane.planner import gates, plan
-from splitplane.planner.context import build_context
-from splitplane.planner.routes import admissible_routes
 
 FREE = replace(POLICY, max_p95_seconds=None, max_cost_per_hour=None)
 CHEAP = replace(FREE, prefer=Preference.COST)

@@ -5,12 +5,12 @@ import random
 
 import numpy as np
 import pytest
-from planner_cases import POLICY, SNAPSHOT
 
 from splitplane.domain.plans import Plan, Stage
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.queueing import Response, Station, erlang_c, respond
+from tests.support.planner_cases import POLICY, SNAPSHOT
 
 Spec = tuple[float, float, int]  # mean service, coefficient of variation, servers
 

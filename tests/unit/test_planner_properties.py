@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_cases import POLICY, SNAPSHOT, follow, links, serving, split, with_tiers
 
 from splitplane.domain.measurements import Error, Idle, Measurement, Missing, Stale, Value
 from splitplane.domain.snapshots import Action, Policy, Preference, Snapshot
 from splitplane.planner import plan
+from tests.support.planner_cases import POLICY, SNAPSHOT, follow, links, serving, split, with_tiers
 
 rates = st.floats(0.05, 14.0)
 megabits = st.floats(0.5, 200.0)

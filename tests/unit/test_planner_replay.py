@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
-from planner_cases import POLICY, SNAPSHOT, follow, links, serving, split, with_tiers
 from test_planner_exactness import cases
 
 from splitplane.domain.measurements import Error, Idle, Missing, Stale
 from splitplane.domain.snapshots import FixedPlan, Mode, Policy, Snapshot
 from splitplane.planner import dump_call, load_call, plan
+from tests.support.planner_cases import POLICY, SNAPSHOT, follow, links, serving, split, with_tiers
 
 FIXED = replace(POLICY, mode=Mode.FIXED, fixed=FixedPlan((("edge", 0, 3), ("cloud", 3, 6)), ("fp16",)))
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from planner_cases import MEBIBYTE, POLICY, SNAPSHOT, edge_only, serving, split, with_tiers
 
 from splitplane.domain.plans import Plan, Stage
 from splitplane.domain.snapshots import Action
@@ -11,6 +10,7 @@ from splitplane.planner import plan
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.residency import resident_range
+from tests.support.planner_cases import MEBIBYTE, POLICY, SNAPSHOT, edge_only, serving, split, with_tiers
 
 OPEN = replace(POLICY, raw_input_stays_trusted=False)
 

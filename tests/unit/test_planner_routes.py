@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from planner_cases import MEBIBYTE, POLICY, SNAPSHOT, edge_only, links, serving, split, with_tiers
 
 from splitplane.domain.measurements import Missing
 from splitplane.domain.snapshots import Preference
 from splitplane.planner import plan
 from splitplane.planner.context import build_context
 from splitplane.planner.routes import LIMIT, admissible_routes
+from tests.support.planner_cases import MEBIBYTE, POLICY, SNAPSHOT, edge_only, links, serving, split, with_tiers
 
 CONTEXT = build_context(SNAPSHOT, POLICY)
 

@@ -4,7 +4,12 @@ import random
 from dataclasses import replace
 
 import pytest
-from planner_cases import (
+
+from splitplane.domain.measurements import Value
+from splitplane.domain.profiles import Profile
+from splitplane.domain.snapshots import Action, Decision, Preference, Snapshot
+from splitplane.planner import plan
+from tests.support.planner_cases import (
     CREPE_PREFIX_MILLISECONDS,
     POLICY,
     SNAPSHOT,
@@ -17,11 +22,6 @@ from planner_cases import (
     split,
     with_tiers,
 )
-
-from splitplane.domain.measurements import Value
-from splitplane.domain.profiles import Profile
-from splitplane.domain.snapshots import Action, Decision, Preference, Snapshot
-from splitplane.planner import plan
 
 
 def scenario(profile: Profile) -> dict[str, Decision]:
