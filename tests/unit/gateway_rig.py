@@ -2,20 +2,20 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import random
+import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gateway_stage
 import grpc
 import numpy as np
 import numpy.typing as npt
+from forking import FORKED
 
 from splitplane.adapters.cluster import Change, Object, Unavailable
 from splitplane.adapters.kinds import POD, ROUTE_TABLE, Kind
@@ -23,9 +23,8 @@ from splitplane.runtime import oip_pb2
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.settings import Settings
 
-WIDTH = 16_384
+WIDTH = gateway_stage.WIDTH
 PIPELINE = "small"
-HERE = Path(__file__).parent
 
 
 def free_address() -> str:
@@ -52,12 +51,8 @@ class StageProcess:
             "resident": resident,
             **more,
         }
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "gateway_stage.py"), json.dumps(argument)],
-            env=environment,
-            stderr=subprocess.DEVNULL,
-        )
+        self._process = FORKED.Process(target=gateway_stage.serve, args=(argument,), daemon=True)
+        self._process.start()
 
     @property
     def address(self) -> str:
@@ -77,7 +72,7 @@ class StageProcess:
                 response_deserializer=oip_pb2.ServerReadyResponse.FromString,
             )
             while not ready:
-                if self._process.poll() is not None or time.monotonic() > deadline:
+                if not self._process.is_alive() or time.monotonic() > deadline:
                     raise RuntimeError(f"stage {self.name} does not come up")
                 with contextlib.suppress(grpc.RpcError):
                     ready = method(oip_pb2.ServerReadyRequest(), timeout=5).ready
@@ -85,18 +80,18 @@ class StageProcess:
 
     def pause(self) -> None:
         """As a node that hangs: connections stay open, nothing is answered."""
-        self._process.send_signal(19)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._process.send_signal(18)
+        self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.join()
 
-    def stop(self) -> None:
-        if self._process.poll() is None:
-            self.kill()
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
 
 @contextlib.contextmanager
@@ -107,7 +102,7 @@ def stages(*processes: StageProcess) -> Iterator[tuple[StageProcess, ...]]:
         yield processes
     finally:
         for process in processes:
-            process.stop()
+            process.kill()
 
 
 def pod_object(name: str, stage: str, ip: str, *, ready: bool = True, deleting: bool = False) -> Object:

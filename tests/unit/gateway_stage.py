@@ -1,16 +1,13 @@
-"""A real stage server over a small torch module, as a process: ``python gateway_stage.py '{"ip": ..., ...}'``.
+"""A real stage server over a small torch module, to be run in a process of its own.
 
 The module has three segments over 16,384 numbers per sample: double, add one, sum each half.
 """
 
 import asyncio
-import json
-import logging
-import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from prometheus_client import REGISTRY
@@ -52,9 +49,9 @@ class Partition:
         return {self.graph.cuts[last].name: value}
 
 
-def main() -> None:
-    given = json.loads(sys.argv[1])
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+def serve(given: Mapping[str, Any]) -> None:
+    """A process's whole life."""
+    torch.set_num_threads(1)
     first, last = given["resident"]
     settings = Settings(
         namespace="default",
@@ -75,9 +72,3 @@ def main() -> None:
         return float(given.get("seconds", 0.0))
 
     asyncio.run(server.run(settings, Partition, pace, REGISTRY))
-
-
-if __name__ == "__main__":
-    main()
-    sys.stderr.flush()
-    os._exit(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forking import FORKED
 from safetensors.torch import load_file, save_file
 
 from splitplane.domain.profiles import TensorSpec
@@ -26,9 +27,6 @@ MODELS = {
         14,
     ),
 }
-# A worker is forked from a server that has the libraries imported, and nothing of a model in memory.
-WORKERS = multiprocessing.get_context("forkserver")
-WORKERS.set_forkserver_preload(["splitplane.model", "torch.export._trace", "torch._dynamo"])
 RANGES = multiprocessing.get_context("fork")
 
 
@@ -111,7 +109,7 @@ def test_two_processes_give_what_the_eager_whole_gives_at_every_cut(name: str, t
     fronts = [Range(0, cut, tmp_path / "0", tmp_path / f"{cut}") for cut in range(1, cuts)]
     backs = [Range(cut, end, tmp_path / f"{cut}", tmp_path / f"{cut}-{end}") for cut in interior]
     for parts in (fronts, backs):
-        halves = [WORKERS.Process(target=run_ranges, args=(source, graph.fingerprint, parts[i::2])) for i in (0, 1)]
+        halves = [FORKED.Process(target=run_ranges, args=(source, graph.fingerprint, parts[i::2])) for i in (0, 1)]
         finish(*halves)
     for path in (tmp_path / f"{end}", *(part.result for part in backs)):
         outputs = load_file(path)
