@@ -65,7 +65,7 @@ def _build(engine: Engine, tag: str, base: str, context: Path) -> None:
         engine.run(*build, f"--target={target}", f"--tag={image}", str(context))
     engine.run("save", f"--output={context / 'images.tar'}", *images.values())
     engine.run(*build, "--target=node", f"--tag={tag}", str(context))
-    (context / "images.tar").unlink()
+    shutil.rmtree(context)
 
 
 def _context(paths: dict[str, Path]) -> Path:
