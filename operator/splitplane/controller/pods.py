@@ -15,6 +15,8 @@ SCRATCH_PATH = "/tmp"  # noqa: S108 - inside a container, on a volume of its own
 _WEIGHTS_VOLUME = "splitplane-weights"
 _SCRATCH_VOLUME = "splitplane-scratch"
 
+_GROUP = 65532
+
 GRACE_SECONDS = 60
 """How long a pod may go on with requests in flight once it was told to stop."""
 _UNLISTED_SECONDS = 3
@@ -161,7 +163,9 @@ def container_safety() -> Object:
 
 
 def pod_safety() -> Object:
-    return {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    """What Pod Security's level ``restricted`` asks of a pod; its user is the image's own, or one that the cluster gives."""
+    # A kubelet takes the image's user but not its group: without a group of its own, a pod runs in root's.
+    return {"runAsNonRoot": True, "runAsGroup": _GROUP, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def scrape_annotations() -> dict[str, str]:
