@@ -163,7 +163,7 @@ def container_safety() -> Object:
 
 
 def pod_safety() -> Object:
-    """What Pod Security's level ``restricted`` asks of a pod. Its user is the image's, or one that the cluster gives."""
+    """What Pod Security's level ``restricted`` asks of a pod. Its user is the image's or the cluster's."""
     # A kubelet takes the image's user but not its group: without a group of its own, a pod runs in root's.
     return {"runAsNonRoot": True, "runAsGroup": _GROUP, "seccompProfile": {"type": "RuntimeDefault"}}
 
