@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
-import operator_cases as cases
 import pytest
 
 from splitplane.local import binaries, install
 from splitplane.local.addresses import Addresses
 from splitplane.local.cluster import Cluster
+from tests.support import operator_cases as cases
 
 
 @pytest.fixture(scope="session")

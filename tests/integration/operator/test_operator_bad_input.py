@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
-import operator_cases as cases
 import pytest
 
 from splitplane.local import binaries, install
 from splitplane.local.cluster import Cluster
+from tests.support import operator_cases as cases
 
 pytestmark = pytest.mark.integration
 

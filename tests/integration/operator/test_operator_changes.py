@@ -1,47 +1,17 @@
 """What a running pipeline goes through: another split, another model, a pause, its end; no request is lost by it."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import Any
 
-import operator_cases as cases
 import pytest
-from test_operator_serving import ask, expected
+
+from tests.support import operator_cases as cases
+from tests.support.operator_cases import fixed
+from tests.support.operator_requests import ask, asking, expected
 
 pytestmark = pytest.mark.integration
-
-
-class Asking:
-    """Requests one after another, and what became of them."""
-
-    def __init__(self) -> None:
-        self.answered = 0
-        self.failures: list[str] = []
-
-
-@contextlib.asynccontextmanager
-async def asking(address: str, name: str) -> AsyncIterator[Asking]:
-    found = Asking()
-
-    async def run() -> None:
-        while True:
-            try:
-                await ask(address, name)
-                found.answered += 1
-            except Exception as error:
-                found.failures.append(str(error))
-            await asyncio.sleep(0.1)
-
-    task = asyncio.create_task(run())
-    try:
-        yield found
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def until(probe: Any, *, seconds: float, what: str) -> Any:
@@ -50,16 +20,6 @@ async def until(probe: Any, *, seconds: float, what: str) -> Any:
 
 def segments(measured: cases.Measured) -> int:
     return len(measured.profile["spec"]["segments"])
-
-
-def fixed(*stages: tuple[str, int, int]) -> cases.Json:
-    return {
-        "mode": "Fixed",
-        "fixed": {
-            "stages": [{"tier": tier, "firstCut": first, "lastCut": last} for tier, first, last in stages],
-            "codecs": ["fp32"] * (len(stages) - 1),
-        },
-    }
 
 
 async def test_another_split_then_a_higher_minimum_take_over_without_a_lost_request_and_old_pods_go(

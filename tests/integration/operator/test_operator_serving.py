@@ -1,36 +1,14 @@
 """From an applied pipeline to answers, through changes, to nothing left."""
 
 import time
-from typing import Any
 
 import numpy as np
-import operator_cases as cases
 import pytest
-import torch
-from tritonclient.grpc import InferInput
-from tritonclient.grpc.aio import InferenceServerClient
+
+from tests.support import operator_cases as cases
+from tests.support.operator_requests import ask, expected
 
 pytestmark = pytest.mark.integration
-
-FEATURES = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
-
-
-async def ask(address: str, name: str) -> np.ndarray[Any, Any]:
-    client = InferenceServerClient(address)
-    try:
-        tensor = InferInput("features", list(FEATURES.shape), "FP32")
-        tensor.set_data_from_numpy(FEATURES)
-        result = await client.infer(name, [tensor], client_timeout=20)
-        answer: np.ndarray[Any, Any] = result.as_numpy(result.get_response().outputs[0].name)
-        return answer
-    finally:
-        await client.close()
-
-
-def expected(wide: bool = False) -> np.ndarray[Any, Any]:
-    with torch.no_grad():
-        answer: np.ndarray[Any, Any] = cases.module(wide)(torch.from_numpy(FEATURES)).numpy()
-    return answer
 
 
 async def test_an_applied_pipeline_is_measured_planned_and_answers_as_the_whole_model(

@@ -109,6 +109,17 @@ def pipeline(name: str, model: Json, *tiers: Json, **spec: Any) -> Json:
     }
 
 
+def fixed(*stages: tuple[str, int, int]) -> Json:
+    """``spec.partitioning`` of a split that the user dictates: (tier, first cut, last cut) of each stage."""
+    return {
+        "mode": "Fixed",
+        "fixed": {
+            "stages": [{"tier": tier, "firstCut": first, "lastCut": last} for tier, first, last in stages],
+            "codecs": ["fp32"] * (len(stages) - 1),
+        },
+    }
+
+
 class Namespace:
     """kubectl in one namespace, in the words of these tests."""
 
