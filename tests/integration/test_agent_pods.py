@@ -102,7 +102,7 @@ def test_an_unknown_image_and_a_missing_command_say_what_to_do(pods: Pods) -> No
     nothing = {"name": "main", "image": "splitplane/runtime:1"}
     pods.apply(pod("foreign", {**container(SLEEP), "image": "nginx:1.29"}), pod("silent", nothing))
     assert "'nginx:1.29' is not present" in pods.waiting("foreign", "ErrImageNeverPull")
-    assert 'give "command"' in pods.waiting("silent", "RunContainerError")
+    assert 'a "command" or "args"' in pods.waiting("silent", "RunContainerError")
     assert "not present" in pods.event("foreign", "Failed")
     assert pods.get("foreign")["status"]["phase"] == "Pending"
 

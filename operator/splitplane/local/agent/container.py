@@ -79,7 +79,7 @@ def prepare(
     if not argv:
         raise StartError(
             "RunContainerError",
-            f'container "{name}" has neither command nor args: what an image starts by itself is not known here',
+            f'give container "{name}" a "command" or "args": what its image starts by itself is not known here',
         )
     final = {key: value if value == base.get(key) else rewrite(value) for key, value in variables.items()}
     if final["PATH"] != base["PATH"]:
