@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from splitplane.adapters import cluster as adapter
-from splitplane.adapters.cluster import Cluster, Forbidden, connect
+from splitplane.adapters import connecting
+from splitplane.adapters.cluster import Cluster, Forbidden
+from splitplane.adapters.connecting import connect
 from splitplane.adapters.kinds import CONFIG_MAP
 
 pytestmark = pytest.mark.integration
@@ -32,7 +33,7 @@ async def test_a_token_that_was_replaced_in_its_file_is_used_without_a_restart(
         bound = ("--bound-object-kind=Secret", f"--bound-object-name={secret}")
         return kubectl("-n", namespace, "create", "token", "reader", *bound).strip()
 
-    monkeypatch.setattr(adapter, "_TOKEN_REFRESH_SECONDS", 0.2)
+    monkeypatch.setattr(connecting, "_TOKEN_REFRESH_SECONDS", 0.2)
     kubectl("-n", namespace, "create", "serviceaccount", "reader")
     kubectl("-n", namespace, "create", "role", "reader", "--verb=get", "--resource=configmaps")
     kubectl("-n", namespace, "create", "rolebinding", "r", "--role=reader", f"--serviceaccount={namespace}:reader")

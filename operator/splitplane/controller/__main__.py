@@ -9,7 +9,8 @@ from typing import Any
 import kopf
 
 from splitplane.adapters.clock import SystemClock
-from splitplane.adapters.cluster import Cluster, ClusterError, NotFound, Unavailable, connect
+from splitplane.adapters.cluster import Cluster, ClusterError, NotFound, Unavailable
+from splitplane.adapters.connecting import connect
 from splitplane.adapters.kinds import MODEL_PROFILE, PIPELINE, ROUTE_TABLE, Kind
 from splitplane.adapters.metrics import PrometheusMetrics, Queries
 from splitplane.controller import handlers

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
-from splitplane.adapters.cluster import ClusterError, connect
+from splitplane.adapters.cluster import ClusterError
+from splitplane.adapters.connecting import connect
 from splitplane.adapters.kinds import CONFIG_MAP
 from splitplane.domain.profiles import CODECS, DeviceProfile, Profile
 from splitplane.domain.profiles_io import ProfileResult, to_dict

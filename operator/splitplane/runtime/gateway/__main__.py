@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 
-from splitplane.adapters.cluster import ClusterError, connect
+from splitplane.adapters.cluster import ClusterError
+from splitplane.adapters.connecting import connect
 from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.settings import Settings
