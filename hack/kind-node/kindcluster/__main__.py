@@ -3,16 +3,12 @@
 import argparse
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 
 from kindcluster import engine as engines
-from kindcluster import node_image, product_images, programs
-from kindcluster.cluster import Cluster
-from kindcluster.engine import Engine
+from kindcluster import lifecycle, node_image, product_images
 from splitplane.cli.progress import BuildProgress
-from splitplane.local import binaries
 from splitplane.local.errors import LocalError
 
 _began = time.monotonic()
@@ -23,43 +19,15 @@ def say(text: str) -> None:
     _out.print(f"[dim]{time.monotonic() - _began:6.1f} s[/]  {text}")
 
 
-def _cluster(engine: Engine) -> Cluster:
-    with BuildProgress(_out) as progress:
-        kind = binaries.built(programs.KIND, on_build=progress.building)
-        kubectl, helm = (binaries.ensure(name, on_build=progress.building) for name in ("kubectl", "helm"))
-    return Cluster(engine, kind, kubectl, helm)
-
-
 def up() -> None:
     """Bring up a cluster with Prometheus and Splitplane; one that is up gets new images and the chart anew."""
-    engine = engines.ensure()
-    say(f"Docker answers at {engine.host or 'its usual address'}")
-    cluster = _cluster(engine)
-    images = product_images.build(engine, say=say)
-    with ThreadPoolExecutor() as pool:
-        saved = pool.submit(cluster.save, images)
-        if not cluster.exists():
-            with BuildProgress(_out) as progress:
-                node = node_image.ensure(engine, on_build=progress.building, say=say)
-            say(f"Creating the cluster from {node}")
-            cluster.create(node)
-        saved.result()
-    say("Loading the images")
-    cluster.load(images)
-    say("Installing Prometheus")
-    cluster.install_prometheus()
-    say("Installing Splitplane from its chart")
-    cluster.install_chart(images)
+    cluster = lifecycle.up(_out, say=say)
     say(f"Ready: export KUBECONFIG={cluster.kubeconfig}")
 
 
 def down() -> None:
     """Delete the cluster; end the private Docker daemon, if one was started, and put the machine's network back."""
-    engine = engines.find()
-    if engine:
-        _cluster(engine).delete()
-    if engines.stop():
-        say("The private Docker daemon has ended; the machine's network is as it was")
+    lifecycle.down(_out, say=say)
 
 
 def images() -> None:

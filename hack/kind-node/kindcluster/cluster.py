@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from kindcluster import engine as engines
+from kindcluster import links
 from kindcluster.engine import Engine, run
 from kindcluster.product_images import ROOT, Images
 from splitplane.local.manifests import prometheus_config
@@ -19,6 +20,8 @@ NAME = "splitplane"
 RELEASE = "splitplane"
 NAMESPACE = "splitplane-system"
 PROMETHEUS_URL = "http://prometheus.monitoring:9090"
+PRICE_ANNOTATION = "splitplane.dev/price-per-hour"
+"""On a node: what `node_prices.py` exports of it."""
 _HERE = Path(__file__).parents[1]
 
 SHARED_FOLDER = "/splitplane"
@@ -59,6 +62,14 @@ class Cluster:
         self._kind("create", "cluster", f"--config={own}", f"--image={node_image}", "--wait=120s",
                    f"--kubeconfig={self.kubeconfig}")  # fmt: skip
 
+    def revive(self) -> None:
+        """Boot nodes that were paused or killed, and wait until all are ready."""
+        for node in self.nodes():
+            if self.engine.run("inspect", "--format={{.State.Paused}}", node).strip() == "true":
+                self.unpause(node)
+            self.start(node)
+        self.run("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
+
     def delete(self) -> None:
         self._kind("delete", "cluster", f"--kubeconfig={self.kubeconfig}")
         shutil.rmtree(self.shared_folder, ignore_errors=True)
@@ -75,12 +86,21 @@ class Cluster:
         As `kind load docker-image` does, but by files that every node sees rather than by a pipe to each, and with one
         copy on a node instead of two: several times faster, and half the room.
         """
-        nodes = self.nodes()
-        workers = [node for node in nodes if "control-plane" not in node]
         with ThreadPoolExecutor() as pool:
-            for image, targets in ((images.operator, nodes), (images.runtime, workers)):
+            for image, targets in self._places(images):
                 list(pool.map(self._import, targets, [image] * len(targets)))
                 (self.shared_folder / _archive(image)).unlink()
+
+    def has(self, images: Images) -> bool:
+        """Whether the images are on every node that runs them."""
+        wanted = ((image, node) for image, targets in self._places(images) for node in targets)
+        command = ("ctr", "--namespace=k8s.io", "images", "list", "--quiet")
+        return all(f"docker.io/{image}" in self.engine.run("exec", node, *command).split() for image, node in wanted)
+
+    def _places(self, images: Images) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
+        """Each image with the nodes that run it."""
+        nodes = self.nodes()
+        return (images.operator, nodes), (images.runtime, [node for node in nodes if "control-plane" not in node])
 
     def _import(self, node: str, image: str) -> None:
         self.engine.run(
@@ -92,20 +112,47 @@ class Cluster:
         """The nodes' containers, which are called as the nodes are."""
         return self._kind("get", "nodes").split()
 
-    def install_prometheus(self) -> None:
-        """Prometheus with the scrape configuration of the embedded cluster, in the namespace ``monitoring``."""
-        self.apply((_HERE / "prometheus.yaml").read_text())
-        self.apply(
-            json.dumps(
-                {
-                    "apiVersion": "v1",
-                    "kind": "ConfigMap",
-                    "metadata": {"name": "prometheus", "namespace": "monitoring"},
-                    "data": {"prometheus.yml": json.dumps(prometheus_config())},
-                }
-            )
+    def install_prometheus(self, images: Images) -> None:
+        """Prometheus with the scrape configuration of the embedded cluster, and a source of nodes' prices beside it.
+
+        Both are in the namespace ``monitoring``.
+        """
+        config = prometheus_config()
+        config["scrape_configs"].append(
+            {
+                "job_name": "node-prices",
+                "honor_labels": True,
+                "static_configs": [{"targets": ["node-prices.monitoring:8080"]}],
+            }
         )
-        self.run("--namespace=monitoring", "rollout", "status", "deployment/prometheus", "--timeout=120s")
+        self.apply((_HERE / "prometheus.yaml").read_text())
+        self.apply(_config_map("prometheus", "prometheus.yml", json.dumps(config)))
+        self.apply(_config_map("node-prices", "node_prices.py", (_HERE / "node_prices.py").read_text()))
+        self.apply((_HERE / "node-prices.yaml").read_text().replace("splitplane/operator", images.operator))
+        self.run("--namespace=monitoring", "rollout", "status", "deployment", "--timeout=120s")
+
+    def limit_link(self, node: str, rate: str) -> None:
+        """See :func:`kindcluster.links.shape`."""
+        links.shape(self.engine, node, rate)
+
+    def pause(self, node: str) -> None:
+        """Stop every process of a node where it is: to the others it is silent, as after a cut cable."""
+        self.engine.run("pause", node)
+
+    def unpause(self, node: str) -> None:
+        self.engine.run("unpause", node)
+
+    def kill(self, node: str) -> None:
+        """End a node as a power cut would; a paused one too."""
+        self.engine.run("kill", node)
+
+    def start(self, node: str) -> None:
+        """Boot a node that was killed."""
+        self.engine.run("start", node)
+
+    def set_price(self, node: str, per_hour: float) -> None:
+        """What a node costs from now on, as Prometheus hears it."""
+        self.run("annotate", "node", node, "--overwrite", f"{PRICE_ANNOTATION}={per_hour:g}")
 
     def install_chart(self, images: Images, *settings: str) -> None:
         """Install or upgrade Splitplane, and wait until its pods are ready."""
@@ -131,6 +178,11 @@ class Cluster:
 
     def _kind(self, *arguments: str) -> str:
         return run(str(self.kind), *arguments, environment={**self.engine.environment, "KIND_CLUSTER_NAME": NAME})
+
+
+def _config_map(name: str, key: str, text: str) -> str:
+    metadata = {"name": name, "namespace": "monitoring"}
+    return json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {key: text}})
 
 
 def _archive(image: str) -> str:
