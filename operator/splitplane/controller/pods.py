@@ -15,7 +15,8 @@ SCRATCH_PATH = "/tmp"  # noqa: S108 - inside a container, on a volume of its own
 _WEIGHTS_VOLUME = "splitplane-weights"
 _SCRATCH_VOLUME = "splitplane-scratch"
 
-_GROUP = 65532
+_USER = 65532
+"""As the images have it; any other number would do."""
 
 GRACE_SECONDS = 60
 """How long a pod may go on with requests in flight once it was told to stop."""
@@ -163,9 +164,14 @@ def container_safety() -> Object:
 
 
 def pod_safety() -> Object:
-    """What Pod Security's level ``restricted`` asks of a pod. Its user is the image's or the cluster's."""
-    # A kubelet takes the image's user but not its group: without a group of its own, a pod runs in root's.
-    return {"runAsNonRoot": True, "runAsGroup": _GROUP, "seccompProfile": {"type": "RuntimeDefault"}}
+    """What Pod Security's level ``restricted`` asks of a pod, and a user and group that own nothing."""
+    # A kubelet takes the image's user but not its group: without both here, a pod's group is root's.
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": _USER,
+        "runAsGroup": _USER,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def scrape_annotations() -> dict[str, str]:
