@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo build/uv/bin/uv)
 export OMP_NUM_THREADS ?= 1
+# Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help demo test test-unit lint format crds generate bench lock env binaries clean kind-up kind-down
 
@@ -16,10 +18,11 @@ demo: env binaries  ## Split a trained model between edge and cloud nodes, and w
 	@PYTHONPATH=examples $(BIN)/python -m demo $(DEMO_ARGS)
 
 test: env binaries  ## Run all tests: unit, integration on the embedded control plane, end to end
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/unit tests/integration $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/timing tests/e2e $(PYTEST_ARGS)
 
 test-unit: env binaries  ## Run the tests that start no cluster
-	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/unit $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 lint: env  ## Check format, lint, types, import layers, generated files and locks
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,6 +128,20 @@ class Namespace:
         self._kubectl = kubectl
         self.name = name
 
+    @classmethod
+    @contextmanager
+    def fresh(cls, kubectl: Callable[..., str], *bodies: Json) -> Iterator["Namespace"]:
+        """A namespace with the model's code and weights, and ``bodies``. Its deletion is not awaited."""
+        name = f"test-{uuid.uuid4().hex[:8]}"
+        kubectl("create", "namespace", name)
+        try:
+            found = cls(kubectl, name)
+            for body in (code(), *bodies):
+                found.apply(body)
+            yield found
+        finally:
+            kubectl("delete", "namespace", name, "--wait=false")
+
     def __call__(self, *arguments: str, **options: Any) -> str:
         return self._kubectl("-n", self.name, *arguments, **options)
 
@@ -154,7 +169,7 @@ class Namespace:
         selector = f"involvedObject.kind=InferencePipeline,involvedObject.name={name}"
         return self.items("events", "--field-selector", selector)
 
-    def wait_condition(self, name: str, kind: str, status: str, reason: str = "", *, seconds: float = 90) -> Json:
+    def wait_condition(self, name: str, kind: str, status: str, reason: str = "", *, seconds: float = 180) -> Json:
         def met() -> Json | None:
             found = self.condition(name, kind)
             fits = found.get("status") == status and (not reason or found.get("reason") == reason)
@@ -180,6 +195,12 @@ class Measured:
     ns: Namespace
     name: str
     profile: Json
+
+    @property
+    def copy(self) -> Json:
+        """The profile as it may be applied elsewhere: pipelines of the same model start there without profile jobs."""
+        metadata = {key: self.profile["metadata"][key] for key in ("name", "labels")}
+        return {**self.profile, "metadata": metadata}
 
 
 def wait(probe: Callable[[], T | None], *, seconds: float, what: Callable[[], str] | str, every: float = 0.5) -> T:

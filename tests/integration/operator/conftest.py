@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from hashlib import sha256
@@ -18,10 +17,19 @@ from tests.support import operator_cases as cases
 
 
 @pytest.fixture(scope="session")
-def operator(cluster: Cluster) -> str:
-    """The chart, installed: the operator runs in a pod with the chart's ServiceAccount. Its namespace."""
-    install.install(cluster, helm=binaries.ensure("helm"), chart=install.find_chart())
-    return install.NAMESPACE
+def operator(cluster: Cluster) -> Callable[..., None]:
+    """The chart, installed: the operator runs in a pod with the chart's ServiceAccount. Call it to change settings.
+
+    Its windows span four of this cluster's scrapes, the shortest that the operator is made for.
+    """
+
+    def upgrade(*settings: str) -> None:
+        windows = ("prometheus.windowSeconds=20", "prometheus.demandWindowSeconds=20")
+        helm, chart = binaries.ensure("helm"), install.find_chart()
+        install.install(cluster, helm=helm, chart=chart, settings=[*windows, *settings])
+
+    upgrade()
+    return upgrade
 
 
 @pytest.fixture(scope="session")
@@ -36,34 +44,19 @@ def digest() -> str:
     return sha256(cases.weights()).hexdigest()
 
 
-@pytest.fixture
-def ns(kubectl: Callable[..., str], operator: str, namespace: str) -> cases.Namespace:
-    """A fresh namespace with the model's code and weights in it."""
-    found = cases.Namespace(kubectl, namespace)
-    found.apply(cases.code())
-    return found
-
-
 @pytest.fixture(scope="session")
-def measured(kubectl: Callable[..., str], operator: str, digest: str) -> Iterator[cases.Measured]:
+def measured(kubectl: Callable[..., str], operator: Callable[..., None], digest: str) -> Iterator[cases.Measured]:
     """One pipeline of two tiers, from nothing to serving; it stays for the session's tests that only look at it."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    kubectl("create", "namespace", name)
-    ns = cases.Namespace(kubectl, name)
-    ns.apply(cases.code())
-    ns.apply(cases.pipeline("first", cases.model(digest)))
-    ns.wait_condition("first", "Ready", "True", seconds=150)
-    yield cases.Measured(ns, "first", ns.get("mprof", ns.status("first")["profile"]))
-    kubectl("delete", "namespace", name, "--wait=false")
+    with cases.Namespace.fresh(kubectl, cases.pipeline("first", cases.model(digest))) as ns:
+        ns.wait_condition("first", "Ready", "True")
+        yield cases.Measured(ns, "first", ns.get("mprof", ns.status("first")["profile"]))
 
 
 @pytest.fixture
-def profiled(ns: cases.Namespace, measured: cases.Measured) -> cases.Namespace:
-    """A fresh namespace that has the measurements already: pipelines of the same model start without profile jobs."""
-    body = dict(measured.profile)
-    body["metadata"] = {"name": body["metadata"]["name"], "labels": body["metadata"]["labels"]}
-    ns.apply(body)
-    return ns
+def profiled(kubectl: Callable[..., str], measured: cases.Measured) -> Iterator[cases.Namespace]:
+    """A fresh namespace that has the measurements already."""
+    with cases.Namespace.fresh(kubectl, measured.copy) as ns:
+        yield ns
 
 
 @pytest.fixture

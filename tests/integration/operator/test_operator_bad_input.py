@@ -1,82 +1,30 @@
-"""What goes wrong ends in a condition and an event that say what to do, and is over when its cause is."""
+"""What goes wrong ends in a condition and an event that say what to do, and is over when its cause is.
+
+Most of it goes wrong side by side in one namespace, and is mended together: nearly all of the time is waiting.
+"""
 
 import json
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from splitplane.local import binaries, install
-from splitplane.local.cluster import Cluster
 from tests.support import operator_cases as cases
 
 pytestmark = pytest.mark.integration
 
-
-def events(ns: cases.Namespace, name: str, reason: str) -> list[str]:
-    return [event["message"] for event in ns.events(name) if event["reason"] == reason]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [({"factory": "narrowing:missing"}, "missing"), ({"weights": "0" * 64}, "sha256")],
-    ids=["unknown factory", "wrong sha256"],
-)
-def test_a_model_that_cannot_be_loaded_says_so_in_its_own_words(
-    wrong: dict[str, str], said: str, profiled: cases.Namespace, digest: str
-) -> None:
-    broken = cases.model(digest)
-    if "weights" in wrong:
-        broken["weights"]["sha256"] = wrong["weights"]
-    else:
-        broken["factory"] = wrong["factory"]
-    profiled.apply(cases.pipeline("broken", broken, cases.tier("edge")))
-    stalled = profiled.wait_condition("broken", "Stalled", "True", "ProfileFailed")
-    assert said in stalled["message"].lower()
-    assert "Mend spec.model" in stalled["message"]
-    assert profiled.condition("broken", "Ready")["reason"] == "ProfileFailed"
-    assert len(events(profiled, "broken", "ProfileFailed")) >= 1
-
-    profiled.apply(cases.pipeline("broken", cases.model(digest), cases.tier("edge")))
-    profiled.wait_condition("broken", "Ready", "True")
-    assert profiled.condition("broken", "Stalled")["status"] == "False"
-
-
-def test_a_tier_without_nodes_is_named_and_used_once_a_node_is_labelled(
-    profiled: cases.Namespace, digest: str, kubectl: Callable[..., str]
-) -> None:
-    label = f"example.com/{profiled.name}"
-    profiled.apply(cases.pipeline("homeless", cases.model(digest), cases.tier("edge", nodeSelector={label: "yes"})))
-    stalled = profiled.wait_condition("homeless", "Stalled", "True", "NoNodesForTier")
-    assert f"{label}=yes" in stalled["message"]
-    assert events(profiled, "homeless", "NoNodesForTier")
-
-    kubectl("label", "node", "edge-1", f"{label}=yes")
-    try:
-        profiled.wait_condition("homeless", "Ready", "True")
-    finally:
-        kubectl("label", "node", "edge-1", f"{label}-")
-
-
-def test_limits_that_no_plan_keeps_are_reported_and_served_as_well_as_possible(
-    profiled: cases.Namespace, digest: str
-) -> None:
-    def limited(cost: str) -> cases.Json:
-        limit = {"maxCostPerHour": cost}
-        return cases.pipeline("hurried", cases.model(digest), cases.tier("edge"), objectives=limit)
-
-    profiled.apply(limited("0.0001"))
-    infeasible = profiled.wait_condition("hurried", "PlanFeasible", "False", "Infeasible")
-    assert "spec.objectives" in infeasible["message"]
-    profiled.wait_condition("hurried", "Ready", "True")
-    assert len(events(profiled, "hurried", "Infeasible")) == 1
-
-    profiled.apply(limited("1"))
-    profiled.wait_condition("hurried", "PlanFeasible", "True")
-
+SYMPTOMS = {
+    "unknown-factory": ("Stalled", "True", "ProfileFailed"),
+    "wrong-sha256": ("Stalled", "True", "ProfileFailed"),
+    "homeless": ("Stalled", "True", "NoNodesForTier"),
+    "limited": ("PlanFeasible", "False", "Infeasible"),
+    "fooled": ("MetricsAvailable", "False", "NotANumber"),
+}
+"""The condition that each broken pipeline comes to."""
 
 EXPORTER = """
 import http.server, os
@@ -117,70 +65,137 @@ def ask(prometheus_url: str, query: str) -> dict[tuple[str, ...], str]:
     return {tuple(series["metric"].values()): series["value"][1] for series in found}
 
 
-def test_samples_that_are_not_numbers_hold_the_plan_until_they_stop(profiled: cases.Namespace, digest: str) -> None:
-    profiled.apply(cases.pipeline("fooled", cases.model(digest), cases.tier("edge")))
-    profiled.wait_condition("fooled", "Ready", "True")
-    profiled.wait_condition("fooled", "MetricsAvailable", "True")
-    generation = profiled.status("fooled")["plan"]["generation"]
+@dataclass(frozen=True)
+class Broken:
+    """A namespace in which each pipeline lacks one thing, but for ``honest``; ``label`` is one that no node has."""
 
-    samples = f'splitplane_requests_total{{namespace="{profiled.name}",pipeline="fooled"}} NaN\n'
-    profiled.apply(exporter("liar", samples, **{"splitplane.dev/pipeline": "fooled"}))
-    wrong = profiled.wait_condition("fooled", "MetricsAvailable", "False", "NotANumber")
-    assert "The plan is held" in wrong["message"]
-    assert len(events(profiled, "fooled", "NotANumber")) == 1
-    assert profiled.condition("fooled", "Ready")["status"] == "True"
-    assert profiled.status("fooled")["plan"]["generation"] == generation
+    ns: cases.Namespace
+    label: str
+    generation: int
+    """Of the plan of ``fooled`` when its metrics were still right."""
 
-    profiled("delete", "pod", "liar")
-    profiled.wait_condition("fooled", "MetricsAvailable", "True", seconds=120)
+    def symptom(self, name: str) -> cases.Json:
+        """Wait for the condition that a pipeline must come to."""
+        return self.ns.wait_condition(name, *SYMPTOMS[name])
+
+    def events(self, name: str, reason: str) -> list[str]:
+        return [event["message"] for event in self.ns.events(name) if event["reason"] == reason]
+
+
+@pytest.fixture(scope="module")
+def broken(kubectl: Callable[..., str], measured: cases.Measured, digest: str) -> Iterator[Broken]:
+    with cases.Namespace.fresh(kubectl, measured.copy) as ns:
+        label = f"example.com/{ns.name}"
+        model, edge = cases.model(digest), cases.tier("edge")
+        for name in ("fooled", "honest"):
+            ns.apply(cases.pipeline(name, model, edge))
+        ns.apply(cases.pipeline("unknown-factory", cases.model(digest, factory="narrowing:missing"), edge))
+        ns.apply(cases.pipeline("wrong-sha256", cases.model("0" * 64), edge))
+        ns.apply(cases.pipeline("homeless", model, cases.tier("edge", nodeSelector={label: "yes"})))
+        ns.apply(cases.pipeline("limited", model, edge, objectives={"maxCostPerHour": "0.0001"}))
+        ns.wait_condition("fooled", "Ready", "True")
+        ns.wait_condition("fooled", "MetricsAvailable", "True")
+        generation = ns.status("fooled")["plan"]["generation"]
+        samples = f'splitplane_requests_total{{namespace="{ns.name}",pipeline="fooled"}} NaN\n'
+        ns.apply(exporter("liar", samples, **{"splitplane.dev/pipeline": "fooled"}))
+        yield Broken(ns, label, generation)
+
+
+@pytest.mark.parametrize(("name", "said"), [("unknown-factory", "missing"), ("wrong-sha256", "sha256")])
+def test_a_model_that_cannot_be_loaded_says_so_in_its_own_words(broken: Broken, name: str, said: str) -> None:
+    stalled = broken.symptom(name)
+    assert said in stalled["message"].lower()
+    assert "Mend spec.model" in stalled["message"]
+    assert broken.ns.condition(name, "Ready")["reason"] == "ProfileFailed"
+    assert len(broken.events(name, "ProfileFailed")) >= 1
+
+
+def test_a_tier_without_nodes_is_named(broken: Broken) -> None:
+    assert f"{broken.label}=yes" in broken.symptom("homeless")["message"]
+    assert broken.events("homeless", "NoNodesForTier")
+
+
+def test_limits_that_no_plan_keeps_are_reported_and_served_as_well_as_possible(broken: Broken) -> None:
+    assert "spec.objectives" in broken.symptom("limited")["message"]
+    broken.ns.wait_condition("limited", "Ready", "True")
+    assert len(broken.events("limited", "Infeasible")) == 1
+
+
+def test_samples_that_are_not_numbers_hold_the_plan(broken: Broken) -> None:
+    assert "The plan is held" in broken.symptom("fooled")["message"]
+    assert len(broken.events("fooled", "NotANumber")) == 1
+    assert broken.ns.condition("fooled", "Ready")["status"] == "True"
+    assert broken.ns.status("fooled")["plan"]["generation"] == broken.generation
+
+
+@pytest.fixture(scope="module")
+def mended(broken: Broken, kubectl: Callable[..., str], digest: str) -> Iterator[cases.Namespace]:
+    """The same namespace, with the cause of each trouble taken away once the trouble was seen."""
+    for name in SYMPTOMS:
+        broken.symptom(name)
+    broken.ns("delete", "pod", "liar")
+    for name in ("unknown-factory", "wrong-sha256", "limited"):
+        broken.ns.apply(cases.pipeline(name, cases.model(digest), cases.tier("edge")))
+    kubectl("label", "node", "edge-1", f"{broken.label}=yes")
+    yield broken.ns
+    kubectl("label", "node", "edge-1", f"{broken.label}-")
+
+
+@pytest.mark.parametrize("name", ["unknown-factory", "wrong-sha256", "homeless"])
+def test_a_pipeline_that_could_not_start_does_once_its_cause_is_gone(mended: cases.Namespace, name: str) -> None:
+    mended.wait_condition(name, "Ready", "True")
+    assert mended.condition(name, "Stalled")["status"] == "False"
+
+
+def test_limits_that_can_be_kept_again_are(mended: cases.Namespace) -> None:
+    mended.wait_condition("limited", "PlanFeasible", "True")
 
 
 def test_no_pod_speaks_for_a_pipeline_that_it_is_no_part_of_nor_of_a_nodes_price(
-    profiled: cases.Namespace, digest: str, kubectl: Callable[..., str], prometheus_url: str
+    broken: Broken, kubectl: Callable[..., str], prometheus_url: str
 ) -> None:
-    profiled.apply(cases.pipeline("honest", cases.model(digest), cases.tier("edge")))
-    profiled.wait_condition("honest", "MetricsAvailable", "True")
+    ns = broken.ns
+    ns.wait_condition("honest", "MetricsAvailable", "True")
     prices = ask(prometheus_url, "max by (node) (node_total_hourly_cost)")
     samples = (
-        f'splitplane_requests_total{{namespace="{profiled.name}",pipeline="honest"}} NaN\n'
+        f'splitplane_requests_total{{namespace="{ns.name}",pipeline="honest"}} NaN\n'
         + "".join(f'node_total_hourly_cost{{node="{node}"}} 99\n' for (node,) in prices)
     )  # fmt: skip
-    elsewhere = cases.Namespace(kubectl, f"{profiled.name}-elsewhere")
+    elsewhere = cases.Namespace(kubectl, f"{ns.name}-elsewhere")
     kubectl("create", "namespace", elsewhere.name)
     try:
-        profiled.apply(exporter("stranger", samples))
+        ns.apply(exporter("stranger", samples))
         elsewhere.apply(exporter("namesake", samples, **{"splitplane.dev/pipeline": "honest"}))
         scraped = 'count_over_time(up{pod=~"stranger|namesake"}[1m]) >= 3'
         cases.wait(lambda: len(ask(prometheus_url, scraped)) == 2, seconds=90, what="three scrapes of each")
-        wrong = (
-            f'splitplane_requests_total{{namespace="{profiled.name}",pipeline="honest"}} != splitplane_requests_total'
-        )
+        wrong = f'splitplane_requests_total{{namespace="{ns.name}",pipeline="honest"}} != splitplane_requests_total'
         assert ask(prometheus_url, wrong) == {}
         told = ask(prometheus_url, 'sum by (exported_namespace, namespace) (splitplane_requests_total{pod="namesake"})')
-        assert told == {(profiled.name, elsewhere.name): "NaN"}
+        assert told == {(ns.name, elsewhere.name): "NaN"}
         assert ask(prometheus_url, "max by (node) (node_total_hourly_cost)") == prices
-        assert profiled.condition("honest", "MetricsAvailable")["status"] == "True"
-        assert events(profiled, "honest", "NotANumber") == []
+        assert ns.condition("honest", "MetricsAvailable")["status"] == "True"
+        assert broken.events("honest", "NotANumber") == []
     finally:
         kubectl("delete", "namespace", elsewhere.name, "--wait=false")
 
 
-def test_without_prometheus_plans_are_held_and_requests_served(
-    profiled: cases.Namespace, digest: str, cluster: Cluster, prometheus_url: str
-) -> None:
-    profiled.apply(cases.pipeline("blind", cases.model(digest), cases.tier("edge")))
-    profiled.wait_condition("blind", "Ready", "True")
-    helm, chart = binaries.ensure("helm"), install.find_chart()
-    install.install(cluster, helm=helm, chart=chart, settings=["prometheus.url=http://127.0.0.1:9"])
+def test_samples_that_are_numbers_again_end_the_hold(mended: cases.Namespace) -> None:
+    mended.wait_condition("fooled", "MetricsAvailable", "True")
+
+
+def test_without_prometheus_plans_are_held_and_requests_served(broken: Broken, operator: Callable[..., None]) -> None:
+    ns = broken.ns
+    ns.wait_condition("honest", "Ready", "True")
+    operator("prometheus.url=http://127.0.0.1:9")
     try:
-        blind = profiled.wait_condition("blind", "MetricsAvailable", "False", "PrometheusUnreachable")
+        blind = ns.wait_condition("honest", "MetricsAvailable", "False", "PrometheusUnreachable")
         assert "http://127.0.0.1:9" in blind["message"]
         assert "prometheus.url" in blind["message"]
-        assert len(events(profiled, "blind", "PrometheusUnreachable")) == 1
-        assert profiled.condition("blind", "Ready")["status"] == "True"
+        assert len(broken.events("honest", "PrometheusUnreachable")) == 1
+        assert ns.condition("honest", "Ready")["status"] == "True"
     finally:
-        install.install(cluster, helm=helm, chart=chart, settings=[f"prometheus.url={prometheus_url}"])
-    profiled.wait_condition("blind", "MetricsAvailable", "True")
+        operator()
+    ns.wait_condition("honest", "MetricsAvailable", "True")
 
 
 def test_a_second_operator_at_work_issues_no_generation_twice(
