@@ -11,6 +11,8 @@ from splitplane.domain.measurements import known
 from splitplane.domain.profiles import CODECS
 from splitplane.domain.snapshots import Policy, Preference, Snapshot, Tier
 
+STEPS = 1024
+
 
 @dataclass(frozen=True)
 class Row:
@@ -130,7 +132,7 @@ def _row(
             )
         if k + 1 < len(stages):
             service += profiled.codec_times[codecs[k]].encode_seconds_per_byte * profile.cuts[last].wire_bytes["fp32"]
-        stations.append((service, (profiled.time_cv * compute) ** 2, count))
+        stations.append((service, profiled.time_cv, count))
         cost += count * (known(tier.price_per_hour) or 0.0)
         at = name
     for source, target in reversed(path):
@@ -150,47 +152,65 @@ def _link(snapshot: Snapshot, source: str, target: str) -> tuple[float, float]:
 
 
 def respond(stations: list[tuple[float, float, int]], fixed: float, rate: float, scv: float) -> tuple[float, float]:
-    """95th percentile and highest utilisation of a line of (service, variance, servers) stations."""
-    mean, variance, third, busiest = fixed, 0.0, 0.0, 0.0
-    for service, spread, servers in stations:
-        load = rate * service / servers
-        busiest = max(busiest, load)
-        rho = min(load, 1 - 1e-9)
-        cs = spread / max(service, 1e-12) ** 2
-        erlang = _erlang_c(servers, rho * servers)
-        both = max(scv + cs, 1e-12)
-        wait = erlang * service / (servers * (1 - rho)) * both / 2
-        if scv <= 1:
-            wait *= math.exp(-2 * (1 - rho) * (1 - scv) ** 2 / (3 * max(erlang, 1e-12) * both))
-            ratio = (1 + scv + rho * cs) / (1 + rho * (cs - 1) + rho**2 * (4 * scv + cs))
-        else:
-            wait *= math.exp(-(1 - rho) * (scv - 1) / (scv + 4 * cs + 1e-12))
-            ratio = 4 * rho / (scv + rho**2 * (4 * scv + cs) + 1e-12)
-        chance = min(1.0, max(1e-6, erlang * (1 + (scv - 1) * (1 - rho) * ratio)))
-        d3 = 3 * cs * (1 + cs) if cs >= 1 else (2 * cs + 1) * (cs + 1)
-        cd = max(0.0, 2 * rho - 1 + 4 * (1 - rho) * d3 / (3 * (cs + 1) ** 2))
-        m1, m2, m3 = (
-            wait,
-            chance * (wait / chance) ** 2 * (1 + cd),
-            chance * (wait / chance) ** 3 * (1 + cd) * (1 + 2 * cd),
-        )
-        mean += service + m1
-        variance += spread + m2 - m1**2
-        third += 2 * spread**2 / max(service, 1e-12) + m3 - 3 * m1 * m2 + 2 * m1**3
-        scv = max(0.0, 1 + (1 - rho**2) * (scv - 1) + rho**2 * (cs - 1) / math.sqrt(servers))
+    """95th percentile and highest utilisation of a line of (service, coefficient of variation, servers) stations."""
+    busiest = max(rate * service / servers for service, _, servers in stations)
     if busiest >= 1:
         return math.inf, busiest
+    waits = [_wait(*station, rate, scv) for station in stations]
+    spreads = [(cv * service) ** 2 for service, cv, _ in stations]
+    coupling = min(1.0, math.sqrt(sum(spreads) / sum(service**2 for service, _, _ in stations)))
+    mean, variance, third = (
+        max(cumulant) + coupling * (sum(cumulant) - max(cumulant)) for cumulant in zip(*waits, strict=True)
+    )
+    mean += fixed + sum(service for service, _, _ in stations)
+    variance += sum(spreads)
+    third += sum(2 * cv**4 * service**3 for service, cv, _ in stations)
     deviation = math.sqrt(variance)
-    skew = third / max(deviation, 1e-12) ** 3
-    factor = 1.6448536269514722
-    if skew >= 1e-6:
-        factor = 2 / skew * (max(0.0, 1 + skew * factor / 6 - skew**2 / 36) ** 3 - 1)
-    return max(mean, mean + deviation * factor), busiest
+    skew = min(2.585, third / (deviation**3 + 1e-300))
+    p95 = mean + deviation * (1.6449 + skew * (0.2880 - 0.0557 * skew))
+    fraction, exponent = math.frexp(p95)
+    return math.ceil(fraction * 2**9) * 2.0 ** (exponent - 9), busiest
 
 
-def _erlang_c(servers: int, offered: float) -> float:
+def _wait(service: float, cv: float, servers: int, rate: float, scv: float) -> tuple[float, float, float]:
+    """Mean, variance and third cumulant of one station's wait, as its 95th percentile feels them."""
+    load, cs = rate * service / servers, cv**2
+    erlang = _erlang_c(servers, load)
+    both = scv + cs + 1e-12
+    wait = erlang * service / (servers * (1 - load)) * both / 2
+    ratio = 0.0
+    if scv < 1:
+        wait *= math.exp(-2 * (1 - load) * (1 - scv) ** 2 / (3 * max(erlang, 1e-12) * both))
+        ratio = (1 + scv + load * cs) / (1 + load * (cs - 1) + load**2 * (4 * scv + cs))
+    elif scv > 1:
+        wait *= math.exp(-(1 - load) * (scv - 1) / (scv + 4 * cs))
+        ratio = 4 * load / (scv + load**2 * (4 * scv + cs))
+    else:
+        wait = erlang * service / (servers * (1 - load)) * (1 + cs) / 2
+    chance = min(1.0, max(1e-6, erlang * (1 + (scv - 1) * (1 - load) * ratio)))
+    d3 = 3 * cs * (1 + cs) if cs >= 1 else (2 * cs + 1) * (cs + 1)
+    cd = max(0.0, 2 * load - 1 + 4 * (1 - load) * d3 / (3 * (cs + 1) ** 2))
+    second = chance * (wait / chance) ** 2 * (1 + cd)
+    cube = chance * (wait / chance) ** 3 * (1 + cd) * (1 + 2 * cd)
+    variance = second - wait**2
+    third = cube - 3 * wait * second + 2 * wait**3
+    excess = third / (variance**1.5 + 1e-300) - 2.585
+    if excess > 0:
+        variance *= math.exp(-(excess**2) / 26)
+        third = 2.585 * variance**1.5
+    return wait, variance, third
+
+
+def _erlang_c(servers: int, load: float) -> float:
+    """Erlang's C, by linear interpolation between loads in steps of 1/1024."""
+    place = int(load * STEPS)
+    left, right = (_exact_erlang_c(servers, step / STEPS) for step in (place, place + 1))
+    return left + (right - left) * (load * STEPS - place)
+
+
+def _exact_erlang_c(servers: int, load: float) -> float:
     blocking = 1.0
     for count in range(1, servers + 1):
+        offered = load * servers
         blocking = offered * blocking / (count + offered * blocking)
-    rho = offered / servers
-    return blocking / (1 - rho * (1 - blocking))
+    return blocking / (1 - load * (1 - blocking))

@@ -31,7 +31,8 @@ class Prediction:
     """What a plan should give at the arrival rate it was made for.
 
     Seconds are infinite where the plan cannot carry that rate. The cost is NaN while a price that it needs is
-    unknown and no limit or preference asks for it.
+    unknown and no limit or preference asks for it; leak and accuracy loss are ``None`` where the profile has not
+    measured them.
     """
 
     p95_seconds: float
@@ -39,6 +40,12 @@ class Prediction:
     cost_per_hour: float
     max_rate_per_second: float
     """Highest rate at which no stage or link exceeds the utilisation ceiling."""
+    p50_seconds: float | None = None
+    p99_seconds: float | None = None
+    leak: float | None = None
+    """Highest measured leak of a crossing into an untrusted tier: 0 if there is none, 1 for the input itself."""
+    accuracy_loss: float | None = None
+    """Sum over the crossings of what their codecs were measured to lose."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from splitplane.domain.plans import Candidate, Plan
 from splitplane.domain.snapshots import Preference
+from splitplane.planner.arrays import Array
 from splitplane.planner.candidates import Layout
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import Table, broken, evaluate
-from splitplane.planner.queueing import Array
 
 T = TypeVar("T")
 

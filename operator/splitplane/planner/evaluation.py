@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from splitplane.domain.plans import Candidate, Plan, Prediction, Stage
 from splitplane.domain.profiles import CODECS, Cut
 from splitplane.domain.snapshots import Mode
+from splitplane.planner.arrays import Array
 from splitplane.planner.candidates import Ints, Layout, layout_of
 from splitplane.planner.context import Context, Site, Wire, crossings
-from splitplane.planner.queueing import Array, Station, respond
+from splitplane.planner.queueing import Response, Station, respond
 from splitplane.planner.residency import fits, trusted
 
 GIB = float(1 << 30)
@@ -24,17 +25,25 @@ class Table:
     """Predictions by row of a layout, in seconds, money per hour and requests per second."""
 
     layout: Layout
-    p95: Array
-    mean: Array
+    response: Response
     cost: Array
     max_rate: Array
-    utilization: Array
+
+    @property
+    def p95(self) -> Array:
+        return self.response.p95
+
+    @property
+    def utilization(self) -> Array:
+        return self.response.utilization
 
     def prediction(self, row: int) -> Prediction:
         cost = float(self.cost[row])
         return Prediction(
-            p95_seconds=float(self.p95[row]),
-            mean_seconds=float(self.mean[row]),
+            p95_seconds=float(self.response.p95[row]),
+            mean_seconds=float(self.response.mean[row]),
+            p50_seconds=self.response.p50(row),
+            p99_seconds=self.response.p99(row),
             # One NaN object, so that equal predictions compare equal.
             cost_per_hour=math.nan if math.isnan(cost) else cost,
             max_rate_per_second=float(self.max_rate[row]),
@@ -72,11 +81,9 @@ def evaluate(context: Context, layout: Layout, *, rate: float | Array | None = N
     response = respond(stations, constant=constant, rate=rate, arrival_scv=context.arrival_scv)
     return Table(
         layout=layout,
-        p95=response.p95,
-        mean=response.mean,
+        response=response,
         cost=cost,
         max_rate=response.capacity * context.policy.max_utilization,
-        utilization=response.utilization,
     )
 
 
@@ -187,11 +194,11 @@ def _stage(site: Site, layout: Layout, k: int, cuts: tuple[Cut, ...]) -> Station
     if k + 1 < len(layout.tiers):
         encode = np.array([time.encode_seconds_per_byte if time else 0.0 for time in times])
         service = service + encode[layout.codecs[k]] * full[layout.bounds[k + 1]]
-    return Station(service, (site.device.time_cv * compute) ** 2, layout.replicas[k].astype(np.float64))
+    return Station(service, site.device.time_cv, layout.replicas[k].astype(np.float64))
 
 
 def _link(wire: Wire, sent: Array) -> Station:
-    return Station(sent / wire.bandwidth, np.zeros_like(sent), np.ones_like(sent))
+    return Station(sent / wire.bandwidth, 0.0, np.ones_like(sent))
 
 
 def _egress(context: Context, tier: str, sent: Array, rate: float | Array) -> Array:

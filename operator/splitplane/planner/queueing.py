@@ -1,37 +1,42 @@
-"""Response time of a request through a line of stations, each with a queue: mean and 95th percentile.
+"""Response time of a request through a line of stations, each with a queue: mean and percentiles.
 
-Every argument is a number or an array over candidate plans, so that thousands of plans are predicted in one pass.
-A station is a stage (as many servers as replicas) or one direction of a link (one server). Sources:
-
-- mean wait of a G/G/c queue: Allen and Cunneen's formula with the factor of Krämer and Langenbach-Belz for
-  arrivals that are not Poisson (Bolch et al., "Queueing Networks and Markov Chains", 2nd ed., section 6.3.6);
-- probability of a wait: Erlang's C times Krämer and Langenbach-Belz's ratio for one server;
-- spread of the wait of those who wait, and variability of departures: Whitt, "The Queueing Network Analyzer",
-  Bell System Technical Journal 62 (1983), equations 38 and 50 to 53;
-- 95th percentile: stations are taken as independent, so their cumulants add; a gamma distribution with the sum's
-  mean, variance and skewness (Pearson type III) is evaluated by Wilson and Hilferty's cube (PNAS 17, 1931).
+A station is a stage (as many servers as replicas) or one direction of a link (one server, constant service). Every
+argument is a number or an array over candidate plans, so that thousands are predicted in one pass. Formulas, sources
+and errors are in docs/planner.md, "Latency". Two properties carry the search for the frontier: a station's wait
+depends on that station alone, and no percentile falls when a station's wait, its variance or third cumulant grows.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from splitplane.planner.arrays import Array, Bools, Ints
 
-Z95 = 1.6448536269514722
-"""95 % quantile of the standard normal distribution."""
+Cumulants = tuple[Array, Array, Array]
+"""Mean, variance and third central moment of a time, in seconds and their powers."""
+
+PEAK_SKEWNESS = 2.585
+"""Where the 95th percentile of a gamma distribution lies farthest above its mean, in standard deviations."""
 
 _TINY = 1e-12
+_STEPS = 1024
+_BITS = 8
+_ROUNDING = (1 << (52 - _BITS)) - 1
+
+# Frequency factors of Pearson's type III distribution: percentiles in standard deviations above the mean, by skewness.
+_SKEWNESS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
+_P50 = (0.0, -0.083, -0.164, -0.24, -0.307, -0.36, -0.396, -0.413, -0.379, -0.33, -0.25, -0.2, -0.167, -0.133, -0.1)
+_P99 = (2.326, 2.686, 3.023, 3.33, 3.605, 3.845, 4.051, 4.368, 4.573, 4.687, 4.705, 4.527, 4.221, 3.632, 2.551)
 
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """One place where requests queue. ``service`` in seconds, ``variance`` in seconds squared, ``servers`` >= 1."""
+    """One place where requests queue: ``service`` in seconds with coefficient of variation ``cv``, ``servers`` >= 1."""
 
     service: Array
-    variance: Array
+    cv: float
     servers: Array
 
 
@@ -39,13 +44,25 @@ class Station:
 class Response:
     """Seconds by plan, infinite where a station is saturated; ``utilization`` is that of the busiest station.
 
-    ``capacity`` is the rate per second at which the busiest station would be busy all the time.
+    ``capacity`` is the rate per second at which the busiest station would be busy all the time. ``deviation`` and
+    ``skewness`` go with the mean.
     """
 
     mean: Array
+    deviation: Array
+    skewness: Array
     p95: Array
     utilization: Array
     capacity: Array
+
+    def where(self, places: Bools | Ints) -> "Response":
+        return Response(*(getattr(self, field.name)[places] for field in fields(self)))
+
+    def p50(self, row: int) -> float:
+        return float(self.mean[row] + self.deviation[row] * np.interp(self.skewness[row], _SKEWNESS, _P50))
+
+    def p99(self, row: int) -> float:
+        return float(self.mean[row] + self.deviation[row] * np.interp(self.skewness[row], _SKEWNESS, _P99))
 
 
 def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array, arrival_scv: float) -> Response:
@@ -54,85 +71,166 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     ``constant`` is what adds to every request without a queue (propagation), in seconds; ``arrival_scv`` is the
     squared coefficient of variation of inter-arrival times.
     """
-    mean = constant.astype(np.float64)
-    variance = np.zeros_like(mean)
-    third = np.zeros_like(mean)
-    utilization = np.zeros_like(mean)
-    scv = np.full_like(mean, max(0.0, arrival_scv))
+    loads = [rate * station.service / station.servers for station in stations]
+    utilization = np.maximum.reduce(loads)
+    waits = []
     for station in stations:
-        load = rate * station.service / station.servers
-        utilization = np.maximum(utilization, load)
-        rho = np.minimum(load, 1.0 - 1e-9)
-        service_scv = station.variance / np.maximum(station.service, _TINY) ** 2
-        wait, wait_variance, wait_third = _wait(station, rho, scv, service_scv)
-        mean = mean + station.service + wait
-        variance = variance + station.variance + wait_variance
-        third = third + 2.0 * station.variance**2 / np.maximum(station.service, _TINY) + wait_third
-        scv = departure_scv(rho, scv, service_scv, station.servers)
-    p95 = np.maximum(mean, pearson_p95(mean, variance, third))
+        # A saturated station is far beyond any use; its numbers only have to be numbers.
+        service = np.minimum(station.service, station.servers * (1.0 - 1e-9) / rate)
+        waits.append(wait(service, station.cv**2, station.servers, rate, arrival_scv))
+    service = _sum(station.service for station in stations)
+    spread = _sum((station.cv * station.service) ** 2 for station in stations)
+    coupling = coupling_of(spread, _sum(station.service**2 for station in stations))
+    skew = _sum(service_third(station.service, station.cv**2) for station in stations)
+    base = (constant + service, spread, skew)
+    mean, variance, third = (
+        part + blend(np.add.reduce(each), np.maximum.reduce(each), coupling)
+        for part, each in zip(base, zip(*waits, strict=True), strict=True)
+    )
+    damped = [damp(each[1].copy(), each[2].copy()) for each in waits]
+    steady, skewed = (
+        part + blend(np.add.reduce(each), np.maximum.reduce(each), coupling)
+        for part, each in zip(base[1:], zip(*damped, strict=True), strict=True)
+    )
+    deviation = np.sqrt(variance)
     saturated = utilization >= 1.0
     return Response(
         mean=np.where(saturated, np.inf, mean),
-        p95=np.where(saturated, np.inf, p95),
+        deviation=deviation,
+        skewness=third / np.maximum(deviation, _TINY) ** 3,
+        p95=np.where(saturated, np.inf, percentile_95(mean, steady, skewed)),
         utilization=utilization,
         capacity=rate / np.maximum(utilization, _TINY),
     )
 
 
-def erlang_c(servers: Array, offered: Array) -> Array:
-    """Probability that a Poisson arrival waits in M/M/c, by the stable recursion for Erlang's B; load below 1."""
-    blocking = np.ones_like(offered)
-    result = np.ones_like(offered)
-    for count in range(1, int(servers.max(initial=1)) + 1):
-        blocking = offered * blocking / (count + offered * blocking)
-        result = np.where(servers == count, blocking, result)
-    rho = offered / servers
-    return result / (1.0 - rho * (1.0 - result))
+def _sum(arrays: Iterable[Array]) -> Array:
+    total: Array = np.add.reduce(list(arrays))
+    return total
 
 
-def departure_scv(rho: Array, arrival_scv: Array, service_scv: Array, servers: Array) -> Array:
-    """Variability of what leaves a station: arrivals' and service's, weighed by the load (Whitt, equation 38)."""
-    scv = 1.0 + (1.0 - rho**2) * (arrival_scv - 1.0) + rho**2 * (service_scv - 1.0) / np.sqrt(servers)
-    return np.maximum(0.0, scv)
+def wait(service: Array, scv: float, servers: Array, rate: float | Array, arrival_scv: float) -> Cumulants:
+    """Cumulants of the wait at one station whose service has the squared coefficient of variation ``scv``.
+
+    ``service`` and ``servers`` have one shape; every load is below 1. With more servers no cumulant grows.
+    """
+    load = rate * service / servers
+    idle = 1.0 - load
+    chance = waiting_chance(servers, load)
+    mean = chance * service
+    mean /= servers * idle
+    if arrival_scv == 1.0:
+        mean *= (1.0 + scv) / 2.0
+    else:
+        both = arrival_scv + scv + _TINY
+        mean *= both / 2.0
+        if arrival_scv < 1.0:
+            smooth = (-2.0 * (1.0 - arrival_scv) ** 2 / (3.0 * both)) * idle
+            mean *= np.exp(smooth / np.maximum(chance, _TINY))
+            ratio = (1.0 + arrival_scv + load * scv) / (1.0 + load * (scv - 1.0) + load**2 * (4.0 * arrival_scv + scv))
+        else:
+            mean *= np.exp(idle * ((1.0 - arrival_scv) / (arrival_scv + 4.0 * scv)))
+            ratio = 4.0 * load / (arrival_scv + load**2 * (4.0 * arrival_scv + scv))
+        chance *= 1.0 + (arrival_scv - 1.0) * idle * ratio
+    np.clip(chance, 1e-6, 1.0, out=chance)
+    skewed = 3.0 * scv * (1.0 + scv) if scv >= 1.0 else (2.0 * scv + 1.0) * (scv + 1.0)
+    spread = idle * (4.0 * skewed / (3.0 * (1.0 + scv) ** 2) - 2.0)
+    spread += 1.0
+    np.maximum(spread, 0.0, out=spread)  # the squared coefficient of variation of the wait of those who wait
+    waiting = mean / chance
+    second = mean * waiting
+    second *= spread + 1.0
+    square = mean * mean
+    variance = second - square
+    spread *= 2.0
+    spread += 1.0
+    spread *= waiting
+    third = second * spread
+    third -= mean * (3.0 * second - 2.0 * square)
+    return mean, variance, third
 
 
-def pearson_p95(mean: Array, variance: Array, third: Array) -> Array:
-    """95th percentile of a gamma distribution, shifted so that it has these first three cumulants."""
+def damp(variance: Array, third: Array) -> tuple[Array, Array]:
+    """Variance and third cumulant of a wait as its 95th percentile feels them; changes its arguments.
+
+    A wait that few requests meet has a skewness beyond the peak, where the percentile falls back to the mean.
+    """
+    skewness = np.sqrt(variance)
+    skewness *= variance
+    skewness += 1e-300
+    np.divide(third, skewness, out=skewness)
+    skewness -= PEAK_SKEWNESS
+    rare = np.flatnonzero(skewness > 0.0)
+    if len(rare):
+        shrunk = variance.take(rare) * np.exp(skewness.take(rare) ** 2 / -26.0)
+        variance.put(rare, shrunk)
+        third.put(rare, PEAK_SKEWNESS * shrunk * np.sqrt(shrunk))
+    return variance, third
+
+
+def service_third(service: Array, scv: float) -> Array:
+    """Third central moment of a gamma distributed service."""
+    return 2.0 * scv**2 * service**3
+
+
+def coupling_of(variance: Array, square: Array) -> Array:
+    """How far waits at several stations add up: the coefficient of variation of the whole service, at most 1."""
+    return np.minimum(1.0, np.sqrt(variance / square))
+
+
+def blend(total: Array, largest: Array, coupling: Array) -> Array:
+    """One cumulant of the whole line's wait, from the sum over the stations and the largest of them."""
+    result = total - largest
+    result *= coupling
+    result += largest
+    return result
+
+
+def percentile_95(mean: Array, variance: Array, third: Array) -> Array:
+    """95th percentile of a gamma distribution with these cumulants, rounded up; changes none of them."""
     deviation = np.sqrt(variance)
-    skew = third / np.maximum(deviation, _TINY) ** 3
-    safe = np.where(skew < 1e-6, 1.0, skew)
-    # Beyond a skewness of about 10 the cube's base passes zero, where the distribution has its lower end.
-    base = np.maximum(0.0, 1.0 + safe * Z95 / 6.0 - safe**2 / 36.0)
-    factor = np.where(skew < 1e-6, Z95, 2.0 / safe * (base**3 - 1.0))
-    p95: Array = mean + deviation * factor
-    return p95
+    skewness = third / (deviation * variance + 1e-300)
+    np.minimum(skewness, PEAK_SKEWNESS, out=skewness)
+    factor = skewness * -0.0557
+    factor += 0.2880
+    factor *= skewness
+    factor += 1.6449
+    factor *= deviation
+    factor += mean
+    return round_up(factor)
 
 
-def _wait(station: Station, rho: Array, scv: Array, service_scv: Array) -> tuple[Array, Array, Array]:
-    """Mean, variance and third central moment of the wait."""
-    erlang = erlang_c(station.servers, rho * station.servers)
-    spread = np.maximum(scv + service_scv, _TINY)
-    smooth = np.exp(-2.0 * (1.0 - rho) * (1.0 - scv) ** 2 / (3.0 * np.maximum(erlang, _TINY) * spread))
-    bursty = np.exp(-(1.0 - rho) * np.maximum(0.0, scv - 1.0) / (scv + 4.0 * service_scv + _TINY))
-    wait = erlang * station.service / (station.servers * (1.0 - rho)) * spread / 2.0
-    wait = wait * np.where(scv <= 1.0, smooth, bursty)
-
-    chance = np.clip(erlang * _wait_ratio(rho, scv, service_scv), 1e-6, 1.0)
-    skewed = np.where(
-        service_scv >= 1.0,
-        3.0 * service_scv * (1.0 + service_scv),
-        (2.0 * service_scv + 1.0) * (service_scv + 1.0),
-    )
-    waiting_scv = np.maximum(0.0, 2.0 * rho - 1.0 + 4.0 * (1.0 - rho) * skewed / (3.0 * (service_scv + 1.0) ** 2))
-    waiting = wait / chance
-    second = chance * waiting**2 * (1.0 + waiting_scv)
-    cube = chance * waiting**3 * (1.0 + waiting_scv) * (1.0 + 2.0 * waiting_scv)
-    return wait, second - wait**2, cube - 3.0 * wait * second + 2.0 * wait**3
+def round_up(values: Array) -> Array:
+    """The next number of eight binary digits, 0.4 % above at most: what a prediction can tell apart. Infinity stays."""
+    bits = values.view(np.int64) + _ROUNDING
+    bits &= ~_ROUNDING
+    return bits.view(np.float64)
 
 
-def _wait_ratio(rho: Array, scv: Array, service_scv: Array) -> Array:
-    """Probability of a wait in G/G/1 over that in M/G/1 (Krämer and Langenbach-Belz)."""
-    smooth = (1.0 + scv + rho * service_scv) / (1.0 + rho * (service_scv - 1.0) + rho**2 * (4.0 * scv + service_scv))
-    bursty = 4.0 * rho / (scv + rho**2 * (4.0 * scv + service_scv) + _TINY)
-    ratio: Array = 1.0 + (scv - 1.0) * (1.0 - rho) * np.where(scv <= 1.0, smooth, bursty)
-    return ratio
+def waiting_chance(servers: Array, load: Array) -> Array:
+    """Probability that a Poisson arrival waits (Erlang's C), for a load below 1, read from a table."""
+    most = int(servers.max(initial=1.0))
+    values, slopes = _erlang_c_table(-(-most // 16) * 16)
+    place = load * _STEPS
+    index = place.astype(np.int64)
+    place -= index
+    index += servers.astype(np.int64) * (_STEPS + 1)
+    chance = slopes.take(index)
+    chance *= place
+    chance += values.take(index)
+    return chance
+
+
+@lru_cache(maxsize=8)
+def _erlang_c_table(most: int) -> tuple[Array, Array]:
+    """Erlang's C for 1 to ``most`` servers at evenly spaced loads, and its slopes, by the recursion of Erlang's B."""
+    load = np.linspace(0.0, 1.0, _STEPS + 1)
+    table = np.ones((most + 1, _STEPS + 1))
+    for servers in range(1, most + 1):
+        offered = load * servers
+        blocking = np.ones_like(load)
+        for count in range(1, servers + 1):
+            blocking = offered * blocking / (count + offered * blocking)
+        table[servers] = blocking / (1.0 - load * (1.0 - blocking))
+    slopes = np.diff(table, axis=1, append=1.0)
+    return table.ravel(), slopes.ravel()
