@@ -84,20 +84,17 @@ class Queries:
         def rate(name: str, window: int, by: str = _OWN) -> str:
             return f"sum by ({by}) (rate({name}[{window}s]))"
 
-        gap = "splitplane_interarrival"
-        squared, count, total = (
-            rate(name, self.window)
-            for name in (f"{gap}_squared_seconds_total", f"{gap}_seconds_count", f"{gap}_seconds_sum")
-        )
+        admitted = "splitplane_requests_admitted_total"
+        rejected = 'splitplane_requests_completed_total{outcome="rejected"}'
         ranges = f"{_OWN}, tier, range"
         stage = "splitplane_stage_duration_seconds"
         buckets = rate("splitplane_request_duration_seconds_bucket", self.demand_window, f"{_OWN}, le")
         link = f"avg by ({_OWN}, source, target)"
         return {
-            "arrivals": rate("splitplane_requests_total", self.demand_window),
-            "sampled": f"max by ({_OWN}) (timestamp(splitplane_requests_total))",
-            # Squared coefficient of variation: E[x^2] / E[x]^2 - 1, with each mean as a sum over the count.
-            "scv": f"{squared} * {count} / ({total}) ^ 2 - 1",
+            # Demand: what was let in, and what found no room.
+            "arrivals": f"{rate(admitted, self.demand_window)} + {rate(rejected, self.demand_window)}",
+            "sampled": f"max by ({_OWN}) (timestamp({admitted}))",
+            "scv": f"max by ({_OWN}) (splitplane_arrival_scv)",
             "p95": f"histogram_quantile(0.95, {buckets})",
             "stages": f"{rate(f'{stage}_sum', self.window, ranges)} / {rate(f'{stage}_count', self.window, ranges)}",
             "bandwidth": f"{link} (splitplane_link_bandwidth_bytes_per_second)",

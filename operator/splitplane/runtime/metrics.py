@@ -7,7 +7,9 @@ test can hold several; labelled children appear when they first hold something: 
 import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from splitplane.runtime.arrivals import Burstiness
 
 POD_LABELS = ("namespace", "pipeline")
 
@@ -85,7 +87,11 @@ class StageMetrics:
 
 
 class GatewayMetrics:
-    """What a gateway exports. Demand is counted at admission: completions would hide it behind back-pressure."""
+    """What a gateway exports.
+
+    Every request that is read is counted, and so is its end. Demand is what was admitted and what was rejected:
+    completions would hide it behind back-pressure, and what asks for nothing that can be computed is none.
+    """
 
     def __init__(
         self,
@@ -97,11 +103,14 @@ class GatewayMetrics:
     ) -> None:
         self._labels = {"namespace": namespace, "pipeline": pipeline}
         self._clock = clock
-        self._last_arrival: float | None = None
+        self._burstiness = Burstiness()
         self.links = LinkMetrics(registry, namespace=namespace, pipeline=pipeline)
         link = (*POD_LABELS, "source", "target")
         self._requests = Counter(
-            "splitplane_requests", "Requests that arrived, counted at admission", POD_LABELS, registry=registry
+            "splitplane_requests", "Requests for this model that could be read", POD_LABELS, registry=registry
+        ).labels(**self._labels)
+        self._admitted = Counter(
+            "splitplane_requests_admitted", "Requests that were taken in", POD_LABELS, registry=registry
         ).labels(**self._labels)
         self._completed = Counter(
             "splitplane_requests_completed",
@@ -109,17 +118,14 @@ class GatewayMetrics:
             (*POD_LABELS, "outcome"),
             registry=registry,
         )
-        for outcome in ("success", "error", "rejected", "cancelled"):
+        for outcome in ("success", "error", "rejected", "invalid", "cancelled"):
             self._completed.labels(**self._labels, outcome=outcome)
-        self._interarrival = Summary(
-            "splitplane_interarrival_seconds", "Seconds between arrivals", POD_LABELS, registry=registry
-        ).labels(**self._labels)
-        self._interarrival_squared = Counter(
-            "splitplane_interarrival_squared_seconds",
-            "Sum of squared seconds between arrivals",
+        Gauge(
+            "splitplane_arrival_scv",
+            "Squared coefficient of variation of seconds between arrivals, in the last minute",
             POD_LABELS,
             registry=registry,
-        ).labels(**self._labels)
+        ).labels(**self._labels).set_function(lambda: self._burstiness.scv(self._clock()))
         self._duration = Histogram(
             "splitplane_request_duration_seconds",
             "Seconds from admission to answer of successful requests",
@@ -149,21 +155,22 @@ class GatewayMetrics:
             registry=registry,
         )
 
-    def arrived(self) -> None:
-        """Count a request at admission, whatever becomes of it."""
-        now = self._clock()
+    def read(self) -> None:
+        """Count a request as soon as it is known to be one, whatever becomes of it."""
         self._requests.inc()
-        if self._last_arrival is not None:
-            gap = now - self._last_arrival
-            self._interarrival.observe(gap)
-            self._interarrival_squared.inc(gap * gap)
-        self._last_arrival = now
+
+    def arrived(self) -> None:
+        """Count a request in the rhythm of demand: it asks for something that can be computed."""
+        self._burstiness.arrived(self._clock())
+
+    def admitted(self) -> None:
+        self._admitted.inc()
 
     def completed(self, outcome: str, *, seconds: float | None = None) -> None:
         """Count the end of a request.
 
-        ``outcome`` is ``success`` (then with its ``seconds``), ``error``, ``rejected``, or ``cancelled`` when the
-        client went before its answer came.
+        ``outcome`` is ``success`` (then with its ``seconds``), ``error``, ``rejected`` (the queue is full), ``invalid``
+        (not what the model takes), or ``cancelled`` when the client went before its answer came.
         """
         self._completed.labels(**self._labels, outcome=outcome).inc()
         if seconds is not None:

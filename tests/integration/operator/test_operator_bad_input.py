@@ -96,7 +96,7 @@ def broken(kubectl: Callable[..., str], measured: cases.Measured, digest: str) -
         ns.wait_condition("fooled", "Ready", "True")
         ns.wait_condition("fooled", "MetricsAvailable", "True")
         generation = ns.status("fooled")["plan"]["generation"]
-        samples = f'splitplane_requests_total{{namespace="{ns.name}",pipeline="fooled"}} NaN\n'
+        samples = f'splitplane_requests_admitted_total{{namespace="{ns.name}",pipeline="fooled"}} NaN\n'
         ns.apply(exporter("liar", samples, **{"splitplane.dev/pipeline": "fooled"}))
         yield Broken(ns, label, generation)
 
@@ -158,7 +158,7 @@ def test_no_pod_speaks_for_a_pipeline_that_it_is_no_part_of_nor_of_a_nodes_price
     ns.wait_condition("honest", "MetricsAvailable", "True")
     prices = ask(prometheus_url, "max by (node) (node_total_hourly_cost)")
     samples = (
-        f'splitplane_requests_total{{namespace="{ns.name}",pipeline="honest"}} NaN\n'
+        f'splitplane_requests_admitted_total{{namespace="{ns.name}",pipeline="honest"}} NaN\n'
         + "".join(f'node_total_hourly_cost{{node="{node}"}} 99\n' for (node,) in prices)
     )  # fmt: skip
     elsewhere = cases.Namespace(kubectl, f"{ns.name}-elsewhere")
@@ -168,9 +168,11 @@ def test_no_pod_speaks_for_a_pipeline_that_it_is_no_part_of_nor_of_a_nodes_price
         elsewhere.apply(exporter("namesake", samples, **{"splitplane.dev/pipeline": "honest"}))
         scraped = 'count_over_time(up{pod=~"stranger|namesake"}[1m]) >= 3'
         cases.wait(lambda: len(ask(prometheus_url, scraped)) == 2, seconds=90, what="three scrapes of each")
-        wrong = f'splitplane_requests_total{{namespace="{ns.name}",pipeline="honest"}} != splitplane_requests_total'
-        assert ask(prometheus_url, wrong) == {}
-        told = ask(prometheus_url, 'sum by (exported_namespace, namespace) (splitplane_requests_total{pod="namesake"})')
+        own = f'splitplane_requests_admitted_total{{namespace="{ns.name}",pipeline="honest"}}'
+        assert len(ask(prometheus_url, own)) == 1
+        assert ask(prometheus_url, f"{own} != {own}") == {}  # NaN
+        namesake = 'splitplane_requests_admitted_total{pod="namesake"}'
+        told = ask(prometheus_url, f"sum by (exported_namespace, namespace) ({namesake})")
         assert told == {(ns.name, elsewhere.name): "NaN"}
         assert ask(prometheus_url, "max by (node) (node_total_hourly_cost)") == prices
         assert ns.condition("honest", "MetricsAvailable")["status"] == "True"

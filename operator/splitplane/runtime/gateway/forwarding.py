@@ -74,19 +74,13 @@ class Forwarder:
         Cancelled, because its client is gone, a request gives up its place here and its call of the stage.
         """
         router, metrics = self._router, self._router.metrics
+        metrics.read()
         try:
-            table = self._table()
-            check_inputs(request.inputs, table.model.inputs)
-        except InferenceError:
-            metrics.completed("rejected")
+            table = self._admit(request)
+        except InferenceError as error:
+            metrics.completed("invalid" if error.failure is Failure.INVALID_ARGUMENT else "rejected")
             raise
-        metrics.arrived()
-        if router.flights.inside >= table.max_in_flight:
-            metrics.completed("rejected")
-            raise InferenceError(
-                Failure.RESOURCE_EXHAUSTED,
-                f"{table.max_in_flight} requests are under way, as many as this pipeline takes; try again shortly",
-            )
+        metrics.admitted()
         admitted = router.clock()
         deadline = admitted + table.timeout_seconds
         if request.deadline is not None:
@@ -107,6 +101,20 @@ class Forwarder:
                 seconds = router.clock() - admitted if outcome == "success" else None
                 metrics.completed(outcome, seconds=seconds)
                 metrics.in_flight.set(router.flights.inside - 1)
+
+    def _admit(self, request: InferRequest) -> Table:
+        """The table to serve by, if the request may come in. What is no request of this model counts as no demand."""
+        router = self._router
+        if router.table is not None:
+            check_inputs(request.inputs, router.table.model.inputs)
+        router.metrics.arrived()
+        table = self._table()
+        if router.flights.inside >= table.max_in_flight:
+            raise InferenceError(
+                Failure.RESOURCE_EXHAUSTED,
+                f"{table.max_in_flight} requests are under way, as many as this pipeline takes; try again shortly",
+            )
+        return table
 
     def _table(self) -> Table:
         if self._router.table is None:
