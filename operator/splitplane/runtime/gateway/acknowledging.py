@@ -6,6 +6,7 @@ from typing import Any
 
 from splitplane.adapters.cluster import Cluster, ClusterError
 from splitplane.adapters.kinds import ROUTE_TABLE
+from splitplane.runtime.gateway.links import CHANGE_FACTOR
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.settings import Settings
 
@@ -16,6 +17,8 @@ ROUTINE_SECONDS = 5.0
 SPACING_SECONDS = 0.2
 """At least so long between two writes, so that a burst of changes is one write."""
 RETRY_SECONDS = 1.0
+SHORTEST_DELAY_MICROSECONDS = 1000
+"""Shorter delays are reported, but count as alike: they wander with the machine's load."""
 MOST_LINKS = 16
 MOST_GENERATIONS = 64
 
@@ -43,6 +46,30 @@ def build_status(router: Router) -> dict[str, Any]:
     }
 
 
+def settled(status: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    """The status with links as they were written last, where nothing notable has changed about them.
+
+    Estimates wander; a write for each step would cost the API server, and everybody who watches, for nothing.
+    """
+    before = {(link["source"], link["target"]): link for link in written["links"]}
+    links = []
+    for link in status["links"]:
+        old = before.get((link["source"], link["target"]))
+        links.append(old if old is not None and _alike(old, link) else link)
+    return {**status, "links": links}
+
+
+def _alike(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    floors = {"bandwidthBytesPerSecond": 1, "delayMicroseconds": SHORTEST_DELAY_MICROSECONDS}
+    for name, floor in floors.items():
+        if (name in old) != (name in new):
+            return False
+        low, high = sorted(max(floor, int(link.get(name, 0))) for link in (old, new))
+        if high > CHANGE_FACTOR * low:
+            return False
+    return True
+
+
 class Acknowledger:
     """Writes the status: at once for a new table, other admitted endpoints, a drained generation; else now and then."""
 
@@ -64,8 +91,10 @@ class Acknowledger:
 
     async def _write(self, uid: str) -> bool:
         status = build_status(self._router)
-        if self._written == (uid, status):
-            return True
+        if self._written is not None and self._written[0] == uid:
+            status = settled(status, self._written[1])
+            if status == self._written[1]:
+                return True
         try:
             await self._cluster.patch_status(ROUTE_TABLE, self._settings.route_table, self._settings.namespace, status)
         except ClusterError as error:
