@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import os
 import socket
 import time
 import urllib.request
@@ -324,6 +325,36 @@ def test_a_startup_probe_holds_the_others_back(pods: Pods, tmp_path: Path) -> No
     marker.touch()
     pods.ready("slow")
     assert pods.status("slow")["started"] is True
+
+
+BURN = """
+import pathlib, time
+print(time.time(), flush=True)
+while time.process_time() < 1.5: pass
+print(time.time(), flush=True)
+pathlib.Path('ready').touch()
+time.sleep(600)
+"""
+
+
+def test_containers_of_all_nodes_start_in_turns_that_leave_a_core(pods: Pods) -> None:
+    turns = max(1, len(os.sched_getaffinity(0)) - 1)
+    nodes = ["edge-1", "edge-2", "cloud-1"]
+    names = [f"burner-{number}" for number in range(turns + 2)]
+    probe = {"exec": {"command": ["test", "-f", "ready"]}, "periodSeconds": 1}
+    burner = container(BURN, readinessProbe=probe)
+    pods.apply(*(pod(name, burner, nodeName=nodes[k % len(nodes)]) for k, name in enumerate(names)))
+
+    def queueing() -> list[str]:
+        waiting = [pods.status(name).get("state", {}).get("waiting", {}) for name in names]
+        return [state["message"] for state in waiting if "other containers" in state.get("message", "")]
+
+    assert until("a container that waits for its turn", queueing)
+    for name in names:
+        pods.ready(name)
+    spans = [[float(line) for line in pods("logs", name).split()] for name in names]
+    for began, _ in spans:
+        assert sum(first <= began < last for first, last in spans) <= turns
 
 
 def test_tcp_and_grpc_probes(pods: Pods) -> None:

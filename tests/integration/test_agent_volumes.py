@@ -18,6 +18,7 @@ from splitplane.local.agent.following import ObjectFollower
 from splitplane.local.agent.guard import Guard
 from splitplane.local.agent.pod_volumes import PodVolumes
 from splitplane.local.agent.services import Services
+from splitplane.local.agent.starts import Turns
 from splitplane.local.cluster import Cluster
 
 pytestmark = pytest.mark.integration
@@ -215,6 +216,7 @@ async def test_a_projected_token_is_replaced_before_it_ends(
     services = Services(
         config=config, api=api, reader=ClusterReader(api), events=Events(api, config.node),
         guard=Guard(), addresses=AddressPool(config.pod_cidr, []), follower=ObjectFollower(api),
+        turns=Turns(tmp_path),
     )  # fmt: skip
     own = PodVolumes(services, pods.ready("holder"), tmp_path, "")
     try:

@@ -78,6 +78,7 @@ def described(tmp_path: Path, **more: Any) -> Path:
         "node": "edge-1", "cpu": "4", "memory": "8Gi", "kubeconfig": "k", "stateDir": str(tmp_path),
         "nodeAddress": "127.9.0.1", "podCidr": "127.9.0.0/16", "kubeletPort": 1, "metricsPort": 2, "servingCert": "c",
         "servingKey": "k", "clientCa": "a", "apiServer": "https://127.0.0.1:1", "clusterCa": "a", "pricePerHour": 0.5,
+        "startsDir": str(tmp_path / "starts"),
     }  # fmt: skip
     path.write_text(json.dumps({**fields, **more}))
     return path

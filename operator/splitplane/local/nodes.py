@@ -47,6 +47,7 @@ def agent_config(
         "images": dict.fromkeys(IMAGES, programs),
         "apiServer": addresses.api_server,
         "clusterCa": str(identities.authority),
+        "startsDir": str(paths.starts),
         "nodeLeaseSeconds": LEASE_SECONDS,
     }
 

@@ -110,6 +110,11 @@ class ClusterPaths:
         """The uplink proxy's addresses."""
         return self.root / "uplink.json"
 
+    @property
+    def starts(self) -> Path:
+        """Locks by which the agents start containers in turns."""
+        return self.root / "starts"
+
     def node(self, node: str) -> Path:
         """The folder that a node's agent works in."""
         return self.root / "nodes" / node

@@ -11,6 +11,7 @@ from splitplane.local.processes import Process, descendants
 
 EMULATED = (
     "device speed: a node's speed factor makes the runtime sleep after each range; cores are this machine's",
+    "machines of their own: containers with a readiness or startup probe start in turns, which leaves a core free",
     "links between tiers: one for all nodes of a tier; rate and delay are applied by a proxy on each node's address",
 )
 

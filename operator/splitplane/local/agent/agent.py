@@ -22,6 +22,7 @@ from splitplane.local.agent.guard import Guard
 from splitplane.local.agent.manager import PodManager, take_over
 from splitplane.local.agent.node import NodeRegistration
 from splitplane.local.agent.services import Services
+from splitplane.local.agent.starts import Turns
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ async def run(config: AgentConfig) -> None:
             guard=guard,
             addresses=addresses,
             follower=ObjectFollower(api),
+            turns=Turns(config.starts_dir),
         )
         manager = PodManager(services, records)
         node = NodeRegistration(api, config)

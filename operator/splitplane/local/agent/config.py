@@ -58,6 +58,8 @@ class AgentConfig(BaseModel):
     """Repository name to the folder of executables that stands for the image."""
     api_server: str
     cluster_ca: Path
+    starts_dir: Path
+    """Where agents of one machine take turns at starting containers."""
     node_lease_seconds: int = Field(default=4, gt=0)
 
     @property

@@ -40,7 +40,8 @@ def annotations(config: AgentConfig) -> dict[str, str]:
     return {
         "local.splitplane.dev/not-enforced": NOT_ENFORCED,
         EMULATED_ANNOTATION: f"speed factor {config.speed_factor:g}"
-        + (f"; traffic to other tiers through {config.proxy}" if config.proxy else ""),
+        + (f"; traffic to other tiers through {config.proxy}" if config.proxy else "")
+        + "; containers with probes start in turns with those of other nodes",
     }
 
 

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from splitplane.domain.times import instant
-from splitplane.local.agent import environment, lifecycle, logs, state, status
+from splitplane.local.agent import environment, lifecycle, logs, starts, state, status
 from splitplane.local.agent.api import Object
 from splitplane.local.agent.container import prepare
 from splitplane.local.agent.environment import Sources
@@ -87,10 +88,10 @@ class PodWorker:
                     continue
                 for stop in decision.stop:
                     self._stop(stop)
-                for name in decision.start:
-                    await self._start(name)
-                if decision.start:
+                queued = [name for name in decision.start if not await self._start_in_turn(name)]
+                if len(queued) < len(decision.start):
                     continue
+                decision = _in_queue(decision, queued)
                 self._back_off_events(decision)
                 self.record.phase = decision.phase
                 self._save()
@@ -138,8 +139,26 @@ class PodWorker:
         self._event("Killing", f"Stopping container {stop.name}: {stop.message}", container=stop.name)
         self.runners[stop.name].stop(stop.grace)
 
-    async def _start(self, name: str) -> None:
+    async def _start_in_turn(self, name: str) -> bool:
+        """Start a container, unless it has to wait for its turn. Returns whether that was tried."""
         container = next(c for c in lifecycle.all_containers(self.pod) if c["name"] == name)
+        if not starts.in_turns(container):
+            await self._start(container, None)
+            return True
+        turn = self._services.turns.take()
+        if turn is None:
+            return False
+        runs = False
+        try:
+            runs = await self._start(container, turn)
+        finally:
+            if not runs:
+                turn.end()
+        return True
+
+    async def _start(self, container: Mapping[str, Any], turn: starts.Turn | None) -> bool:
+        """Start a container; returns whether it runs, and so ends its turn itself."""
+        name = container["name"]
         record = self.record.container(name)
         services = self._services
         try:
@@ -157,7 +176,7 @@ class PodWorker:
             )
         except StartError as error:
             self._could_not_start(name, error)
-            return
+            return False
         if record.ended is not None:
             record.backoff = lifecycle.raised(record.backoff, time.time())
         container_id = f"splitplane-process://{self.record.uid}.{name}.{record.runs}"
@@ -190,7 +209,7 @@ class PodWorker:
                 )
             )
             self._event("Failed", f"Error: {why}", warning=True, container=name)
-            return
+            return False
         services.guard.started(process.pid, process.start_ticks, container_id)
         runner = Runner(
             container=container,
@@ -199,6 +218,7 @@ class PodWorker:
             process=process,
             log=log_path,
             address=self.record.ip,
+            turn=turn,
             changed=self._changed.set,
             event=lambda reason, text, warning: self._event(reason, text, warning=warning, container=name),
         )
@@ -207,6 +227,7 @@ class PodWorker:
         self._save()
         self._event("Created", f"Container created: {name}", container=name)
         self._event("Started", f"Container started: {name} (process {process.pid})", container=name)
+        return True
 
     def _ended(self, name: str, runner: Runner) -> None:
         # The container may have been started again before this is called.
@@ -259,3 +280,16 @@ class PodWorker:
         with contextlib.suppress(ApiError, TimeoutError):
             async with asyncio.timeout(_LAST_STATUS_SECONDS):
                 await self._publisher.push()
+
+
+def _in_queue(decision: lifecycle.Decision, names: Sequence[str]) -> lifecycle.Decision:
+    """The decision while these containers wait for a turn to start."""
+    if not names:
+        return decision
+    wait = Waiting(reason="ContainerCreating", message="waits until other containers on this machine have started")
+    soon = time.time() + starts.POLL_SECONDS
+    return replace(
+        decision,
+        waiting={**decision.waiting, **dict.fromkeys(names, wait)},
+        wake_at=soon if decision.wake_at is None else min(soon, decision.wake_at),
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from splitplane.local.agent import logs, probes
 from splitplane.local.agent.container import Launch
 from splitplane.local.agent.process import Process
+from splitplane.local.agent.starts import Turn
 from splitplane.local.agent.state import ContainerRecord, Ended, Run
 
 _MOST_MESSAGE = 4096
@@ -27,6 +28,7 @@ class Runner:
         process: Process,
         log: Path,
         address: str,
+        turn: Turn | None,
         changed: Callable[[], None],
         event: Callable[[str, str, bool], None],
     ) -> None:
@@ -56,6 +58,8 @@ class Runner:
         self._background: set[asyncio.Task[None]] = set()
         self.done = asyncio.create_task(self._until_end())
         self._spawn(self._after_start())
+        if turn is not None:
+            self._spawn(turn.end_when_started(process, lambda: record.ready))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -10,6 +10,7 @@ from splitplane.local.agent.environment import NodeFacts
 from splitplane.local.agent.events import Events
 from splitplane.local.agent.following import ObjectFollower
 from splitplane.local.agent.guard import Guard
+from splitplane.local.agent.starts import Turns
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Services:
     guard: Guard
     addresses: AddressPool
     follower: ObjectFollower
+    turns: Turns
 
     @property
     def facts(self) -> NodeFacts:
