@@ -1,14 +1,14 @@
-"""The planner's search once more in plain Python: every plan in turn, one number at a time, nothing vectorised.
+"""The planner's answers once more in plain Python: every plan in turn, one number at a time, nothing vectorised.
 
-Slow and obvious on purpose. Tests hold the planner against it; the benchmark takes it as the baseline.
+Slow and obvious on purpose. Tests hold the planner against it; the benchmark takes it as a baseline.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations, pairwise, product
 
 from splitplane.domain.measurements import known
-from splitplane.domain.profiles import CODECS
 from splitplane.domain.snapshots import Policy, Preference, Snapshot, Tier
 
 STEPS = 1024
@@ -21,80 +21,93 @@ class Row:
     p95: float
     cost: float
     utilization: float
-    exit_cut: int
+    leak: float
+    loss: int
 
     @property
-    def replicas(self) -> int:
-        return sum(stage[3] for stage in self.stages)
+    def traits(self) -> tuple[float, ...]:
+        return (round(self.cost, 12), self.p95, self.leak, self.loss)
 
 
 def search(snapshot: Snapshot, policy: Policy) -> Row | None:
-    """The best plan of all, by full enumeration (all metrics known, no active plan)."""
-    rows = list(enumerate_rows(snapshot, policy))
+    """The best plan within the utilisation ceiling, by full enumeration (all metrics known, no active plan)."""
+    rows = frontier(snapshot, policy)
     return choose(rows, policy) if rows else None
 
 
+def frontier(snapshot: Snapshot, policy: Policy) -> list[Row]:
+    """The plans within the utilisation ceiling that no other beats or equals in cost, p95, leak and loss."""
+    ceiling = policy.max_utilization * (1 + 1e-9)
+    return pareto([row for row in enumerate_rows(snapshot, policy) if row.utilization <= ceiling])
+
+
+def pareto(rows: list[Row]) -> list[Row]:
+    """Rows that no other beats or equals in cost, p95, leak and loss."""
+    kept: list[Row] = []
+    for row in sorted(rows, key=lambda row: row.traits):
+        if not any(all(a <= b for a, b in zip(other.traits, row.traits, strict=True)) for other in kept):
+            kept.append(row)
+    return kept
+
+
 def enumerate_rows(snapshot: Snapshot, policy: Policy) -> Iterator[Row]:
-    profile, end = snapshot.profile, snapshot.profile.segments
+    """Every plan over tiers in the order of the resource, the gateway's first, that trust, memory and links allow."""
+    end = snapshot.profile.segments
     home = next(tier for tier in snapshot.tiers if tier.name == policy.gateway_tier)
-    linked = {(link.source, link.target) for link in snapshot.links}
-    for tier in snapshot.tiers:
-        reachable = tier is home or (home.name, tier.name) in linked or (tier.name, home.name) in linked
-        if reachable and _may_hold(snapshot, policy, tier, 0, end):
-            for count in _counts(tier):
-                yield _row(snapshot, policy, ((tier.name, 0, end, count),), ())
-    if policy.max_partitions < 2:
-        return
-    for tier in snapshot.tiers:
-        if tier is home or not ((home.name, tier.name) in linked or (tier.name, home.name) in linked):
-            continue
-        for at in range(1, end):
-            if not (_may_hold(snapshot, policy, home, 0, at) and _may_hold(snapshot, policy, tier, at, end)):
+    order = [home, *(tier for tier in snapshot.tiers if tier is not home)]
+    linked = {frozenset((link.source, link.target)) for link in snapshot.links}
+    for count in range(1, policy.max_partitions + 1):
+        for tiers in combinations([tier for tier in order if tier.ready_nodes and tier.slots], count):
+            hops = [{a, b} for a, b in pairwise((home.name, *(tier.name for tier in tiers))) if a != b]
+            if not all(frozenset(hop) in linked for hop in hops):
                 continue
-            for codec in CODECS:
-                if codec in policy.codecs and codec in profile.cuts[at].wire_bytes:
-                    for near in _counts(home):
-                        for far in _counts(tier):
-                            stages = ((home.name, 0, at, near), (tier.name, at, end, far))
-                            yield _row(snapshot, policy, stages, (codec,))
+            for cuts in combinations(range(1, end), count - 1):
+                bounds = (0, *cuts, end)
+                held = zip(tiers, bounds, bounds[1:], strict=False)
+                if not all(_may_hold(snapshot, policy, tier, first, last) for tier, first, last in held):
+                    continue
+                offered = [[c for c in policy.codecs if c in snapshot.profile.cuts[cut].wire_bytes] for cut in cuts]
+                for codecs in product(*offered):
+                    for counts in product(*(_counts(tier) for tier in tiers)):
+                        stages = tuple(
+                            (tier.name, first, last, replicas)
+                            for tier, first, last, replicas in zip(tiers, bounds, bounds[1:], counts, strict=False)
+                        )
+                        row = _row(snapshot, policy, stages, codecs)
+                        if row is not None:
+                            yield row
 
 
 def choose(rows: list[Row], policy: Policy) -> Row:
-    def grade(row: Row) -> tuple[bool, bool, bool]:
+    def grade(row: Row) -> tuple[bool, bool]:
         return (
-            not row.utilization <= policy.max_utilization * (1 + 1e-9),
             policy.max_p95_seconds is not None and not row.p95 <= policy.max_p95_seconds * (1 + 1e-9),
             policy.max_cost_per_hour is not None and row.cost > policy.max_cost_per_hour * (1 + 1e-9),
         )
 
     least = min(grade(row) for row in rows)
     rows = [row for row in rows if grade(row) == least]
-    if least[0]:
-        rows = _near(rows, [row.utilization for row in rows], 0.01)
-        order = ("cost", "p95")
-    elif least[1] or (policy.prefer is Preference.LATENCY and not any(least)):
-        rows = _near(rows, [row.p95 for row in rows], 0.03)
+    if least[0] or (policy.prefer is Preference.LATENCY and not any(least)):
+        rows = _near(rows, "p95", 0.03)
         order = ("cost", "p95")
     else:
         if policy.prefer is Preference.PRIVACY and not any(least):
-            rows = _near(rows, [-float(row.exit_cut) for row in rows], 0.0)
-        rows = _near(rows, [row.cost for row in rows], 0.02)
+            rows = _near(rows, "leak", 0.0)
+        rows = _near(rows, "cost", 0.02)
         order = ("p95", "cost")
-    for name in (*order, "replicas"):
-        rows = _near(rows, [float(getattr(row, name)) for row in rows], 1e-9)
+    for name in (*order, "loss", "leak"):
+        rows = _near(rows, name, 1e-9)
     return rows[0]
 
 
-def _near(rows: list[Row], values: list[float], tolerance: float) -> list[Row]:
-    least = min(values)
-    if math.isinf(least):
-        return rows
-    return [row for row, value in zip(rows, values, strict=True) if value <= least + abs(least) * tolerance]
+def _near(rows: list[Row], name: str, tolerance: float) -> list[Row]:
+    least = min(getattr(row, name) for row in rows)
+    return [row for row in rows if getattr(row, name) <= least + abs(least) * tolerance]
 
 
 def _counts(tier: Tier) -> range:
-    high = min(tier.max_replicas, tier.slots) if tier.ready_nodes else 0
-    return range(min(high, max(1, tier.min_replicas)), high + 1) if high else range(0)
+    high = min(tier.max_replicas, tier.slots)
+    return range(min(high, max(1, tier.min_replicas)), high + 1)
 
 
 def _may_hold(snapshot: Snapshot, policy: Policy, tier: Tier, first: int, last: int) -> bool:
@@ -106,32 +119,41 @@ def _may_hold(snapshot: Snapshot, policy: Policy, tier: Tier, first: int, last: 
 
 def _row(
     snapshot: Snapshot, policy: Policy, stages: tuple[tuple[str, int, int, int], ...], codecs: tuple[str, ...]
-) -> Row:
+) -> Row | None:
     profile = snapshot.profile
     tiers = {tier.name: tier for tier in snapshot.tiers}
     rate = max(0.01, known(snapshot.arrival_rate) or 0.0)
-    cost, fixed = 0.0, 0.0
+    cost, fixed, leak, loss = 0.0, 0.0, 0.0, 0
     stations: list[tuple[float, float, int]] = []
     path: list[tuple[str, str]] = []
     answer = profile.cuts[-1].wire_bytes["fp32"]
     at = policy.gateway_tier
     for k, (name, first, last, count) in enumerate(stages):
         tier, profiled = tiers[name], profile.devices[tiers[name].device_class]
+        codec = codecs[k - 1] if k else "fp32"
         if at != name:
-            size = profile.cuts[first].wire_bytes[codecs[k - 1] if k else "fp32"]
+            size = profile.cuts[first].wire_bytes[codec]
             bandwidth, delay = _link(snapshot, at, name)
             stations.append((size / bandwidth, 0.0, 1))
             fixed += delay
             cost += size * rate * 3600 / 2**30 * tiers[at].egress_price_per_gib
             path.append((name, at))
+        if at != name and not tier.trusted:
+            measured = profile.cuts[first].leakage.get(codec)
+            shown = 1.0 if first == 0 else 1.0 - first / profile.segments if measured is None else measured
+            leak = max(leak, shown)
+            if policy.max_leak is not None and (shown > policy.max_leak or (first > 0 and measured is None)):
+                return None
         compute = profiled.range_seconds(first, last) * snapshot.speed_corrections.get(name, 1.0)
         service = compute + profiled.overhead_seconds
+        full = profile.cuts
         if k > 0:
-            service += (
-                profiled.codec_times[codecs[k - 1]].decode_seconds_per_byte * profile.cuts[first].wire_bytes["fp32"]
-            )
+            service += profiled.codec_times[codec].decode_seconds_per_byte * full[first].wire_bytes["fp32"]
+            loss += _loss(snapshot, codec, first)
+            if policy.max_accuracy_loss is not None and not _loss_known(snapshot, codec, first):
+                return None
         if k + 1 < len(stages):
-            service += profiled.codec_times[codecs[k]].encode_seconds_per_byte * profile.cuts[last].wire_bytes["fp32"]
+            service += profiled.codec_times[codecs[k]].encode_seconds_per_byte * full[last].wire_bytes["fp32"]
         stations.append((service, profiled.time_cv, count))
         cost += count * (known(tier.price_per_hour) or 0.0)
         at = name
@@ -140,9 +162,22 @@ def _row(
         stations.append((answer / bandwidth, 0.0, 1))
         fixed += delay
         cost += answer * rate * 3600 / 2**30 * tiers[source].egress_price_per_gib
+    if policy.max_accuracy_loss is not None and loss * 0.001 > policy.max_accuracy_loss * (1 + 1e-9):
+        return None
     p95, utilization = respond(stations, fixed, rate, snapshot.arrival_scv)
-    leaves = next((first for name, first, _, _ in stages if not tiers[name].trusted), profile.segments)
-    return Row(stages, codecs, p95, cost, utilization, leaves)
+    return Row(stages, codecs, p95, cost, utilization, leak, loss)
+
+
+def _loss(snapshot: Snapshot, codec: str, cut: int) -> int:
+    """Accuracy loss in steps of 0.001, rounded up; where it is not measured, the codec's rounding step."""
+    value = snapshot.profile.cuts[cut].accuracy_loss.get(codec)
+    if value is None:
+        value = {"fp32": 0.0, "fp16": 2.0**-11, "int8": 2.0**-8}[codec]
+    return max(0, math.ceil(value / 0.001 - 1e-9))
+
+
+def _loss_known(snapshot: Snapshot, codec: str, cut: int) -> bool:
+    return codec == "fp32" or codec in snapshot.profile.cuts[cut].accuracy_loss
 
 
 def _link(snapshot: Snapshot, source: str, target: str) -> tuple[float, float]:

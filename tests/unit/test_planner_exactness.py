@@ -1,102 +1,246 @@
-"""The vectorised search against a full enumeration in plain Python, on random small cases."""
+"""The search against full enumerations in plain Python, and against the minimum cut where that is exact."""
 
+import random
 from dataclasses import replace
 
+import networkx as nx
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitplane.domain.measurements import Value
-from splitplane.domain.profiles import CODECS, DeviceProfile, Profile
+from splitplane.domain.profiles import CodecTimes, DeviceProfile, Profile
 from splitplane.domain.snapshots import Link, Policy, Preference, Snapshot, Tier
 from splitplane.planner import plan
-from tests.support.planner_cases import CODEC_TIMES, MEBIBYTE, POLICY, SNAPSHOT, cut
-from tests.support.planner_reference import search
+from splitplane.planner import search as searching
+from splitplane.planner.context import build_context
+from splitplane.planner.cover import Cover
+from splitplane.planner.frontier import frontier_of_lines
+from splitplane.planner.pareto import nondominated
+from tests.support.planner_cases import MEBIBYTE, POLICY, SNAPSHOT, cut
+from tests.support.planner_random import random_case
+from tests.support.planner_reference import choose, enumerate_rows, frontier, pareto, search
 
 
-@st.composite
-def profiles(draw: st.DrawFn, segments: int) -> Profile:
-    devices = {}
-    for name in ("edge", "cloud", "fog"):
-        times = draw(st.lists(st.floats(1e-3, 0.2), min_size=segments, max_size=segments))
-        prefix = tuple(sum(times[:count]) for count in range(segments + 1))
-        spread, overhead = draw(st.floats(0.0, 0.5)), draw(st.floats(1e-4, 5e-3))
-        devices[name] = DeviceProfile(name, prefix, spread, overhead, CODEC_TIMES, 100 * MEBIBYTE)
-    sizes = draw(st.lists(st.integers(256, 1 << 20), min_size=segments + 1, max_size=segments + 1))
-    weights = draw(st.lists(st.integers(1, 200), min_size=segments, max_size=segments))
-    return Profile(
-        "random",
-        tuple(cut(index, size) for index, size in enumerate(sizes)),
-        tuple(weight * MEBIBYTE for weight in weights),
-        4 * MEBIBYTE,
-        devices,
+def assert_exact(snapshot: Snapshot, policy: Policy, name: str = "") -> int:
+    """The planner's frontier holds the same costs, latencies, leaks and losses as the enumerated one. How many?"""
+    context = build_context(snapshot, policy)
+    found = frontier_of_lines(context, context.rate)
+    mine = sorted(zip(found.cost, found.p95, found.leak, found.loss, strict=True))
+    theirs = sorted(row.traits for row in frontier(snapshot, policy))
+    assert len(mine) == len(theirs), name
+    if theirs:
+        np.testing.assert_allclose(np.array(mine), np.array(theirs), rtol=1e-9, atol=1e-12, err_msg=name)
+    return len(theirs)
+
+
+@pytest.fixture
+def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By branch and bound alone, however few plans there are."""
+    monkeypatch.setattr(searching, "_FEW", 0)
+
+
+@pytest.mark.parametrize("batch", range(10))
+@pytest.mark.usefixtures("bounded")
+def test_the_frontier_of_a_thousand_random_pipelines_is_that_of_a_full_enumeration(batch: int):
+    sizes = [assert_exact(*random_case(seed), f"seed {seed}") for seed in range(100 * batch, 100 * (batch + 1))]
+    assert np.mean(np.array(sizes) > 1) > 0.4, "too few of the cases have a choice"
+
+
+@pytest.mark.parametrize(("few", "chunk", "sample"), [(0, 7, 3), (0, 2, 1), (100_000, 100_000, 1)])
+def test_in_which_portions_the_search_looks_at_plans_changes_nothing(
+    few: int, chunk: int, sample: int, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in (("_FEW", few), ("_CHUNK", chunk), ("_SAMPLE", sample), ("_WORTH_NOTING", chunk)):
+        monkeypatch.setattr(searching, name, value)
+    for seed in range(5000, 5150):
+        assert_exact(*random_case(seed), f"seed {seed}")
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("seed", range(3))
+def test_the_frontier_over_three_partitions_with_six_replicas_each_is_exact(seed: int):
+    rng = random.Random(seed)
+    snapshot, policy = random_case(seed)
+    devices = {
+        name: DeviceProfile(name, tuple(0.02 * k * speed for k in range(8)), 0.1, 1e-3, {}, MEBIBYTE)
+        for name, speed in (("edge", 1.0), ("fog", 0.5), ("cloud", 0.2))
+    }
+    sizes = [400_000, *(rng.randint(4_000, 200_000) for _ in range(6)), 4_000]
+    profile = replace(
+        snapshot.profile, cuts=tuple(cut(index, 4 * (size // 4)) for index, size in enumerate(sizes)),
+        weight_bytes=(MEBIBYTE,) * 7, devices={name: with_codecs(device) for name, device in devices.items()},
+    )  # fmt: skip
+    tiers = tuple(
+        Tier(name, name, name == "edge", 0, 6, Value(price), 0.09, None, 6, 1)
+        for name, price in (("edge", 0.05), ("fog", 0.1), ("cloud", 0.3))
     )
-
-
-@st.composite
-def tiers(draw: st.DrawFn, name: str) -> Tier:
-    return Tier(
-        name=name,
-        device_class=name,
-        trusted=draw(st.booleans()) or name == "edge",
-        min_replicas=draw(st.integers(0, 2)),
-        max_replicas=draw(st.integers(2, 4)),
-        price_per_hour=Value(draw(st.sampled_from((0.05, 0.1, 0.3, 0.6)))),
-        egress_price_per_gib=draw(st.sampled_from((0.0, 0.09))),
-        memory_limit_bytes=draw(st.one_of(st.none(), st.integers(200, 900).map(lambda size: size * MEBIBYTE))),
-        slots=draw(st.integers(1, 5)),
-        ready_nodes=draw(st.sampled_from((0, 1, 1, 1))),
+    links = tuple(
+        Link(*ends, Value(4e6), Value(0.005)) for ends in (("edge", "fog"), ("fog", "cloud"), ("edge", "cloud"))
     )
+    snapshot = replace(snapshot, profile=profile, tiers=tiers, links=links, arrival_rate=Value(12.0), arrival_scv=1.0)
+    policy = Policy(codecs=("fp32", "int8"), max_partitions=3, gateway_tier="edge")
+    assert assert_exact(snapshot, policy) > 20
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> tuple[Snapshot, Policy]:
-    profile = draw(profiles(draw(st.integers(1, 5))))
-    names = draw(st.sampled_from((("edge", "cloud"), ("edge", "cloud", "fog"), ("cloud", "edge"))))
-    snapshot = Snapshot(
-        pipeline="random",
-        time=0.0,
-        profile=profile,
-        tiers=tuple(draw(tiers(name)) for name in names),
-        links=tuple(
-            Link(*pair, Value(draw(st.floats(1e5, 1e8))), Value(draw(st.floats(0.0, 0.05))))
-            for pair in draw(st.sampled_from(((("edge", "cloud"),), (("edge", "cloud"), ("cloud", "edge")), ())))
-        ),
-        arrival_rate=Value(draw(st.floats(0.05, 12.0))),
-        arrival_scv=draw(st.sampled_from((0.0, 0.3, 1.0, 2.5))),
-        speed_corrections={"edge": draw(st.floats(0.5, 2.0))},
-    )
-    policy = Policy(
-        max_p95_seconds=draw(st.one_of(st.none(), st.floats(0.01, 1.0))),
-        max_cost_per_hour=draw(st.one_of(st.none(), st.floats(0.05, 2.0))),
-        raw_input_stays_trusted=draw(st.booleans()),
-        prefer=draw(st.sampled_from(Preference)),
-        codecs=draw(st.sampled_from((("fp32",), CODECS, ("int8", "fp32")))),
-        max_partitions=draw(st.sampled_from((1, 2, 2, 2))),
-        gateway_tier="edge",
-    )
-    return snapshot, policy
+def with_codecs(device: DeviceProfile) -> DeviceProfile:
+    return replace(device, codec_times={name: CodecTimes(5e-10, 4e-10) for name in ("fp32", "fp16", "int8")})
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(cases())
-def test_the_search_finds_what_a_full_enumeration_finds(case: tuple[Snapshot, Policy]):
-    snapshot, policy = case
-    expected, decision = search(snapshot, policy), plan(snapshot, policy, 0.0)
-    if expected is None:
-        assert decision.target is None
-        return
-    found = decision.target.plan
-    assert tuple((s.tier, s.first, s.last, s.replicas) for s in found.stages) == expected.stages
-    assert found.codecs == expected.codecs
-    assert decision.target.predicted.p95_seconds == pytest.approx(expected.p95, rel=1e-9)
-    assert decision.target.predicted.cost_per_hour == pytest.approx(expected.cost, rel=1e-9)
+@pytest.mark.parametrize("batch", range(4))
+def test_the_choice_is_that_of_a_full_enumeration(batch: int):
+    for seed in range(100 * batch, 100 * (batch + 1)):
+        case = random_case(seed)
+        best, decision = search(*case), plan(*case, 0.0)
+        if best is None:
+            continue
+        assert decision.target.predicted.p95_seconds == best.p95, f"seed {seed}"
+        assert decision.target.predicted.cost_per_hour == pytest.approx(best.cost, rel=1e-9)
+        assert decision.target.predicted.max_rate_per_second == pytest.approx(
+            known_rate(case[0]) * 0.7 / best.utilization, rel=1e-9
+        )
+
+
+def test_with_a_plan_set_aside_the_choice_is_the_best_of_all_others():
+    compared = 0
+    for seed in range(150):
+        snapshot, policy = random_case(seed)
+        first = plan(snapshot, policy, 0.0).target
+        if first is None or "utilization" in first.violations:
+            continue
+        stages = tuple((stage.tier, stage.first, stage.last, stage.replicas) for stage in first.plan.stages)
+        others = [
+            row for row in enumerate_rows(snapshot, policy) if (row.stages, row.codecs) != (stages, first.plan.codecs)
+        ]
+        rest = pareto([row for row in others if row.utilization <= 0.7 * (1 + 1e-9)])
+        if rest:
+            compared += 1
+            second = plan(replace(snapshot, set_aside=frozenset({first.plan.digest})), policy, 0.0).target
+            best = choose(rest, policy)
+            assert second.predicted.p95_seconds == best.p95, f"seed {seed}"
+            assert second.predicted.cost_per_hour == pytest.approx(best.cost, rel=1e-9)
+    assert compared > 80
+
+
+def known_rate(snapshot: Snapshot) -> float:
+    assert isinstance(snapshot.arrival_rate, Value)
+    return snapshot.arrival_rate.value
 
 
 @pytest.mark.parametrize("prefer", Preference)
-@pytest.mark.parametrize("rate", [0.5, 3.5, 10.5, 40.0])
-def test_the_search_is_exact_for_the_pitch_tracker(prefer: Preference, rate: float):
+@pytest.mark.parametrize("rate", [0.5, 3.5, 10.5])
+def test_the_choice_is_exact_for_the_pitch_tracker(prefer: Preference, rate: float):
     snapshot, policy = replace(SNAPSHOT, arrival_rate=Value(rate), arrival_scv=1.0), replace(POLICY, prefer=prefer)
-    expected, found = search(snapshot, policy), plan(snapshot, policy, 0.0).target.plan
-    assert tuple((s.tier, s.first, s.last, s.replicas) for s in found.stages) == expected.stages
-    assert found.codecs == expected.codecs
+    best, target = search(snapshot, policy), plan(snapshot, policy, 0.0).target
+    assert (target.predicted.p95_seconds, round(target.predicted.cost_per_hour, 9)) == (best.p95, round(best.cost, 9))
+    assert target.plan.codecs == best.codecs
+
+
+def test_where_nothing_carries_the_load_a_plan_that_bears_the_most_is_taken():
+    overloads = 0
+    for seed in range(300):
+        snapshot, policy = random_case(seed)
+        snapshot = replace(snapshot, arrival_rate=Value(50.0 * known_rate(snapshot)))
+        rows = list(enumerate_rows(snapshot, policy))
+        if not rows or search(snapshot, policy) is not None:
+            continue
+        overloads += 1
+        least = min(row.utilization for row in rows)
+        target = plan(snapshot, policy, 0.0).target
+        assert "utilization" in target.violations
+        borne = target.predicted.max_rate_per_second
+        assert borne >= known_rate(snapshot) * 0.7 / least * 0.99 * (1 - 1e-9), f"seed {seed}"
+    assert overloads > 50
+
+
+rows = st.lists(
+    st.tuples(st.integers(0, 6), st.integers(1, 8), st.integers(0, 3), st.integers(0, 3)), min_size=0, max_size=60
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows)
+def test_the_filter_keeps_exactly_the_plans_that_nothing_beats(plans: list[tuple[int, int, int, int]]):
+    cost, p95, leak, loss = (np.array(column, dtype=np.float64) for column in np.array(plans).reshape(-1, 4).T)
+    kept = nondominated(cost, p95 / 8.0, leak / 3.0, loss.astype(np.int64))
+    beaten = {
+        plan for plan in plans if any(o != plan and all(a <= b for a, b in zip(o, plan, strict=True)) for o in plans)
+    }
+    assert sorted({plans[place] for place in kept}) == sorted(set(plans) - beaten)
+    assert len(kept) == len(set(plans) - beaten), "of equal plans one is kept"
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_two_way_splits_equal_the_minimum_cut_of_dads(seed: int):
+    """Requests far apart, constant service: latency is a sum, and the best split is a minimum cut."""
+    rng = random.Random(seed)
+    segments = rng.randint(2, 9)
+    edge, cloud = ([rng.uniform(1e-3, 0.05) for _ in range(segments)] for _ in range(2))
+    cloud = [seconds * rng.choice((0.1, 0.5, 1.0)) for seconds in cloud]
+    # Each segment reads what the one before makes, and some read what earlier ones made, too.
+    sources = {s: {s - 1, *(q for q in range(s - 1) if rng.random() < 0.2)} for s in range(1, segments)}
+    sizes = [4 * rng.randint(1, 100_000) for _ in range(segments + 1)]  # of the input, then of each segment's output
+    bandwidth, delay, coding = 10 ** rng.uniform(6, 8), rng.uniform(0.0, 0.02), CodecTimes(1e-9, 5e-10)
+
+    last_use = {
+        source: max([s for s, read in sources.items() if source in read], default=source) for source in range(segments)
+    }
+    live = [sum(sizes[q + 1] for q in range(at) if last_use[q] >= at) for at in range(1, segments)]
+    profile = Profile(
+        fingerprint="dag",
+        cuts=tuple(cut(index, size) for index, size in enumerate((sizes[0], *live, sizes[-1]))),
+        weight_bytes=(1,) * segments,
+        activation_bytes=0,
+        devices={
+            name: DeviceProfile(
+                name, tuple(sum(times[:k]) for k in range(segments + 1)), 0.0, 1e-3, {"fp32": coding}, 0
+            )
+            for name, times in (("edge", edge), ("cloud", cloud))
+        },
+    )
+    tiers = tuple(Tier(name, name, True, 0, 1, Value(0.0), 0.0, None, 1, 1) for name in ("edge", "cloud"))
+    snapshot = Snapshot(
+        "dag", 0.0, profile, tiers, (Link("edge", "cloud", Value(bandwidth), Value(delay)),), Value(0.05), 0.0
+    )
+    policy = Policy(gateway_tier="edge", prefer=Preference.LATENCY)
+
+    graph = nx.DiGraph()
+    for segment in range(segments):
+        # On the edge the cut goes through the arc to the cloud, and the other way round.
+        graph.add_edge(segment, "cloud", capacity=edge[segment] + (1e-3 if segment == 0 else 0.0))
+        answer = 1e-3 + sizes[-1] / bandwidth + 2.0 * delay if segment == segments - 1 else 0.0
+        graph.add_edge("edge", segment, capacity=cloud[segment] + answer)
+    graph.add_edge("edge", "input", capacity=sizes[0] / bandwidth)
+    graph.add_edge("input", 0)
+    per_byte = 1.0 / bandwidth + coding.encode_seconds_per_byte + coding.decode_seconds_per_byte
+    for source in range(segments - 1):
+        readers = [s for s, read in sources.items() if source in read]
+        graph.add_edge(source, ("sent", source), capacity=sizes[source + 1] * per_byte)
+        for reader in readers:
+            graph.add_edge(("sent", source), reader)
+            graph.add_edge(reader, source)  # infinite: nothing that the cloud made comes back to the edge
+    seconds, _ = nx.minimum_cut(graph, "edge", "cloud")
+
+    context = build_context(snapshot, policy)
+    result = frontier_of_lines(context, context.rate)
+    means = [float(mean) for table in result.tables for mean in table.response.mean]
+    assert min(means) == pytest.approx(seconds, rel=1e-6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(1.0, 5.0), st.integers(1, 9), st.integers(0, 5), st.integers(0, 9)), min_size=1),
+    st.lists(st.tuples(st.floats(1.0, 9.0), st.integers(1, 9), st.integers(0, 5), st.integers(0, 9)), min_size=1),
+)
+def test_a_cover_never_claims_more_than_is_known(known: list[tuple], asked: list[tuple]):
+    leaks = np.array([plan[2] / 5.0 for plan in (*known, *asked)])
+    losses = np.array([plan[3] for plan in (*known, *asked)])
+    cover = Cover(leaks, losses, 1.0, 4.0)
+    cost, p95, leak, loss = (np.array(column, dtype=np.float64) for column in zip(*known, strict=True))
+    cover.add(cover.ceiling(leak / 5.0, loss.astype(np.int64)), cost, p95)
+    for plan_cost, plan_p95, plan_leak, plan_loss in asked:
+        floor = cover.floor(np.array([plan_leak / 5.0]), np.array([plan_loss]))
+        if cover.rules_out(floor, np.array([plan_cost]), np.array([float(plan_p95)]))[0]:
+            plan = (plan_cost, plan_p95, plan_leak, plan_loss)
+            assert any(all(a <= b for a, b in zip(other, plan, strict=True)) for other in known)

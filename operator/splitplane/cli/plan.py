@@ -29,6 +29,8 @@ M = TypeVar("M", bound=Model)
 _UNLIMITED_BYTES_PER_SECOND = 1.25e11
 
 _out = Console(highlight=False, soft_wrap=True)
+if not _out.is_terminal:
+    _out.width = 200  # lines of a table stay whole where other programs read them
 
 
 def plan(

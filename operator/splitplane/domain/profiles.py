@@ -26,6 +26,8 @@ class Cut:
 
     ``wire_bytes`` maps a codec to the bytes per sample on the wire (header excluded).
     ``schema_hash`` identifies names, dtypes and shapes; stages with different hashes refuse each other.
+    ``accuracy_loss`` and ``leakage`` map a codec to what crossing here with it was measured to cost in accuracy and to
+    give away of the input, both from 0 to 1; a codec without an entry has not been measured.
     """
 
     index: int
@@ -33,6 +35,8 @@ class Cut:
     tensors: tuple[TensorSpec, ...]
     wire_bytes: Mapping[str, int]
     schema_hash: str
+    accuracy_loss: Mapping[str, float] = field(default_factory=dict)
+    leakage: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,8 @@ class Policy:
     max_p95_seconds: float | None = None
     max_cost_per_hour: float | None = None
     raw_input_stays_trusted: bool = False
+    max_leak: float | None = None
+    max_accuracy_loss: float | None = None
     prefer: Preference = Preference.COST
     mode: Mode = Mode.AUTO
     fixed: FixedPlan | None = None
@@ -144,7 +146,9 @@ class Decision:
     ``target`` is the plan that should serve (the active one on ``HOLD``; ``None`` when no plan exists at all).
     ``best`` is what the planner would pick without gates: equal to ``target`` unless a gate or the mode held it.
     ``gate`` names the gate that held, empty otherwise. ``gain`` is relative, in the preferred objective.
-    ``alternatives`` are the baselines by name (``edge-only``, ``cloud-only``), for explanation.
+    ``alternatives`` are other kinds of plan by name (``edge-only``, ``cloud-only``, and where a plan is started or
+    switched to, the best ``other-split``). ``binding`` names the limits without which another plan would be better,
+    as far as that was asked.
     """
 
     action: Action
@@ -160,5 +164,6 @@ class Decision:
     """Admissible routes of the target, best first, each runnable on what the target keeps resident."""
     low_demand_since: float | None = None
     alternatives: Mapping[str, Candidate] = field(default_factory=dict)
+    binding: tuple[str, ...] = ()
     inputs: Inputs | None = None
     """What the decision rested on: hand it to ``Active.inputs`` once ``target`` serves."""

@@ -1,10 +1,11 @@
-"""The plans that every other one is measured against: all on the gateway's tier, all on the first tier beyond it."""
+"""Kinds of plans that a decision is measured against: all on one tier, or split elsewhere."""
 
 from splitplane.domain.plans import Candidate
-from splitplane.planner.candidates import one_stage
-from splitplane.planner.choice import build_pool, pick_any
+from splitplane.planner.choice import pick
 from splitplane.planner.context import Context
-from splitplane.planner.evaluation import violations
+from splitplane.planner.evaluation import assess, violations
+from splitplane.planner.frontier import frontier_of_layouts, frontier_of_other_splits
+from splitplane.planner.layouts import one_stage
 
 
 def baselines(context: Context) -> dict[str, Candidate]:
@@ -20,8 +21,17 @@ def baselines(context: Context) -> dict[str, Candidate]:
             continue
         if tier != context.gateway and (context.gateway, tier) not in context.wires:
             continue
-        pool = build_pool(context, [one_stage(context, context.sites[tier])])
-        if pool is not None:
-            best = pick_any(context, pool)
+        layout = one_stage(context, context.sites[tier])
+        frontier = frontier_of_layouts(context, [layout], context.rate)
+        if len(frontier):
+            best = frontier.candidate(context, pick(context.policy, frontier))
             found[name] = Candidate(best.plan, best.predicted, (*violations(context, best.plan), *best.violations))
+        else:
+            found[name] = assess(context, layout.plan(context, len(layout) - 1))
     return found
+
+
+def other_split(context: Context, target: Candidate) -> Candidate | None:
+    """The best split that is on other tiers or cut elsewhere; ``None`` if there is none that carries the load."""
+    frontier = frontier_of_other_splits(context, target.plan)
+    return frontier.candidate(context, pick(context.policy, frontier)) if len(frontier) else None

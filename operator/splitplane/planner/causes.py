@@ -16,7 +16,7 @@ from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.gates import is_scale_down
 
-FORBIDDEN = frozenset({"spec", "replicas", "privacy", "memory"})
+FORBIDDEN = frozenset({"spec", "replicas", "accuracy", "memory", "leak", "privacy"})
 """Violations of a plan that the user's resource does not allow, or no longer: it goes, whatever that costs."""
 
 NOTABLE = 0.10

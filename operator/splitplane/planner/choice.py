@@ -4,21 +4,15 @@ A band of ties keeps money from being spent on gains that are smaller than what 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from splitplane.domain.plans import Candidate, Plan
-from splitplane.domain.snapshots import Preference
-from splitplane.planner.arrays import Array
-from splitplane.planner.candidates import Layout
+from splitplane.domain.plans import Candidate
+from splitplane.domain.snapshots import Policy, Preference
+from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context
-from splitplane.planner.evaluation import Table, broken, evaluate
-
-T = TypeVar("T")
+from splitplane.planner.evaluation import leak_of
+from splitplane.planner.frontier import Frontier
 
 COST_TIE = 0.02
 """Plans within this share of the least cost count as equally cheap where cost is preferred."""
@@ -26,101 +20,43 @@ COST_TIE = 0.02
 LATENCY_TIE = 0.03
 """Plans within this share of the lowest p95 count as equally fast where latency is preferred."""
 
-UTILIZATION_TIE = 0.01
-
 _EXACT = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Plans of several layouts side by side; a plan is named by its place in the concatenated columns."""
+def pick(policy: Policy, frontier: Frontier, among: Bools | None = None) -> int:
+    """The place of the best plan of a frontier that is not empty, or of some of its plans.
 
-    tables: tuple[Table, ...]
-    p95: Array
-    cost: Array
-    utilization: Array
-    over_utilization: NDArray[np.bool_]
-    over_p95: NDArray[np.bool_]
-    over_cost: NDArray[np.bool_]
-    replicas: Array
-    exit_cut: Array
-
-    def locate(self, index: int) -> tuple[Table, int]:
-        for table in self.tables:
-            if index < len(table.layout):
-                return table, index
-            index -= len(table.layout)
-        raise IndexError(index)
-
-    def plan(self, context: Context, index: int) -> Plan:
-        table, row = self.locate(index)
-        return table.layout.plan(context, row)
-
-    def candidate(self, context: Context, index: int) -> Candidate:
-        table, row = self.locate(index)
-        flags = (("utilization", self.over_utilization), ("p95", self.over_p95), ("cost", self.over_cost))
-        return Candidate(
-            self.plan(context, index), table.prediction(row), tuple(name for name, flag in flags if flag[index])
-        )
-
-
-def build_pool(context: Context, layouts: Sequence[Layout]) -> Pool | None:
-    """Evaluate the layouts at the context's rate; ``None`` if there is no plan at all."""
-    if not layouts:
-        return None
-    tables = tuple(evaluate(context, layout) for layout in layouts)
-    masks = [broken(context, table) for table in tables]
-    return Pool(
-        tables=tables,
-        p95=np.concatenate([table.p95 for table in tables]),
-        cost=np.concatenate([np.where(np.isnan(table.cost), np.inf, table.cost) for table in tables]),
-        utilization=np.concatenate([table.utilization for table in tables]),
-        over_utilization=np.concatenate([mask[0] for mask in masks]),
-        over_p95=np.concatenate([mask[1] for mask in masks]),
-        over_cost=np.concatenate([mask[2] for mask in masks]),
-        replicas=np.concatenate([np.sum(table.layout.replicas, axis=0).astype(np.float64) for table in tables]),
-        exit_cut=np.concatenate(
-            [exit_cut(context, layout.tiers, layout.bounds).astype(np.float64) for layout in layouts]
-        ),
-    )
-
-
-def exit_cut(context: Context, tiers: Sequence[str], bounds: Sequence[T]) -> T:
-    """The cut at which a request first leaves the trusted tiers; the model's output, ``bounds[-1]``, if it never does.
-
-    ``bounds[k]`` is where the stage on ``tiers[k]`` starts: of one plan, or of all rows of a layout.
+    Where none satisfies the limits on p95 and cost: the least bad, a broken limit on p95 being graver. All other
+    limits hold for every plan of a frontier.
     """
-    for tier, bound in zip(tiers, bounds, strict=False):
-        if not context.tiers[tier].trusted:
-            return bound
-    return bounds[-1]
+    slow, dear = over_limits(policy, frontier)
+    grade = 2 * slow + 1 * dear
+    mask = np.ones(len(frontier), dtype=np.bool_) if among is None else among
+    least = int(grade[mask].min())
+    mask = mask & (grade == least)
+    if least >= 2 or (least == 0 and policy.prefer is Preference.LATENCY):
+        mask = _narrowed(mask, frontier.p95, LATENCY_TIE)
+        keys = (frontier.cost, frontier.p95)
+    else:
+        if least == 0 and policy.prefer is Preference.PRIVACY:
+            mask = _narrowed(mask, frontier.leak, 0.0)
+        mask = _narrowed(mask, frontier.cost, COST_TIE)
+        keys = (frontier.p95, frontier.cost)
+    for key in (*keys, frontier.loss, frontier.leak):
+        mask = _narrowed(mask, key, _EXACT)
+    return int(np.flatnonzero(mask)[0])
 
 
-def exit_cut_of(context: Context, plan: Plan) -> int:
-    """``exit_cut`` of one plan: the deeper, the less of the input can be told from what leaves the trusted tiers."""
-    stages = plan.stages
-    return exit_cut(context, [s.tier for s in stages], [*(s.first for s in stages), stages[-1].last])
+def pick_cheapest(frontier: Frontier) -> int:
+    """The place of the cheapest plan, and of those the fastest."""
+    return int(np.lexsort((frontier.p95, frontier.cost))[0])
 
 
-def pick(context: Context, pool: Pool) -> Candidate | None:
-    """The best plan that is not set aside. Where none satisfies all limits: the least bad, and always the same one.
-
-    Limits count in the order utilisation, p95, cost. Privacy and memory are not up for choice: no plan of the pool
-    breaks them.
-    """
-    open_ = np.ones(len(pool.p95), dtype=np.bool_)
-    while open_.any():
-        index = _pick(context, pool, open_)
-        candidate = pool.candidate(context, index)
-        if candidate.plan.digest not in context.set_aside:
-            return candidate
-        open_[index] = False
-    return None
-
-
-def pick_any(context: Context, pool: Pool) -> Candidate:
-    """The best plan, set aside or not."""
-    return pool.candidate(context, _pick(context, pool, np.ones(len(pool.p95), dtype=np.bool_)))
+def over_limits(policy: Policy, frontier: Frontier) -> tuple[Bools, Bools]:
+    """Plans over the limit on p95, and over that on cost. An unknown cost breaks no limit."""
+    p95 = math.inf if policy.max_p95_seconds is None else policy.max_p95_seconds * (1.0 + _EXACT)
+    cost = math.inf if policy.max_cost_per_hour is None else policy.max_cost_per_hour * (1.0 + _EXACT)
+    return frontier.p95 > p95, frontier.cost > cost
 
 
 def gain(context: Context, current: Candidate, best: Candidate) -> float:
@@ -139,44 +75,23 @@ def gain(context: Context, current: Candidate, best: Candidate) -> float:
         case Preference.COST:
             return cost if abs(cost) > COST_TIE else p95
         case Preference.PRIVACY:
-            exposed = [context.profile.segments - exit_cut_of(context, c.plan) for c in (current, best)]
-            if exposed[0] != exposed[1]:
-                return _relative(exposed[0], exposed[1])
+            less = _relative(leak_of(context, current.plan), leak_of(context, best.plan))
+            if less:
+                return less
             return cost if abs(cost) > COST_TIE else p95
 
 
 def severity(candidate: Candidate) -> int:
     """How gravely a plan breaks its limits; 0 for none, larger is worse, graver limits outweigh all lesser ones."""
-    order = ("cost", "p95", "utilization", "replicas", "memory", "privacy", "spec", "node-loss")
+    order = ("cost", "p95", "utilization", "replicas", "accuracy", "memory", "leak", "privacy", "spec", "node-loss")
     return sum(1 << order.index(name) for name in candidate.violations)
 
 
-def _pick(context: Context, pool: Pool, open_: NDArray[np.bool_]) -> int:
-    grade = 4 * pool.over_utilization + 2 * pool.over_p95 + 1 * pool.over_cost
-    mask = open_ & (grade == grade[open_].min())
-    worst = int(grade[mask][0])
-    if worst >= 4:
-        mask = _narrow(mask, pool.utilization, UTILIZATION_TIE)
-        keys = [pool.cost, pool.p95]
-    elif worst >= 2 or (worst == 0 and context.policy.prefer is Preference.LATENCY):
-        mask = _narrow(mask, pool.p95, LATENCY_TIE)
-        keys = [pool.cost, pool.p95]
-    else:
-        if worst == 0 and context.policy.prefer is Preference.PRIVACY:
-            mask = _narrow(mask, -pool.exit_cut, 0.0)
-        mask = _narrow(mask, pool.cost, COST_TIE)
-        keys = [pool.p95, pool.cost]
-    for key in (*keys, pool.replicas):
-        mask = _narrow(mask, key, _EXACT)
-    # Rows are generated in a fixed order (fewer stages, then lower cuts, then higher fidelity first).
-    return int(np.flatnonzero(mask)[0])
-
-
-def _narrow(mask: NDArray[np.bool_], values: Array, tolerance: float) -> NDArray[np.bool_]:
-    """Keep those within ``tolerance`` (relative) of the least. NaN counts as infinite: it never wins."""
-    values = np.where(np.isnan(values), np.inf, values)
+def _narrowed(mask: Bools, values: Array | Ints, tolerance: float) -> Bools:
+    """Keep those within ``tolerance`` (relative) of the least."""
     least = values[mask].min()
-    return mask & (values <= least + abs(least) * tolerance) if np.isfinite(least) else mask
+    narrowed: Bools = mask & (values <= least + abs(least) * tolerance)
+    return narrowed
 
 
 def _relative(old: float, new: float) -> float:

@@ -6,13 +6,15 @@ that is missing can never pass for a zero.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from splitplane.domain.measurements import Idle, Measurement, Value, explain
 from splitplane.domain.plans import Plan
 from splitplane.domain.profiles import DeviceProfile, Profile
 from splitplane.domain.snapshots import Active, Inputs, Policy, Preference, Snapshot, Tier
+from splitplane.planner.keeping import Kept
+from splitplane.planner.options import CutTable, Options
 
 IDLE_RATE = 0.01
 """Requests per second that an idle pipeline is planned for: one every 100 s, so that it still serves quickly."""
@@ -66,10 +68,36 @@ class Context:
     active: Active | None
     missing: tuple[str, ...]
     set_aside: frozenset[str]
+    kept: Kept = field(compare=False)
+
+    @property
+    def table(self) -> CutTable:
+        return self.kept.table
+
+    @property
+    def options(self) -> Options:
+        return self.kept.options(self.policy.codecs)
+
+    @property
+    def answer_bytes(self) -> float:
+        """Bytes of an answer, which crosses links as fp32."""
+        return float(self.table.sent[self.table.codecs.index("fp32"), -1])
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Tiers in the order in which a request may visit them: from the gateway's outwards."""
+        return (self.gateway, *(name for name in self.tiers if name != self.gateway))
 
     def private(self, tier: str) -> bool:
         """Whether the model's input must not reach this tier."""
         return self.policy.raw_input_stays_trusted and not self.tiers[tier].trusted
+
+    def weight(self, site: Site) -> float:
+        """The price of a replica-hour; for an unknown one a stand-in that only orders plans, dearer than the known."""
+        if not math.isnan(site.price):
+            return site.price
+        known = [other.price for other in self.sites.values() if not math.isnan(other.price)]
+        return 10.0 * max(known, default=0.0) or 1.0
 
     def affordable(self, site: Site) -> bool:
         """Whether new plans may use the tier as far as its price is concerned: known, or asked for by nobody."""
@@ -87,8 +115,10 @@ class Context:
         )
 
 
-def build_context(snapshot: Snapshot, policy: Policy) -> Context:
+def build_context(snapshot: Snapshot, policy: Policy, kept: Kept | None = None) -> Context:
     """Settle what is known. Raises ``ValueError``, with what to do, where policy and snapshot do not fit together."""
+    if kept is None or not kept.fits(snapshot.profile):
+        kept = Kept(snapshot.profile)
     tiers = {tier.name: tier for tier in snapshot.tiers}
     gateway = policy.gateway_tier or next(iter(tiers), "")
     if gateway not in tiers:
@@ -113,6 +143,7 @@ def build_context(snapshot: Snapshot, policy: Policy) -> Context:
         active=snapshot.active,
         missing=_missing(snapshot, policy, gateway, sites, wires) if snapshot.active else (),
         set_aside=snapshot.set_aside,
+        kept=kept,
     )
 
 

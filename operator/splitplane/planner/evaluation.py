@@ -1,33 +1,41 @@
-"""What plans would give: latency, cost, utilisation, and the limits that they break, for a whole layout at once."""
+"""What plans would give: latency, cost, leak, accuracy, and the limits that they break, for a whole layout at once."""
 
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitplane.domain.plans import Candidate, Plan, Prediction, Stage
-from splitplane.domain.profiles import CODECS, Cut
 from splitplane.domain.snapshots import Mode
-from splitplane.planner.arrays import Array
-from splitplane.planner.candidates import Ints, Layout, layout_of
+from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Site, Wire, crossings
+from splitplane.planner.layouts import Layout, layout_of
+from splitplane.planner.options import LOSS_STEP, loss_steps
 from splitplane.planner.queueing import Response, Station, respond
 from splitplane.planner.residency import fits, trusted
-
-GIB = float(1 << 30)
+from splitplane.planner.stations import egress_cost, round_cost, stage_seconds
 
 _SLACK = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Predictions by row of a layout, in seconds, money per hour and requests per second."""
+    """Predictions by row of a layout, in seconds, money per hour, requests per second and shares.
+
+    ``cost`` counts a replica of unknown price as dearer than all others; ``priced`` tells whether there is none.
+    ``loss_steps`` is the accuracy loss as plans are compared by it: each crossing's rounded up.
+    """
 
     layout: Layout
     response: Response
     cost: Array
+    priced: bool
     max_rate: Array
+    leak: Array
+    leak_measured: Bools
+    loss: Array
+    loss_measured: Bools
+    loss_steps: Ints
 
     @property
     def p95(self) -> Array:
@@ -37,16 +45,25 @@ class Table:
     def utilization(self) -> Array:
         return self.response.utilization
 
+    def where(self, places: Bools | Ints) -> "Table":
+        return Table(
+            layout=self.layout.where(places), response=self.response.where(places), priced=self.priced,
+            cost=self.cost[places], max_rate=self.max_rate[places],
+            leak=self.leak[places], leak_measured=self.leak_measured[places],
+            loss=self.loss[places], loss_measured=self.loss_measured[places], loss_steps=self.loss_steps[places],
+        )  # fmt: skip
+
     def prediction(self, row: int) -> Prediction:
-        cost = float(self.cost[row])
+        # One NaN object, so that equal predictions compare equal.
         return Prediction(
             p95_seconds=float(self.response.p95[row]),
             mean_seconds=float(self.response.mean[row]),
+            cost_per_hour=float(self.cost[row]) if self.priced else math.nan,
+            max_rate_per_second=float(self.max_rate[row]),
             p50_seconds=self.response.p50(row),
             p99_seconds=self.response.p99(row),
-            # One NaN object, so that equal predictions compare equal.
-            cost_per_hour=math.nan if math.isnan(cost) else cost,
-            max_rate_per_second=float(self.max_rate[row]),
+            leak=float(self.leak[row]) if self.leak_measured[row] else None,
+            accuracy_loss=float(self.loss[row]) if self.loss_measured[row] else None,
         )
 
 
@@ -56,34 +73,50 @@ def evaluate(context: Context, layout: Layout, *, rate: float | Array | None = N
     All tiers of the layout must be usable, and the links between them known (``KeyError`` otherwise).
     """
     rate = context.rate if rate is None else rate
-    cuts = context.profile.cuts
+    table = context.table
     sites = [context.sites[tier] for tier in layout.tiers]
-    hops = _hops(context, layout, cuts)
+    hops = _hops(context, layout)
     stations: list[Station] = []
     cost = np.zeros(len(layout))
     constant = np.zeros(len(layout))
-    arriving = hops[0]
-    for k, site in enumerate(sites):
-        if arriving is not None:
-            stations.append(_link(arriving.wire, arriving.sent))
-            constant += arriving.wire.delay
-            cost += _egress(context, arriving.source, arriving.sent, rate)
-        stations.append(_stage(site, layout, k, cuts))
-        cost += layout.replicas[k] * site.price
-        arriving = hops[k + 1] if k + 1 < len(hops) else None
-    answer = float(wire_bytes(cuts[-1], "fp32"))
+    leak, loss = np.zeros(len(layout)), np.zeros(len(layout))
+    steps = np.zeros(len(layout), dtype=np.int64)
+    leak_measured, loss_measured = np.ones(len(layout), np.bool_), np.ones(len(layout), np.bool_)
+    for k, (site, hop) in enumerate(zip(sites, hops, strict=True)):
+        if hop is not None:
+            stations.append(_link(hop.wire, hop.sent))
+            constant += hop.wire.delay
+            cost += egress_cost(context, hop.source, hop.sent, rate)
+        if hop is not None and not site.tier.trusted:
+            place = hop.codec, layout.bounds[k]
+            leak = np.maximum(leak, table.leak[place])
+            leak_measured &= table.leak_measured[place]
+        if k > 0:
+            place = layout.codecs[k - 1], layout.bounds[k]
+            loss = loss + table.loss[place]
+            steps = steps + loss_steps(table.loss[place])
+            loss_measured &= table.loss_measured[place]
+        stations.append(_stage(context, site, layout, k))
+        cost += layout.replicas[k] * context.weight(site)
+    answer = np.full(len(layout), context.answer_bytes)
     for hop in reversed(hops):
         if hop is not None:
             back = context.wires[hop.target, hop.source]
-            stations.append(_link(back, np.full(len(layout), answer)))
+            stations.append(_link(back, answer))
             constant += back.delay
-            cost += _egress(context, hop.target, np.full(len(layout), answer), rate)
+            cost += egress_cost(context, hop.target, answer, rate)
     response = respond(stations, constant=constant, rate=rate, arrival_scv=context.arrival_scv)
     return Table(
         layout=layout,
         response=response,
-        cost=cost,
+        cost=round_cost(cost),
+        priced=not any(math.isnan(site.price) for site in sites),
         max_rate=response.capacity * context.policy.max_utilization,
+        leak=leak,
+        leak_measured=leak_measured,
+        loss=loss,
+        loss_measured=loss_measured,
+        loss_steps=steps,
     )
 
 
@@ -99,7 +132,7 @@ def assess(context: Context, plan: Plan) -> Candidate:
         return Candidate(plan, Prediction(math.inf, math.inf, math.nan, 0.0), hard)
     if any(pair not in context.wires for pair in crossings(plan, context.gateway)):
         return Candidate(plan, Prediction(math.nan, math.nan, math.nan, 0.0), hard)
-    table = evaluate(context, held_by_nodes(context, layout_of(plan)))
+    table = evaluate(context, held_by_nodes(context, layout_of(context, plan)))
     over = zip(("utilization", "p95", "cost"), broken(context, table), strict=True)
     return Candidate(plan, table.prediction(0), (*hard, *(name for name, mask in over if mask[0])))
 
@@ -133,7 +166,41 @@ def violations(context: Context, plan: Plan) -> tuple[str, ...]:
         broken.append("privacy")
     if not all(fits(context, stage.tier, stage.resident_first, stage.resident_last) for stage in plan.stages):
         broken.append("memory")
+    if policy.max_leak is not None and _leaks(context, plan, policy.max_leak):
+        broken.append("leak")
+    if policy.max_accuracy_loss is not None and _loses(context, plan, policy.max_accuracy_loss):
+        broken.append("accuracy")
     return tuple(broken)
+
+
+def leak_of(context: Context, plan: Plan) -> float:
+    """What the plan shows to untrusted tiers; where that is not measured, the share of the model that runs there."""
+    return max((float(context.table.leak[place]) for place in _shown(context, plan)), default=0.0)
+
+
+def _shown(context: Context, plan: Plan) -> list[tuple[int, int]]:
+    """(codec, cut) in the table of each crossing into an untrusted tier, the raw input's included."""
+    codecs = ("fp32", *plan.codecs)
+    sources = (context.gateway, *(stage.tier for stage in plan.stages))
+    return [
+        (context.table.codecs.index(codec), stage.first)
+        for source, codec, stage in zip(sources, codecs, plan.stages, strict=False)
+        if source != stage.tier and not context.tiers[stage.tier].trusted
+    ]
+
+
+def _leaks(context: Context, plan: Plan, limit: float) -> bool:
+    """Whether more than ``limit`` is shown, or it was not measured how much."""
+    table = context.table
+    return any(not table.leak_measured[place] or table.leak[place] > limit for place in _shown(context, plan))
+
+
+def _loses(context: Context, plan: Plan, limit: float) -> bool:
+    """Whether more accuracy than ``limit`` is lost, or it was not measured how much."""
+    table = context.table
+    places = [(table.codecs.index(codec), cut) for codec, cut in zip(plan.codecs, plan.cuts, strict=True)]
+    lost = sum(int(loss_steps(table.loss[place])) for place in places) * LOSS_STEP
+    return lost > limit * (1.0 + _SLACK) or not all(table.loss_measured[place] for place in places)
 
 
 def _fewest(context: Context, stage: Stage) -> int:
@@ -146,18 +213,15 @@ def _most(context: Context, stage: Stage) -> int:
     return context.tiers[stage.tier].max_replicas
 
 
-def broken(context: Context, table: Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+def broken(context: Context, table: Table) -> tuple[Bools, Bools, Bools]:
     """Rows over the utilisation ceiling, the p95 limit, the cost limit. An unknown cost breaks no limit."""
     policy = context.policy
     ceiling = policy.max_utilization * (1.0 + _SLACK)
     p95 = math.inf if policy.max_p95_seconds is None else policy.max_p95_seconds * (1.0 + _SLACK)
-    cost = math.inf if policy.max_cost_per_hour is None else policy.max_cost_per_hour * (1.0 + _SLACK)
+    cost = math.inf
+    if policy.max_cost_per_hour is not None and table.priced:
+        cost = policy.max_cost_per_hour * (1.0 + _SLACK)
     return ~(table.utilization <= ceiling), ~(table.p95 <= p95), table.cost > cost
-
-
-def wire_bytes(cut: Cut, codec: str) -> int:
-    """Bytes of one sample at a cut; a cut of integer tensors crosses as it is, whatever the codec."""
-    return cut.wire_bytes[codec] if codec in cut.wire_bytes else max(cut.wire_bytes.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,41 +229,31 @@ class _Hop:
     source: str
     target: str
     wire: Wire
+    codec: Ints | int
     sent: Array
 
 
-def _hops(context: Context, layout: Layout, cuts: tuple[Cut, ...]) -> list[_Hop | None]:
+def _hops(context: Context, layout: Layout) -> list[_Hop | None]:
     """What crosses to each stage in turn; ``None`` where the sender is on the same tier."""
-    bytes_by_codec = np.array([[float(wire_bytes(cut, codec)) for cut in cuts] for codec in CODECS])
     hops: list[_Hop | None] = []
     senders = (context.gateway, *layout.tiers)
     for k, target in enumerate(layout.tiers):
         source = senders[k]
-        codec: Ints | int = layout.codecs[k - 1] if k else CODECS.index("fp32")
-        sent = bytes_by_codec[codec, layout.bounds[k]]
-        hops.append(None if source == target else _Hop(source, target, context.wires[source, target], sent))
+        codec: Ints | int = layout.codecs[k - 1] if k else context.table.codecs.index("fp32")
+        sent = context.table.sent[codec, layout.bounds[k]]
+        hops.append(None if source == target else _Hop(source, target, context.wires[source, target], codec, sent))
     return hops
 
 
-def _stage(site: Site, layout: Layout, k: int, cuts: tuple[Cut, ...]) -> Station:
+def _stage(context: Context, site: Site, layout: Layout, k: int) -> Station:
     """Compute of the active range, decoding what arrives, encoding what leaves, and the fixed overhead."""
-    prefix = np.array(site.device.prefix_seconds)
-    compute = np.maximum(0.0, prefix[layout.bounds[k + 1]] - prefix[layout.bounds[k]]) * site.correction
-    full = np.array([float(wire_bytes(cut, "fp32")) for cut in cuts])
-    times = [site.device.codec_times.get(codec) for codec in CODECS]
-    service = compute + site.device.overhead_seconds
-    if k > 0:
-        decode = np.array([time.decode_seconds_per_byte if time else 0.0 for time in times])
-        service = service + decode[layout.codecs[k - 1]] * full[layout.bounds[k]]
-    if k + 1 < len(layout.tiers):
-        encode = np.array([time.encode_seconds_per_byte if time else 0.0 for time in times])
-        service = service + encode[layout.codecs[k]] * full[layout.bounds[k + 1]]
+    service = stage_seconds(
+        context, site, layout.bounds[k], layout.bounds[k + 1],
+        decoded=layout.codecs[k - 1] if k > 0 else None,
+        encoded=layout.codecs[k] if k + 1 < len(layout.tiers) else None,
+    )  # fmt: skip
     return Station(service, site.device.time_cv, layout.replicas[k].astype(np.float64))
 
 
 def _link(wire: Wire, sent: Array) -> Station:
     return Station(sent / wire.bandwidth, 0.0, np.ones_like(sent))
-
-
-def _egress(context: Context, tier: str, sent: Array, rate: float | Array) -> Array:
-    return sent * (rate * 3600.0 / GIB * context.tiers[tier].egress_price_per_gib)

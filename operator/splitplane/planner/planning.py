@@ -2,34 +2,50 @@
 
 from dataclasses import dataclass, replace
 
-from splitplane.domain.plans import Candidate, Plan, Stage
-from splitplane.domain.profiles import CODECS
+from splitplane.domain.plans import Candidate, Stage
 from splitplane.domain.snapshots import Action, Active, Decision, Mode, Policy, Snapshot
 from splitplane.planner import gates
-from splitplane.planner.baselines import baselines
-from splitplane.planner.candidates import Layout, enumerate_layouts, with_replicas
+from splitplane.planner.baselines import baselines, other_split
+from splitplane.planner.binding import binding_limits
 from splitplane.planner.causes import FORBIDDEN, reason_of_change
-from splitplane.planner.choice import build_pool, gain, pick, severity
-from splitplane.planner.context import Context, build_context, crossings
-from splitplane.planner.evaluation import assess, violations
+from splitplane.planner.choice import gain, severity
+from splitplane.planner.context import Context, build_context
+from splitplane.planner.evaluation import assess
 from splitplane.planner.explain import conditions, describe, why_nothing_fits
-from splitplane.planner.residency import resident_range
+from splitplane.planner.keeping import Kept
 from splitplane.planner.routes import admissible_routes
+from splitplane.planner.selecting import best_plan
 
 
-def plan(snapshot: Snapshot, policy: Policy, now: float) -> Decision:
+def plan(snapshot: Snapshot, policy: Policy, now: float, *, kept: Kept | None = None) -> Decision:
     """Decide what should serve one pipeline. Pure: equal arguments give equal decisions.
 
-    ``now`` is in seconds of the snapshot's clock. Raises ``ValueError``, saying what to mend, where policy and
-    snapshot contradict each other (an unknown gateway tier, a fixed plan that does not cover the model).
+    ``now`` is in seconds of the snapshot's clock. ``kept`` saves work on the same profile, and changes no decision.
+    Raises ``ValueError``, saying what to mend, where policy and snapshot contradict each other (an unknown gateway
+    tier, a fixed plan that does not cover the model).
     """
-    context = build_context(snapshot, policy)
-    best = _best(context)
+    return _decide(build_context(snapshot, policy, kept), now, thorough=False)
+
+
+def explain(snapshot: Snapshot, policy: Policy, now: float, *, kept: Kept | None = None) -> Decision:
+    """The same decision, with all that may explain it also where nothing changes: ``binding`` and ``other-split``."""
+    return _decide(build_context(snapshot, policy, kept), now, thorough=True)
+
+
+def _decide(context: Context, now: float, *, thorough: bool) -> Decision:
+    best = best_plan(context)
     verdict = _start(context, best) if context.active is None else _revise(context, context.active, best, now)
+    alternatives = baselines(context)
+    binding: tuple[str, ...] = ()
+    if best is not None and (thorough or verdict.action is not Action.HOLD):
+        split = other_split(context, verdict.target or best)
+        alternatives |= {"other-split": split} if split else {}
+        binding = binding_limits(context, best)
+    message = f"{verdict.message}; limited by {', '.join(binding)}" if binding else verdict.message
     return Decision(
         action=verdict.action,
         reason=verdict.reason,
-        message=verdict.message,
+        message=message,
         target=verdict.target,
         best=best,
         current=verdict.current,
@@ -38,7 +54,8 @@ def plan(snapshot: Snapshot, policy: Policy, now: float) -> Decision:
         feasible=best is not None and not best.violations,
         routes=admissible_routes(context, verdict.target.plan) if verdict.target else (),
         low_demand_since=verdict.low_since,
-        alternatives=baselines(context),
+        alternatives=alternatives,
+        binding=binding,
         inputs=context.inputs,
     )
 
@@ -53,54 +70,6 @@ class _Verdict:
     gate: str = ""
     gain: float = 0.0
     low_since: float | None = None
-
-
-def _best(context: Context) -> Candidate | None:
-    pool = build_pool(context, _layouts(context))
-    return None if pool is None else pick(context, pool)
-
-
-def _layouts(context: Context) -> list[Layout]:
-    if context.policy.mode is Mode.FIXED:
-        layout = with_replicas(context, fixed) if (fixed := _fixed(context)) is not None else None
-        return [layout] if layout is not None else []
-    layouts = list(enumerate_layouts(context))
-    if context.active is not None and not _routing_violations(context, context.active.plan):
-        # Over links that are not measured now, the active routing alone stays in the running.
-        wires = [context.wires.get(pair) for pair in crossings(context.active.plan, context.gateway)]
-        if (
-            all(wires)
-            and any(wire.remembered for wire in wires if wire)
-            and ((layout := with_replicas(context, context.active.plan)) is not None)
-        ):
-            layouts.append(layout)
-    return layouts
-
-
-def _fixed(context: Context) -> Plan | None:
-    """The plan that the user dictates, with one replica per stage; ``None`` where it cannot or must not run."""
-    fixed = context.policy.fixed
-    if fixed is None:
-        raise ValueError("mode Fixed needs a fixed plan: give its stages and codecs, or choose mode Auto")
-    end = context.profile.segments
-    if not fixed.stages or fixed.stages[0][1] != 0 or fixed.stages[-1][2] != end:
-        raise ValueError(f"the fixed plan does not cover the model: its stages must run from cut 0 to cut {end}")
-    unknown = {tier for tier, _, _ in fixed.stages} - context.tiers.keys()
-    if unknown:
-        raise ValueError(f"the fixed plan names tiers {sorted(unknown)} that the pipeline does not have")
-    if not set(fixed.codecs) <= set(CODECS):
-        raise ValueError(f"the fixed plan names codecs other than {', '.join(CODECS)}")
-    stages = tuple(
-        Stage(tier, first, last, *resident_range(context, tier, first, last), 1) for tier, first, last in fixed.stages
-    )
-    dictated = Plan(stages, fixed.codecs)
-    unlinked = any(pair not in context.wires for pair in crossings(dictated, context.gateway))
-    return None if unlinked or _routing_violations(context, dictated) else dictated
-
-
-def _routing_violations(context: Context, plan: Plan) -> set[str]:
-    """Hard limits that a plan breaks with any number of replicas."""
-    return set(violations(context, plan)) - {"replicas"}
 
 
 def _start(context: Context, best: Candidate | None) -> _Verdict:
@@ -189,7 +158,7 @@ def _with_headroom(context: Context, active: Active, best: Candidate) -> Candida
     stressed = gates.stress(context)
     if not gates.shrinks(active.plan, best.plan) and severity(assess(stressed, best.plan)) <= severity(best):
         return best
-    roomy = _best(stressed)
+    roomy = best_plan(stressed)
     return None if roomy is None else assess(context, roomy.plan)
 
 

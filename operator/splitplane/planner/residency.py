@@ -4,6 +4,9 @@ Residency depends on tier, memory limit and trust, not on measured times, so tha
 runs another range within it is a change of routing only.
 """
 
+import numpy as np
+
+from splitplane.planner.arrays import Bools, Ints
 from splitplane.planner.context import Context
 
 
@@ -47,3 +50,14 @@ def fits(context: Context, tier: str, first: int, last: int) -> bool:
     if device_class not in context.profile.devices:
         return False
     return limit is None or context.profile.resident_bytes(device_class, first, last) <= limit
+
+
+def holds(context: Context, tier: str, first: Ints, last: Ints) -> Bools:
+    """``allowed`` for many ranges at once."""
+    limit = context.tiers[tier].memory_limit_bytes
+    able: Bools = (first >= 1) | (not context.private(tier))
+    if limit is not None:
+        weights = np.concatenate([[0], np.cumsum(context.profile.weight_bytes)])
+        nothing = context.profile.resident_bytes(context.tiers[tier].device_class, 0, 0)
+        able = able & (nothing + weights[last] - weights[first] <= limit)
+    return able

@@ -1,0 +1,78 @@
+"""What known plans rule out: the lowest p95 seen among plans that are at most as large in cost, leak and loss."""
+
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitplane.planner.arrays import Array, Bools, Ints
+
+V = TypeVar("V", np.float64, np.int64)
+
+_MOST_LEAKS, _MOST_LOSSES, _COSTS = 64, 24, 96
+
+
+class Cover:
+    """A table over (cost, leak, loss) bins. Plans enter it rounded up and questions are rounded down, so it never
+    claims more than is known.
+
+    Bins are made of ``leaks``, all values that occur, and of ``losses``, some of them; costs are binned evenly between
+    ``cheapest``, below which there is none, and ``dearest``, beyond which they are not told apart.
+    """
+
+    def __init__(self, leaks: Array, losses: Ints, cheapest: float, dearest: float) -> None:
+        self._leaks = _spread(np.unique(leaks), _MOST_LEAKS)
+        # No loss is below the first bin.
+        self._losses = np.unique(np.append(_spread(np.sort(losses), _MOST_LOSSES), 0))
+        steps = np.arange(int(losses.max(initial=0)) + 1)
+        self._loss_floor = np.searchsorted(self._losses, steps, side="right") - 1
+        self._loss_ceiling = np.searchsorted(self._losses, steps)
+        self._cheapest = cheapest
+        self._per_cost = _COSTS / max(dearest - cheapest, 1e-9)
+        self._table = np.full((_COSTS + 2, len(self._leaks) + 1, len(self._losses) + 1), np.inf)
+        self._flat = self._table.reshape(-1)
+
+    def floor(self, leak: Array, loss: Ints) -> Ints:
+        """Where in the table to ask about plans of this leak and loss."""
+        return self._cell(np.searchsorted(self._leaks, leak, side="right") - 1, self._loss_floor.take(loss))
+
+    def ceiling(self, leak: Array, loss: Ints) -> Ints:
+        """Where in the table to put plans of this leak and loss."""
+        return self._cell(np.searchsorted(self._leaks, leak), self._loss_ceiling.take(loss))
+
+    def add(self, ceiling: Ints, cost: Array, p95: Array) -> None:
+        """Take note of plans."""
+        place = np.ceil((cost - self._cheapest) * self._per_cost)
+        np.minimum(place, _COSTS + 1, out=place)
+        np.minimum.at(self._flat, place.astype(np.int64) * self._stride + ceiling, p95)
+        table = self._table
+        for axis in range(3):
+            slices = np.moveaxis(table, axis, 0)
+            for before, here in pairwise(slices):
+                np.minimum(here, before, out=here)
+
+    def rules_out(self, floor: Ints, cost: Array, p95: Array) -> Bools:
+        """Whether a known plan beats or equals every plan that is at least this large in all four."""
+        return self.lowest(floor, cost) <= p95
+
+    def lowest(self, floor: Ints, cost: Array) -> Array:
+        """The lowest known p95 at no more cost, leak and loss."""
+        place = ((cost - self._cheapest) * self._per_cost).astype(np.int64)
+        np.minimum(place, _COSTS, out=place)
+        place *= self._stride
+        place += floor
+        return self._flat.take(place)
+
+    @property
+    def _stride(self) -> int:
+        return self._table.shape[1] * self._table.shape[2]
+
+    def _cell(self, leak: Ints, loss: Ints) -> Ints:
+        return leak * self._table.shape[2] + loss
+
+
+def _spread(values: NDArray[V], most: int) -> NDArray[V]:
+    """At most ``most`` of the sorted values, evenly spread among them, the least included."""
+    count = min(most, len(values))
+    return np.unique(values[np.arange(count) * len(values) // max(1, count)])

@@ -1,0 +1,191 @@
+"""The frontier: plans that no other beats or equals in cost, p95, leak and accuracy loss."""
+
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitplane.domain.plans import Candidate, Plan
+from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.context import Context
+from splitplane.planner.cover import Cover
+from splitplane.planner.evaluation import Table, broken, evaluate
+from splitplane.planner.layouts import Layout, layout_of
+from splitplane.planner.lines import Line, build_lines
+from splitplane.planner.options import Options
+from splitplane.planner.pareto import nondominated
+from splitplane.planner.search import Load, Numbers, search
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """Plans of several layouts side by side; a plan is named by its place in the concatenated columns."""
+
+    tables: tuple[Table, ...]
+    cost: Array
+    p95: Array
+    leak: Array
+    loss: Ints
+
+    def __len__(self) -> int:
+        return len(self.cost)
+
+    def candidate(self, context: Context, place: int) -> Candidate:
+        """A plan as a candidate, with the limits that it breaks."""
+        for table in self.tables:
+            if place < len(table.layout):
+                over = zip(("utilization", "p95", "cost"), broken(context, table), strict=True)
+                violations = tuple(name for name, mask in over if mask[place])
+                return Candidate(table.layout.plan(context, place), table.prediction(place), violations)
+            place -= len(table.layout)
+        raise IndexError(place)
+
+
+def frontier_of_lines(context: Context, rate: float, without: Collection[Plan] = ()) -> Frontier:
+    """The frontier at ``rate`` requests per second over all plans that the hard limits allow, but for some."""
+    key = (_numbers(context), rate, frozenset(plan.digest for plan in without))
+    known = context.kept.result(key)
+    if isinstance(known, Frontier):
+        return known
+    found = _frontier(context, list(build_lines(context, rate)), rate, without)
+    context.kept.keep(key, found)
+    return found
+
+
+def frontier_of_other_splits(context: Context, plan: Plan) -> Frontier:
+    """The frontier of the plans with at least two stages that are on other tiers than ``plan``, or cut elsewhere."""
+    tiers = tuple(stage.tier for stage in plan.stages)
+    lines = [line for line in build_lines(context, context.rate) if len(line.tiers) > 1]
+    others = [line.other_than(plan.cuts) if line.tiers == tiers else line for line in lines]
+    return _frontier(context, [line for line in others if len(line.first)], context.rate)
+
+
+def _frontier(context: Context, lines: Sequence[Line], rate: float, without: Collection[Plan] = ()) -> Frontier:
+    layouts = _search(context, lines, rate, without) if lines else []
+    return _assembled([evaluate(context, layout, rate=rate) for layout in layouts])
+
+
+def frontier_of_layouts(
+    context: Context, layouts: Iterable[Layout], rate: float, without: Collection[Plan] = ()
+) -> Frontier:
+    """The frontier at ``rate`` requests per second over the plans of some layouts, but for some."""
+    tables = []
+    for layout in layouts:
+        table = evaluate(context, layout, rate=rate)
+        keep = ~broken(context, table)[0]
+        for plan in without:
+            keep &= ~_same(layout, layout_of(context, plan))
+        tables.append(table.where(keep))
+    whole = _assembled(tables)
+    kept = nondominated(whole.cost, whole.p95, whole.leak, whole.loss)
+    starts = [sum(len(table.layout) for table in tables[:number]) for number in range(len(tables))]
+    return _assembled([
+        table.where(np.sort(kept[(kept >= start) & (kept < start + len(table.layout))]) - start)
+        for table, start in zip(tables, starts, strict=True)
+    ])  # fmt: skip
+
+
+def _assembled(tables: Sequence[Table]) -> Frontier:
+    return Frontier(
+        tables=tuple(tables),
+        cost=np.concatenate([[], *(table.cost for table in tables)]),
+        p95=np.concatenate([[], *(table.response.p95 for table in tables)]),
+        leak=np.concatenate([[], *(table.leak for table in tables)]),
+        loss=np.concatenate([np.zeros(0, dtype=np.int64), *(table.loss_steps for table in tables)]),
+    )
+
+
+def _search(context: Context, lines: Sequence[Line], rate: float, without: Collection[Plan]) -> list[Layout]:
+    cover, load = _cover(lines), Load(rate, context.arrival_scv, context.policy.max_utilization)
+    found = []
+    for number, line in enumerate(lines):
+        left_out = [numbers for plan in without if (numbers := _find(context, line, plan)) is not None]
+        found += [(number, part) for part in search(line, load, cover, left_out)]
+    columns = {
+        name: np.concatenate([getattr(part, name) for _, part in found])
+        for name in ("first", "second", "head", "middle", "tail", "cost", "p95", "leak", "loss")
+    }
+    origin = np.concatenate([np.full(len(part.cost), number) for number, part in found])
+    kept = nondominated(columns["cost"], columns["p95"], columns["leak"], columns["loss"])
+    layouts = []
+    for each, line in enumerate(lines):
+        row = {name: values[kept[origin[kept] == each]] for name, values in columns.items()}
+        replicas = row["head"], row["middle"], row["tail"]
+        layouts.append(line.layout(context.profile.segments, row["first"], row["second"], replicas))
+    return [layout for layout in layouts if len(layout)]
+
+
+def _cover(lines: Sequence[Line]) -> Cover:
+    """A cover with bins for the plans of these lines."""
+    leaks = np.concatenate([side.leak for line in lines for side in (line.head, line.tail)])
+    losses = [np.add.outer(line.head.loss[::5], line.tail.loss[::5]).ravel() for line in lines]
+    most = max(int(line.head.loss.max() + line.tail.loss.max()) for line in lines)
+    cheapest = min(float(line.head.cost.min() + line.tail.cost.min()) + line.middle_cost for line in lines)
+    step = max(line.head.price + line.tail.price + (line.middle.price if line.middle else 0.0) for line in lines)
+    # Where the rounding of sums goes the other way, a plan must not seem cheaper than the cheapest.
+    cheapest -= 1e-9 * abs(cheapest)
+    return Cover(leaks, np.concatenate([*losses, [most]]), cheapest, cheapest + 4.0 * step)
+
+
+def _find(context: Context, line: Line, plan: Plan) -> Numbers | None:
+    """A plan by its numbers within a line; ``None`` if it is not of that line."""
+    if tuple(stage.tier for stage in plan.stages) != line.tiers:
+        return None
+    places = [
+        _place(options, cut, context.table.codecs.index(codec))
+        for options, cut, codec in zip(
+            (line.before, line.after)[-len(plan.cuts) :], plan.cuts, plan.codecs, strict=False
+        )
+    ]
+    if None in places:
+        return None
+    counts = [stage.replicas for stage in plan.stages]
+    match places, counts:
+        case [], [tail]:
+            return (0, 0, 1, 1, tail)
+        case [int(only)], [head, tail]:
+            return (only, only, head, 1, tail)
+        case [int(first), int(second)], [head, middle, tail]:
+            return (first, second, head, middle, tail)
+    return None
+
+
+def _place(options: Options, cut: int, codec: int) -> int | None:
+    found = np.flatnonzero((options.cut == cut) & (options.codec == codec))
+    return int(found[0]) if len(found) else None
+
+
+def _same(layout: Layout, other: Layout) -> Bools:
+    """Rows of ``layout`` that are the one plan of ``other``."""
+    if layout.tiers != other.tiers:
+        return np.zeros(len(layout), dtype=np.bool_)
+    columns = zip(
+        (*layout.bounds, *layout.codecs, *layout.replicas), (*other.bounds, *other.codecs, *other.replicas), strict=True
+    )
+    same: Bools = np.logical_and.reduce([mine == theirs for mine, theirs in columns])
+    return same
+
+
+def _numbers(context: Context) -> Hashable:
+    """All that a search among lines depends on, besides the profile and the rate."""
+    policy = context.policy
+    return (
+        (
+            context.gateway,
+            context.arrival_scv,
+            policy.raw_input_stays_trusted,
+            policy.max_leak,
+            policy.max_accuracy_loss,
+        ),
+        (policy.codecs, policy.max_partitions, policy.max_utilization),
+        tuple(
+            (tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes, tier.egress_price_per_gib)
+            for tier in context.tiers.values()
+        ),
+        tuple(
+            (site.name, site.correction, site.price if site.price == site.price else None, site.low, site.high)
+            for site in context.sites.values()
+            if context.affordable(site)
+        ),
+        tuple(context.wires.items()),
+    )

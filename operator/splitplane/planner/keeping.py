@@ -1,0 +1,42 @@
+"""What is kept of one profile between calls of ``plan``: a cache that its owner may drop at any time.
+
+It holds values that depend on its keys alone, so having it or not changes no decision.
+"""
+
+from collections.abc import Hashable
+from typing import Any
+
+from splitplane.domain.profiles import Profile
+from splitplane.planner.options import CutTable, Options, crossing_options, cut_table
+
+_MOST_RESULTS = 8
+
+
+class Kept:
+    """The options of a profile, and the latest results of searches among them."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self.table: CutTable = cut_table(profile)
+        self._options: dict[tuple[str, ...], Options] = {}
+        self._results: dict[Hashable, Any] = {}
+
+    def fits(self, profile: Profile) -> bool:
+        return profile is self._profile or profile == self._profile
+
+    def options(self, codecs: tuple[str, ...]) -> Options:
+        """The crossings that these codecs allow."""
+        if codecs not in self._options:
+            self._options[codecs] = crossing_options(self._profile, self.table, codecs)
+        return self._options[codecs]
+
+    def result(self, key: Hashable) -> Any:
+        """What ``keep`` was given for an equal key lately; ``None`` if nothing."""
+        return self._results.get(key)
+
+    def keep(self, key: Hashable, result: Any) -> None:
+        """Remember the result of a search, in place of the oldest."""
+        self._results.pop(key, None)
+        self._results[key] = result
+        while len(self._results) > _MOST_RESULTS:
+            del self._results[next(iter(self._results))]

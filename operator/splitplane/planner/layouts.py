@@ -1,0 +1,76 @@
+"""Plans as columns for one pass of numpy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitplane.domain.plans import Plan, Stage
+from splitplane.planner.arrays import Bools, Ints
+from splitplane.planner.context import Context, Site
+from splitplane.planner.residency import resident_range
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Plans over the same ordered tiers, one row each.
+
+    ``bounds[k]`` is where stage ``k`` starts (``bounds[-1]`` is the model's output), ``codecs[k]`` indexes
+    the profile's codecs (``CutTable``) for the crossing after stage ``k``, ``replicas[k]`` counts stage ``k``'s pods.
+    """
+
+    tiers: tuple[str, ...]
+    bounds: tuple[Ints, ...]
+    codecs: tuple[Ints, ...]
+    replicas: tuple[Ints, ...]
+
+    def __len__(self) -> int:
+        return len(self.bounds[0])
+
+    def where(self, mask: Bools | Ints) -> "Layout":
+        """The rows of a mask, or those at given places."""
+        columns = (tuple(column[mask] for column in part) for part in (self.bounds, self.codecs, self.replicas))
+        return Layout(self.tiers, *columns)
+
+    def plan(self, context: Context, row: int) -> Plan:
+        """The plan of one row, with the residency that its stages get."""
+        stages = []
+        for k, tier in enumerate(self.tiers):
+            first, last = int(self.bounds[k][row]), int(self.bounds[k + 1][row])
+            stages.append(
+                Stage(tier, first, last, *resident_range(context, tier, first, last), int(self.replicas[k][row]))
+            )
+        return Plan(tuple(stages), tuple(context.table.codecs[int(codec[row])] for codec in self.codecs))
+
+
+def one_stage(context: Context, site: Site) -> Layout:
+    """The whole model on one tier, for every number of replicas."""
+    replicas = np.arange(site.low, site.high + 1)
+    zeros = np.zeros_like(replicas)
+    return Layout((site.name,), (zeros, zeros + context.profile.segments), (), (replicas,))
+
+
+def layout_of(context: Context, plan: Plan) -> Layout:
+    """A single plan as a layout of one row."""
+    return Layout(
+        tuple(stage.tier for stage in plan.stages),
+        (*(np.array([stage.first]) for stage in plan.stages), np.array([plan.stages[-1].last])),
+        tuple(np.array([context.table.codecs.index(codec)]) for codec in plan.codecs),
+        tuple(np.array([stage.replicas]) for stage in plan.stages),
+    )
+
+
+def with_replicas(context: Context, plan: Plan) -> Layout | None:
+    """The plan's routing with every number of replicas; ``None`` where one of its tiers cannot hold any."""
+    sites = [context.sites.get(stage.tier) for stage in plan.stages]
+    ranges = [np.arange(site.low, site.high + 1) for site in sites if site is not None]
+    if len(ranges) < len(sites):
+        return None
+    grids = [grid.ravel() for grid in np.meshgrid(*ranges, indexing="ij")]
+    zeros = np.zeros_like(grids[0])
+    single = layout_of(context, plan)
+    return Layout(
+        single.tiers,
+        tuple(zeros + bound[0] for bound in single.bounds),
+        tuple(zeros + codec[0] for codec in single.codecs),
+        tuple(grids),
+    )

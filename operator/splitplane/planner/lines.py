@@ -1,0 +1,182 @@
+"""Lines of tiers that requests may pass, with all that the search needs to know of each in tables."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+
+import numpy as np
+
+from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.context import Context, Direction, Site
+from splitplane.planner.layouts import Layout
+from splitplane.planner.options import LOSS_STEP, Options
+from splitplane.planner.residency import holds
+from splitplane.planner.sides import (
+    NOTHING,
+    Middle,
+    Passage,
+    Side,
+    carries,
+    ceiling,
+    common,
+    crossing,
+    middle,
+    side,
+)
+from splitplane.planner.stations import stage_seconds
+
+LONGEST = 3
+"""Partitions that a plan has at most."""
+
+_TRICKLE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Tiers in the order of visit. Row ``r`` is the pair of options ``first[r]`` and ``second[r]``.
+
+    Of one stage the tail is all, and the head adds nothing; of two stages both options are the same.
+    """
+
+    tiers: tuple[str, ...]
+    head: Side
+    middle: Middle | None
+    tail: Side
+    before: Options
+    after: Options
+    first: Ints
+    second: Ints
+
+    def other_than(self, cuts: tuple[int, ...]) -> "Line":
+        """The rows that are not cut there."""
+        crossed = ((), (self.after.cut[self.second],), (self.before.cut[self.first], self.after.cut[self.second]))
+        same = [places == cut for places, cut in zip(crossed[len(self.tiers) - 1], cuts, strict=True)]
+        others = np.flatnonzero(~np.logical_and.reduce(same))
+        return replace(self, first=self.first[others], second=self.second[others])
+
+    @property
+    def middle_cost(self) -> float:
+        """What the fewest replicas of the middle stage cost at least."""
+        return self.middle.least * self.middle.price if self.middle else 0.0
+
+    def layout(self, end: int, first: Ints, second: Ints, replicas: Sequence[Ints]) -> Layout:
+        """Rows by their options and (head, middle, tail) replicas as a layout; ``end`` is the model's output."""
+        crossings = ((), ((self.after, second),), ((self.before, first), (self.after, second)))[len(self.tiers) - 1]
+        zeros = np.zeros_like(second)
+        return Layout(
+            self.tiers,
+            (zeros, *(options.cut[places] for options, places in crossings), zeros + end),
+            tuple(options.codec[places] for options, places in crossings),
+            tuple(replicas[stage] for stage in ((2,), (0, 2), (0, 1, 2))[len(self.tiers) - 1]),
+        )
+
+
+def highest_rate(context: Context) -> float:
+    """The highest rate that any plan bears at the utilisation ceiling, 0 if there is no plan at all."""
+    highest = 0.0
+    for line in build_lines(context, _TRICKLE):
+        rates = np.minimum(line.head.capacity[line.first], line.tail.capacity[line.second])
+        if line.middle is not None:
+            rates = np.minimum(
+                rates, line.middle.most * ceiling(context) / line.middle.seconds(line.first, line.second)
+            )
+        highest = max(highest, float(rates.max()))
+    return highest
+
+
+def build_lines(context: Context, rate: float) -> Iterator[Line]:
+    """All lines with rows that trust, memory, links, prices and the limits on leak and accuracy allow, and whose
+    stations bear ``rate``; shortest first."""
+    usable = [name for name in context.order if name in context.sites and context.affordable(context.sites[name])]
+    for count in range(1, min(LONGEST, context.policy.max_partitions) + 1):
+        for tiers in combinations(usable, count):
+            hops = [hop for hop in pairwise((context.gateway, *tiers)) if hop[0] != hop[1]]
+            if all(hop in context.wires and not context.wires[hop].remembered for hop in hops):
+                line = _build(context, rate, tiers, hops)
+                if line is not None and len(line.first):
+                    yield line
+
+
+def _build(context: Context, rate: float, tiers: Sequence[str], hops: Sequence[Direction]) -> Line | None:
+    sites = [context.sites[tier] for tier in tiers]
+    shared = common(context, rate, tiers, hops)
+    leaky = context.policy.max_leak is not None and shared.leak[0] > context.policy.max_leak
+    if leaky or not shared.bears(rate, ceiling(context)).all():
+        return None
+    if len(sites) == 1:
+        return _whole(context, rate, sites[0], shared)
+    options = context.options
+    near, out, able_near = _leaving(context, rate, sites[0], sites[1], options)
+    far, into, able_far = _arriving(context, rate, sites[-2], sites[-1], options)
+    if len(sites) == 2:
+        able = able_near & able_far
+        head = side(context, rate, sites[0], near[able], out.where(able))
+        tail = side(context, rate, sites[1], far[able], shared)
+        rows = np.arange(np.count_nonzero(able))
+        return Line(tuple(tiers), head, None, tail, options.where(able), options.where(able), rows, rows)
+    before, after = options.where(able_near), options.where(able_far)
+    head = side(context, rate, sites[0], near[able_near], out.where(able_near))
+    tail = side(context, rate, sites[2], far[able_far], into.where(able_far).beside(shared))
+    first, second = _pairs(context, tiers[1], before, after)
+    return Line(tuple(tiers), head, middle(context, sites[1], before, after), tail, before, after, first, second)
+
+
+def _whole(context: Context, rate: float, site: Site, shared: Passage) -> Line:
+    start, end = np.zeros(1, dtype=np.int64), np.array([context.profile.segments])
+    service = stage_seconds(context, site, start, end)
+    rows = np.flatnonzero(holds(context, site.name, start, end) & carries(context, rate, site, service))
+    tail = side(context, rate, site, service, shared)
+    return Line((site.name,), NOTHING, None, tail, context.options, context.options, rows, rows)
+
+
+def _leaving(
+    context: Context, rate: float, source: Site, target: Site, options: Options
+) -> tuple[Array, Passage, Bools]:
+    """Service of the first stage up to each option, its link to the next, and which options are possible."""
+    start = np.zeros_like(options.cut)
+    service = stage_seconds(context, source, start, options.cut, encoded=options.codec)
+    link = crossing(context, rate, source, target, options)
+    able = carries(context, rate, source, service) & link.bears(rate, ceiling(context))
+    able &= holds(context, source.name, start, options.cut) & _admissible(context, target, options)
+    return service, link, able
+
+
+def _arriving(
+    context: Context, rate: float, source: Site, target: Site, options: Options
+) -> tuple[Array, Passage, Bools]:
+    """Service of the last stage from each option on, its link from the one before, and which options are possible."""
+    end = np.full_like(options.cut, context.profile.segments)
+    service = stage_seconds(context, target, options.cut, end, decoded=options.codec)
+    link = crossing(context, rate, source, target, options)
+    able = carries(context, rate, target, service) & link.bears(rate, ceiling(context))
+    able &= holds(context, target.name, options.cut, end) & _admissible(context, target, options)
+    return service, link, able
+
+
+def _pairs(context: Context, tier: str, before: Options, after: Options) -> tuple[Ints, Ints]:
+    """All pairs of options with a range between them that the middle tier may hold."""
+    start = np.searchsorted(after.cut, before.cut, side="right")
+    counts = len(after) - start
+    first = np.repeat(np.arange(len(before)), counts)
+    second = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts - start, counts)
+    able = np.ones(len(first), dtype=np.bool_)
+    if context.tiers[tier].memory_limit_bytes is not None:
+        able &= holds(context, tier, before.cut[first], after.cut[second])
+    if context.policy.max_accuracy_loss is not None:
+        able &= before.loss[first] + after.loss[second] <= _most_loss(context)
+    return first[able], second[able]
+
+
+def _admissible(context: Context, target: Site, options: Options) -> Bools:
+    """Options within the limits on leak and accuracy loss, as far as these were measured."""
+    able = np.ones(len(options), dtype=np.bool_)
+    if context.policy.max_leak is not None and not target.tier.trusted:
+        able &= options.leak_measured & (options.leak <= context.policy.max_leak)
+    if context.policy.max_accuracy_loss is not None:
+        able &= options.loss_measured & (options.loss <= _most_loss(context))
+    return able
+
+
+def _most_loss(context: Context) -> int:
+    return math.floor((context.policy.max_accuracy_loss or 0.0) / LOSS_STEP + 1e-9)

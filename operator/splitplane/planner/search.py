@@ -1,0 +1,318 @@
+"""The plans of a line that none beats, by branch and bound over families of plans (docs/planner.md, "Search").
+
+A *row* is a line with an option for each crossing. ``family(n, S)`` holds the plans of a row that have more replicas
+than ``n`` in exactly the stages ``S``. All families of one layer are weighed in one pass of numpy.
+
+Nothing is lost. A plan is left out only when a plan that was looked at before is at most as large in all four axes as
+a bound of the family that it lies in: replicas add to the cost, no wait grows with them (``queueing.wait``), and no
+percentile grows when a wait falls, so the corner ``n + 1_S`` has the least cost of the family, and ``n`` with all
+replicas there are in ``S`` is at least as fast as any member. The families of the fewest replicas, and after them those
+of each corner within its own ``S``, hold every plan of the row once.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import numpy as np
+
+from splitplane.planner.arrays import Array, Ints
+from splitplane.planner.cover import Cover
+from splitplane.planner.lines import Line
+from splitplane.planner.queueing import Cumulants, blend, coupling_of, damp, percentile_95, service_third, wait
+from splitplane.planner.stations import round_cost
+
+HEAD, MIDDLE, TAIL = 1, 2, 4
+"""Stages as bits of a set."""
+
+_FEW = 20_000
+_CHUNK = 8192
+_SAMPLE = 11
+_WORTH_NOTING = 256
+_SLACK = 1e-9
+
+T = TypeVar("T", "_Rows", "_Nodes")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What stations have to bear: requests per second, how variable their gaps are, and how busy a station may be."""
+
+    rate: float
+    arrival_scv: float
+    ceiling: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Plans of one line by their options, their replicas (0 for a stage that the line lacks) and the four axes."""
+
+    first: Ints
+    second: Ints
+    head: Ints
+    middle: Ints
+    tail: Ints
+    cost: Array
+    p95: Array
+    leak: Array
+    loss: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows with all that does not depend on replicas. ``seconds`` is the middle stage's service, ``least`` and
+    ``cost`` stand for the fewest replicas, ``bound`` is the p95 with all of them, ``floor`` a place in the cover."""
+
+    first: Ints
+    second: Ints
+    seconds: Array
+    least: Ints
+    cost: Array
+    mean: Array
+    variance: Array
+    third: Array
+    coupling: Array
+    leak: Array
+    loss: Ints
+    floor: Ints
+    bound: Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Nodes:
+    """Plans as corners of families: their row, replicas, stages that may still grow, and the middle stage's waits."""
+
+    row: Ints
+    head: Ints
+    middle: Ints
+    tail: Ints
+    growing: Ints
+    cost: Array
+    p95: Array
+    bound: Array
+    mean: Array
+    variance: Array
+    third: Array
+
+
+Numbers = tuple[int, int, int, int, int]
+"""A plan of a line: first option, second option, replicas of head, middle and tail."""
+
+
+def search(line: Line, load: Load, cover: Cover, without: Sequence[Numbers] = ()) -> Iterator[Found]:
+    """Every plan of the line that no other known plan beats, and some that one does; notes them in ``cover``.
+
+    Plans of ``without`` count as if they did not exist.
+    """
+    yield from _Search(line, load, cover, without).run()
+
+
+class _Search:
+    def __init__(self, line: Line, load: Load, cover: Cover, without: Sequence[Numbers]) -> None:
+        self.line, self.load, self.cover, self.without = line, load, cover, without
+        middle = line.middle
+        self.prices = {HEAD: line.head.price, MIDDLE: middle.price if middle else 0.0, TAIL: line.tail.price}
+        self.most = {HEAD: line.head.most, MIDDLE: middle.most if middle else 1, TAIL: line.tail.most}
+        able = sum(stage for stage, most in self.most.items() if most > 1)
+        # Single stages first: what they give rules out much of the rest.
+        self.sets = sorted((s for s in range(1, 8) if s & able == s), key=lambda s: (s.bit_count(), s))
+
+    def run(self) -> Iterator[Found]:
+        first, second = self.line.first, self.line.second
+        if len(first) * math.prod(self.most.values()) <= _FEW:
+            rows = self.rows(first, second)
+            nodes = self.all(rows)
+            self.note(rows, nodes)
+            yield self.found(rows, nodes)
+            return
+        if len(first) > _CHUNK:
+            rows = self.rows(first[::_SAMPLE], second[::_SAMPLE])
+            nodes = self.fewest(rows)
+            self.note(rows, nodes)
+            yield self.found(rows, nodes)
+        chunks = [
+            self.promising(first[at : at + _CHUNK], second[at : at + _CHUNK]) for at in range(0, len(first), _CHUNK)
+        ]
+        rows = _joined([rows for rows, _ in chunks])
+        nodes = _joined([nodes for _, nodes in chunks])
+        nodes.row[:] = np.arange(len(nodes.row))
+        self.note(rows, nodes)
+        lowest = self.cover.lowest(rows.floor, nodes.cost)
+        yield self.found(rows, _taken(nodes, np.flatnonzero(lowest >= nodes.p95)))
+        alive = np.flatnonzero((lowest > rows.bound) & (nodes.p95 > rows.bound))
+        rows, nodes = _taken(rows, alive), _taken(nodes, alive)
+        nodes.row[:] = np.arange(len(alive))
+        most = self.middle_waits(rows.seconds, np.full(len(alive), self.most[MIDDLE]))
+        while len(nodes.row):
+            families = [self.families(rows, most, nodes, stages) for stages in self.sets]
+            nodes = _joined([family for family in families if family is not None] or [_taken(nodes, nodes.row[:0])])
+            if len(nodes.row) >= _WORTH_NOTING:
+                self.note(rows, nodes)
+            lowest = self.cover.lowest(rows.floor.take(nodes.row), nodes.cost)
+            yield self.found(rows, _taken(nodes, np.flatnonzero(lowest >= nodes.p95)))
+            nodes = _taken(nodes, np.flatnonzero((lowest > nodes.bound) & (nodes.p95 > nodes.bound)))
+
+    def rows(self, first: Ints, second: Ints) -> _Rows:
+        """The rows of these pairs that carry the load."""
+        head, middle, tail = self.line.head, self.line.middle, self.line.tail
+        seconds, least = np.zeros(len(first)), np.ones(len(first), dtype=np.int64)
+        cost = head.cost.take(first)
+        cost += tail.cost.take(second)
+        mean = head.service.take(first)
+        mean += tail.service.take(second)
+        variance = head.variance.take(first)
+        variance += tail.variance.take(second)
+        third = head.third.take(first)
+        third += tail.third.take(second)
+        square = head.square.take(first)
+        square += tail.square.take(second)
+        if middle is not None:
+            seconds = middle.seconds(first, second)
+            least = np.ceil(seconds * (self.load.rate / (self.load.ceiling * (1.0 + _SLACK)))).astype(np.int64)
+            np.maximum(least, middle.least, out=least)
+            cost += least * middle.price
+            mean += seconds
+            squared = seconds * seconds
+            variance += squared * middle.scv
+            square += squared
+            third += service_third(seconds, middle.scv)
+        coupling = coupling_of(variance, square)
+        leak = np.maximum(head.leak.take(first), tail.leak.take(second))
+        loss = head.loss.take(first)
+        loss += tail.loss.take(second)
+        floor = self.cover.floor(leak, loss)
+        rows = _Rows(
+            first, second, seconds, least, cost, mean, variance, third, coupling, leak, loss, floor, bound=cost
+        )
+        everything = (np.full(len(first), head.most), np.full(len(first), tail.most))
+        bound = self.p95(rows, None, *everything, None)
+        rows = replace(rows, bound=bound)
+        able = np.flatnonzero(least <= self.most[MIDDLE])
+        return rows if len(able) == len(first) else _taken(rows, able)
+
+    def promising(self, first: Ints, second: Ints) -> tuple[_Rows, _Nodes]:
+        """Rows that nothing known rules out, with their plans of the fewest replicas."""
+        rows = self.rows(first, second)
+        rows = _taken(rows, np.flatnonzero(~self.cover.rules_out(rows.floor, rows.cost, rows.bound)))
+        return rows, self.fewest(rows)
+
+    def fewest(self, rows: _Rows) -> _Nodes:
+        head, tail = self.line.head.least.take(rows.first), self.line.tail.least.take(rows.second)
+        waits = self.middle_waits(rows.seconds, rows.least)
+        return self.existing(rows, _Nodes(
+            row=np.arange(len(rows.first)), head=head, middle=rows.least, tail=tail,
+            growing=np.full(len(rows.first), HEAD | MIDDLE | TAIL), cost=rows.cost,
+            p95=self.p95(rows, None, head, tail, waits), bound=rows.bound,
+            mean=waits[0], variance=waits[1], third=waits[2],
+        ))  # fmt: skip
+
+    def all(self, rows: _Rows) -> _Nodes:
+        """Every plan of the rows."""
+        counts = (np.arange(len(rows.first)), *(np.arange(1, most + 1) for most in self.most.values()))
+        row, head, middle, tail = (grid.ravel() for grid in np.meshgrid(*counts, indexing="ij"))
+        fewest = self.line.head.least[rows.first], rows.least, self.line.tail.least[rows.second]
+        extra = [count - least[row] for count, least in zip((head, middle, tail), fewest, strict=True)]
+        able = np.flatnonzero(np.minimum.reduce(extra) >= 0)
+        row, head, middle, tail = (column[able] for column in (row, head, middle, tail))
+        cost = rows.cost[row] + sum(price * more[able] for price, more in zip(self.prices.values(), extra, strict=True))
+        waits = self.middle_waits(rows.seconds[row], middle)
+        return self.existing(rows, _Nodes(
+            row=row, head=head, middle=middle, tail=tail, growing=np.zeros_like(row), cost=cost,
+            p95=self.p95(rows, row, head, tail, waits), bound=rows.bound[row],
+            mean=waits[0], variance=waits[1], third=waits[2],
+        ))  # fmt: skip
+
+    def families(self, rows: _Rows, most: Cumulants, nodes: _Nodes, stages: int) -> _Nodes | None:
+        """The corners of ``family(n, stages)`` for all nodes ``n``, where the family is not ruled out."""
+        places = np.flatnonzero((nodes.growing & stages) == stages)
+        row = nodes.row.take(places)
+        cost = nodes.cost.take(places) + sum(price for stage, price in self.prices.items() if stage & stages)
+        open_ = self.cover.lowest(rows.floor.take(row), cost) > rows.bound.take(row)
+        for stage, count in ((HEAD, nodes.head), (MIDDLE, nodes.middle), (TAIL, nodes.tail)):
+            if stage & stages:
+                open_ &= count.take(places) < self.most[stage]
+        left = np.flatnonzero(open_)
+        places, row, cost = places.take(left), row.take(left), cost.take(left)
+        head, middle, tail = nodes.head.take(places), nodes.middle.take(places), nodes.tail.take(places)
+        waits = most if stages & MIDDLE else (nodes.mean, nodes.variance, nodes.third)
+        which = row if stages & MIDDLE else places
+        bound = self.p95(
+            rows, row,
+            np.full(len(row), self.most[HEAD]) if stages & HEAD else head,
+            np.full(len(row), self.most[TAIL]) if stages & TAIL else tail,
+            (waits[0].take(which), waits[1].take(which), waits[2].take(which)),
+        )  # fmt: skip
+        left = np.flatnonzero(~self.cover.rules_out(rows.floor.take(row), cost, bound))
+        if not len(left):
+            return None
+        places, row, cost, bound = places.take(left), row.take(left), cost.take(left), bound.take(left)
+        head, middle, tail = head.take(left), middle.take(left), tail.take(left)
+        head += bool(stages & HEAD)
+        middle += bool(stages & MIDDLE)
+        tail += bool(stages & TAIL)
+        if stages & MIDDLE:
+            waits = self.middle_waits(rows.seconds.take(row), middle)
+        else:
+            waits = (nodes.mean.take(places), nodes.variance.take(places), nodes.third.take(places))
+        return self.existing(rows, _Nodes(
+            row=row, head=head, middle=middle, tail=tail, growing=np.full(len(row), stages), cost=cost,
+            p95=self.p95(rows, row, head, tail, waits), bound=bound, mean=waits[0], variance=waits[1], third=waits[2],
+        ))  # fmt: skip
+
+    def middle_waits(self, seconds: Array, servers: Ints) -> Cumulants:
+        middle = self.line.middle
+        if middle is None:
+            return np.zeros(len(seconds)), np.zeros(len(seconds)), np.zeros(len(seconds))
+        mean, *others = wait(seconds, middle.scv, servers.astype(np.float64), self.load.rate, self.load.arrival_scv)
+        return (mean, *damp(*others))
+
+    def p95(self, rows: _Rows, row: Ints | None, head: Ints, tail: Ints, waits: Cumulants | None) -> Array:
+        """p95 of plans: rows with replicas of head and tail, and the middle stage's waits (none, if none are given)."""
+        first, second = (rows.first, rows.second) if row is None else (rows.first.take(row), rows.second.take(row))
+        near = first * self.most[HEAD] + (head - 1)
+        far = second * self.most[TAIL] + (tail - 1)
+        coupling = rows.coupling if row is None else rows.coupling.take(row)
+        sums = []
+        for k, service in enumerate((rows.mean, rows.variance, rows.third)):
+            total = self.line.head.total[k].take(near)
+            total += self.line.tail.total[k].take(far)
+            largest = np.maximum(self.line.head.largest[k].take(near), self.line.tail.largest[k].take(far))
+            if waits is not None:
+                total += waits[k]
+                np.maximum(largest, waits[k], out=largest)
+            line = blend(total, largest, coupling)
+            line += service if row is None else service.take(row)
+            sums.append(line)
+        return percentile_95(*sums)
+
+    def existing(self, rows: _Rows, nodes: _Nodes) -> _Nodes:
+        """The nodes with an infinite p95 for plans that are left out: nobody finds them, but their families count."""
+        for first, second, head, middle, tail in self.without:
+            left_out = (rows.first.take(nodes.row) == first) & (rows.second.take(nodes.row) == second)
+            left_out &= (nodes.head == head) & (nodes.middle == middle) & (nodes.tail == tail)
+            nodes.p95[left_out] = np.inf
+        return nodes
+
+    def note(self, rows: _Rows, nodes: _Nodes) -> None:
+        leak, loss = rows.leak.take(nodes.row), rows.loss.take(nodes.row)
+        self.cover.add(self.cover.ceiling(leak, loss), nodes.cost, nodes.p95)
+
+    def found(self, rows: _Rows, nodes: _Nodes) -> Found:
+        if self.without:
+            nodes = _taken(nodes, np.flatnonzero(np.isfinite(nodes.p95)))
+        row = nodes.row
+        return Found(
+            first=rows.first.take(row), second=rows.second.take(row),
+            head=nodes.head, middle=nodes.middle, tail=nodes.tail,
+            cost=round_cost(nodes.cost), p95=nodes.p95, leak=rows.leak.take(row), loss=rows.loss.take(row),
+        )  # fmt: skip
+
+
+def _taken(columns: T, places: Ints) -> T:
+    return type(columns)(*(getattr(columns, field.name).take(places) for field in fields(columns)))
+
+
+def _joined(parts: Sequence[T]) -> T:
+    names = [field.name for field in fields(parts[0])]
+    return type(parts[0])(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

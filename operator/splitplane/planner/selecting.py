@@ -1,0 +1,107 @@
+"""The best plan of all for one context, before any gate."""
+
+import math
+
+from splitplane.domain.plans import Candidate, Plan, Stage
+from splitplane.domain.snapshots import Mode
+from splitplane.planner.choice import pick, pick_cheapest
+from splitplane.planner.context import Context, crossings
+from splitplane.planner.evaluation import assess, evaluate, violations
+from splitplane.planner.frontier import Frontier, frontier_of_layouts, frontier_of_lines
+from splitplane.planner.layouts import Layout, with_replicas
+from splitplane.planner.lines import highest_rate
+from splitplane.planner.residency import resident_range
+
+OVERLOAD_TIE = 0.01
+"""While nothing carries the load, plans that bear within this share of the most that any bears count as equal."""
+
+
+def best_plan(context: Context) -> Candidate | None:
+    """The best plan that is not set aside; ``None`` if there is no plan at all.
+
+    Where nothing carries the load: the cheapest of those that bear nearly the highest rate, and always the same one.
+    """
+    without: list[Plan] = []
+    while True:
+        found = _best(context, without)
+        if found is None or found.plan.digest not in context.set_aside:
+            return found
+        without.append(found.plan)
+
+
+def current_frontier(context: Context, without: tuple[Plan, ...] = (), *, rate: float | None = None) -> Frontier:
+    """The frontier of the plans that may be chosen now."""
+    rate = context.rate if rate is None else rate
+    layouts = _layouts(context)
+    if context.policy.mode is Mode.FIXED:
+        return frontier_of_layouts(context, layouts, rate, without)
+    found = frontier_of_lines(context, rate, without)
+    if not layouts:
+        return found
+    return frontier_of_layouts(context, [*(table.layout for table in found.tables), *layouts], rate, without)
+
+
+def _best(context: Context, without: list[Plan]) -> Candidate | None:
+    frontier = current_frontier(context, tuple(without))
+    if len(frontier):
+        return frontier.candidate(context, pick(context.policy, frontier))
+    rate = _highest_rate(context) * (1.0 - OVERLOAD_TIE)
+    if not 0.0 < rate < math.inf:
+        return None
+    frontier = current_frontier(context, tuple(without), rate=rate)
+    if not len(frontier):
+        return None
+    return assess(context, frontier.candidate(context, pick_cheapest(frontier)).plan)
+
+
+def _highest_rate(context: Context) -> float:
+    rates = [float(evaluate(context, layout).max_rate.max()) for layout in _layouts(context)]
+    if context.policy.mode is not Mode.FIXED:
+        rates.append(highest_rate(context))
+    return max(rates, default=0.0)
+
+
+def _layouts(context: Context) -> list[Layout]:
+    """Routings that are in the running besides those of the search: a fixed one alone, or the active one over links
+    that are not measured now."""
+    if context.policy.mode is Mode.FIXED:
+        fixed = _fixed(context)
+        layout = None if fixed is None else with_replicas(context, fixed)
+    else:
+        layout = _remembered(context)
+    return [] if layout is None else [layout]
+
+
+def _remembered(context: Context) -> Layout | None:
+    if context.active is None or routing_violations(context, context.active.plan):
+        return None
+    wires = [context.wires.get(hop) for hop in crossings(context.active.plan, context.gateway)]
+    if None in wires or not any(wire.remembered for wire in wires if wire):
+        return None
+    return with_replicas(context, context.active.plan)
+
+
+def _fixed(context: Context) -> Plan | None:
+    """The plan that the user dictates, with one replica per stage; ``None`` where it cannot or must not run."""
+    fixed = context.policy.fixed
+    if fixed is None:
+        raise ValueError("mode Fixed needs a fixed plan: give its stages and codecs, or choose mode Auto")
+    end = context.profile.segments
+    if not fixed.stages or fixed.stages[0][1] != 0 or fixed.stages[-1][2] != end:
+        raise ValueError(f"the fixed plan does not cover the model: its stages must run from cut 0 to cut {end}")
+    unknown = {tier for tier, _, _ in fixed.stages} - context.tiers.keys()
+    if unknown:
+        raise ValueError(f"the fixed plan names tiers {sorted(unknown)} that the pipeline does not have")
+    if not set(fixed.codecs) <= set(context.table.codecs):
+        raise ValueError(f"the fixed plan names codecs other than {', '.join(context.table.codecs)}")
+    stages = tuple(
+        Stage(tier, first, last, *resident_range(context, tier, first, last), 1) for tier, first, last in fixed.stages
+    )
+    dictated = Plan(stages, fixed.codecs)
+    unlinked = any(hop not in context.wires for hop in crossings(dictated, context.gateway))
+    return None if unlinked or routing_violations(context, dictated) else dictated
+
+
+def routing_violations(context: Context, plan: Plan) -> set[str]:
+    """Hard limits that a plan breaks with any number of replicas."""
+    return set(violations(context, plan)) - {"replicas"}

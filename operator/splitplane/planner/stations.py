@@ -1,0 +1,45 @@
+"""What a request takes at a stage, and what its bytes cost on a link."""
+
+import numpy as np
+
+from splitplane.planner.arrays import Array, Ints
+from splitplane.planner.context import Context, Site
+
+GIB = float(1 << 30)
+
+
+def stage_seconds(
+    context: Context, site: Site, first: Ints, last: Ints, *, decoded: Ints | None = None, encoded: Ints | None = None
+) -> Array:
+    """Mean service of a stage that runs segments ``[first, last)``, on a device that is as fast as observed.
+
+    ``decoded`` and ``encoded`` are the codecs (rows of the cut table) of what arrives from another stage and of what
+    is handed to one.
+    """
+    prefix = np.array(site.device.prefix_seconds)
+    seconds: Array = np.maximum(0.0, prefix[last] - prefix[first]) * site.correction + site.device.overhead_seconds
+    encode, decode = codec_seconds(context, site)
+    if decoded is not None:
+        seconds = seconds + decode[decoded, first]
+    if encoded is not None:
+        seconds = seconds + encode[encoded, last]
+    return seconds
+
+
+def codec_seconds(context: Context, site: Site) -> tuple[Array, Array]:
+    """Seconds to encode and to decode one sample, by codec and cut; 0 for a codec that was not measured."""
+    times = [site.device.codec_times.get(codec) for codec in context.table.codecs]
+    full = context.table.sent[context.table.codecs.index("fp32")]
+    encode = np.array([time.encode_seconds_per_byte if time else 0.0 for time in times])
+    decode = np.array([time.decode_seconds_per_byte if time else 0.0 for time in times])
+    return np.outer(encode, full), np.outer(decode, full)
+
+
+def egress_cost(context: Context, tier: str, sent: Array, rate: float | Array) -> Array:
+    """Price per hour of ``sent`` bytes per request that leave ``tier``."""
+    return sent * (rate * 3600.0 / GIB * context.tiers[tier].egress_price_per_gib)
+
+
+def round_cost(cost: Array) -> Array:
+    """A cost to twelve decimals, so that sums of the same prices in another order are equal."""
+    return np.round(cost, 12)
