@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from splitplane.domain.measurements import Error, Value
 from splitplane.domain.profiles import DeviceProfile, Profile, TensorSpec
 from splitplane.domain.profiles_io import ProfileResult, to_dict
 from splitplane.domain.times import timestamp
+from splitplane.planner import load_call, plan
 from tests.support.planner_cases import crepe
 
 KEY = ("shop", "tracker")
@@ -168,6 +170,18 @@ async def test_a_pipeline_is_measured_tier_after_tier_and_then_served(world: Wor
     assert world.condition("Ready") == ("True", "Serving")
     assert world.status["plan"]["generation"] == world.table["spec"]["generation"] == 1
     assert set(world.table["spec"]["stages"]) == set(world.stages())
+
+
+async def test_a_decision_is_logged_with_all_that_it_takes_to_make_it_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="splitplane.controller.deciding"):
+        await serving(world)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "splitplane.controller.deciding"]
+    said, _, call = line.partition(": ")
+    decision = plan(*load_call(call))
+    assert said == "Start of shop/tracker"
+    assert str(decision.target.plan) == world.status["plan"]["summary"]
 
 
 async def test_a_settled_pipeline_is_left_in_peace(world: World) -> None:

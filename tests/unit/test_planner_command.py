@@ -1,23 +1,21 @@
-"""``splitplane plan`` answers what the planner would choose, from files alone."""
+"""``splitplane plan``, ``explain`` and ``frontier`` ask the planner from files alone."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 from typer.testing import CliRunner
 
 from splitplane.api.profiles import from_device
-from splitplane.cli.plan import plan as command
-from splitplane.planner import load_call, plan
-from tests.support.planner_cases import crepe
+from splitplane.cli import app
+from splitplane.planner import dump_call, load_call, plan
+from tests.support.planner_cases import POLICY, SNAPSHOT, crepe, edge_only, links, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = str(ROOT / "examples" / "pitch-tracker.yaml")
 FAST = "edge:cloud=50Mbit,2ms"
-
-app = typer.Typer()
-app.command()(command)
 
 
 @pytest.fixture
@@ -47,8 +45,8 @@ def profile(tmp_path: Path) -> str:
     return str(path)
 
 
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, arguments)
+def run(*arguments: str, stdin: str | None = None) -> str:
+    result = CliRunner().invoke(app, arguments, input=stdin)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -58,46 +56,104 @@ def unwrapped(output: str) -> str:
     return "".join(output.replace("│", "").split())
 
 
-def chosen(output: str) -> str:
-    return next(line for line in output.splitlines() if line.startswith("chosen"))
+def line(output: str, name: str) -> str:
+    return next(each for each in output.splitlines() if each.startswith(name))
 
 
 def test_a_fast_link_a_slow_link_and_a_missing_tier_give_three_plans(profile: str):
-    constant = (PIPELINE, profile, "--rate", "3.5", "--scv", "0")
-    assert "edge:0-1|cloud:1-6 int8" in chosen(run(*constant, "--link", FAST))
-    assert "edge:0-2|cloud:2-6 int8" in chosen(run(*constant, "--link", "edge:cloud=3Mbit,2ms"))
-    assert "edge:0-6" in chosen(run(*constant, "--link", FAST, "--without", "cloud"))
+    constant = ("plan", "-f", PIPELINE, "--profile", profile, "--rate", "3.5", "--scv", "0")
+    assert "edge:0-1|cloud:1-6 int8" in line(run(*constant, "--bandwidth", FAST), "chosen")
+    assert "edge:0-1|cloud:1-6 int8" in line(run(*constant, "--bandwidth", "50Mbit,2ms"), "chosen")
+    assert "edge:0-2|cloud:2-6 int8" in line(run(*constant, "--bandwidth", "edge:cloud=3Mbit,2ms"), "chosen")
+    assert "edge:0-6" in line(run(*constant, "--bandwidth", FAST, "--without", "cloud"), "chosen")
 
 
-def test_the_baselines_are_shown_with_the_limits_that_they_break(profile: str):
-    output = run(PIPELINE, profile, "--link", FAST)
+def test_other_kinds_of_plan_are_shown_with_the_limits_that_they_break(profile: str):
+    output = run("plan", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST)
     assert "edge-only" in output
-    assert "privacy" in next(line for line in output.splitlines() if line.startswith("cloud-only"))
+    assert "privacy" in line(output, "cloud-only")
+    assert "|cloud:" in line(output, "other-split")
 
 
 def test_a_recorded_call_replays(profile: str):
-    snapshot, policy, now = load_call(run(PIPELINE, profile, "--link", FAST, "--price", "cloud=0.60", "--record"))
+    call = run(
+        "plan", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--price", "cloud=0.60", "--record"
+    )  # fmt: skip
+    snapshot, policy, now = load_call(call)
     assert str(plan(snapshot, policy, now).target.plan).startswith("edge:")
+
+
+def test_a_recorded_decision_is_explained_with_its_gate_its_gain_and_the_limits_that_bind(tmp_path: Path):
+    snapshot = replace(SNAPSHOT, links=links(4), active=serving(edge_only(3)))
+    log = tmp_path / "operator.log"
+    recorded = [dump_call(snapshot, replace(POLICY, max_cost_per_hour=cost), 0.0) for cost in (0.1, 1.0)]
+    log.write_text("".join(f"2026-01-01 INFO Hold of shop/tracker: {call}\n" for call in recorded) + "more\n")
+    output = run("explain", "--call", str(log))
+    assert "Hold (HeldByGain)" in output
+    assert "Held by gate: gain" in output
+    assert "privacy (raw input stays on trusted tiers)" in output
+    assert "edge:0-6" in line(output, "serves")
+    assert "edge:0-2|cloud:2-6" in line(output, "without gates")
+    assert "cloud-only" in output
+    assert run("explain", "--call", "-", stdin=log.read_text()) == output
+
+
+def test_stated_conditions_are_explained_too(profile: str):
+    output = run("explain", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "3.5")
+    assert "Start (InitialPlan)" in output
+    assert "Limits that bind" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [((), "--call FILE"), (("--call", "/nowhere"), "No such file"), (("--call", "-"), "no recorded decision")],
+)
+def test_what_cannot_be_explained_is_refused(arguments: tuple[str, ...], says: str):
+    result = CliRunner().invoke(app, ["explain", *arguments], input='{"now":1}\n')
+    assert result.exit_code == 2
+    assert unwrapped(says) in unwrapped(result.output)
+
+
+def test_the_frontier_is_listed_by_cost_and_no_plan_on_it_beats_another(profile: str):
+    conditions = ("-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "3.5")
+    plans = json.loads(run("frontier", *conditions, "--json"))
+    costs = [each["predicted"]["cost_per_hour"] for each in plans]
+    assert costs == sorted(costs)
+    assert len(plans) > 20
+    assert plans[0]["costPerThousandRequests"] == pytest.approx(costs[0] / 12.6)
+    table = run("frontier", *conditions, "--most", "5").splitlines()
+    assert table[0] == f"{len(plans)} plans that no other beats, by cost"
+    assert len(table) == 7
+
+
+def test_the_frontier_is_drawn(profile: str, tmp_path: Path):
+    picture = tmp_path / "frontier.png"
+    run("frontier", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--plot", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--link", "edge=50Mbit", "edge:cloud=50Mbit,2ms"),
-        ("--link", "edge:moon=50Mbit", "edge:cloud=50Mbit,2ms"),
-        ("--link", "edge:cloud=fast", "3Mbit"),
+        ("--bandwidth", "edge=50Mbit", "edge:cloud=50Mbit,2ms"),
+        ("--bandwidth", "edge:moon=50Mbit", "edge:cloud=50Mbit,2ms"),
+        ("--bandwidth", "edge:cloud=", "edge:cloud=50Mbit,2ms"),
+        ("--bandwidth", "edge:cloud=fast", "3Mbit"),
         ("--price", "moon=1", "moon"),
         ("--price", "cloud=cheap", "cloud=0.30"),
         ("--without", "moon", "moon"),
     ],
 )
-def test_a_condition_that_cannot_be_read_is_refused_with_an_example(profile: str, option: str, value: str, says: str):
-    result = CliRunner().invoke(app, [PIPELINE, profile, option, value])
+@pytest.mark.parametrize("command", ["plan", "explain", "frontier"])
+def test_a_condition_that_cannot_be_read_is_refused_with_an_example(
+    profile: str, command: str, option: str, value: str, says: str
+):
+    result = CliRunner().invoke(app, [command, "-f", PIPELINE, "--profile", profile, option, value])
     assert result.exit_code == 2
     assert says in unwrapped(result.output)
 
 
 def test_a_file_of_another_kind_is_refused(profile: str):
-    result = CliRunner().invoke(app, [profile, profile])
+    result = CliRunner().invoke(app, ["plan", "-f", profile, "--profile", profile])
     assert result.exit_code == 2
     assert "InferencePipeline" in result.output

@@ -3,13 +3,16 @@
 import typer
 
 from splitplane.cli import local
+from splitplane.cli.explain import explain
+from splitplane.cli.frontier import frontier
 from splitplane.cli.plan import plan
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Split PyTorch models between edge and cloud."
 )
 app.add_typer(local.app, name="local")
-app.command()(plan)
+for command in (plan, explain, frontier):
+    app.command()(command)
 
 
 @app.callback()

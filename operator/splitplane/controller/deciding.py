@@ -1,5 +1,6 @@
 """Planning one pipeline when it is time to, and heading for the plan that comes of it."""
 
+import logging
 from dataclasses import replace
 
 from splitplane.api.policies import to_policy
@@ -16,7 +17,9 @@ from splitplane.domain.measurements import Missing, known
 from splitplane.domain.profiles import Profile
 from splitplane.domain.snapshots import Action, Decision
 from splitplane.domain.times import instant
-from splitplane.planner import plan
+from splitplane.planner import Kept, dump_call, plan
+
+_log = logging.getLogger(__name__)
 
 # How long the first plan waits for a new gateway to measure the links.
 _LINK_PATIENCE_SECONDS = 30.0
@@ -62,9 +65,12 @@ class Deciding:
             reported=this.reported, control=control, generation=this.observed.generation, now=now,
         )  # fmt: skip
         memory.planned_at, memory.planned_for = now, situation
+        if memory.kept is None or not memory.kept.fits(seen.profile):
+            memory.kept = Kept(seen.profile)
+        policy = to_policy(pipeline.spec)
         try:
             with self._telemetry.planning.time():
-                decision = plan(seen, to_policy(pipeline.spec), now)
+                decision = plan(seen, policy, now, kept=memory.kept)
         except ValueError as error:
             if not memory.contradiction:
                 this.problems.append(("InvalidSpec", str(error)))
@@ -72,6 +78,9 @@ class Deciding:
             return
         memory.contradiction = ""
         memory.decision = decision
+        if decision.action is not Action.HOLD:
+            # All that the decision rests on: it can be made and explained again (`splitplane explain --call`).
+            _log.info("%s of %s: %s", decision.action, "/".join(this.key), dump_call(seen, policy, now))
         self._telemetry.decisions.labels(str(decision.action), decision.reason).inc()
         if decision.gate:
             self._telemetry.holds.labels(decision.gate).inc()

@@ -17,6 +17,7 @@ from splitplane.controller.switching import Note, Observed
 from splitplane.controller.view import View
 from splitplane.domain.profiles import Profile
 from splitplane.domain.snapshots import Decision
+from splitplane.planner import Kept
 
 
 @dataclass(slots=True)
@@ -31,6 +32,8 @@ class Memory:
     status_at: float = 0.0
     parsed: tuple[str, InferencePipeline] | None = None
     profile: tuple[str, ModelProfileSpec, Profile] | None = None
+    kept: Kept | None = None
+    """What the planner keeps of the profile."""
     announcements: Announcements = field(default_factory=Announcements)
     contradiction: str = ""
     """Why the planner refused spec and snapshot together, as long as it does."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from splitplane.domain.plans import Candidate, Stage
 from splitplane.domain.snapshots import Action, Active, Decision, Mode, Policy, Snapshot
 from splitplane.planner import gates
@@ -14,7 +16,7 @@ from splitplane.planner.evaluation import assess
 from splitplane.planner.explain import conditions, describe, why_nothing_fits
 from splitplane.planner.keeping import Kept
 from splitplane.planner.routes import admissible_routes
-from splitplane.planner.selecting import best_plan
+from splitplane.planner.selecting import best_plan, current_frontier
 
 
 def plan(snapshot: Snapshot, policy: Policy, now: float, *, kept: Kept | None = None) -> Decision:
@@ -30,6 +32,16 @@ def plan(snapshot: Snapshot, policy: Policy, now: float, *, kept: Kept | None = 
 def explain(snapshot: Snapshot, policy: Policy, now: float, *, kept: Kept | None = None) -> Decision:
     """The same decision, with all that may explain it also where nothing changes: ``binding`` and ``other-split``."""
     return _decide(build_context(snapshot, policy, kept), now, thorough=True)
+
+
+def frontier(snapshot: Snapshot, policy: Policy, *, kept: Kept | None = None) -> list[Candidate]:
+    """The plans that no other beats in p95, cost, leak and accuracy loss, by rising cost; empty under overload.
+
+    Limits on p95 and cost are told as violations, all others hold. Raises ``ValueError`` as ``plan`` does.
+    """
+    context = build_context(snapshot, policy, kept)
+    found = current_frontier(context)
+    return [found.candidate(context, int(place)) for place in np.lexsort((found.p95, found.cost))]
 
 
 def _decide(context: Context, now: float, *, thorough: bool) -> Decision:

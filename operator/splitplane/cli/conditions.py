@@ -1,0 +1,113 @@
+"""A pipeline, its profile and the conditions that a user states, as the planner's arguments; no cluster is asked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import yaml
+from pydantic import ValidationError
+
+from splitplane.api.fields import Model
+from splitplane.api.pipelines import InferencePipeline
+from splitplane.api.policies import spec_price, to_policy, to_tier
+from splitplane.api.profiles import ModelProfile, to_profile
+from splitplane.domain.measurements import Value
+from splitplane.domain.snapshots import Link, Policy, Snapshot
+from splitplane.local.config import parse_delay, parse_rate
+
+M = TypeVar("M", bound=Model)
+
+File = Annotated[Path, typer.Option("--file", "-f", help="An InferencePipeline (YAML).")]
+ProfileFile = Annotated[Path, typer.Option("--profile", help="Its ModelProfile: kubectl get mprof NAME -o yaml.")]
+Rate = Annotated[float, typer.Option(help="Requests per second.", min=0.0)]
+Scv = Annotated[
+    float, typer.Option(help="Burstiness of arrivals: 0 for a metronome, 1 for independent users.", min=0.0)
+]
+Bandwidth = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[A:B=]RATE[,DELAY]", help="Of all links, as 50Mbit, or of one, as edge:cloud=50Mbit,2ms."),
+]
+Price = Annotated[list[str] | None, typer.Option(metavar="TIER=PRICE", help="Per replica-hour, for pricePerHour.")]
+Without = Annotated[list[str] | None, typer.Option(metavar="TIER", help="A tier without ready nodes.")]
+
+Texts = Sequence[str] | None
+
+_UNLIMITED_BYTES_PER_SECOND = 1.25e11
+
+
+def arguments(
+    file: Path, profile: Path, *,
+    rate: float, scv: float, bandwidth: Texts, price: Texts, without: Texts,
+) -> tuple[Snapshot, Policy]:  # fmt: skip
+    """What the planner would be asked. Raises ``typer.BadParameter``, saying what to write instead."""
+    try:
+        pipeline, measured = _read(InferencePipeline, file), _read(ModelProfile, profile)
+        snapshot = _snapshot(pipeline, measured, rate, scv, bandwidth or (), price or (), without or ())
+        return snapshot, to_policy(pipeline.spec)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _read(kind: type[M], path: Path) -> M:
+    data: Any = yaml.safe_load(path.read_text())
+    if not isinstance(data, dict) or data.get("kind") != kind.__name__:
+        raise ValueError(f"{path} holds no {kind.__name__}: give a file with that one resource")
+    try:
+        return kind.parse(data)
+    except ValidationError as error:
+        wrong = (f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors())
+        raise ValueError(f"{path}: {'; '.join(wrong)}") from error
+
+
+def _snapshot(
+    pipeline: InferencePipeline, profile: ModelProfile, rate: float, scv: float,
+    bandwidths: Sequence[str], prices: Sequence[str], without: Sequence[str],
+) -> Snapshot:  # fmt: skip
+    names = [tier.name for tier in pipeline.spec.tiers]
+    stated = {}
+    for text in prices:
+        tier, _, amount = text.partition("=")
+        stated[tier] = Value(_number(amount, text, "cloud=0.30"))
+    for name in (*stated, *without):
+        if name not in names:
+            raise ValueError(f"the pipeline has no tier {name!r}: its tiers are {', '.join(names)}")
+    links = {(link.source, link.target): link for text in bandwidths for link in _links(text, names)}
+    return Snapshot(
+        pipeline=pipeline.metadata.name,
+        time=0.0,
+        profile=to_profile(profile.spec),
+        tiers=tuple(
+            to_tier(
+                tier,
+                price_per_hour=stated.get(tier.name) or spec_price(tier),
+                slots=0 if tier.name in without else tier.replicas.max,
+                ready_nodes=0 if tier.name in without else 1,
+            )
+            for tier in pipeline.spec.tiers
+        ),
+        links=tuple(links.values()),
+        arrival_rate=Value(rate),
+        arrival_scv=scv,
+    )
+
+
+def _links(text: str, tiers: Sequence[str]) -> list[Link]:
+    """The links that one option states: one, or those between all tiers."""
+    ends, one, numbers = text.rpartition("=")
+    source, _, target = ends.partition(":")
+    rate, _, delay = numbers.partition(",")
+    if not rate or (one and not (source in tiers and target in tiers and source != target)):
+        form = f"50Mbit, or edge:cloud=50Mbit,2ms with tiers of {', '.join(tiers)}"
+        raise ValueError(f"bandwidth {text!r} is not of the form {form}")
+    bits = parse_rate(rate)
+    bandwidth = Value(_UNLIMITED_BYTES_PER_SECOND if bits is None else bits / 8.0)
+    pairs = [(source, target)] if one else [(a, b) for a in tiers for b in tiers if a != b]
+    return [Link(*pair, bandwidth, Value(parse_delay(delay or "0"))) for pair in pairs]
+
+
+def _number(text: str, whole: str, example: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{whole!r} is not of the form {example}") from None

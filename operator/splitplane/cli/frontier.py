@@ -1,0 +1,87 @@
+"""``splitplane frontier``: all plans that none other beats in p95, cost, leak and accuracy loss."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from splitplane.cli.conditions import Bandwidth, File, Price, ProfileFile, Rate, Scv, Without, arguments
+from splitplane.cli.plans import out, per_thousand, show
+from splitplane.domain.plans import Candidate
+from splitplane.planner import frontier as find
+from splitplane.planner import to_dict
+
+
+def frontier(
+    file: File,
+    profile: ProfileFile,
+    rate: Rate = 1.0,
+    scv: Scv = 1.0,
+    bandwidth: Bandwidth = None,
+    price: Price = None,
+    without: Without = None,
+    most: Annotated[int, typer.Option(help="Rows to print, spread evenly by cost.", min=2)] = 30,
+    plot: Annotated[Path | None, typer.Option(help="Draw p95 over cost into a file (PNG, SVG or PDF).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all plans as JSON.")] = False,
+) -> None:
+    """Show the plans to choose from: every other plan is at most as good in p95, cost, leak and accuracy loss."""
+    snapshot, policy = arguments(
+        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without
+    )  # fmt: skip
+    try:
+        plans = find(snapshot, policy)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if plot is not None:
+        _draw(plans, rate, plot)
+        out.print(f"{len(plans)} plans drawn into {plot}", markup=False)
+    elif as_json:
+        rows = [{**to_dict(plan), "costPerThousandRequests": per_thousand(plan, rate)} for plan in plans]
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        out.print(f"{len(plans)} plans that no other beats, by cost", markup=False)
+        show([("", plan) for plan in _spread(plans, most)], rate=rate)
+
+
+def _spread(plans: Sequence[Candidate], most: int) -> list[Candidate]:
+    """At most so many, the first and the last included."""
+    if len(plans) <= most:
+        return list(plans)
+    return [plans[round(place * (len(plans) - 1) / (most - 1))] for place in range(most)]
+
+
+def _draw(plans: Sequence[Candidate], rate: float, path: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise typer.BadParameter("drawing needs matplotlib: pip install 'splitplane[plot]'") from None
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes: Any = figure.subplots()
+    for partitions in (1, 2, 3):
+        for broken, marker in ((False, "o"), (True, "x")):
+            group = [
+                plan.predicted
+                for plan in plans
+                if len(plan.plan.stages) == partitions and bool(plan.violations) is broken
+            ]
+            if group:
+                label = f"{partitions} partition{'s' * (partitions > 1)}" + ", breaks a limit" * broken
+                costs, seconds = [each.cost_per_hour for each in group], [each.p95_seconds * 1e3 for each in group]
+                axes.scatter(costs, seconds, color=f"C{partitions - 1}", marker=marker, s=18, label=label)
+    axes.set(xlabel="cost per hour", ylabel="p95 (ms)", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_title(
+        f"{len(plans)} plans that no other beats, at {rate:g} requests/s\n"
+        "(what looks worse here shows less of the input, or loses less accuracy)",
+        fontsize="medium",
+    )
+    axes.grid(alpha=0.3)
+    if plans:
+        axes.legend()
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {error}") from error

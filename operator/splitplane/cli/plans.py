@@ -1,0 +1,56 @@
+"""Plans as rows of a table for people."""
+
+import math
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from splitplane.domain.plans import Candidate
+
+out = Console(highlight=False, soft_wrap=True)
+if not out.is_terminal:
+    out.width = 240  # lines of a table stay whole where other programs read them
+
+_COLUMNS = ("PLAN", "REPLICAS", "P50", "P95", "P99", "COST/H", "PER 1000", "LEAK", "LOSS", "MAX RATE", "BREAKS")
+
+
+def show(rows: Iterable[tuple[str, Candidate]], *, rate: float) -> None:
+    """Print plans, each with a word on what it is; ``rate`` is that of requests per second."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", *_COLUMNS):
+        table.add_column(column)
+    for name, candidate in rows:
+        table.add_row(name, *_cells(candidate, rate))
+    out.print(table)
+
+
+def _cells(candidate: Candidate, rate: float) -> tuple[str, ...]:
+    predicted = candidate.predicted
+    return (
+        str(candidate.plan),
+        "+".join(str(stage.replicas) for stage in candidate.plan.stages),
+        _milliseconds(predicted.p50_seconds),
+        _milliseconds(predicted.p95_seconds),
+        _milliseconds(predicted.p99_seconds),
+        _number(predicted.cost_per_hour, ".2f"),
+        _number(per_thousand(candidate, rate), ".3g"),
+        _number(predicted.leak, ".2f"),
+        _number(predicted.accuracy_loss, ".2%"),
+        f"{predicted.max_rate_per_second:.2f}/s",
+        ", ".join(candidate.violations),
+    )
+
+
+def per_thousand(candidate: Candidate, rate: float) -> float:
+    """Cost per 1,000 requests at ``rate`` requests per second; NaN without requests."""
+    return candidate.predicted.cost_per_hour / (rate * 3.6) if rate > 0.0 else math.nan
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.0f} ms"
+
+
+def _number(value: float | None, form: str) -> str:
+    """A number, or a dash where it is not known."""
+    return "-" if value is None or math.isnan(value) else f"{value:{form}}"
