@@ -294,7 +294,11 @@ def test_status_tells_nodes_links_and_what_is_emulated(cluster: Cluster) -> None
     }  # fmt: skip
     assert value["links"] == [{"between": ["cloud", "edge"], "rate": "3Mbit", "delay": "5ms", "down": False}]
     assert {node["name"]: node["pricePerHour"] for node in value["nodes"]}["cloud-1"] == 1.25
-    assert [text.split(":")[0] for text in value["emulated"]] == ["device speed", "links between tiers"]
+    assert [text.split(":")[0] for text in value["emulated"]] == [
+        "device speed",
+        "machines of their own",
+        "links between tiers",
+    ]
     assert value["versions"]["kube-apiserver"].startswith("1.37.")
     assert value["residentBytes"] > 2**27
     table = run("status", "--name", name).stdout
