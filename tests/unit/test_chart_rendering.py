@@ -27,12 +27,15 @@ def _helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     helm = binaries.find("helm")
     if helm is None:
         pytest.fail("helm is not built yet: run `make binaries`")
-    command = [str(helm), "template", "release", str(CHART), "--namespace", "splitplane-system", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([str(helm), *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def _template(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return _helm("template", "release", str(CHART), "--namespace", "splitplane-system", *arguments)
 
 
 def _render(*arguments: str) -> list[dict[str, Any]]:
-    done = _helm(*PROMETHEUS, *arguments)
+    done = _template(*PROMETHEUS, *arguments)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
@@ -206,7 +209,7 @@ def test_values_of_the_user_reach_the_operator() -> None:
 
 
 def test_installing_without_prometheus_says_what_to_set() -> None:
-    done = _helm()
+    done = _template()
     assert done.returncode != 0
     assert re.search(r"prometheus\.url is required: --set prometheus\.url=http://", done.stderr)
 
@@ -223,9 +226,14 @@ def test_installing_without_prometheus_says_what_to_set() -> None:
     ],
 )
 def test_a_mistyped_value_is_refused_by_name(setting: str, named: str) -> None:
-    done = _helm(*PROMETHEUS, "--set", setting)
+    done = _template(*PROMETHEUS, "--set", setting)
     assert done.returncode != 0
     assert named in done.stderr
+
+
+def test_the_chart_passes_helms_strict_lint() -> None:
+    done = _helm("lint", "--strict", str(CHART), *PROMETHEUS)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_two_releases_in_two_namespaces_share_no_object_of_the_cluster() -> None:
