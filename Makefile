@@ -4,12 +4,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := build/peers
 UV := $(shell command -v uv 2>/dev/null || echo build/uv/bin/uv)
 export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench lock env binaries clean kind-up kind-down
+.PHONY: help demo test test-unit lint format crds generate bench lock env binaries clean peers fuzz kind-up kind-down
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,12 +18,15 @@ help:  ## Show this list
 demo: env binaries  ## Split a trained model between edge and cloud nodes, and watch it being re-planned (about 6 minutes)
 	@PYTHONPATH=examples $(BIN)/python -m demo $(DEMO_ARGS)
 
-test: env binaries  ## Run all tests: unit, integration on the embedded control plane, end to end
+test: env binaries peers  ## Run all tests: unit, integration on the embedded control plane, end to end
 	@$(BIN)/python -m pytest tests/unit tests/integration $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest tests/timing tests/e2e $(PYTEST_ARGS)
 
-test-unit: env binaries  ## Run the tests that start no cluster
+test-unit: env binaries peers  ## Run the tests that start no cluster
 	@$(BIN)/python -m pytest tests/unit $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+
+fuzz: env  ## Send 20,000 malformed requests to both protocol fronts (a few minutes)
+	@SPLITPLANE_FUZZ_REQUESTS=20000 $(BIN)/python -m pytest tests/unit/test_oip_malformed.py $(PYTEST_ARGS)
 
 lint: env  ## Check format, lint, types, import layers, generated files and locks
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
@@ -50,6 +54,16 @@ lock: $(UV)  ## Resolve the dependencies anew and write requirements/*.lock
 	@UV="$(UV)" hack/lock
 
 env: $(VENV)/.stamp
+
+peers: $(PEERS)/.stamp  ## Install other model servers and clients, to test and measure against, into build/peers
+
+# Clients and servers of others, with the libraries of our environment behind their own (torch, for one).
+$(PEERS)/.stamp: requirements/peers.lock | $(VENV)/.stamp
+	@test -x $(PEERS)/bin/python || $(UV) venv --quiet --python $(PYTHON) $(PEERS)
+	@$(UV) pip sync --quiet --python $(PEERS)/bin/python --require-hashes requirements/peers.lock
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  >"$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/splitplane-behind.pth"
+	@touch $@
 
 binaries: env
 	@UV="$(abspath $(UV))" $(BIN)/splitplane local build

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +14,7 @@ import tritonclient.http
 import tritonclient.utils
 from prometheus_client import CollectorRegistry, Counter
 
-from splitplane.runtime import oip_grpc, oip_json, oip_rest
+from splitplane.runtime import oip_json, oip_rest
 from splitplane.runtime.inference import (
     Failure,
     InferenceError,
@@ -25,6 +24,7 @@ from splitplane.runtime.inference import (
     TensorMetadata,
 )
 from splitplane.runtime.tensors import check_inputs, from_array, to_array
+from tests.support import fronts
 
 METADATA = ModelMetadata(
     "adder",
@@ -69,31 +69,10 @@ class Server:
 
 @pytest.fixture(scope="module")
 def serving() -> Iterator[Server]:
-    """Both fronts on an event loop of their own, for clients that block."""
-    loop, model, registry = asyncio.new_event_loop(), Adder(), CollectorRegistry()
+    model, registry = Adder(), CollectorRegistry()
     Counter("things", "Counted", registry=registry).inc(3)
-
-    async def start() -> tuple[Any, Any, Server]:
-        server = oip_grpc.make_server(model)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        rest = await oip_rest.serve(oip_rest.make_app(model, registry), "127.0.0.1", 0)
-        host, http_port = rest.addresses[0][:2]
-        return server, rest, Server(model, f"127.0.0.1:{port}", f"{host}:{http_port}")
-
-    grpc_server, rest, server = loop.run_until_complete(start())
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield server
-
-    async def stop() -> None:
-        await grpc_server.stop(None)
-        await rest.cleanup()
-
-    asyncio.run_coroutine_threadsafe(stop(), loop).result(30)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(30)
-    loop.close()
+    with fronts.serving(model, registry) as both:
+        yield Server(model, both.grpc_address, both.http_address)
 
 
 @pytest.fixture
@@ -307,7 +286,12 @@ def with_input(**changes: Any) -> dict[str, Any]:
         (with_input(datatype=None), "input 'b' has no 'datatype'"),
         (with_input(datatype="INT32"), "input 'b' has datatype INT32; expected INT64"),
         (with_input(datatype="BF16"), "input 'b': datatype 'BF16' can only be sent as binary data"),
-        (with_input(datatype="BYTES"), "input 'b': datatype 'BYTES' is not supported"),
+        (with_input(datatype="FP8"), "input 'b': datatype 'FP8' is not supported"),
+        (with_input(datatype="BYTES"), "input 'b': 'data' holds values that are not BYTES"),
+        (with_input(datatype="BYTES", data=["1", "2"]), "input 'b' has datatype BYTES; expected INT64"),
+        ({"inputs": INPUTS, "parameters": {"n": 1 << 64}}, "parameter 'n' fits neither int64 nor uint64"),
+        ({"inputs": INPUTS, "id": "\ud800"}, "'id': a text has no UTF-8 form"),
+        (b"[" * 100_000, "the request is not JSON"),
         (with_input(shape="1,2"), "input 'b': 'shape' must be a list of sizes, not '1,2'"),
         (with_input(shape=[1, 3]), "input 'b' has 2 values; shape [1, 3] takes 3"),
         (with_input(shape=[2, 1]), "input 'b' has shape [2, 1]; expected [-1, 2] (-1 is any size)"),

@@ -28,7 +28,7 @@ def test_user_facing_top_level_is_complete() -> None:
 
 def test_lock_files_carry_hashes_and_no_host_names() -> None:
     locks = sorted((ROOT / "requirements").glob("*.lock"))
-    assert [lock.stem for lock in locks] == ["dev", "operator", "runtime"]
+    assert [lock.stem for lock in locks] == ["dev", "operator", "peers", "runtime"]
     for lock in locks:
         text = lock.read_text()
         assert "--hash=sha256:" in text

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from splitplane.runtime import oip_pb2, oip_wire
+from splitplane.runtime import grpc_standard, oip_pb2, oip_wire
 from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check
 
 SERVICE = "inference.GRPCInferenceService"
@@ -41,7 +41,8 @@ def status_code(failure: Failure) -> grpc.StatusCode:
 def make_server(model: Model, *handlers: grpc.GenericRpcHandler) -> grpc.aio.Server:
     """A server, not yet bound or started, that answers for the model (and with further handlers)."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    server.add_generic_rpc_handlers((_service(model), *handlers))
+    server.add_generic_rpc_handlers((_service(model), grpc_standard.health(model, SERVICE), *handlers))
+    grpc_standard.reflect(server, SERVICE)
     return server
 
 
@@ -95,11 +96,12 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
 
 
 def _method(handler: Handler, form: Any) -> "grpc.RpcMethodHandler[Any, Any]":
-    return grpc.unary_unary_rpc_method_handler(
-        _answering(handler),
-        request_deserializer=form.FromString,
-        response_serializer=lambda message: message.SerializeToString(),
-    )
+    """Read here and not by gRPC, to which a message that cannot be read is an error of the server."""
+
+    async def handle(data: bytes, context: Context) -> Any:
+        return (await handler(oip_wire.parse(form, data), context)).SerializeToString()
+
+    return grpc.unary_unary_rpc_method_handler(_answering(handle))
 
 
 def _answering(handler: Handler) -> Handler:

@@ -5,8 +5,10 @@ after it the contents of every tensor that has the parameter ``binary_data_size`
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,16 @@ from splitplane.runtime.inference import (
     deadline_of,
     invalid,
 )
-from splitplane.runtime.tensors import NUMPY_TYPES, check_size, from_array, nbytes, to_array
+from splitplane.runtime.tensors import (
+    BYTES,
+    NUMPY_TYPES,
+    check_size,
+    from_array,
+    from_elements,
+    nbytes,
+    to_array,
+    to_elements,
+)
 
 BINARY_SIZE = "binary_data_size"
 BINARY = "binary_data"
@@ -50,12 +61,7 @@ def read_request(
     received = time.perf_counter()
     if header_size is not None and not 0 <= header_size <= len(body):
         raise invalid(f"Inference-Header-Content-Length is {header_size}, but the body has {len(body)} bytes")
-    try:
-        header = json.loads(body if header_size is None else body[:header_size])
-    except ValueError as error:
-        raise invalid(f"the request is not JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise invalid("the request is not a JSON object")
+    header = read_object(body if header_size is None else body[:header_size])
     rest = memoryview(body)[len(body) if header_size is None else header_size :]
     inputs: list[Tensor] = []
     for entry in _objects(header, "inputs"):
@@ -74,7 +80,7 @@ def read_request(
     request = InferRequest(
         model_name=model_name,
         model_version=model_version,
-        id=str(header.get("id", "")),
+        id=_id(header),
         parameters=_without_transport(parameters),
         inputs=tuple(inputs),
         outputs=tuple(names),
@@ -97,7 +103,7 @@ def write_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byte
             parameters[BINARY_SIZE] = nbytes(tensor)
             contents.append(tensor.data)
         else:
-            entry["data"] = _json_data(tensor)
+            entry["data"] = json_data(tensor)
         if parameters:
             entry["parameters"] = parameters
         outputs.append(entry)
@@ -110,7 +116,24 @@ def write_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byte
     return (b"".join((header, *contents)), len(header)) if contents else (header, None)
 
 
-def _json_data(tensor: Tensor) -> list[Any]:
+def read_object(body: bytes) -> dict[str, Any]:
+    """A body that is a JSON object. Raises :class:`InferenceError` when it is none."""
+    try:
+        header = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"the request is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise invalid("the request is not a JSON object")
+    return header
+
+
+def json_data(tensor: Tensor) -> list[Any]:
+    """An output's values, flat. Raises :class:`InferenceError` when JSON has no form for one of them."""
+    if tensor.datatype == BYTES:
+        try:
+            return [element.decode() for element in to_elements(tensor, kind="output")]
+        except UnicodeDecodeError:
+            raise invalid(f"output '{tensor.name}' holds bytes that are no UTF-8: ask for it as {BINARY}") from None
     if tensor.datatype not in NUMPY_TYPES:
         raise invalid(f"output '{tensor.name}' is {tensor.datatype}, which JSON cannot carry: ask for it as {BINARY}")
     array = to_array(tensor).reshape(-1)
@@ -124,13 +147,13 @@ def _read_input(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, mem
     name = _text(entry, "name", "an input")
     datatype = _text(entry, "datatype", f"input '{name}'")
     shape = entry.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise invalid(f"input '{name}': 'shape' must be a list of sizes, not {shape!r}")
     parameters = _parameters(entry, f"input '{name}'")
     size = parameters.get(BINARY_SIZE)
     if size is None:
         return _from_json(name, datatype, tuple(shape), entry, _without_transport(parameters)), rest
-    if not isinstance(size, int) or not 0 <= size <= len(rest):
+    if type(size) is not int or not 0 <= size <= len(rest):
         raise invalid(f"input '{name}': {BINARY_SIZE} is {size}, but {len(rest)} bytes of binary data are left")
     tensor = Tensor(name, datatype, tuple(shape), rest[:size], _without_transport(parameters))
     check_size(tensor)
@@ -142,25 +165,53 @@ def _from_json(
 ) -> Tensor:
     if "data" not in entry:
         raise invalid(f"input '{name}' has neither 'data' nor the parameter {BINARY_SIZE}")
+    return replace(read_values(name, datatype, entry["data"], shape), parameters=parameters)
+
+
+def read_values(name: str, datatype: str, data: Any, shape: tuple[int, ...] | None = None) -> Tensor:
+    """JSON values, nested or flat, as a tensor; without ``shape`` their nesting is it.
+
+    Raises :class:`InferenceError` when they are not of that datatype or not as many as the shape says.
+    """
+    array = _texts(name, data) if datatype == BYTES else _numbers(name, datatype, data)
+    shape = array.shape if shape is None else shape
+    if array.size != math.prod(shape):
+        raise invalid(f"input '{name}' has {array.size} values; shape {list(shape)} takes {math.prod(shape)}")
+    if datatype == BYTES:
+        return from_elements(name, array.flat, shape)
+    # Flat, as no array of numpy's has as many dimensions as a client may name.
+    return replace(from_array(name, array.reshape(-1)), shape=shape)
+
+
+def _texts(name: str, data: Any) -> npt.NDArray[Any]:
+    """Texts as their UTF-8, in an array of objects."""
+    given = _nested(name, data, object)
+    try:
+        for index, value in enumerate(given.flat):
+            if not isinstance(value, str):
+                raise invalid(f"input '{name}': 'data' holds values that are not {BYTES}")
+            given.flat[index] = value.encode()
+    except UnicodeEncodeError:
+        raise invalid(f"input '{name}': a text has no UTF-8 form") from None
+    return given
+
+
+def _nested(name: str, data: Any, dtype: Any = None) -> npt.NDArray[Any]:
+    try:
+        return np.array(data, dtype)
+    except ValueError:
+        raise invalid(f"input '{name}': 'data' is ragged; nest it as its shape says, or send it flat") from None
+
+
+def _numbers(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
+    """JSON values as an array; never rounds, wraps or parses a value to make it fit."""
     if datatype not in NUMPY_TYPES:
         hint = "can only be sent as binary data" if datatype in DATATYPE_BYTES else "is not supported"
         raise invalid(f"input '{name}': datatype '{datatype}' {hint}")
-    array = _array(name, datatype, entry["data"])
-    if array.size != int(np.prod(shape, dtype=np.int64)):
-        raise invalid(f"input '{name}' has {array.size} values; shape {list(shape)} takes {np.prod(shape)}")
-    tensor = from_array(name, array.reshape(shape))
-    return Tensor(name, datatype, shape, tensor.data, parameters)
-
-
-def _array(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
-    """JSON values as an array; never rounds, wraps or parses a value to make it fit."""
     target = NUMPY_TYPES[datatype]
-    try:
-        given = np.array(data)
-    except ValueError:
-        raise invalid(f"input '{name}': 'data' is ragged; nest it as its shape says, or send it flat") from None
+    given = _nested(name, data)
     if given.size == 0:
-        return np.empty(0, target)
+        return np.empty(given.shape, target)
     fits = given.dtype.kind in _KINDS[target.kind]
     if target.kind in "ui" and not fits:
         # numpy reads integers that fit no signed 64 bits beside others as floats or objects: look at them one by one.
@@ -187,6 +238,7 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value:
         raise invalid(f"{where} has no '{key}'")
+    _encodable(value, where)
     return value
 
 
@@ -196,7 +248,30 @@ def _parameters(record: Mapping[str, Any], where: str) -> Parameters:
         isinstance(value, bool | int | float | str) for value in parameters.values()
     ):
         raise invalid(f"{where}: 'parameters' must be an object of numbers, texts, true and false")
+    for name, value in parameters.items():
+        _encodable(name, where)
+        if isinstance(value, str):
+            _encodable(value, where)
+        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+            raise invalid(f"{where}: parameter '{name}' fits neither int64 nor uint64")
     return parameters
+
+
+def _id(header: Mapping[str, Any]) -> str:
+    value = header.get("id", "")
+    if not isinstance(value, str | int):
+        raise invalid("'id' must be a text")
+    text = str(value)
+    _encodable(text, "'id'")
+    return text
+
+
+def _encodable(text: str, where: str) -> None:
+    """JSON may escape half a surrogate pair, which no text on the wire can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise invalid(f"{where}: a text has no UTF-8 form") from None
 
 
 def _without_transport(parameters: Parameters) -> dict[str, Parameter]:

@@ -10,7 +10,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from splitplane.runtime import oip_json
+from splitplane.runtime import oip_json, oip_v1
 from splitplane.runtime.inference import Failure, InferenceError, Model, ModelMetadata, answer, check, invalid
 from splitplane.runtime.oip_grpc import EXTENSIONS, MAX_MESSAGE_BYTES, SERVER_NAME, VERSION
 from splitplane.runtime.tensors import nbytes
@@ -24,7 +24,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_app(model: Model, registry: CollectorRegistry) -> web.Application:
-    """The application, not yet bound: OIP REST, ``/v2/health/*`` and ``/metrics``."""
+    """The application, not yet bound: OIP REST, KServe's V1 beside it, ``/v2/health/*`` and ``/metrics``."""
     app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[_errors])
 
     async def live(_request: web.Request) -> web.Response:
@@ -64,6 +64,21 @@ def make_app(model: Model, registry: CollectorRegistry) -> web.Application:
             body=content, content_type="application/octet-stream", headers={HEADER_SIZE: str(header_size)}
         )
 
+    async def alive(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"})
+
+    async def model_list(_request: web.Request) -> web.Response:
+        return web.json_response({"models": [model.metadata().name]})
+
+    async def predict(request: web.Request) -> web.Response:
+        metadata = check(model, *_named(request))
+        body = await request.read()
+        inference, by_rows = await _maybe_off_loop(len(body), lambda: oip_v1.read_request(body, metadata))
+        response = await model.infer(inference)
+        size = sum(nbytes(tensor) for tensor in response.outputs)
+        content = await _maybe_off_loop(size, lambda: oip_v1.write_response(response, by_rows=by_rows))
+        return web.Response(body=content, content_type="application/json")
+
     async def metrics(_request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -74,6 +89,11 @@ def make_app(model: Model, registry: CollectorRegistry) -> web.Application:
         app.router.add_get(path, model_metadata)
         app.router.add_get(f"{path}/ready", model_ready)
         app.router.add_post(f"{path}/infer", infer)
+    for path in ("/v1/models", "/v2/models"):
+        app.router.add_get(path, model_list)
+    app.router.add_get("/", alive)
+    app.router.add_get("/v1/models/{name}", model_ready)
+    app.router.add_post("/v1/models/{name}:predict", predict)
     app.router.add_get("/metrics", metrics)
     return app
 

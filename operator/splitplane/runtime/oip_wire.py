@@ -24,7 +24,7 @@ from splitplane.runtime.inference import (
     deadline_of,
     invalid,
 )
-from splitplane.runtime.tensors import NUMPY_TYPES, nbytes
+from splitplane.runtime.tensors import BYTES, NUMPY_TYPES, from_elements, nbytes
 
 _RAW_INPUTS = oip_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _RAW_OUTPUTS = oip_pb2.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
@@ -51,7 +51,7 @@ def read_request(data: bytes, *, deadline: float | None = None) -> InferRequest:
     """A ``ModelInferRequest`` as it came off the wire. Raises :class:`InferenceError` when it is malformed."""
     received = time.perf_counter()
     header, contents = _split(data, _RAW_INPUTS)
-    message = _parse(oip_pb2.ModelInferRequest, header)
+    message = parse(oip_pb2.ModelInferRequest, header)
     parameters = _read_parameters(message.parameters)
     return InferRequest(
         model_name=message.model_name,
@@ -79,7 +79,7 @@ def write_request(request: InferRequest) -> bytes:
 def read_response(data: bytes) -> InferResponse:
     """A ``ModelInferResponse`` as it came off the wire. Raises :class:`InferenceError` when it is malformed."""
     header, contents = _split(data, _RAW_OUTPUTS)
-    message = _parse(oip_pb2.ModelInferResponse, header)
+    message = parse(oip_pb2.ModelInferResponse, header)
     return InferResponse(
         model_name=message.model_name,
         model_version=message.model_version,
@@ -150,7 +150,8 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _parse(form: Any, header: bytes) -> Any:
+def parse(form: Any, header: bytes) -> Any:
+    """A message of a protobuf class. Raises :class:`InferenceError` when it is malformed."""
     try:
         return form.FromString(header)
     except Exception:  # protobuf's DecodeError is another class in each of its implementations
@@ -201,6 +202,8 @@ def _read_tensors(described: Iterable[Any], contents: list[memoryview], kind: st
         raise invalid(
             f"the message describes {len(entries)} {kind} tensors but holds {len(contents)} raw contents",
         )
+    if contents and (both := next((entry.name for entry in entries if entry.HasField("contents")), None)) is not None:
+        raise invalid(f"{kind} '{both}' has typed contents in a message with raw contents: send one form")
     return tuple(
         Tensor(
             name=entry.name,
@@ -213,7 +216,9 @@ def _read_tensors(described: Iterable[Any], contents: list[memoryview], kind: st
     )
 
 
-def _typed_contents(entry: Any, kind: str) -> bytes:
+def _typed_contents(entry: Any, kind: str) -> Buffer:
+    if entry.datatype == BYTES:
+        return from_elements(entry.name, entry.contents.bytes_contents, ()).data
     field = _CONTENTS.get(entry.datatype)
     if field is None:
         raise invalid(

@@ -4,7 +4,8 @@ torch is imported only by the functions that return or take its tensors: gateway
 """
 
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,9 @@ NUMPY_TYPES = {
 }
 """The datatypes that numpy knows. ``BF16`` exists in torch only; ``BYTES`` has no place in a tensor program."""
 
+BYTES = "BYTES"
+"""Texts or blobs: on the wire each element is its length (four bytes, little-endian) and then its bytes."""
+
 DATATYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
 
 
@@ -41,19 +45,54 @@ def nbytes(tensor: Tensor) -> int:
 
 def check_size(tensor: Tensor, *, kind: str = "input") -> None:
     """Raises :class:`InferenceError` when the bytes of a tensor are not those of its datatype and shape."""
-    if tensor.datatype not in DATATYPE_BYTES:
+    if tensor.datatype not in DATATYPE_BYTES and tensor.datatype != BYTES:
         raise invalid(
             f"{kind} '{tensor.name}': datatype '{tensor.datatype}' is not supported; "
-            f"use one of {', '.join(DATATYPE_BYTES)}"
+            f"use one of {', '.join((*DATATYPE_BYTES, BYTES))}"
         )
     if any(size < 0 for size in tensor.shape):
         raise invalid(f"{kind} '{tensor.name}': shape {list(tensor.shape)} has a negative dimension")
+    if tensor.datatype == BYTES:
+        elements = len(_split_elements(tensor, kind))
+        if elements != math.prod(tensor.shape):
+            raise invalid(
+                f"{kind} '{tensor.name}': {elements} elements, but shape {list(tensor.shape)} takes "
+                f"{math.prod(tensor.shape)}"
+            )
+        return
     expected = math.prod(tensor.shape) * DATATYPE_BYTES[tensor.datatype]
     if nbytes(tensor) != expected:
         raise invalid(
             f"{kind} '{tensor.name}': {nbytes(tensor)} bytes of data, but {tensor.datatype} of shape "
             f"{list(tensor.shape)} takes {expected}"
         )
+
+
+def to_elements(tensor: Tensor, *, kind: str = "input") -> list[bytes]:
+    """The elements of a ``BYTES`` tensor. Raises :class:`InferenceError` when its shape takes another number."""
+    check_size(tensor, kind=kind)
+    return [bytes(element) for element in _split_elements(tensor, kind)]
+
+
+def from_elements(name: str, elements: Iterable[bytes], shape: tuple[int, ...]) -> Tensor:
+    """A ``BYTES`` tensor of these elements."""
+    data = b"".join(part for element in elements for part in (struct.pack("<I", len(element)), element))
+    return Tensor(name=name, datatype=BYTES, shape=shape, data=data)
+
+
+def _split_elements(tensor: Tensor, kind: str) -> list[memoryview]:
+    view, position = memoryview(tensor.data), 0
+    elements: list[memoryview] = []
+    while position < len(view):
+        start = position + 4
+        if start > len(view):
+            break
+        (size,) = struct.unpack_from("<I", view, position)
+        position = start + size
+        elements.append(view[start:position])
+    if position != len(view):
+        raise invalid(f"{kind} '{tensor.name}': the data ends within an element or its length")
+    return elements
 
 
 def check_inputs(tensors: Sequence[Tensor], declared: Sequence[TensorMetadata]) -> None:

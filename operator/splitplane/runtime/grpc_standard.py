@@ -1,0 +1,60 @@
+"""What gRPC's own tools ask of any server: ``grpc.health.v1`` and server reflection."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from splitplane.runtime import oip_pb2
+from splitplane.runtime.inference import Model
+
+HEALTH = "grpc.health.v1.Health"
+WATCH_SECONDS = 0.5
+"""Between looks for those who watch; readiness has no event of its own."""
+
+
+def health(model: Model, *services: str) -> grpc.GenericRpcHandler:
+    """Health of the server (service "") and of ``services``: serving while the model is ready."""
+    known = {"", *services}
+
+    def status() -> Any:
+        states = health_pb2.HealthCheckResponse
+        return states.SERVING if model.ready() else states.NOT_SERVING
+
+    async def check(request: Any, context: Any) -> Any:
+        if request.service not in known:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"service '{request.service}' is not served here")
+        return health_pb2.HealthCheckResponse(status=status())
+
+    async def watch(request: Any, _context: Any) -> AsyncIterator[Any]:
+        last = None
+        while True:
+            now = status() if request.service in known else health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            if now != last:
+                last = now
+                yield health_pb2.HealthCheckResponse(status=now)
+            await asyncio.sleep(WATCH_SECONDS)
+
+    forms = {
+        "request_deserializer": health_pb2.HealthCheckRequest.FromString,
+        "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
+    }
+    methods = {
+        "Check": grpc.unary_unary_rpc_method_handler(check, **forms),
+        "Watch": grpc.unary_stream_rpc_method_handler(watch, **forms),
+    }
+    return grpc.method_handlers_generic_handler(HEALTH, methods)
+
+
+def reflect(server: grpc.aio.Server, *services: str) -> None:
+    """Let clients ask which services and messages there are; for tools such as grpcurl."""
+    # The protocol's messages live in a pool of their own (runtime.generate), so one with all of them is made here.
+    pool = DescriptorPool()
+    for module in (oip_pb2, health_pb2, reflection_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    reflection.enable_server_reflection((*services, HEALTH, reflection.SERVICE_NAME), server, pool=pool)
