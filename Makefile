@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench lock env binaries clean peers fuzz kind-up kind-down
+.PHONY: help demo test test-unit lint format crds generate bench lock env binaries clean peers fuzz kind-up kind-down kind-demo kind-test
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,7 +36,7 @@ lint: env  ## Check format, lint, types, import layers, generated files and lock
 	@$(BIN)/python -m splitplane.runtime.generate --check
 	@UV="$(UV)" hack/lock --check
 	@$(BIN)/hadolint images/*/Dockerfile hack/kind-node/node/Dockerfile
-	@$(BIN)/shellcheck .ci/run hack/lock hack/kind-node/runc-bounded hack/kind-node/node/pod-network
+	@$(BIN)/shellcheck .ci/run hack/lock hack/kind-node/install-packages hack/kind-node/runc-bounded hack/kind-node/node/pod-network
 
 format: env  ## Format the code and mend what can be mended by machine
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -87,6 +87,12 @@ kind-up: env  ## Bring up a kind cluster with Prometheus and Splitplane in it; b
 
 kind-down: env  ## Delete the kind cluster; a Docker daemon that kind-up started ends, and the network is put back
 	@$(KIND) down
+
+kind-demo: env  ## The same demo on real containers, on a kind cluster (about 15 minutes); writes build/kind-demo/report.json
+	@UV="$(abspath $(UV))" PYTHONPATH=examples:hack/kind-node $(BIN)/python -m demo --on kind --out build/kind-demo $(DEMO_ARGS)
+
+kind-test: env  ## Run the tests that need real kubelets, on a kind cluster
+	@UV="$(abspath $(UV))" $(BIN)/python -m pytest tests/kind $(PYTEST_ARGS)
 
 clean:  ## Remove what make built in this folder (caches of the user stay)
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,34 +10,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from demo import report
+from demo.embedded import Embedded
 from demo.kube import Active, DemoError, Kube, active, wait_for
-from demo.scenario import BASE_RATE, FAST_LINK, FRAME_SECONDS, STEPS, Step
-from splitplane.local import binaries
+from demo.scenario import BASE_RATE, FAST_LINK, STEPS, Step
+from demo.sites import CLAIM, EXAMPLES, PIPELINE, Site, python
+from splitplane.local.errors import LocalError
 
-EXAMPLES = Path(__file__).parents[1]
-HERE = Path(__file__).parent
-PIPELINE = "pitch-tracker"
 MEASURED_REQUESTS = 50
 """Requests that a steady state is measured over at least: of fewer, one that met a hiccup of the machine is the p95."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
 
-def splitplane(*arguments: str, quiet: bool = True) -> str:
-    """Output of a `splitplane` command. Raises ``DemoError`` with its words when it fails."""
-    command = [str(Path(sys.executable).with_name("splitplane")), *arguments]
-    done = subprocess.run(command, capture_output=quiet, text=True, check=False)
-    if done.returncode:
-        raise DemoError(f"splitplane {' '.join(arguments)} failed: {(done.stderr or done.stdout or '').strip()}")
-    return done.stdout or ""
-
-
 class Demo:
-    """One run of the demo on one embedded cluster."""
+    """One run of the demo on one cluster."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -48,77 +37,38 @@ class Demo:
         self.steps: list[tuple[float, report.StepReport]] = []
         """With the time of each one's event."""
         self.shown: list[str] = []
+        self.site = self._site()
         self.kube: Kube
+
+    def _site(self) -> Site:
+        keep = self.options.keep
+        if self.options.on == "kind":
+            from demo.kind import OnKind  # only there is hack/kind-node on the path
+
+            return OnKind(keep=keep, console=console, say=self.say)
+        return Embedded(name=self.options.name, keep=keep, out=self.out, console=console, say=self.say)
 
     def say(self, text: str) -> None:
         console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/]  {text}")
 
-    def local_command(self, verb: str, *arguments: str) -> str:
-        return splitplane("local", *verb.split(), "--name", self.options.name, *arguments)
-
-    @contextmanager
-    def cluster(self) -> Iterator[None]:
-        """The embedded cluster; gone afterwards, unless the user keeps it."""
-        name = self.options.name
-        with console.status("Measuring this machine"):
-            config = self.devices()
-        try:
-            with console.status("Starting the control plane, Prometheus and four nodes"):
-                gone = self.local_command("down", "--purge")
-                if "is down" in gone:
-                    self.say(f"The cluster '{name}' of an earlier run was removed")
-                self.local_command("up", "--config", str(config))
-            kubeconfig = Path(self.local_command("kubeconfig").strip())
-            self.kube = Kube(binaries.ensure("kubectl"), kubeconfig, "default")
-            self.say(f"Cluster is up: 2 edge nodes, 1 cloud node, {FAST_LINK}/s between them")
-            yield
-        finally:
-            if self.options.keep:
-                command = f"{Path(sys.executable).with_name('splitplane')} local"
-                self.say(f"The cluster stays up. Look at it: {command} kubectl --name {name} -- get ipipe,pods")
-                self.say(f"End it: {command} down --name {name} --purge")
-            else:
-                with console.status("Stopping the cluster"):
-                    self.local_command("down", "--purge")
-
-    def devices(self) -> Path:
-        """The cluster's configuration, with devices that take the scenario's time for a frame on whatever machine."""
-        done = subprocess.run(
-            [sys.executable, "-m", "demo.speed"], check=True, capture_output=True, text=True, timeout=120
-        )
-        here = float(done.stdout)
-        config = yaml.safe_load((HERE / "cluster.yaml").read_text())
-        for node in config["nodes"]:
-            if node.get("tier"):
-                node["speedFactor"] = round(max(1.0, FRAME_SECONDS[node["tier"]] / here), 2)
-        path = self.out / "cluster.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-        emulated = ", ".join(f"{tier} devices {seconds * 1e3:.0f} ms" for tier, seconds in FRAME_SECONDS.items())
-        self.say(f"One frame takes {here * 1e3:.0f} ms on one thread here; emulated: {emulated}")
-        return path
-
-    def install(self) -> None:
+    def install(self) -> Path:
+        """Splitplane, and what the pipeline reads. Returns the file of frames and of the unsplit model's answers."""
         with console.status("Installing Splitplane from its chart"):
-            self.local_command("install")
+            self.site.install()
         self.say("Splitplane is installed (charts/splitplane)")
         with console.status("Saving the trained weights of CREPE on a volume"):
             code = EXAMPLES / "models" / "pitch_tracker.py"
             self.kube.run("create", "configmap", "pitch-tracker-code", f"--from-file=pitch_tracker.py={code}")
-            self.kube.run("apply", "--filename", str(EXAMPLES / "pitch-tracker-weights.yaml"))
-            self.kube.run("wait", "--for=condition=complete", "job/pitch-tracker-weights", "--timeout=90s")
-        self.say("Trained weights are on the volume splitplane-models")
-
-    def reference(self) -> Path:
-        """Frames and the unsplit model's answers, computed from the very weights that the pods read."""
-        claim = self.kube.get("pvc", "splitplane-models")["spec"]["volumeName"]
-        weights = Path(self.kube.get("pv", claim)["spec"]["hostPath"]["path"]) / "crepe-full.safetensors"
+            weights = self.site.weights()
+        self.say(f"Trained weights are on the volume {CLAIM}")
         data = self.out / "reference.npz"
+        # Of the very file that the pods read.
         with console.status("Computing the unsplit model's answers, to compare with"):
-            subprocess.run([sys.executable, "-m", "demo.reference", str(weights), str(data)], check=True)
+            python("-m", "demo.reference", str(weights), str(data))
         return data
 
     def apply(self) -> Active:
-        self.kube.run("apply", "--filename", str(EXAMPLES / "pitch-tracker.yaml"))
+        self.kube.run("apply", "--filename=-", stdin=self.site.pipeline())
         with console.status("Profiling the model on each tier, planning, starting partitions") as status:
 
             def ready() -> Active | None:
@@ -126,17 +76,20 @@ class Demo:
                 status.update(f"Waiting until Ready: {now.conditions.get('Ready', 'not seen by the operator yet')}")
                 return now if now.ready and now.summary else None
 
-            first = wait_for("Ready", ready, seconds=240, show=lambda: str(active(self.kube, PIPELINE).conditions))
+            first = wait_for(
+                "Ready",
+                ready,
+                seconds=240 * self.site.patience,
+                show=lambda: str(active(self.kube, PIPELINE).conditions),
+            )
         self.say(f"{PIPELINE} is Ready: [bold]{first.text}[/]")
         return first
 
     @contextmanager
     def client(self, data: Path) -> Iterator[subprocess.Popen[str]]:
         """The constant-rate client, ended at the end by its own command."""
-        pods = self.kube.pods(**{"splitplane.dev/pipeline": PIPELINE, "app.kubernetes.io/component": "gateway"})
-        address = next(pod["status"]["podIP"] for pod in pods if pod["status"]["phase"] == "Running")
         self.log.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "demo.client", "--url", f"{address}:9000", "--model", PIPELINE,
+        command = [sys.executable, "-m", "demo.client", "--url", self.site.gateway(), "--model", PIPELINE,
                    "--data", str(data), "--log", str(self.log)]  # fmt: skip
         process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
         try:
@@ -169,7 +122,7 @@ class Demo:
             return len(last) == 10 and all(request.ok and request.seconds <= bound for request in last)
 
         try:
-            wait_for("a steady state", drained, seconds=self.options.settle)
+            wait_for("a steady state", drained, seconds=self.options.settle * self.site.patience)
         except DemoError as error:  # Measured all the same.
             self.shown.append(f"{name}: {error}")
         start = time.time()
@@ -182,9 +135,7 @@ class Demo:
         before, began = active(self.kube, PIPELINE), time.time()
         self.marks.append(report.Mark(began, step.name, is_event=True))
         self.say(f"[bold]{step.name}[/]")
-        for command in step.commands:
-            verb = " ".join(command[:2]) if command[0] == "node" else command[0]
-            self.local_command(verb, *command[len(verb.split()) :])
+        step.change(self.site)
         self.set_rate(client, step.rate)
         with console.status("Waiting for the new plan") as status:
 
@@ -194,7 +145,10 @@ class Demo:
                 return now if now.generation > before.generation and step.settled(before, now, first) else None
 
             after = wait_for(
-                step.name, settled, seconds=step.within, show=lambda: str(active(self.kube, PIPELINE).conditions)
+                step.name,
+                settled,
+                seconds=step.within * self.site.patience,
+                show=lambda: str(active(self.kube, PIPELINE).conditions),
             )
         served = time.time()
         self.marks.append(report.Mark(served, after.text, is_event=False))
@@ -252,9 +206,9 @@ class Demo:
 
     def run(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        with self.cluster():
-            self.install()
-            data = self.reference()
+        with self.site.up() as self.kube:
+            self.say(f"Cluster is up: 2 edge nodes, 1 cloud node, {FAST_LINK}/s between them")
+            data = self.install()
             self.apply()
             with ExitStack() as stack:
                 stack.callback(self.finish)
@@ -284,6 +238,9 @@ def main() -> int:
         default="abcde",
         help="which of the events a, b, c, d, e to play; each starts from what those before it left (default: all)",
     )
+    parser.add_argument(
+        "--on", choices=("embedded", "kind"), default="embedded", help="the cluster (default: embedded)"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder of report.json and timeline.png")
     parser.add_argument("--name", default="demo", help="name of the embedded cluster")
     parser.add_argument("--warm", type=float, default=10.0, help="seconds of traffic before the first measurement")
@@ -295,7 +252,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         demo.run()
-    except DemoError as error:
+    except (DemoError, LocalError) as error:
         console.print(f"[red]The demo stopped:[/] {error}")
         return 1
     except KeyboardInterrupt:

@@ -4,9 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from demo.kube import Active
+from demo.sites import Site
 
 FRAME_SECONDS = {"edge": 0.6, "cloud": 0.12}
 """What one frame of audio takes on a device of each tier."""
+
+REPLICA_PRICES = {"edge": 0.05, "cloud": 0.30}
+"""What a replica's share of its node costs per hour."""
 
 BASE_RATE = 2.5
 FAST_LINK = "40Mbit"
@@ -15,7 +19,7 @@ SLOW_LINK = "3Mbit"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One event. ``commands`` are arguments of `splitplane local`; ``rate`` is the client's new pace, if it changes.
+    """One event. ``change`` is done to the cluster; ``rate`` is the client's pace from then on, per second.
 
     ``settled`` says of (plan before, plan now, plan of the first steady state) whether the wanted plan serves;
     ``within`` is how many seconds that may take.
@@ -24,7 +28,7 @@ class Step:
     letter: str
     name: str
     settled: Callable[[Active, Active, Active], bool]
-    commands: tuple[tuple[str, ...], ...] = ()
+    change: Callable[[Site], None] = lambda _: None
     rate: float = BASE_RATE
     within: float = 60.0
 
@@ -37,12 +41,12 @@ STEPS = (
     Step(
         "a", f"(a) edge-cloud link drops to {SLOW_LINK}/s",
         lambda before, now, _: _is_split(now) and now.cuts != before.cuts,
-        commands=(("link", "edge", "cloud", "--rate", SLOW_LINK),),
+        change=lambda site: site.limit_link(SLOW_LINK),
     ),
     Step(
         "b", f"(b) link back at {FAST_LINK}/s",
         lambda _, now, first: now.cuts == first.cuts,
-        commands=(("link", "edge", "cloud", "--rate", FAST_LINK),),
+        change=lambda site: site.limit_link(FAST_LINK),
     ),
     Step(
         "c", "(c) three times the requests",
@@ -52,11 +56,11 @@ STEPS = (
     Step(
         "d", "(d) the cloud node's price doubles",
         lambda before, now, _: now.replicas != before.replicas or now.cuts != before.cuts,
-        commands=(("node", "price", "cloud-1", "4.80"),), rate=3 * BASE_RATE, within=120.0,
+        change=lambda site: site.set_cloud_price(2 * REPLICA_PRICES["cloud"]), rate=3 * BASE_RATE, within=120.0,
     ),
     Step(
         "e", "(e) the cloud node dies",
         lambda _, now, __: bool(now.cuts) and "cloud" not in now.replicas,
-        commands=(("node", "stop", "cloud-1"),), rate=3 * BASE_RATE,
+        change=lambda site: site.lose_cloud(), rate=3 * BASE_RATE, within=120.0,
     ),
 )  # fmt: skip

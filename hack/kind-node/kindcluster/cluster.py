@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from kindcluster import audit, links
 from kindcluster import engine as engines
-from kindcluster import links
 from kindcluster.engine import Engine, run
 from kindcluster.product_images import ROOT, Images
 from splitplane.local.manifests import prometheus_config
@@ -57,6 +57,7 @@ class Cluster:
         mount = {"hostPath": str(self.shared_folder), "containerPath": SHARED_FOLDER}
         for node in config["nodes"]:
             node.setdefault("extraMounts", []).append(mount)
+        audit.enable(config, shared=self.shared_folder, mounted=SHARED_FOLDER)
         own = engines.state() / "kind-config.yaml"
         own.write_text(yaml.safe_dump(config, sort_keys=False))
         self._kind("create", "cluster", f"--config={own}", f"--image={node_image}", "--wait=120s",

@@ -19,6 +19,8 @@ from splitplane.local.processes import Process, end
 
 _HERE = Path(__file__).parents[1]
 _START_SECONDS = 60.0
+_SETTINGS = {"builder": {"gc": {"enabled": True, "defaultKeepStorage": "6GB"}}}
+"""Of a private daemon: steps of builds that are kept, as many as one of each image takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,13 @@ class Engine:
     def has_image(self, name: str) -> bool:
         command = [self.docker, "image", "inspect", name]
         return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode == 0
+
+    def remove_others(self, pattern: str, kept: str) -> None:
+        """Remove the images whose name matches ``pattern``, but for ``kept`` and what a container runs."""
+        found = set(self.run("images", f"--filter=reference={pattern}", "--format={{.Repository}}:{{.Tag}}").split())
+        for name in found - {kept}:
+            with suppress(LocalError):
+                self.run("rmi", name)
 
     def pull(self, name: str) -> bool:
         """Whether ``name`` is here now: it was, or a registry gave it."""
@@ -104,9 +113,7 @@ def stop() -> bool:
         return False
     engine = _private()
     if engine and _answers(engine):
-        if containers := engine.run("ps", "--all", "--quiet").split():
-            engine.run("rm", "--force", "--volumes", *containers)
-        engine.run("network", "prune", "--force")
+        _empty(engine)
     if process := _process():
         end([process], grace_seconds=30.0)
     machine.restore(before)
@@ -125,10 +132,12 @@ def _start() -> Engine:
     folder.mkdir(parents=True, exist_ok=True)
     if read_json(_before()) is None:  # else a daemon was killed: what the machine was before it is known already
         write_json(_before(), machine.describe())
+    write_json(folder / "daemon.json", _SETTINGS)
     with (folder / "dockerd.log").open("wb") as log:
         daemon = subprocess.Popen(
             [
-                "dockerd", f"--host={engine.host}", f"--data-root={cache_home() / 'kind' / 'docker'}",
+                "dockerd", f"--config-file={folder / 'daemon.json'}", f"--host={engine.host}",
+                f"--data-root={cache_home() / 'kind' / 'docker'}",
                 # Short: the sockets below it may have 104 characters.
                 "--exec-root=/run/splitplane-kind", f"--pidfile={folder / 'dockerd.pid'}",
                 # kind's nodes must not see the machine's cgroups, nor Docker's data have other rights than its own.
@@ -143,7 +152,14 @@ def _start() -> Engine:
             stop()
             raise LocalError("The private Docker daemon did not start:\n" + "\n".join(words))
         time.sleep(0.2)
+    _empty(engine)  # a daemon that was killed has left its containers, and half a cluster is of no use
     return engine
+
+
+def _empty(engine: Engine) -> None:
+    if containers := engine.run("ps", "--all", "--quiet").split():
+        engine.run("rm", "--force", "--volumes", *containers)
+    engine.run("network", "prune", "--force")
 
 
 def _runtime() -> list[str]:

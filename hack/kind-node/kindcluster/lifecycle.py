@@ -39,6 +39,12 @@ def up(out: Console, *, say: Callable[[str], None]) -> Cluster:
     return cluster
 
 
+def is_up(out: Console) -> bool:
+    """Whether the cluster is there already."""
+    engine = engines.find()
+    return engine is not None and _cluster(engine, out).exists()
+
+
 def _create(cluster: Cluster, images: Images, out: Console, say: Callable[[str], None]) -> None:
     with BuildProgress(out) as progress:
         node = node_image.ensure(cluster.engine, on_build=progress.building, say=say)

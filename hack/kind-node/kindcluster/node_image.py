@@ -21,6 +21,7 @@ PUBLISHED = "kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a26593
 
 PROMETHEUS_IMAGE = "prom/prometheus"
 POD_NETWORK_IMAGE = "splitplane-kind/pod-network:v1"
+_NAME = "splitplane-kind/node"
 _SOURCES = Path(__file__).parents[1] / "node"
 
 
@@ -40,13 +41,14 @@ def ensure(engine: Engine, *, on_build: Callable[[Building], None], say: Callabl
 
 
 def _built(engine: Engine, on_build: Callable[[Building], None], say: Callable[[str], None]) -> str:
-    tag = f"splitplane-kind/node:v{_kubernetes_version()}-{_digest()}"
+    tag = f"{_NAME}:v{_kubernetes_version()}-{_digest()}"
     with locked(cache_home() / "kind" / "node-image.lock"):
         if not engine.has_image(tag):
             say("No image registry is reachable: building the node image from sources (once)")
             paths = programs.ensure_node(on_build)
             base = base_image.ensure(engine)
             _build(engine, tag, base, _context(paths))
+            engine.remove_others(f"{_NAME}:*", tag)
     return tag
 
 

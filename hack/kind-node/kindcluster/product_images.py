@@ -59,9 +59,7 @@ def _build(engine: Engine, name: str, version: str, **arguments: str) -> str:
     identity = engine.run("image", "inspect", "--format={{.Id}}", image).strip().removeprefix("sha256:")
     tagged = f"{image}-{identity[:12]}"
     engine.run("tag", image, tagged)
-    earlier = set(engine.run("images", f"--filter=reference={image}-*", "--format={{.Repository}}:{{.Tag}}").split())
-    if earlier - {tagged}:
-        engine.run("rmi", *(earlier - {tagged}))
+    engine.remove_others(f"{image}-*", tagged)
     return tagged
 
 

@@ -1,0 +1,157 @@
+"""The demo on kind: containers made slow by CPU limits, links shaped by tc, nodes that are paused and killed."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from demo.kube import Kube, wait_for
+from demo.scenario import FAST_LINK, FRAME_SECONDS, REPLICA_PRICES
+from demo.sites import CLAIM, EXAMPLES, PIPELINE, PIPELINE_FILE, WEIGHTS, frame_seconds, python
+from kindcluster import lifecycle
+from kindcluster.cluster import SHARED_FOLDER, Cluster
+from splitplane.controller.capacity import amounts, dominant_share
+
+_PAUSE_SECONDS = 2.0
+
+
+class OnKind:
+    """The one kind cluster of this machine."""
+
+    patience = 2.0  # a program that starts on a tenth of a core takes its time
+
+    def __init__(self, *, keep: bool, console: Console, say: Callable[[str], None]) -> None:
+        self.keep, self.console, self.say = keep, console, say
+        self.cluster: Cluster
+        self.kube: Kube
+        self.cores: dict[str, float] = {}
+        """What a replica may use of a core, and asks for, by tier."""
+
+    @contextmanager
+    def up(self) -> Iterator[Kube]:
+        with self.console.status("Measuring this machine"):
+            self._devices()
+        try:
+            self.cluster = lifecycle.up(self.console, say=self.say)
+            self.kube = Kube(self.cluster.kubectl, self.cluster.kubeconfig, "default")
+            leftovers = (f"ipipe/{PIPELINE}", f"configmap/{PIPELINE}-code", f"service/{PIPELINE}-outside",
+                         f"pvc/{CLAIM}", f"pv/{CLAIM}")  # fmt: skip
+            self.kube.run("delete", "--ignore-not-found", *leftovers)
+            for node in self._nodes("edge"):
+                self._set_price(node, REPLICA_PRICES["edge"])
+            self.set_cloud_price(REPLICA_PRICES["cloud"])
+            self.limit_link(FAST_LINK)
+            yield self.kube
+        finally:
+            if self.keep:
+                self.say("The cluster stays up (docs/kind.md tells how to look at it). End it: make kind-down")
+            else:
+                lifecycle.down(self.console, say=self.say)
+
+    def _devices(self) -> None:
+        """Shares of a core with which this machine's frame takes the scenario's time."""
+        here = frame_seconds()
+        self.cores = {tier: round(min(1.0, here / seconds), 3) for tier, seconds in FRAME_SECONDS.items()}
+        limits = ", ".join(
+            f"{tier} devices {here / cores * 1e3:.0f} ms by a limit of {cores * 1e3:.0f}m"
+            for tier, cores in self.cores.items()
+        )
+        self.say(f"One frame takes {here * 1e3:.0f} ms on one core here; {limits}")
+
+    def install(self) -> None:
+        """`kindcluster` installed the chart with the images."""
+
+    def weights(self) -> Path:
+        folder = self.cluster.shared_folder / "models"
+        folder.mkdir(exist_ok=True)
+        python(str(EXAMPLES / "models" / "pitch_tracker.py"), "--save", str(folder / WEIGHTS))
+        (folder / WEIGHTS).chmod(0o644)  # the pods' user is another
+        folder.chmod(0o755)
+        self.kube.run("apply", "--filename=-", stdin=yaml.safe_dump_all(_volume(f"{SHARED_FOLDER}/models")))
+        return folder / WEIGHTS
+
+    def pipeline(self) -> str:
+        return yaml.safe_dump(self._manifest())
+
+    def _manifest(self) -> dict[str, Any]:
+        body: dict[str, Any] = yaml.safe_load(PIPELINE_FILE.read_text())
+        for tier in body["spec"]["tiers"]:
+            cpu = f"{self.cores[tier['name']] * 1e3:.0f}m"
+            for resources in (tier["resources"]["requests"], tier["resources"]["limits"]):
+                resources["cpu"] = cpu
+        return body
+
+    def gateway(self) -> str:
+        """The gateway's Service, made reachable from outside of the cluster by a port of its nodes."""
+        service = self.kube.get("service", f"{PIPELINE}-gateway")
+        ports = [{"name": "grpc", "port": 9000, "targetPort": 9000}]
+        outside = {
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": f"{PIPELINE}-outside"},
+            "spec": {"type": "NodePort", "selector": service["spec"]["selector"], "ports": ports},
+        }  # fmt: skip
+        self.kube.run("apply", "--filename=-", stdin=yaml.safe_dump(outside))
+        port = self.kube.get("service", f"{PIPELINE}-outside")["spec"]["ports"][0]["nodePort"]
+        address = self._address("splitplane-control-plane")
+        wait_for("the way to the gateway", lambda: _answers(address, port), seconds=30)  # kube-proxy hears of it last
+        return f"{address}:{port}"
+
+    def limit_link(self, rate: str) -> None:
+        for node in self._nodes("cloud"):
+            self.cluster.limit_link(node, rate)
+
+    def set_cloud_price(self, replica_per_hour: float) -> None:
+        for node in self._nodes("cloud"):
+            self._set_price(node, replica_per_hour)
+
+    def lose_cloud(self) -> None:
+        """Silent at first, as a node behind a cut cable, then dead."""
+        for node in self._nodes("cloud"):
+            self.cluster.pause(node)
+        time.sleep(_PAUSE_SECONDS)
+        for node in self._nodes("cloud"):
+            self.cluster.kill(node)
+
+    def _set_price(self, node: str, replica_per_hour: float) -> None:
+        body = self.kube.get("node", node)
+        tier = body["metadata"]["labels"]["splitplane.dev/tier"]
+        (spec,) = (spec for spec in self._manifest()["spec"]["tiers"] if spec["name"] == tier)
+        share = dominant_share(body, amounts(spec["resources"]["requests"]))
+        self.cluster.set_price(node, replica_per_hour / share)
+
+    def _nodes(self, tier: str) -> list[str]:
+        nodes = self.kube.get("nodes", "--selector", f"splitplane.dev/tier={tier}")["items"]
+        return [node["metadata"]["name"] for node in nodes]
+
+    def _address(self, node: str) -> str:
+        addresses = self.kube.get("node", node)["status"]["addresses"]
+        return next(str(address["address"]) for address in addresses if address["type"] == "InternalIP")
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _volume(path: str) -> list[dict[str, Any]]:
+    """A folder of the nodes as a claim: kind has no provisioner where it was built without a registry."""
+    size = {"storage": "1Gi"}
+    return [
+        {
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": CLAIM},
+            "spec": {"capacity": size, "accessModes": ["ReadWriteMany"], "storageClassName": "",
+                     "hostPath": {"path": path}, "claimRef": {"name": CLAIM, "namespace": "default"}},
+        },
+        {
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": CLAIM},
+            "spec": {"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": CLAIM,
+                     "resources": {"requests": size}},
+        },
+    ]  # fmt: skip
