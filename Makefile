@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench lock env binaries clean peers fuzz kind-up kind-down kind-demo kind-test
+.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz kind-up kind-down kind-demo kind-test
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ generate: env crds  ## Generate CRDs and protocol stubs
 
 bench: env binaries  ## Measure hop overhead, planner speed and operator memory; writes build/bench/bench.json
 	@$(BIN)/python -m benchmarks
+
+bench-planner: env  ## Measure the planner alone: frontier, HiGHS, many pipelines; writes build/bench/bench-planner.json
+	@$(BIN)/python -m benchmarks.planner
 
 lock: $(UV)  ## Resolve the dependencies anew and write requirements/*.lock
 	@UV="$(UV)" hack/lock

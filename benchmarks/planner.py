@@ -1,9 +1,11 @@
-"""How long one decision takes for the pitch tracker: all cuts, three codecs, two tiers of up to eight replicas.
+"""How fast the planner is: one decision, the whole frontier of a large graph, and many pipelines per interval.
+
+One decision is that for the pitch tracker: all cuts, three codecs, two tiers of up to eight replicas.
 
 The baseline is the same search in plain Python (tests/support/planner_reference.py), which looks at every plan in turn
 and does nothing else; a decision also weighs the active plan, lists routes and predicts the baselines.
 
-    python -m benchmarks.planner
+    make bench-planner     # writes build/bench/bench-planner.json
 """
 
 import statistics
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from benchmarks import planner_fleet, planner_frontier
 from benchmarks._report import Row, row, write
 from splitplane.domain.measurements import Value
 from splitplane.planner import plan
@@ -22,6 +25,11 @@ LIMIT_MILLISECONDS = 20.0
 
 
 def main() -> list[Row]:
+    """All of it (benchmarks/planner_frontier.py, benchmarks/planner_fleet.py)."""
+    return [*decisions(), *planner_frontier.main(), *planner_fleet.main()]
+
+
+def decisions() -> list[Row]:
     """Medians in milliseconds: a decision against its limit, and against the plain-Python search of this run."""
     changes: dict[str, object] = {"max_replicas": 8, "slots": 8}
     snapshot = replace(with_tiers(SNAPSHOT, edge={**changes, "min_replicas": 1}, cloud=changes), arrival_scv=1.0)
@@ -48,4 +56,4 @@ def milliseconds(call: Callable[[], object], rounds: int) -> float:
 
 
 if __name__ == "__main__":
-    write("planner", main())
+    write("bench-planner", main())
