@@ -20,10 +20,12 @@ Cumulants = tuple[Array, Array, Array]
 PEAK_SKEWNESS = 2.585
 """Where the 95th percentile of a gamma distribution lies farthest above its mean, in standard deviations."""
 
+DROPPED_BITS = 52 - 8
+"""Binary digits of a percentile that are rounded away: eight are left."""
+
 _TINY = 1e-12
 _STEPS = 1024
-_BITS = 8
-_ROUNDING = (1 << (52 - _BITS)) - 1
+_ROUNDING = (1 << DROPPED_BITS) - 1
 
 # Frequency factors of Pearson's type III distribution: percentiles in standard deviations above the mean, by skewness.
 _SKEWNESS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
