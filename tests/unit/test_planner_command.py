@@ -157,3 +157,26 @@ def test_a_file_of_another_kind_is_refused(profile: str):
     result = CliRunner().invoke(app, ["plan", "-f", profile, "--profile", profile])
     assert result.exit_code == 2
     assert "InferencePipeline" in result.output
+
+
+def test_hours_of_load_are_replayed_under_the_planner_and_its_rivals(profile: str):
+    conditions = ("-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "3.5", "--hours", "0.2")
+    output = run("simulate", *conditions, "--load", "bursty", "--link", "outages")
+    assert line(output, "splitplane").split()[-1] == "never"
+    for name in ("edge-only", "cloud-only", "neurosurgeon, dads", "15 %/30 s gate", "best static in hindsight"):
+        assert "%" in line(output, name)
+    assert run("simulate", *conditions, "--load", "bursty", "--link", "outages") == output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--bandwidth", FAST, "--load", "monthly"), "steady, diurnal, bursty"),
+        (("--bandwidth", FAST, "--link", "/nowhere.txt"), "nowhere.txt"),
+        ((), "state how fast links are"),
+    ],
+)
+def test_a_replay_that_cannot_be_made_is_refused(profile: str, arguments: tuple[str, ...], says: str):
+    result = CliRunner().invoke(app, ["simulate", "-f", PIPELINE, "--profile", profile, *arguments])
+    assert result.exit_code == 2
+    assert unwrapped(says) in unwrapped(result.output)

@@ -6,12 +6,13 @@ from splitplane.cli import local
 from splitplane.cli.explain import explain
 from splitplane.cli.frontier import frontier
 from splitplane.cli.plan import plan
+from splitplane.cli.simulate import simulate
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Split PyTorch models between edge and cloud."
 )
 app.add_typer(local.app, name="local")
-for command in (plan, explain, frontier):
+for command in (plan, explain, frontier, simulate):
     app.command()(command)
 
 

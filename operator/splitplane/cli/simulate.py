@@ -1,0 +1,88 @@
+"""``splitplane simulate``: a pipeline through hours of load and links, under the planner and under its rivals."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from splitplane.cli.conditions import Bandwidth, File, Price, ProfileFile, Rate, Scv, arguments
+from splitplane.cli.plans import out
+from splitplane.domain.measurements import known
+from splitplane.domain.snapshots import Policy, Snapshot
+from splitplane.simulation.replaying import Metrics, Scenario, compare
+from splitplane.simulation.traces import BIN_SECONDS, Trace, arrivals, bandwidths, read_arrivals, read_bandwidths
+
+_COLUMNS = ("", "WITHIN LIMIT", "P95", "COST/H", "SWITCHES", "MOVING PODS", "SHOWING INPUT")
+
+
+def simulate(
+    file: File,
+    profile: ProfileFile,
+    rate: Rate = 1.0,
+    scv: Scv = 1.0,
+    bandwidth: Bandwidth = None,
+    price: Price = None,
+    load: Annotated[
+        str,
+        typer.Option(help="steady, diurnal or bursty around --rate, or a file: Azure LLM, Azure functions, Mooncake."),
+    ] = "diurnal",
+    link: Annotated[
+        str, typer.Option(help="steady, wandering or outages around --bandwidth, or a file of lines: seconds Mbit/s.")
+    ] = "wandering",
+    hours: Annotated[float, typer.Option(help="Length of the replay; of files the first hours.", min=0.1)] = 24.0,
+    seed: Annotated[int, typer.Option(help="Of generated traces.")] = 1,
+) -> None:
+    """Replay load and links, and tell what each way of planning would have served, at which cost."""
+    snapshot, policy = arguments(
+        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=None
+    )  # fmt: skip
+    bins = max(2, round(hours * 3600.0 / BIN_SECONDS))
+    try:
+        scenario = Scenario(
+            snapshot,
+            policy,
+            _trace(load, rate, read_arrivals, lambda kind, mean: arrivals(kind, mean, seed=seed, bins=bins), bins),
+            _trace(
+                link, _median(snapshot, policy), read_bandwidths,
+                lambda kind, median: bandwidths(kind, median, seed=seed + 1, bins=bins), bins,
+            ),
+        )  # fmt: skip
+    except (KeyError, OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
+    for name, metrics in compare(scenario):
+        table.add_row(name, *_cells(metrics))
+    out.print(f"{scenario.bins * BIN_SECONDS / 3600.0:.1f} hours", markup=False)
+    out.print(table)
+
+
+def _trace(
+    what: str, level: float, read: Callable[[Path], Trace], make: Callable[[str, float], Trace], bins: int
+) -> Trace:
+    path = Path(what)
+    if path.suffix or path.exists():
+        found = read(path)
+        return Trace(found.values[:bins], found.bin_seconds)
+    return make(what, level)
+
+
+def _median(snapshot: Snapshot, policy: Policy) -> float:
+    """Bytes per second of the link that leaves the gateway's tier. Raises ``ValueError`` if none is stated."""
+    for link in snapshot.links:
+        bandwidth = known(link.bandwidth_bytes_per_second)
+        if link.source == policy.gateway_tier and bandwidth is not None:
+            return bandwidth
+    raise ValueError("state how fast links are: --bandwidth 20Mbit,5ms")
+
+
+def _cells(metrics: Metrics) -> tuple[str, ...]:
+    return (
+        f"{metrics.within:.2%}",
+        f"{metrics.p95 * 1e3:.0f} ms",
+        f"{metrics.cost_per_hour:.3f}",
+        str(metrics.switches),
+        str(metrics.moves),
+        str(metrics.leaks) if metrics.leaks else "never",
+    )

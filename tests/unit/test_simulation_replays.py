@@ -1,0 +1,118 @@
+"""The simulator: traces have the statistics that they promise, and a replay serves as an event simulation does."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from splitplane.domain.plans import Plan, Stage
+from splitplane.domain.snapshots import Preference
+from splitplane.planner.context import build_context
+from splitplane.planner.evaluation import assess
+from splitplane.simulation.replaying import Scenario, compare, replay
+from splitplane.simulation.serving import serve
+from splitplane.simulation.strategies import Static, planner
+from splitplane.simulation.traces import Trace, arrivals, bandwidths, read_arrivals, read_bandwidths
+from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, split
+from tests.support.planner_simulation import Line, simulate
+
+CHEAP = replace(POLICY, prefer=Preference.COST)
+POISSON = replace(SNAPSHOT, arrival_scv=1.0)
+DAY = 2880
+
+
+@pytest.mark.parametrize("kind", ["steady", "diurnal", "bursty"])
+def test_generated_arrivals_have_the_mean_that_is_asked_for(kind: str):
+    trace = arrivals(kind, 3.5, seed=3, bins=DAY)
+    assert trace.values.mean() == pytest.approx(3.5)
+    assert (arrivals(kind, 3.5, seed=3, bins=DAY).values == trace.values).all()
+    spread = {"steady": (0.0, 0.0), "diurnal": (0.5, 0.7), "bursty": (0.6, 1.4)}[kind]
+    assert spread[0] <= trace.values.std() / 3.5 <= spread[1]
+
+
+@pytest.mark.parametrize("kind", ["steady", "wandering", "outages"])
+def test_generated_links_have_the_median_that_is_asked_for(kind: str):
+    trace = bandwidths(kind, 2e6, seed=3, bins=20 * DAY)
+    assert np.median(trace.values) == pytest.approx(2e6)
+    out = np.mean(trace.values < 0.1 * 2e6)
+    assert 0.02 < out < 0.05 if kind == "outages" else out < 0.001
+    if kind == "wandering":
+        assert np.log(trace.values).std() == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_family_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(ValueError, match="steady, diurnal, bursty"):
+        arrivals("monthly", 1.0, seed=1, bins=10)
+    with pytest.raises(ValueError, match="steady, wandering, outages"):
+        bandwidths("broken", 1.0, seed=1, bins=10)
+
+
+def test_public_formats_are_read(tmp_path: Path):
+    llm = tmp_path / "llm.csv"
+    rows = ["2023-11-16 18:17:03.9799600,4808,10", "2023-11-16 18:17:04.0,3180,8", "2023-11-16 18:17:34.5,110,27"]
+    llm.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
+    assert (read_arrivals(llm).values * 30.0).round(6).tolist() == [2.0, 1.0]
+    functions = tmp_path / "functions.csv"
+    minutes = [str(minute) for minute in range(1, 1441)]
+    header = ",".join(["HashOwner", "HashApp", "HashFunction", "Trigger", *minutes])
+    functions.write_text("\n".join([header, *(",".join(["a", "b", "c", "http", *["6"] * 1440]) for _ in range(2))]))
+    assert len(read_arrivals(functions)) == DAY
+    assert read_arrivals(functions).values[:2].tolist() == [0.2, 0.2]
+    mooncake = tmp_path / "mooncake.jsonl"
+    mooncake.write_text("\n".join(json.dumps({"timestamp": at, "input_length": 1}) for at in (0, 1000, 31_000)))
+    assert (read_arrivals(mooncake).values * 30.0).round(6).tolist() == [2.0, 1.0]
+    link = tmp_path / "link.txt"
+    link.write_text("0 8\n10 16\n65 4\n")
+    assert read_bandwidths(link).values.tolist() == [1.5e6, 1.5e6, 0.5e6]
+    with pytest.raises(ValueError, match="Mooncake"):
+        read_arrivals(link)
+
+
+@pytest.mark.parametrize(("limit", "tolerance"), [(0.4, 0.12), (0.45, 0.05), (0.5, 0.05), (0.6, 0.05)])
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_the_share_of_requests_within_the_limit_is_that_of_an_event_simulation(
+    limit: float, tolerance: float, replicas: int
+):
+    plan = Plan((Stage("edge", 0, 2, 0, 6, replicas), Stage("cloud", 2, 6, 1, 6, 1)), ("int8",))
+    context = build_context(POISSON, replace(CHEAP, max_p95_seconds=limit))
+    sent, answer = 32768 / 4 / 6.25e6, 1440 / 6.25e6
+    stages = (8 * 0.0417 + 0.002 + 32768 * 6e-10, 0.02, replicas), (1.5 * 0.0085 + 0.002 + 32768 * 4e-10, 0.02, 1)
+    line = Line((stages[0], (sent, 0.0, 1), stages[1], (answer, 0.0, 1)), rate=3.5)
+    times = simulate([line], requests=40_000, warm_up=2_000)[0] + 2 * 0.002
+    assert serve(context, plan, 30.0, 0.0).within == pytest.approx(np.mean(times <= limit), abs=tolerance)
+
+
+def test_requests_pile_up_while_a_plan_is_too_small_and_are_worked_off_after():
+    rates = Trace(np.repeat([4.0, 20.0, 4.0], (20, 10, 60)))
+    scenario = Scenario(POISSON, CHEAP, rates, Trace(np.full(90, 6e6)))
+    context = build_context(scenario.seen(25), CHEAP)
+    most = assess(context, edge_only(3)).predicted.max_rate_per_second / 0.7 * 0.98
+    assert serve(context, edge_only(3), 30.0, 10.0).backlog == pytest.approx(10.0 + 30.0 * (20.0 - most))
+    small, large = (replay(scenario, Static(edge_only(count))) for count in (3, 16))
+    assert small.within < 0.5 < large.within
+
+
+def test_under_a_constant_load_nothing_ever_changes():
+    scenario = Scenario(
+        POISSON, CHEAP, arrivals("steady", 3.5, seed=1, bins=120), bandwidths("steady", 6e6, seed=1, bins=120)
+    )
+    assert replay(scenario, planner).switches == 0
+
+
+def test_the_comparison_names_what_shows_the_input_and_the_planner_never_does():
+    scenario = Scenario(
+        POISSON, CHEAP, arrivals("bursty", 3.5, seed=4, bins=240), bandwidths("outages", 2.5e6, seed=5, bins=240)
+    )
+    found = dict(compare(scenario))
+    assert next(iter(found)) == "splitplane"
+    assert "best static in hindsight" in found
+    assert found["splitplane"].leaks == 0
+    assert found["cloud-only"].leaks == 240
+    assert found["splitplane"].within > found["neurosurgeon, dads"].within
+
+
+def test_a_plan_over_a_link_that_is_gone_serves_nobody():
+    context = build_context(replace(POISSON, links=()), CHEAP)
+    assert serve(context, split(2), 30.0, 0.0).within == 0.0
