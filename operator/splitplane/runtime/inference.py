@@ -37,10 +37,12 @@ class Failure(Enum):
 class InferenceError(Exception):
     """A request that cannot be served. The text goes to the client: it says what to do, and holds no secret."""
 
-    def __init__(self, failure: Failure, message: str) -> None:
+    def __init__(self, failure: Failure, message: str, *, retry_seconds: float | None = None) -> None:
         super().__init__(message)
         self.failure = failure
         self.message = message
+        self.retry_seconds = retry_seconds
+        """When it makes sense to try again, where that is known."""
 
 
 def invalid(message: str) -> InferenceError:
@@ -80,7 +82,8 @@ class ModelMetadata:
 @dataclass(frozen=True, slots=True)
 class InferRequest:
     """``outputs`` names what the client wants back (empty: everything). ``deadline`` is on ``time.monotonic``'s
-    clock, ``None`` without one; ``received`` is when the whole request had arrived, on ``time.perf_counter``'s."""
+    clock, ``None`` without one; ``received`` is when the whole request had arrived, on ``time.perf_counter``'s.
+    ``client`` is the address that it came from, without a port."""
 
     model_name: str
     inputs: tuple[Tensor, ...]
@@ -90,6 +93,7 @@ class InferRequest:
     outputs: tuple[str, ...] = ()
     deadline: float | None = None
     received: float = field(default_factory=time.perf_counter)
+    client: str = ""
 
     def remaining_seconds(self) -> float | None:
         """Seconds until the deadline (negative once it has passed); ``None`` without one."""

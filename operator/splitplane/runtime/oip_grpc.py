@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -55,7 +56,7 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
     async def infer(data: bytes, context: Context) -> bytes:
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
-        request = oip_wire.read_request(data, deadline=deadline)
+        request = oip_wire.read_request(data, deadline=deadline, client=context.peer().rpartition(":")[0])
         check(model, request.model_name, request.model_version)
         return oip_wire.write_response(answer(request, await model.infer(request)))
 
@@ -104,6 +105,12 @@ def _method(handler: Handler, form: Any) -> "grpc.RpcMethodHandler[Any, Any]":
     return grpc.unary_unary_rpc_method_handler(_answering(handle))
 
 
+def _pushback(error: InferenceError) -> tuple[tuple[str, str], ...]:
+    """gRPC's own way to say when to try again; clients with a retry policy keep to it."""
+    seconds = error.retry_seconds
+    return () if seconds is None else (("grpc-retry-pushback-ms", str(math.ceil(1000 * seconds))),)
+
+
 def _answering(handler: Handler) -> Handler:
     """Turns :class:`InferenceError` into its gRPC status."""
 
@@ -111,7 +118,7 @@ def _answering(handler: Handler) -> Handler:
         try:
             return await handler(request, context)
         except InferenceError as error:
-            await context.abort(status_code(error.failure), error.message)
+            await context.abort(status_code(error.failure), error.message, _pushback(error))
         except Exception as error:
             LOG.exception("a request failed in a way that nothing foresaw")
             await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the server's log says more")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -55,7 +56,7 @@ def make_app(model: Model, registry: CollectorRegistry) -> web.Application:
                 body, header_size=_header_size(request), model_name=name, model_version=version
             ),
         )
-        response = answer(inference, await model.infer(inference))
+        response = answer(inference, await model.infer(replace(inference, client=request.remote or "")))
         size = sum(nbytes(tensor) for tensor in response.outputs)
         content, header_size = await _maybe_off_loop(size, lambda: oip_json.write_response(response, binary))
         if header_size is None:
@@ -74,7 +75,7 @@ def make_app(model: Model, registry: CollectorRegistry) -> web.Application:
         metadata = check(model, *_named(request))
         body = await request.read()
         inference, by_rows = await _maybe_off_loop(len(body), lambda: oip_v1.read_request(body, metadata))
-        response = await model.infer(inference)
+        response = await model.infer(replace(inference, client=request.remote or ""))
         size = sum(nbytes(tensor) for tensor in response.outputs)
         content = await _maybe_off_loop(size, lambda: oip_v1.write_response(response, by_rows=by_rows))
         return web.Response(body=content, content_type="application/json")

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from splitplane.runtime.gateway.admission import Line, Throughput, overloaded
 from splitplane.runtime.gateway.checking import Checker
 from splitplane.runtime.gateway.choosing import Choice
 from splitplane.runtime.gateway.pacing import ONCE, RETRYABLE, Patience, RetryBudget, pause_seconds
@@ -21,7 +22,7 @@ from splitplane.runtime.inference import (
     ModelMetadata,
     Parameter,
 )
-from splitplane.runtime.routes import GENERATION, ROUTE, TRACE, Hop, encode_route
+from splitplane.runtime.routes import GENERATION, ROUTE, TRACE, Hop, HopTrace, decode_trace, encode_route
 from splitplane.runtime.tensors import check_inputs
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class _Journey:
     suspects: list["asyncio.Future[frozenset[str]]"] = field(default_factory=list)
     once: int = 0
     last: InferenceError | None = None
+    unqueued_seconds: float = 0.0
+    """What the attempt that was answered took, less its waits before stages."""
 
 
 class _OverdueError(InferenceError):
@@ -60,6 +63,8 @@ class Forwarder:
         self._budget = RetryBudget()
         self._patience: defaultdict[str, Patience] = defaultdict(Patience)
         self._turn = asyncio.Lock()
+        self._throughput = Throughput()
+        self._line = Line(router.replicas)
         self.draining = False
 
     def metadata(self) -> ModelMetadata:
@@ -82,6 +87,7 @@ class Forwarder:
             raise
         metrics.admitted()
         admitted = router.clock()
+        mark = self._throughput.begin(admitted)
         deadline = admitted + table.timeout_seconds
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
@@ -90,8 +96,10 @@ class Forwarder:
         with router.flights.admitted():
             metrics.in_flight.set(router.flights.inside)
             try:
-                response = await self._travel(_Journey(replace(request, deadline=deadline), deadline))
+                journey = _Journey(replace(request, deadline=deadline), deadline)
+                response = await self._in_turn(journey)
                 outcome = "success"
+                self._throughput.answered(mark, router.clock(), journey.unqueued_seconds)
                 return response
             except asyncio.CancelledError:
                 # gRPC cancels also what is overdue: then it is we who have failed the client.
@@ -108,18 +116,31 @@ class Forwarder:
         if router.table is not None:
             check_inputs(request.inputs, router.table.model.inputs)
         router.metrics.arrived()
-        table = self._table()
-        if router.flights.inside >= table.max_in_flight:
-            raise InferenceError(
-                Failure.RESOURCE_EXHAUSTED,
+        table, inside, now = self._table(), router.flights.inside, router.clock()
+        if request.deadline is not None and router.can_serve():
+            self._throughput.check(self._line.ahead(request.client), request.deadline - now, now)
+        if inside >= table.max_in_flight:
+            full = overloaded(
                 f"{table.max_in_flight} requests are under way, as many as this pipeline takes; try again shortly",
+                self._throughput.retry_seconds(inside, now),
             )
+            if not self._line.make_room(request.client, full):
+                raise full
         return table
 
     def _table(self) -> Table:
         if self._router.table is None:
             raise InferenceError(Failure.UNAVAILABLE, "the gateway has no route table yet; try again shortly")
         return self._router.table
+
+    async def _in_turn(self, journey: _Journey) -> InferResponse:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(self._remaining(journey)):
+                    await stack.enter_async_context(self._line.turn(journey.request.client))
+            except TimeoutError:
+                raise self._too_late(journey, "others wait before it") from None
+            return await self._travel(journey)
 
     async def _travel(self, journey: _Journey) -> InferResponse:
         while True:
@@ -197,7 +218,10 @@ class Forwarder:
         self._patience[choice.route.name].completed(now - started)
         for address in choice.addresses:
             router.endpoints.succeeded(address)
-        router.links.observe(answered, now)
+        trace = self._trace(answered)
+        router.links.observe(answered, trace, now)
+        journey.unqueued_seconds = max(0.0, now - started - sum(hop.queue for hop in trace))
+        self._line.feedback(waited=any(hop.queue > hop.compute for hop in trace))
         kept = {name: value for name, value in answered.response.parameters.items() if name != TRACE}
         return replace(
             answered.response,
@@ -223,6 +247,14 @@ class Forwarder:
                     Failure.UNAVAILABLE, f"no answer over {choice.route.name}; dead: {sorted(dead) or 'none'}"
                 )
             patience *= 2
+
+    @staticmethod
+    def _trace(answered: Call) -> tuple[HopTrace, ...]:
+        try:
+            return decode_trace(str(answered.response.parameters.get(TRACE, "[]")))
+        except ValueError as error:
+            logger.warning("a stage sent a trace that cannot be read: %s", error)
+            return ()
 
     @staticmethod
     def _parameters(given: Mapping[str, Parameter], choice: Choice) -> dict[str, Parameter]:

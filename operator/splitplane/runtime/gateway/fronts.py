@@ -1,6 +1,7 @@
 """The gateway's two servers: the shared protocol fronts, and what a gateway adds to them for overload and departure."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from splitplane.runtime.gateway.settings import Settings
 from splitplane.runtime.inference import Failure, InferenceError, Model
 
 TOO_MANY_REQUESTS = 429
-RETRY_AFTER_SECONDS = "1"
+RETRY_AFTER_SECONDS = 1.0
+"""Where nothing better is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,5 +59,5 @@ async def _overload(
         return web.json_response(
             {"error": error.message},
             status=TOO_MANY_REQUESTS if full else error.failure.http_status,
-            headers={"Retry-After": RETRY_AFTER_SECONDS},
+            headers={"Retry-After": str(max(1, math.ceil(error.retry_seconds or RETRY_AFTER_SECONDS)))},
         )

@@ -7,7 +7,7 @@ from itertools import pairwise
 from splitplane.runtime.gateway.links import SMALL_BYTES, LinkEstimate, LinkEstimator
 from splitplane.runtime.hops import Call
 from splitplane.runtime.metrics import GatewayMetrics
-from splitplane.runtime.routes import TRACE, HopTrace, decode_trace
+from splitplane.runtime.routes import HopTrace
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +39,8 @@ class LinkBook:
             logger.info("link %s to %s: answers again", *link)
             self.down.discard(link)
 
-    def observe(self, call: Call, now: float) -> None:
+    def observe(self, call: Call, trace: tuple[HopTrace, ...], now: float) -> None:
         """Take from an answered call what its trace tells of links between tiers."""
-        try:
-            trace = decode_trace(str(call.response.parameters.get(TRACE, "[]")))
-        except ValueError as error:
-            logger.warning("a stage sent a trace that cannot be read: %s", error)
-            return
         for index, (link, size, seconds) in enumerate(_crossings(self._tier, call, trace)):
             if link[0] == link[1]:
                 continue

@@ -35,6 +35,7 @@ class Router:
         self.links = LinkBook(tier=tier, metrics=metrics)
         self.table: Table | None = None
         self._chooser = Chooser(self.endpoints)
+        self._replicas: int | None = None
 
     def apply(self, obj: Mapping[str, Any]) -> bool:
         """Put a RouteTable object in force, unless it is malformed or of a lower generation. Says whether it is now."""
@@ -51,6 +52,7 @@ class Router:
         if self.table is None or table.generation != self.table.generation:
             logger.info("generation %d: %s", table.generation, ", ".join(r.name for r in table.routes) or "no routes")
         self.table = table
+        self._replicas = None
         self.metrics.set_generation(table.generation)
         self._report()
         self.changed.notify()
@@ -74,7 +76,16 @@ class Router:
     def can_serve(self) -> bool:
         return self.table is not None and self._chooser.can_serve(self.table)
 
+    def replicas(self) -> int:
+        """Admitted pods of the narrowest stage, in the route that has most."""
+        if self._replicas is None:
+            routes = self.table.routes if self.table else ()
+            ready = self.endpoints.ready
+            self._replicas = max((min(ready(stop.stage) for stop in route.stops) for route in routes), default=0)
+        return self._replicas
+
     def _endpoints_changed(self) -> None:
+        self._replicas = None
         self._report()
         self.changed.notify()
 

@@ -1,0 +1,182 @@
+"""Who comes in, and in which order: a bound, deadlines that can be kept, and turns that clients share fairly.
+
+Requests wait here rather than before the stages, whose queues are first come, first served: a client that floods the
+gateway then waits for its own requests and not others for them. So only a *window* of requests is under way at a time.
+It widens while the stages have none waiting and somebody waits here, and narrows when requests wait there.
+
+What a new request would take is told from how fast answers came lately, as BBR (Cardwell et al., "BBR:
+Congestion-Based Congestion Control", 2016) tells the rate of a path: answers since a request was admitted over its time
+in the gateway. Pure but for futures; times come in as arguments.
+"""
+
+import asyncio
+import contextlib
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from splitplane.runtime.inference import Failure, InferenceError
+
+SAMPLES = 32
+STALE_SECONDS = 10.0
+"""Older answers tell nothing: a request that seems hopeless is let in again to see."""
+MARGIN = 1.25
+"""A request is let in when so many times its expected duration is within its deadline."""
+NARROWEST, WIDEST = 8, 128
+"""Bounds of the window for each replica of a route's narrowest stage; the widest is what a stage lets wait."""
+LONGEST_RETRY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at: float
+    rate: float
+    unqueued: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """When a request came in, and how many had been answered by then."""
+
+    at: float
+    answered: int
+
+
+class Throughput:
+    """How many answers per second the routes give, and what the quickest of late would have taken alone."""
+
+    def __init__(self) -> None:
+        self._answered = 0
+        self._samples: deque[_Sample] = deque(maxlen=SAMPLES)
+
+    def begin(self, now: float) -> Mark:
+        return Mark(now, self._answered)
+
+    def answered(self, mark: Mark, now: float, unqueued_seconds: float) -> None:
+        """A request was served; without waiting for others it would have taken ``unqueued_seconds``."""
+        self._answered += 1
+        rate = (self._answered - mark.answered) / max(now - mark.at, 1e-6)
+        self._samples.append(_Sample(now, rate, unqueued_seconds))
+
+    def expected_seconds(self, ahead: int, now: float) -> float | None:
+        """What a request will take that has ``ahead`` others before it; ``None`` when nothing was answered lately."""
+        recent = [sample for sample in self._samples if now - sample.at <= STALE_SECONDS]
+        if not recent:
+            return None
+        rate = max(sample.rate for sample in recent)
+        return max((ahead + 1) / rate, min(sample.unqueued for sample in recent))
+
+    def check(self, ahead: int, remaining: float, now: float) -> None:
+        """Raises :class:`InferenceError` when a request cannot be answered within ``remaining`` seconds."""
+        expected = self.expected_seconds(ahead, now)
+        if expected is not None and MARGIN * expected > remaining:
+            raise overloaded(
+                f"an answer takes about {expected:.3g} s with {ahead} requests before it, and this request has "
+                f"{max(remaining, 0.0):.3g} s left; try again shortly",
+                MARGIN * expected - remaining,
+            )
+
+    def retry_seconds(self, inside: int, now: float) -> float:
+        """When a client that finds the queue full may come again: when half of it has gone."""
+        return (self.expected_seconds(inside, now) or 2.0) / 2
+
+
+def overloaded(message: str, retry_seconds: float) -> InferenceError:
+    return InferenceError(
+        Failure.RESOURCE_EXHAUSTED, message, retry_seconds=min(max(retry_seconds, 0.0), LONGEST_RETRY_SECONDS)
+    )
+
+
+class Line:
+    """Turns to be under way. Clients with requests waiting take turns; each client's own go in order.
+
+    ``replicas`` tells how many pods the narrowest stage of the widest route has.
+    """
+
+    def __init__(self, replicas: Callable[[], int]) -> None:
+        self._replicas = replicas
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._under_way = 0
+        self._window = float(NARROWEST)
+        """For each replica."""
+
+    @property
+    def under_way(self) -> int:
+        return self._under_way
+
+    @property
+    def window(self) -> int:
+        return int(self._window * max(1, self._replicas()))
+
+    def ahead(self, client: str) -> int:
+        """How many requests are under way, or will be before one more of this client."""
+        own = len(self._waiting.get(client, ()))
+        return self._under_way + sum(min(len(queue), own + (name != client)) for name, queue in self._waiting.items())
+
+    @contextlib.asynccontextmanager
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """While a request is under way. The caller bounds the wait; raises what :meth:`make_room` says."""
+        if self._waiting or self._under_way >= self.window:
+            await self._wait(client)
+        else:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self.advance()
+
+    def advance(self) -> None:
+        """Let in as many as there is room for."""
+        while self._waiting and self._under_way < self.window:
+            client, queue = next(iter(self._waiting.items()))
+            future = queue.popleft()
+            if queue:
+                self._waiting.move_to_end(client)
+            else:
+                del self._waiting[client]
+            if not future.done():
+                self._under_way += 1
+                future.set_result(None)
+
+    def make_room(self, client: str, error: InferenceError) -> bool:
+        """Turn out the newest request of the client that has most of them waiting, if this one has notably fewer."""
+        if not self._waiting:
+            return False
+        heaviest, queue = max(self._waiting.items(), key=lambda item: len(item[1]))
+        if len(queue) <= len(self._waiting.get(client, ())) + 1:
+            return False
+        future = queue.pop()
+        if not queue:
+            del self._waiting[heaviest]
+        if not future.done():
+            future.set_exception(error)
+        return True
+
+    def feedback(self, *, waited: bool) -> None:
+        """A request came back; ``waited`` says whether it had to wait before a stage longer than it was computed."""
+        if waited:
+            self._window = max(self._window - 1 / max(1, self._replicas()), float(NARROWEST))
+        elif self._waiting:
+            self._window = min(self._window + 1 / max(1, self._replicas()), float(WIDEST))
+
+    async def _wait(self, client: str) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._under_way -= 1  # its turn had come in the same moment
+                self.advance()
+            else:
+                self._forget(client, future)
+            raise
+
+    def _forget(self, client: str, future: "asyncio.Future[None]") -> None:
+        queue = self._waiting.get(client)
+        if queue is not None:
+            with contextlib.suppress(ValueError):
+                queue.remove(future)
+            if not queue:
+                del self._waiting[client]
