@@ -1,12 +1,12 @@
-"""What a stage adds to a request beyond moving its bytes: a hop through a stage against a bare ``grpc.aio`` echo.
+"""What a stage adds to a request beyond moving its bytes: a hop through it against ``grpc.aio`` and a bare socket.
 
-Both servers run in processes of their own and get the same message (a 600 kB activation), one request at a time, in
-turn. The stage is the real server with a segment that returns its input, called as a sending stage calls it
+All servers run in processes of their own and get the same message (a 600 kB activation), one or eight requests at a
+time, in turn. The stage is the real server with a segment that returns its input, called as a sending stage calls it
 (``hops.call``: serialise, send, parse the answer). The echo's client sends and receives bytes that lie ready, and does
 nothing else.
 
-    python -m benchmarks.hop              # the benchmark
-    python -m benchmarks.hop stage|echo   # one server, on 127.0.0.1, port on its standard output
+    python -m benchmarks.hop                     # the benchmark
+    python -m benchmarks.hop stage|echo|socket P  # one server, on port P of 127.0.0.1
 """
 
 import asyncio
@@ -15,8 +15,9 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -32,9 +33,14 @@ from splitplane.runtime.tensors import from_array
 
 SPEC = TensorSpec("activation", "FP32", (150, 1000))
 WARM_UP, ROUNDS = 200, 1500
-KINDS = ("echo", "raw stage", "stage")
+CONCURRENCY = (1, 8)
+PER_TURN = 5
+KINDS = ("socket", "echo", "raw stage", "stage")
+MESSAGE_BYTES = 600_000
 START_SECONDS = 60.0
 MODEL = "hop"
+
+Send = Callable[[], Awaitable[object]]
 
 
 def free_port() -> int:
@@ -111,27 +117,69 @@ def process(kind: str) -> Iterator[str]:
         server.wait(10)
 
 
-async def measure(stage: str, echo: str) -> dict[str, list[float]]:
-    """Seconds per request by kind; the three kinds take turns."""
+def serve_socket(port: int) -> None:
+    """As little as the operating system can do with a message: its bytes there and back."""
+    with socket.create_server(("127.0.0.1", port)) as listening:
+        while True:
+            connection, _ = listening.accept()
+            threading.Thread(target=_return_all, args=(connection,), daemon=True).start()
+
+
+def _return_all(connection: socket.socket) -> None:
+    buffer = bytearray(MESSAGE_BYTES)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while (got := connection.recv_into(buffer)) != 0:
+        while got < MESSAGE_BYTES:
+            got += connection.recv_into(memoryview(buffer)[got:])
+        connection.sendall(buffer)
+
+
+async def _socket_sender(address: str) -> Send:
+    host, _, port = address.partition(":")
+    loop, message, buffer = asyncio.get_running_loop(), bytes(MESSAGE_BYTES), bytearray(MESSAGE_BYTES)
+    connection = socket.create_connection((host, int(port)))
+    connection.setblocking(False)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def send() -> None:
+        await loop.sock_sendall(connection, message)
+        got = 0
+        while got < MESSAGE_BYTES:
+            got += await loop.sock_recv_into(connection, memoryview(buffer)[got:])
+
+    return send
+
+
+async def measure(stage: str, echo: str, bare: str, concurrency: int) -> dict[str, list[float]]:
+    """Seconds per request by kind, with so many requests at a time; the kinds take turns."""
     array = np.random.default_rng(0).standard_normal((1, *SPEC.shape), np.float32)
     request = InferRequest(model_name=MODEL, inputs=(from_array(SPEC.name, array),))
     message = oip_wire.write_request(request)
     channels = {kind: hops.Channels() for kind in KINDS}  # one connection each: sharing one would favour its users
-    raw: dict[str, hops.Method] = {
-        kind: channels[kind].get(address).unary_unary(oip_grpc.MODEL_INFER)
-        for kind, address in (("echo", echo), ("raw stage", stage))
-    }
     await _wait_until_ready(stage, echo)
+
+    def raw(kind: str, address: str) -> Send:
+        method: hops.Method = channels[kind].get(address).unary_unary(oip_grpc.MODEL_INFER)
+        return lambda: method(message)
+
+    senders: dict[str, list[Send]] = {
+        "socket": [await _socket_sender(bare) for _ in range(concurrency)],
+        "echo": [raw("echo", echo)] * concurrency,
+        "raw stage": [raw("raw stage", stage)] * concurrency,
+        "stage": [lambda: hops.call(channels["stage"], (stage,), request)] * concurrency,
+    }
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for turn in range(WARM_UP + ROUNDS):
+
+    async def timed(kind: str, send: Send) -> None:
+        for _ in range(PER_TURN):
+            started = time.perf_counter()
+            await send()
+            seconds[kind].append(time.perf_counter() - started)
+
+    for turn in range((WARM_UP + ROUNDS) // (PER_TURN * concurrency)):
         for position in range(len(KINDS)):
             kind = KINDS[(turn + position) % len(KINDS)]
-            started = time.perf_counter()
-            if kind == "stage":
-                await hops.call(channels[kind], (stage,), request)
-            else:
-                await raw[kind](message)
-            seconds[kind].append(time.perf_counter() - started)
+            await asyncio.gather(*(timed(kind, send) for send in senders[kind]))
     for each in channels.values():
         await each.close()
     return {kind: values[WARM_UP:] for kind, values in seconds.items()}
@@ -151,17 +199,22 @@ async def _wait_until_ready(stage: str, echo: str) -> None:
 
 
 def main() -> list[Row]:
-    with process("stage") as stage, process("echo") as echo:
-        seconds = asyncio.run(measure(stage, echo))
-    medians = {kind: statistics.median(values) * 1e3 for kind, values in seconds.items()}
-    return [
-        row("hop through a stage, 600 kB", medians["stage"], "ms", medians["echo"]),
-        row("hop through a stage, client's own work excluded", medians["raw stage"], "ms", medians["echo"]),
-    ]
+    rows: list[Row] = []
+    with process("stage") as stage, process("echo") as echo, process("socket") as bare:
+        for concurrency in CONCURRENCY:
+            seconds = asyncio.run(measure(stage, echo, bare, concurrency))
+            medians = {kind: statistics.median(values) * 1e3 for kind, values in seconds.items()}
+            where = f"600 kB, {concurrency} at a time"
+            rows += [
+                row(f"hop through a stage, {where}", medians["stage"], "ms", medians["echo"]),
+                row(f"hop, client's own work excluded, {where}", medians["raw stage"], "ms", medians["echo"]),
+                row(f"hop less a bare socket's transfer, {where}", medians["stage"] - medians["socket"], "ms"),
+            ]
+    return rows
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        {"stage": serve_stage, "echo": serve_echo}[sys.argv[1]](int(sys.argv[2]))
+        {"stage": serve_stage, "echo": serve_echo, "socket": serve_socket}[sys.argv[1]](int(sys.argv[2]))
     else:
-        write("hop", main())
+        write("bench-data-plane", main())
