@@ -165,6 +165,7 @@ def test_hours_of_load_are_replayed_under_the_planner_and_its_rivals(profile: st
     assert line(output, "splitplane").split()[-1] == "never"
     for name in ("edge-only", "cloud-only", "neurosurgeon, dads", "15 %/30 s gate", "best static in hindsight"):
         assert "%" in line(output, name)
+    assert "splitplane's regret is " in output
     assert run("simulate", *conditions, "--load", "bursty", "--link", "outages") == output
 
 

@@ -11,6 +11,7 @@ from splitplane.domain.plans import Plan, Stage
 from splitplane.domain.snapshots import Preference
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess
+from splitplane.simulation.clairvoyant import cheapest_cost
 from splitplane.simulation.replaying import Scenario, compare, replay
 from splitplane.simulation.serving import serve
 from splitplane.simulation.strategies import Static, planner
@@ -111,6 +112,23 @@ def test_the_comparison_names_what_shows_the_input_and_the_planner_never_does():
     assert found["splitplane"].leaks == 0
     assert found["cloud-only"].leaks == 240
     assert found["splitplane"].within > found["neurosurgeon, dads"].within
+
+
+def test_who_knows_the_traces_pays_no_more_than_the_planner_or_a_plan_that_never_changes():
+    scenario = Scenario(
+        POISSON, CHEAP, arrivals("diurnal", 3.5, seed=6, bins=480), bandwidths("wandering", 2.5e6, seed=7, bins=480)
+    )
+    for strategy in (planner, Static(edge_only(3)), Static(split(2))):
+        metrics = replay(scenario, strategy)
+        best = cheapest_cost(scenario, list(metrics.plans), metrics.within)
+        assert best <= metrics.cost_per_hour * (1.0 + 1e-9)
+
+
+def test_under_a_constant_load_nobody_can_do_better_than_one_plan():
+    steady = arrivals("steady", 3.5, seed=1, bins=60), bandwidths("steady", 6e6, seed=1, bins=60)
+    scenario = Scenario(POISSON, CHEAP, *steady)
+    alone = replay(scenario, planner)
+    assert cheapest_cost(scenario, [], alone.within) == pytest.approx(alone.cost_per_hour, rel=1e-3)
 
 
 def test_a_plan_over_a_link_that_is_gone_serves_nobody():

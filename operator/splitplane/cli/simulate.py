@@ -11,9 +11,11 @@ from splitplane.cli.conditions import Bandwidth, File, Price, ProfileFile, Rate,
 from splitplane.cli.plans import out
 from splitplane.domain.measurements import known
 from splitplane.domain.snapshots import Policy, Snapshot
+from splitplane.simulation.clairvoyant import cheapest_cost
 from splitplane.simulation.replaying import Metrics, Scenario, compare
 from splitplane.simulation.traces import BIN_SECONDS, Trace, arrivals, bandwidths, read_arrivals, read_bandwidths
 
+_HELD = 4
 _COLUMNS = ("", "WITHIN LIMIT", "P95", "COST/H", "SWITCHES", "MOVING PODS", "SHOWING INPUT")
 
 
@@ -52,10 +54,19 @@ def simulate(
     except (KeyError, OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
-    for name, metrics in compare(scenario):
+    found = dict(compare(scenario))
+    for name, metrics in found.items():
         table.add_row(name, *_cells(metrics))
     out.print(f"{scenario.bins * BIN_SECONDS / 3600.0:.1f} hours", markup=False)
     out.print(table)
+    ours = found["splitplane"]
+    held = [plan for metrics in found.values() for plan, _ in metrics.plans.most_common(_HELD)]
+    best = cheapest_cost(scenario, held, ours.within)
+    out.print(
+        f"Who knew the traces would have served as much as splitplane for {best:.3f}/h: "
+        f"splitplane's regret is {ours.cost_per_hour / best - 1.0:.0%}",
+        markup=False,
+    )
 
 
 def _trace(
