@@ -217,4 +217,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         {"stage": serve_stage, "echo": serve_echo, "socket": serve_socket}[sys.argv[1]](int(sys.argv[2]))
     else:
-        write("bench-data-plane", main())
+        write("hop", main())

@@ -2,18 +2,15 @@
 
 import asyncio
 import contextlib
-import json
-import time
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
 from gateway_rig import PIPELINE, WIDTH, MemoryCluster, StageProcess, gateway, route, stages, table, until
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime.gateway.admission import NARROWEST, STALE_SECONDS, Line, Throughput, overloaded
 from splitplane.runtime.inference import Failure, InferenceError
+from tests.support.constant_rate import Client
 
 
 def steady(*, servers: int, seconds: float, requests: int) -> Throughput:
@@ -144,49 +141,6 @@ async def test_the_window_widens_while_stages_want_more_and_narrows_when_request
         task.cancel()
 
 
-class Client:
-    """Sends at a constant rate from an address of its own, each request with a deadline; counts what came in time."""
-
-    def __init__(self, host: str, source: str, *, deadline: float) -> None:
-        self._url = f"http://{host}:8080/v2/models/{PIPELINE}/infer"
-        self._source, self._deadline = source, deadline
-        # Binary, so that reading it costs the gateway little beside what the stage takes.
-        size = {"binary_data_size": 4 * WIDTH}
-        frames = {"name": "frames", "datatype": "FP32", "shape": [1, WIDTH], "parameters": size}
-        timeout = {"timeout": int(deadline * 1e6)}
-        header = json.dumps({"inputs": [frames], "parameters": timeout}).encode()
-        self._headers = {"Inference-Header-Content-Length": str(len(header))}
-        self._body = header + bytes(4 * WIDTH)
-        self.sent = self.good = self.late = 0
-        self.refused: list[float] = []
-        self.others: list[Any] = []
-
-    async def run(self, rate: float, seconds: float) -> None:
-        connector = aiohttp.TCPConnector(local_addr=(self._source, 0), limit=0)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            began, tasks = time.monotonic(), []
-            while (now := time.monotonic() - began) < seconds:
-                while self.sent < now * rate:
-                    self.sent += 1
-                    tasks.append(asyncio.create_task(self._one(session)))
-                await asyncio.sleep(0.005)
-            await asyncio.gather(*tasks)
-
-    async def _one(self, session: aiohttp.ClientSession) -> None:
-        began = time.monotonic()
-        async with session.post(self._url, data=self._body, headers=self._headers) as answer:
-            await answer.read()
-            took = time.monotonic() - began
-            if answer.status == 200:
-                self.good += took <= self._deadline
-                self.late += took > self._deadline
-            elif answer.status == 429:
-                assert int(answer.headers["Retry-After"]) >= 1
-                self.refused.append(took)
-            else:
-                self.others.append((answer.status, await answer.text()))
-
-
 async def test_at_three_times_the_capacity_what_is_served_in_time_stays_and_a_modest_client_is_served(
     tmp_path: Path,
 ) -> None:
@@ -197,10 +151,11 @@ async def test_at_three_times_the_capacity_what_is_served_in_time_stays_and_a_mo
         cluster.put(ROUTE_TABLE, table(1, route(("small-slow", "edge", 0, 3)), stages=["small-slow"]))
         async with gateway(cluster, tmp_path) as running:
             await until(running.forwarder.ready)
-            alone = Client(running.settings.pod_ip, "127.0.0.2", deadline=1.0)
+            url = f"http://{running.settings.pod_ip}:8080/v2/models/{PIPELINE}/infer"
+            alone = Client(url, "127.0.0.2", deadline=1.0, width=WIDTH)
             await alone.run(35, 3.0)
-            greedy = Client(running.settings.pod_ip, "127.0.0.2", deadline=1.0)
-            modest = Client(running.settings.pod_ip, "127.0.0.3", deadline=1.0)
+            greedy = Client(url, "127.0.0.2", deadline=1.0, width=WIDTH)
+            modest = Client(url, "127.0.0.3", deadline=1.0, width=WIDTH)
             await asyncio.gather(greedy.run(150, 4.0), modest.run(5, 4.0))
     assert alone.good == alone.sent
     # The machine is shared with other tests, so the bounds are loose; `make bench-data-plane` measures.
