@@ -16,6 +16,7 @@ from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Error, Value
 from splitplane.domain.profiles import DeviceProfile, Profile, TensorSpec
 from splitplane.domain.profiles_io import ProfileResult, to_dict
+from splitplane.domain.snapshots import Decision
 from splitplane.domain.times import timestamp
 from splitplane.planner import load_call, plan
 from tests.support.planner_cases import crepe
@@ -383,6 +384,19 @@ async def test_what_the_api_refuses_is_told(world: World) -> None:
     world.cluster.apply = refuse  # type: ignore[method-assign]
     await world.step(settle=False)
     assert world.condition("Degraded") == ("True", "ApiRefused")
+
+
+async def test_a_fault_of_the_planner_is_not_told_as_one_of_the_spec(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*arguments: Any, **options: Any) -> Decision:
+        raise ValueError("zero-size array to reduction operation")
+
+    monkeypatch.setattr("splitplane.controller.deciding.plan", faulty)
+    world.apply()
+    with pytest.raises(ValueError, match="zero-size"):
+        await world.step(15)
+    assert world.condition("Degraded")[1] != "InvalidSpec"
 
 
 async def test_a_suspended_pipeline_starts_nothing(world: World) -> None:

@@ -17,7 +17,7 @@ from splitplane.domain.measurements import Missing, known
 from splitplane.domain.profiles import Profile
 from splitplane.domain.snapshots import Action, Decision
 from splitplane.domain.times import instant
-from splitplane.planner import Kept, dump_call, plan
+from splitplane.planner import ContradictionError, Kept, dump_call, plan
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Deciding:
         try:
             with self._telemetry.planning.time():
                 decision = plan(seen, policy, now, kept=memory.kept)
-        except ValueError as error:
+        except ContradictionError as error:
             if not memory.contradiction:
                 this.problems.append(("InvalidSpec", str(error)))
             memory.contradiction = str(error)

@@ -1,7 +1,18 @@
 """The planner: a pure function from what is known and allowed to what should serve. Imports domain only."""
 
+from splitplane.planner.context import ContradictionError
 from splitplane.planner.keeping import Kept
 from splitplane.planner.planning import explain, frontier, plan
 from splitplane.planner.replay import dump_call, from_dict, load_call, to_dict
 
-__all__ = ["Kept", "dump_call", "explain", "from_dict", "frontier", "load_call", "plan", "to_dict"]
+__all__ = [
+    "ContradictionError",
+    "Kept",
+    "dump_call",
+    "explain",
+    "from_dict",
+    "frontier",
+    "load_call",
+    "plan",
+    "to_dict",
+]

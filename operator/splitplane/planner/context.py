@@ -115,18 +115,22 @@ class Context:
         )
 
 
+class ContradictionError(ValueError):
+    """Policy and snapshot do not fit together; the message says what to mend in the spec."""
+
+
 def build_context(snapshot: Snapshot, policy: Policy, kept: Kept | None = None) -> Context:
-    """Settle what is known. Raises ``ValueError``, with what to do, where policy and snapshot do not fit together."""
+    """Settle what is known. Raises ``ContradictionError`` where policy and snapshot do not fit together."""
     if kept is None or not kept.fits(snapshot.profile):
         kept = Kept(snapshot.profile)
     tiers = {tier.name: tier for tier in snapshot.tiers}
     gateway = policy.gateway_tier or next(iter(tiers), "")
     if gateway not in tiers:
-        raise ValueError(
+        raise ContradictionError(
             f"the gateway's tier {gateway!r} is not among the pipeline's tiers: name one of {sorted(tiers)}"
         )
     if not 0.0 < policy.max_utilization < 1.0:
-        raise ValueError(f"the utilisation ceiling must lie between 0 and 1, not be {policy.max_utilization}")
+        raise ContradictionError(f"the utilisation ceiling must lie between 0 and 1, not be {policy.max_utilization}")
     recalled = snapshot.active.inputs if snapshot.active else None
     sites = {tier.name: site for tier in snapshot.tiers if (site := _site(snapshot, tier, recalled)) is not None}
     wires = _wires(snapshot, recalled)

@@ -23,8 +23,8 @@ def plan(snapshot: Snapshot, policy: Policy, now: float, *, kept: Kept | None = 
     """Decide what should serve one pipeline. Pure: equal arguments give equal decisions.
 
     ``now`` is in seconds of the snapshot's clock. ``kept`` saves work on the same profile, and changes no decision.
-    Raises ``ValueError``, saying what to mend, where policy and snapshot contradict each other (an unknown gateway
-    tier, a fixed plan that does not cover the model).
+    Raises ``ContradictionError``, saying what to mend, where policy and snapshot contradict each other (an unknown
+    gateway tier, a fixed plan that does not cover the model).
     """
     return _decide(build_context(snapshot, policy, kept), now, thorough=False)
 
@@ -37,7 +37,7 @@ def explain(snapshot: Snapshot, policy: Policy, now: float, *, kept: Kept | None
 def frontier(snapshot: Snapshot, policy: Policy, *, kept: Kept | None = None) -> list[Candidate]:
     """The plans that no other beats in p95, cost, leak and accuracy loss, by rising cost; empty under overload.
 
-    Limits on p95 and cost are told as violations, all others hold. Raises ``ValueError`` as ``plan`` does.
+    Limits on p95 and cost are told as violations, all others hold. Raises ``ContradictionError`` as ``plan`` does.
     """
     context = build_context(snapshot, policy, kept)
     found = current_frontier(context)

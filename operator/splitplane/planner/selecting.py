@@ -5,7 +5,7 @@ import math
 from splitplane.domain.plans import Candidate, Plan, Stage
 from splitplane.domain.snapshots import Mode
 from splitplane.planner.choice import pick, pick_cheapest
-from splitplane.planner.context import Context, crossings
+from splitplane.planner.context import Context, ContradictionError, crossings
 from splitplane.planner.evaluation import assess, evaluate, violations
 from splitplane.planner.frontier import Frontier, frontier_of_layouts, frontier_of_lines
 from splitplane.planner.layouts import Layout, with_replicas
@@ -85,15 +85,17 @@ def _fixed(context: Context) -> Plan | None:
     """The plan that the user dictates, with one replica per stage; ``None`` where it cannot or must not run."""
     fixed = context.policy.fixed
     if fixed is None:
-        raise ValueError("mode Fixed needs a fixed plan: give its stages and codecs, or choose mode Auto")
+        raise ContradictionError("mode Fixed needs a fixed plan: give its stages and codecs, or choose mode Auto")
     end = context.profile.segments
     if not fixed.stages or fixed.stages[0][1] != 0 or fixed.stages[-1][2] != end:
-        raise ValueError(f"the fixed plan does not cover the model: its stages must run from cut 0 to cut {end}")
+        raise ContradictionError(
+            f"the fixed plan does not cover the model: its stages must run from cut 0 to cut {end}"
+        )
     unknown = {tier for tier, _, _ in fixed.stages} - context.tiers.keys()
     if unknown:
-        raise ValueError(f"the fixed plan names tiers {sorted(unknown)} that the pipeline does not have")
+        raise ContradictionError(f"the fixed plan names tiers {sorted(unknown)} that the pipeline does not have")
     if not set(fixed.codecs) <= set(context.table.codecs):
-        raise ValueError(f"the fixed plan names codecs other than {', '.join(context.table.codecs)}")
+        raise ContradictionError(f"the fixed plan names codecs other than {', '.join(context.table.codecs)}")
     stages = tuple(
         Stage(tier, first, last, *resident_range(context, tier, first, last), 1) for tier, first, last in fixed.stages
     )

@@ -27,7 +27,7 @@ class Settings:
     drain_pause_seconds: float = 2.0
     """Between ceasing to be ready and refusing calls, so that senders hear of the first before the second."""
     drain_seconds: float = 25.0
-    """Longest wait for accepted requests after that; both together are less than a pod's usual 30 s of grace."""
+    """Longest wait for accepted requests after that; both together are less than a pod's grace (60 s)."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
