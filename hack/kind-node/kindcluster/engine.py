@@ -132,6 +132,7 @@ def _start() -> Engine:
     folder.mkdir(parents=True, exist_ok=True)
     if read_json(_before()) is None:  # else a daemon was killed: what the machine was before it is known already
         write_json(_before(), machine.describe())
+    (folder / "dockerd.pid").unlink(missing_ok=True)  # a killed daemon's, whose number may be another process' now
     write_json(folder / "daemon.json", _SETTINGS)
     with (folder / "dockerd.log").open("wb") as log:
         daemon = subprocess.Popen(
