@@ -15,7 +15,7 @@ from kindcluster import machine
 from splitplane.local.errors import LocalError
 from splitplane.local.files import read_json, write_json
 from splitplane.local.paths import cache_home, state_home
-from splitplane.local.processes import Process, end
+from splitplane.local.processes import Process, end, start_daemon
 
 _HERE = Path(__file__).parents[1]
 _START_SECONDS = 60.0
@@ -134,22 +134,21 @@ def _start() -> Engine:
         write_json(_before(), machine.describe())
     (folder / "dockerd.pid").unlink(missing_ok=True)  # a killed daemon's, whose number may be another process' now
     write_json(folder / "daemon.json", _SETTINGS)
-    with (folder / "dockerd.log").open("wb") as log:
-        daemon = subprocess.Popen(
-            [
-                "dockerd", f"--config-file={folder / 'daemon.json'}", f"--host={engine.host}",
-                f"--data-root={cache_home() / 'kind' / 'docker'}",
-                # Short: the sockets below it may have 104 characters.
-                "--exec-root=/run/splitplane-kind", f"--pidfile={folder / 'dockerd.pid'}",
-                # kind's nodes must not see the machine's cgroups, nor Docker's data have other rights than its own.
-                "--default-cgroupns-mode=private", *_runtime(),
-            ],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+    log = folder / "dockerd.log"
+    log.unlink(missing_ok=True)
+    command = [
+        str(shutil.which("dockerd")), f"--config-file={folder / 'daemon.json'}", f"--host={engine.host}",
+        f"--data-root={cache_home() / 'kind' / 'docker'}",
+        # Short: the sockets below it may have 104 characters.
+        "--exec-root=/run/splitplane-kind", f"--pidfile={folder / 'dockerd.pid'}",
+        # kind's nodes must not see the machine's cgroups, nor Docker's data have other rights than its own.
+        "--default-cgroupns-mode=private", *_runtime(),
+    ]  # fmt: skip
+    daemon = Process.of(start_daemon(command, environment=os.environ, log=log))
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(engine):
-        if daemon.poll() is not None or time.monotonic() > deadline:
-            words = (folder / "dockerd.log").read_text(errors="replace").strip().splitlines()[-5:]
+        if daemon is None or not daemon.alive or time.monotonic() > deadline:
+            words = log.read_text(errors="replace").strip().splitlines()[-5:]
             stop()
             raise LocalError("The private Docker daemon did not start:\n" + "\n".join(words))
         time.sleep(0.2)
