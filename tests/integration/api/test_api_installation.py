@@ -194,7 +194,7 @@ def test_columns_tell_how_a_pipeline_is(ask: Ask, pipeline: InferencePipeline) -
     }
     done, said = ask(
         "patch", "ipipe", pipeline.metadata.name, f"--namespace={namespace}", "--subresource=status", "--type=merge",
-        f"--patch={json.dumps({'status': status})}", user=OPERATOR,
+        f"--patch={json.dumps({'status': status})}",
     )  # fmt: skip
     assert done, said
     _, table = ask("get", "ipipe", f"--namespace={namespace}")
