@@ -7,13 +7,14 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
 from splitplane.domain.profiles import TensorSpec
-from splitplane.model import ModelGraph, ModelSource, NotSplittableError, Partition, export, load_partition
+from splitplane.model import ModelGraph, ModelSource, Partition, WeightsError, export, load_partition
 from splitplane.model.cutting import MAX_CUTS
+from tests.support.model_zoo import HAND_MADE, TRAINED, Model
 
 Make = Callable[[Callable[[], nn.Module], tuple[TensorSpec, ...]], ModelSource]
 VECTOR = (TensorSpec("x", "FP32", (64,)),)
@@ -36,6 +37,11 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
     yield source
     del sys.modules[module.__name__]
+
+
+def weights_path(source: ModelSource) -> Path:
+    assert source.weights_uri is not None
+    return Path(source.weights_uri.removeprefix("file://"))
 
 
 def crossing(graph: ModelGraph, cut: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -137,18 +143,19 @@ def test_what_light_operations_can_give_again_is_recomputed_not_sent(make: Make)
 class Masked(nn.Module):
     """Attention with a mask made from integers, positions that no file holds, and a reshaped batch."""
 
+    POSITIONS = torch.arange(12).flip(0)
     positions: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(50, 32), nn.Embedding(12, 32)
-        self.register_buffer("positions", torch.arange(12).flip(0), persistent=False)
-        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.register_buffer("positions", self.POSITIONS, persistent=False)
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(6))
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = self.words(ids) + self.places(self.positions)
         bias = (1.0 - mask[:, None, :].expand(-1, 12, -1).float()) * -1e4
-        for layer in (self.first, self.second):
+        for layer in self.layers:
             score = torch.softmax(hidden @ hidden.transpose(1, 2) + bias, dim=-1)
             flat = layer((score @ hidden).reshape(-1, 32))
             hidden = hidden + flat.view(ids.shape[0], 12, 32)
@@ -191,7 +198,7 @@ WEIGHT = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
 
 
 def make_tied(source: ModelSource) -> ModelSource:
-    save_file({"decode.weight": WEIGHT}, source.weights_uri.removeprefix("file://"))
+    save_file({"decode.weight": WEIGHT}, weights_path(source))
     sys.modules["models_under_test"].build = Tied  # type: ignore[attr-defined]
     return source
 
@@ -199,7 +206,7 @@ def make_tied(source: ModelSource) -> ModelSource:
 class Deep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(60))
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(300))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -229,54 +236,111 @@ def test_operations_in_place_do_not_change_what_crosses(make: Make) -> None:
     check_all_ranges(make(InPlace, VECTOR), {"x": torch.randn(3, 64)})
 
 
-class Counting(nn.Module):
-    count: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count.add_(1.0)
-        return x + self.count
+def test_buffers_that_are_rebuilt_are_part_of_the_fingerprint(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = (TensorSpec("ids", "INT64", (12,)), TensorSpec("mask", "INT64", (12,)))
+    source = make(Masked, inputs)
+    before = export(source).fingerprint
+    monkeypatch.setattr(Masked, "POSITIONS", torch.arange(12))
+    assert export(source).fingerprint != before
 
 
-class OneSample(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.reshape(2, 64) + 1.0
-
-
-class Branching(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + 1.0 if bool(x.sum() > 0) else x - 1.0
-
-
-class Averaging(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean(0)
-
-
-@pytest.mark.parametrize(
-    ("factory", "reason"),
-    [
-        (Counting, "writes to count: a stage keeps no state"),
-        (OneSample, "batch"),
-        (Branching, "data-dependent|Could not guard"),
-        (Averaging, "does not have the batch as dimension 0"),
-    ],
-)
-def test_a_model_that_cannot_be_split_is_refused_with_the_reason(
-    make: Make, factory: Callable[[], nn.Module], reason: str
-) -> None:
-    with pytest.raises(NotSplittableError, match=reason):
-        export(make(factory, VECTOR))
+def test_a_file_that_holds_other_integers_than_a_rebuilt_buffer_is_refused(make: Make) -> None:
+    source = make(Masked, (TensorSpec("ids", "INT64", (12,)), TensorSpec("mask", "INT64", (12,))))
+    path = weights_path(source)
+    state = load_file(path)
+    save_file({**state, "positions": Masked.POSITIONS.clone()}, path)
+    load_partition(source, 0, None)
+    save_file({**state, "positions": torch.arange(12)}, path)
+    with pytest.raises(WeightsError, match="buffer positions has other values in the file"):
+        load_partition(source, 0, None)
+    load_partition(source, 3, None)  # what is read by another range only
 
 
 def test_the_fingerprint_covers_graph_and_weights_and_nothing_that_varies(make: Make) -> None:
     first = export(make(Shrinking, VECTOR)).fingerprint
     assert export(make(Shrinking, VECTOR)).fingerprint == first
     source = make(Shrinking, VECTOR)
-    path = source.weights_uri.removeprefix("file://")
+    path = weights_path(source)
     save_file({name: tensor + 1 for name, tensor in Shrinking().state_dict().items()}, path)
     assert export(source).fingerprint != first
     assert export(make(Widening, VECTOR)).fingerprint != first
+
+
+def test_a_convolutional_model_is_cut_after_every_block(tmp_path: Path) -> None:
+    graph = export(TRAINED[0].source(tmp_path))
+    assert graph.segments == ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "classifier")
+    assert [cut.name for cut in graph.cuts] == ["input", *graph.segments[:-1], "output"]
+    assert [cut.wire_bytes["fp32"] for cut in graph.cuts] == [4096, 65536, 4096, 2048, 1024, 1024, 1024, 1440]
+
+
+@pytest.mark.parametrize("model", HAND_MADE, ids=lambda model: model.name)
+def test_a_range_is_its_segments_and_nothing_else(model: Model, tmp_path: Path) -> None:
+    graph = export(model.source(tmp_path))
+    assert graph.program is not None
+    last = len(graph.segments)
+    for first in range(last):
+        for end in range(first + 1, last + 1):
+            assert graph.program.nodes(first, end) <= graph.program.resident(first, end)
+
+
+def named(name: str, tmp_path: Path) -> ModelGraph:
+    (model,) = (model for model in HAND_MADE if model.name == name)
+    return export(model.source(tmp_path))
+
+
+def test_tied_weights_are_counted_once_in_a_range_that_reads_them_twice(tmp_path: Path) -> None:
+    graph = named("TiedWeights", tmp_path)
+    matrix = 64 * 64 * 4
+    dense = matrix + 64 * 4
+    assert graph.weight_bytes == (matrix, dense, dense, matrix)
+    assert graph.program is not None
+    assert graph.program.weight_bytes(0, 4) == matrix + 2 * dense
+
+
+def test_the_batch_comes_first_wherever_it_is_in_the_graph(tmp_path: Path) -> None:
+    time_first, windows = named("TimeFirst", tmp_path), named("Windows", tmp_path)
+    assert crossing(time_first, 3) == [("FP32", (10, 32))]
+    assert [crossing(windows, cut) for cut in (1, 2)] == [[("FP32", (4, 16))]] * 2
+
+
+def test_a_size_that_no_tensor_shows_crosses_and_one_that_is_shown_does_not(tmp_path: Path) -> None:
+    graph = named("Lengths", tmp_path)
+    assert graph.cuts[1].tensors == (TensorSpec("embedding", "FP32", (12, 32), ("tokens", None)),)
+    assert graph.cuts[2].tensors == (TensorSpec("sum_1", "FP32", (32,)), TensorSpec("size_tokens", "INT64", ()))
+
+
+class Unshuffling(nn.Module):
+    """Takes images of even height and width only, and halves them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(functional.pixel_unshuffle(x, 2))))
+
+
+def test_free_sizes_follow_the_constraints_that_torch_found(make: Make) -> None:
+    source = make(Unshuffling, (TensorSpec("x", "FP32", (3, 32, 48), (None, "height", "width")),))
+    partition = load_partition(source, 0, None)
+    assert partition.graph.cuts[1].tensors[0].shape == (8, 16, 24)
+    whole = sys.modules["models_under_test"].trained
+    for height, width in ((32, 48), (2, 6), (64, 16)):
+        x = torch.randn(3, 3, height, width)
+        halves = partition.run(1, 2, partition.run(0, 1, {"x": x}))
+        torch.testing.assert_close(halves["output_0"], whole(x), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="dimension 2 of tensor x of cut 0 is 31; it must be 2\\*height"):
+        partition.run(0, 1, {"x": torch.randn(1, 3, 31, 48)})
+
+
+def test_tensors_of_a_cut_must_agree_on_free_sizes(tmp_path: Path) -> None:
+    model = next(each for each in TRAINED if each.name == "minilm")
+    partition = load_partition(model.source(tmp_path), 0, 1)
+    ids, mask = torch.ones(2, 9, dtype=torch.long), torch.ones(2, 9, dtype=torch.long)
+    partition.run(0, 1, {"input_ids": ids, "attention_mask": mask})
+    for wrong in (mask[:, :8], mask[:1]):
+        with pytest.raises(ValueError, match="the same in all tensors"):
+            partition.run(0, 1, {"input_ids": ids, "attention_mask": wrong})
+    long = torch.ones(1, 513, dtype=torch.long)
+    with pytest.raises(ValueError, match="tokens from 1 to 512"):
+        partition.run(0, 1, {"input_ids": long, "attention_mask": long})

@@ -29,10 +29,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for capacity in ("tiny", "full"):
         example("pitch_tracker").save(folder / f"crepe-{capacity}.safetensors", capacity)
     example("sentence_encoder").save(folder / "minilm.safetensors")
+    example("text_detector").save(folder / "craft.safetensors")
     return folder
 
 
-@pytest.mark.parametrize("name", ["crepe-full", "crepe-tiny", "minilm"])
+@pytest.mark.parametrize("name", ["crepe-full", "crepe-tiny", "minilm", "craft"])
 def test_weights_files_are_those_that_the_readme_names(weights: Path, name: str) -> None:
     digest = hashlib.sha256((weights / f"{name}.safetensors").read_bytes()).hexdigest()
     assert f"| `{name}.safetensors` | `{digest}` |" in (EXAMPLES / "README.md").read_text()
@@ -113,3 +114,24 @@ def test_the_recorded_voice_has_the_pitch_of_a_man_who_reads(weights: Path) -> N
     heard = 10.0 * 2.0 ** ((CENTS_OF_BIN_0 + 20.0 * activation.argmax(axis=1)[sure]) / 1200.0)
     assert sure.mean() > 0.2
     assert np.all((np.quantile(heard, [0.25, 0.75]) > 80.0) & (np.quantile(heard, [0.25, 0.75]) < 180.0)), heard
+
+
+def test_the_text_detector_equals_the_model_of_the_package_that_it_was_published_with(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.find_spec("easyocr")
+    assert spec is not None
+    folder = Path(next(iter(spec.submodule_search_locations or ())))
+    # Its __init__ wants libraries for images and for text.
+    for name, path in (("easyocr", folder), ("easyocr.model", folder / "model")):
+        package = ModuleType(name)
+        package.__path__ = [str(path)]
+        monkeypatch.setitem(sys.modules, name, package)
+    state = load_file(weights / "craft.safetensors")
+    theirs, ours = importlib.import_module("easyocr.craft").CRAFT().eval(), example("text_detector").build()
+    theirs.load_state_dict(state)
+    ours.load_state_dict(state)
+    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        for mine, other in zip(ours(image), theirs(image), strict=True):
+            torch.testing.assert_close(mine, other, atol=1e-6, rtol=0)

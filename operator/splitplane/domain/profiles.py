@@ -13,11 +13,23 @@ CODECS = ("fp32", "fp16", "int8")
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor that crosses a cut. ``shape`` leaves the batch dimension out; ``datatype`` is the OIP's name."""
+    """A tensor that crosses a cut. ``shape`` leaves the batch dimension out; ``datatype`` is the OIP's name.
+
+    ``free`` names the dimensions that may differ from request to request (``tokens``, ``tokens//2``), with ``None`` for
+    fixed ones; for these ``shape`` holds the size of the example that the model was traced with, by which bytes are
+    counted. It is empty where all dimensions are fixed.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    free: tuple[str | None, ...] = ()
+
+    @property
+    def declared_shape(self) -> tuple[int, ...]:
+        """The shape as the Open Inference Protocol declares it: -1 is any size; the batch comes first."""
+        free = self.free or (None,) * len(self.shape)
+        return (-1, *(size if name is None else -1 for size, name in zip(self.shape, free, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,4 +22,15 @@ class WeightsError(ModelError):
 
 
 class NotSplittableError(ModelError):
-    """Change the module so that ``torch.export`` can trace it; the message holds the reason."""
+    """Serve the model whole, or change it so that ``torch.export`` can trace it; the message holds the reason.
+
+    ``location`` is the line of the model's code that is in the way (``file:line, in function: text``), where known.
+    """
+
+    def __init__(self, reason: str, location: str | None = None) -> None:
+        super().__init__(reason if location is None else f"{reason} ({location})")
+        self.reason = reason
+        self.location = location
+
+    def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
+        return type(self), (self.reason, self.location)

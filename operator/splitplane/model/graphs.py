@@ -2,22 +2,82 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 
 from splitplane.domain.codecs import encoded_bytes
 from splitplane.domain.profiles import CODECS, Cut, TensorSpec
-from splitplane.model.cutting import Place, find_places, needed
+from splitplane.model.crossing import Crossing, Form
+from splitplane.model.cutting import Place, find_places
+from splitplane.model.errors import FactoryError, NotSplittableError
+from splitplane.model.naming import segment_names
+from splitplane.model.sizes import Sizes, expression
 from splitplane.model.source import ModelSource
-from splitplane.model.tracing import Kind, Traced, trace
-from splitplane.model.weights import WeightsFile
+from splitplane.model.tracing import Traced, trace
+from splitplane.model.weights import WeightsFile, tensor_bytes
+from splitplane.model.whole import describe_whole
 
-FORMAT = 1
+FORMAT = 2
 """Part of the fingerprint: raised when the rules of cutting change, for then indices of cuts mean other places."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One thing that crosses a cut: the value of a node, or a free size that no tensor shows."""
+
+    name: str
+    node: fx.Node | None
+    symbol: sympy.Symbol | None
+    crossing: Crossing
+
+
+@dataclass(frozen=True)
+class Program:
+    """A splittable model's graph and where it is cut."""
+
+    traced: Traced
+    places: tuple[Place, ...]
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.traced.sizes
+
+    def nodes(self, first: int, last: int) -> set[fx.Node]:
+        """Every node that the range ``[first, last)`` runs or reads, what crosses its first cut excluded."""
+        return self.traced.needed(self.places[first].nodes, self.places[last].nodes)
+
+    def resident(self, first: int, last: int) -> set[fx.Node]:
+        """Every node that the range or one inside it runs or reads."""
+        return set[fx.Node]().union(*(self.nodes(cut, cut + 1) for cut in range(first, last)))
+
+    def crossing(self, cut: int) -> tuple[Value, ...]:
+        """What crosses a cut, in the order of its schema."""
+        named: Iterable[tuple[str, fx.Node]]
+        if cut == 0:
+            named = self.traced.inputs.items()
+        elif cut == len(self.places) - 1:
+            named = ((f"output_{index}", node) for index, node in enumerate(self.traced.outputs))
+        else:
+            named = ((node.name, node) for node in self.places[cut].nodes)
+        values = [Value(name, node, None, _crossing(self.traced, node)) for name, node in named]
+        for symbol in self.places[cut].sizes:
+            size = Crossing(Form.SIZE, 0, torch.int64, ())
+            values.append(Value(f"size_{self.sizes.by_symbol[symbol].name}", None, symbol, size))
+        return tuple(values)
+
+    def weight_bytes(self, first: int, last: int) -> int:
+        """Bytes of the weights that a range reads, tied ones counted once."""
+        held = {
+            self.traced.weights[node]: node.meta["val"]
+            for node in self.resident(first, last)
+            if node in self.traced.weights
+        }
+        return sum(value.numel() * value.element_size() for value in held.values())
 
 
 @dataclass(frozen=True)
@@ -26,72 +86,88 @@ class ModelGraph:
 
     ``segments[i]`` lies between cut ``i`` and cut ``i + 1`` and is named as people know it; a cut is named after the
     segment before it. ``weight_bytes[i]`` counts a weight that two segments share in both. ``fingerprint`` covers
-    graph, cuts, weights digest and torch's minor version: parts with equal fingerprints fit together.
+    graph, cuts, rebuilt buffers, weights digest and torch's minor version: parts with equal fingerprints fit together.
+
+    A model that cannot be split has one segment; ``refusal`` says why.
     """
 
     cuts: tuple[Cut, ...]
     segments: tuple[str, ...]
     weight_bytes: tuple[int, ...]
     fingerprint: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
     source: ModelSource
-    traced: Traced = field(repr=False)
-    places: tuple[Place, ...] = field(repr=False)
+    program: Program | None = field(repr=False)
+    refusal: NotSplittableError | None = None
 
-    def nodes(self, first: int, last: int) -> set[fx.Node]:
-        """Every node that the range ``[first, last)`` runs or reads, what crosses its first cut excluded."""
-        return needed(self.traced, self.places[first].nodes, self.places[last].nodes)
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.cuts[0].tensors
 
-    def crossing(self, cut: int) -> Mapping[str, fx.Node]:
-        """Nodes by the names under which they cross a cut."""
-        if cut == 0:
-            return self.traced.inputs
-        if cut == len(self.segments):
-            return {f"output_{index}": node for index, node in enumerate(self.traced.outputs)}
-        return {node.name: node for node in self.places[cut].nodes}
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.cuts[-1].tensors
 
 
 def export(source: ModelSource) -> ModelGraph:
-    """Trace a model and find its cuts. The weights are verified, not loaded.
+    """Trace a model and find its cuts. The weights are verified; they are read only if the model cannot be split.
 
-    Raises :class:`FactoryError`, :class:`WeightsError` or :class:`NotSplittableError`.
+    Raises :class:`FactoryError` or :class:`WeightsError`.
     """
-    digest = WeightsFile.open(source).sha256
-    traced = trace(source)
-    places = tuple(find_places(traced))
-    segments = _segment_names(traced, places)
-    names = ("input", *segments[:-1], "output")
-    cuts = []
-    for index, place in enumerate(places):
-        if index == 0:
-            specs = source.inputs
-        elif index == len(segments):
-            specs = tuple(_spec(traced, node, f"output_{i}") for i, node in enumerate(traced.outputs))
-        else:
-            specs = tuple(_spec(traced, node, node.name) for node in place.nodes)
-        cuts.append(_cut(index, names[index], specs))
+    digest = "none" if source.weights_uri is None else WeightsFile.open(source).sha256
+    try:
+        traced = trace(source)
+        program = Program(traced, tuple(find_places(traced)))
+    except NotSplittableError as refusal:
+        # A copy, for the one that was raised holds all that its stack refers to.
+        return _whole(source, digest, NotSplittableError(refusal.reason, refusal.location))
+    segments = segment_names(traced, program.places)
+    specs: list[Sequence[TensorSpec]] = [
+        [value.crossing.spec(value.name, program.sizes) for value in program.crossing(cut)]
+        for cut in range(len(program.places))
+    ]
+    cuts = _cuts((source.inputs, *specs[1:]), segments)
     return ModelGraph(
-        cuts=tuple(cuts),
+        cuts=cuts,
         segments=segments,
-        weight_bytes=tuple(_weight_bytes(traced, left, right) for left, right in pairwise(places)),
-        fingerprint=_fingerprint(traced, cuts, digest),
-        inputs=cuts[0].tensors,
-        outputs=cuts[-1].tensors,
+        weight_bytes=tuple(program.weight_bytes(left, right) for left, right in pairwise(range(len(cuts)))),
+        fingerprint=_fingerprint([f"weights {digest}", *_graph_lines(program)], cuts),
         source=source,
-        traced=traced,
-        places=places,
+        program=program,
     )
 
 
-def _spec(traced: Traced, node: fx.Node, name: str) -> TensorSpec:
-    spec = traced.spec(node, name)
-    assert spec is not None, node.name  # only what can be sent is offered as a cut
-    return spec
+def _whole(source: ModelSource, digest: str, refusal: NotSplittableError) -> ModelGraph:
+    try:
+        outputs, weight_bytes = describe_whole(source)
+    except FactoryError as error:
+        raise FactoryError(f"{refusal}; nor can it be served whole: {error}") from error
+    cuts = _cuts((source.inputs, outputs), ("model",))
+    return ModelGraph(
+        cuts=cuts,
+        segments=("model",),
+        weight_bytes=(weight_bytes,),
+        fingerprint=_fingerprint([f"weights {digest}", f"whole {source.factory}"], cuts),
+        source=source,
+        program=None,
+        refusal=refusal,
+    )
+
+
+def _crossing(traced: Traced, node: fx.Node) -> Crossing:
+    crossing = traced.crossing(node)
+    assert crossing is not None, node.name  # only what can be sent is offered as a cut
+    return crossing
+
+
+def _cuts(specs: Sequence[Sequence[TensorSpec]], segments: Sequence[str]) -> tuple[Cut, ...]:
+    names = ("input", *segments[:-1], "output")
+    return tuple(
+        _cut(index, name, tuple(tensors)) for index, (name, tensors) in enumerate(zip(names, specs, strict=True))
+    )
 
 
 def _cut(index: int, name: str, tensors: tuple[TensorSpec, ...]) -> Cut:
-    form = json.dumps([[spec.name, spec.datatype, spec.shape] for spec in tensors])
+    form = json.dumps([[spec.name, spec.datatype, spec.shape, spec.free] for spec in tensors])
     return Cut(
         index=index,
         name=name,
@@ -101,53 +177,24 @@ def _cut(index: int, name: str, tensors: tuple[TensorSpec, ...]) -> Cut:
     )
 
 
-def _weight_bytes(traced: Traced, left: Place, right: Place) -> int:
-    return sum(
-        node.meta["val"].numel() * node.meta["val"].element_size()
-        for node in needed(traced, left.nodes, right.nodes)
-        if node in traced.weights
-    )
-
-
-def _segment_names(traced: Traced, places: tuple[Place, ...]) -> tuple[str, ...]:
-    """The module that a segment's weights have in common, else the first of those modules, else an operation."""
-    names: list[str] = []
-    for left, right in pairwise(places):
-        nodes = needed(traced, left.nodes, right.nodes)
-        own = [node for node in traced.graph.nodes if node in nodes and traced.kinds.get(node) is Kind.DATA]
-        paths = [
-            path.split(".")
-            for node in own
-            if any(source in traced.weights for source in node.all_input_nodes) and (path := _module_path(node))
-        ]
-        common: list[str] = []
-        for parts in zip(*paths, strict=False):
-            if len(set(parts)) > 1:
-                break
-            common.append(parts[0])
-        name = ".".join(common or (paths[0] if paths else [own[-1].name if own else "identity"]))
-        names.append(name if name not in names else f"{name}#{names.count(name) + 1}")
-    return tuple(names)
-
-
-def _module_path(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(next(reversed(stack.values()))[0]) if stack else ""
-
-
-def _fingerprint(traced: Traced, cuts: Iterable[Cut], digest: str) -> str:
+def _fingerprint(lines: Iterable[str], cuts: Iterable[Cut]) -> str:
     major, minor = torch.__version__.split(".")[:2]
-    lines = [f"format {FORMAT}", f"torch {major}.{minor}", f"weights {digest}"]
-    lines.extend(
-        f"{node.op} {node.name} {node.target} {node.args} {node.kwargs} {_form(traced, node)}"
-        for node in traced.graph.nodes
-    )
-    lines.extend(f"cut {cut.schema_hash}" for cut in cuts)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+    told = [f"format {FORMAT}", f"torch {major}.{minor}", *lines, *(f"cut {cut.schema_hash}" for cut in cuts)]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+
+
+def _graph_lines(program: Program) -> Iterable[str]:
+    traced = program.traced
+    for node in traced.graph.nodes:
+        yield f"{node.op} {node.name} {node.target} {node.args} {node.kwargs} {_form(traced, node)}"
+    for node, value in traced.constants.items():
+        yield f"constant {node.name} {hashlib.sha256(tensor_bytes(value.contiguous())).hexdigest()}"
 
 
 def _form(traced: Traced, node: fx.Node) -> str:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return ""
-    return f"{value.dtype} {['batch' if traced.is_batch(size) else str(size) for size in value.shape]}"
+    sizes = traced.sizes
+    told = [sizes.name(expression(size)) or str(size) if sizes.knows(size) else "?" for size in value.shape]
+    return f"{value.dtype} {told}"

@@ -1,17 +1,21 @@
 """A contiguous range of segments in memory, and the code that runs any range inside it."""
 
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
-from torch import fx
 
+from splitplane.model.checking import InputCheck
+from splitplane.model.compiling import compile_range, constants
 from splitplane.model.errors import WeightsError
-from splitplane.model.graphs import ModelGraph, export
+from splitplane.model.graphs import ModelGraph, Program, export
 from splitplane.model.source import ModelSource
-from splitplane.model.tracing import Kind
 from splitplane.model.weights import WeightsFile
+from splitplane.model.whole import check_fits, load_whole, run_whole
+
+Code = Callable[..., tuple[torch.Tensor, ...]]
+"""Takes the tensors of a cut in the order of its schema, gives those of another."""
 
 
 class Partition:
@@ -20,12 +24,12 @@ class Partition:
     Every active range is compiled once, on first use, into straight-line code. Threads may share a partition.
     """
 
-    def __init__(self, graph: ModelGraph, first: int, last: int, values: Mapping[fx.Node, object]) -> None:
+    def __init__(self, graph: ModelGraph, first: int, last: int, compile_range: Callable[[int, int], Code]) -> None:
         self.graph = graph
         self.first = first
         self.last = last
-        self._values = values
-        self._compiled: dict[tuple[int, int], fx.GraphModule] = {}
+        self._compile = compile_range
+        self._compiled: dict[tuple[int, int], tuple[InputCheck, Code]] = {}
         self._lock = threading.Lock()
 
     def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -33,18 +37,8 @@ class Partition:
 
         Raises ``ValueError`` when the range is not resident here, or names, dtypes or shapes are not the cut's.
         """
-        code = self._compiled.get((first, last)) or self._compile(first, last)
-        specs = self.graph.cuts[first].tensors
-        if tensors.keys() != {spec.name for spec in specs}:
-            wanted = ", ".join(spec.name for spec in specs)
-            raise ValueError(f"cut {first} takes the tensors {wanted}, not {', '.join(tensors) or 'none'}")
-        arguments = [tensors[spec.name] for spec in specs]
-        for spec, node, tensor in zip(specs, self.graph.crossing(first).values(), arguments, strict=True):
-            if tensor.shape[1:] != spec.shape or tensor.dtype != node.meta["val"].dtype:
-                raise ValueError(
-                    f"tensor {spec.name} of cut {first} must be {spec.datatype} of shape [-1, "
-                    f"{', '.join(map(str, spec.shape))}], not {tensor.dtype} of {list(tensor.shape)}"
-                )
+        check, code = self._compiled.get((first, last)) or self._prepare(first, last)
+        arguments = check(tensors)
         with torch.inference_mode():
             results = code(*arguments)
             return {
@@ -52,12 +46,12 @@ class Partition:
                 for spec, result in zip(self.graph.cuts[last].tensors, results, strict=True)
             }
 
-    def _compile(self, first: int, last: int) -> fx.GraphModule:
+    def _prepare(self, first: int, last: int) -> tuple[InputCheck, Code]:
         if not self.first <= first < last <= self.last:
             raise ValueError(f"range {first}:{last} is empty or not inside the resident range {self.first}:{self.last}")
         with self._lock:
             if (first, last) not in self._compiled:
-                self._compiled[first, last] = _compile(self.graph, first, last, self._values)
+                self._compiled[first, last] = InputCheck(self.graph, first), self._compile(first, last)
             return self._compiled[first, last]
 
 
@@ -74,70 +68,38 @@ def load_weights(graph: ModelGraph, first: int, last: int | None) -> Partition:
     end = len(graph.segments) if last is None else last
     if not 0 <= first < end <= len(graph.segments):
         raise ValueError(f"{graph.source.name} has cuts 0 to {len(graph.segments)}; {first}:{end} is no range of them")
-    return Partition(graph, first, end, _constants(graph, first, end))
+    if graph.program is None:
+        return Partition(graph, first, end, partial(_whole, graph.source))
+    return Partition(graph, first, end, _ranges(graph, graph.program, first, end))
 
 
-def _constants(graph: ModelGraph, first: int, last: int) -> dict[fx.Node, object]:
-    """Values that do not depend on a request: weights, rebuilt buffers, and all that is computed from these alone."""
-    traced, nodes = graph.traced, graph.nodes(first, last)
-    names = {node: traced.weights[node] for node in nodes if node in traced.weights}
-    weights = WeightsFile.open(graph.source).read(names.values(), traced.aliases)
-    values: dict[fx.Node, object] = {}
-    with torch.inference_mode():
-        for node in traced.graph.nodes:
-            if node not in nodes or traced.kinds.get(node) is not Kind.CONSTANT:
-                continue
-            if node in names:
-                tensor, expected = weights[names[node]], node.meta["val"]
-                if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
-                    raise WeightsError(
-                        f"weight {names[node]} is {tensor.dtype} {list(tensor.shape)} in the file; the factory "
-                        f"makes it {expected.dtype} {list(expected.shape)}"
-                    )
-                values[node] = tensor
-            elif node in traced.constants:
-                values[node] = traced.constants[node]
-            elif node.op == "get_attr":
-                values[node] = traced.root.get_submodule(str(node.target))
-            else:
-                values[node] = _evaluate(node, values)
-    return values
+def _ranges(graph: ModelGraph, program: Program, first: int, last: int) -> Callable[[int, int], Code]:
+    traced, nodes = program.traced, program.resident(first, last)
+    expected = {traced.weights[node]: node.meta["val"] for node in nodes if node in traced.weights}
+    file = WeightsFile.open(graph.source)
+    weights = file.read(expected, traced.aliases)
+    for name, tensor in weights.items():
+        check_fits(name, tensor, expected[name])
+    rebuilt = {traced.constant_names[node]: traced.constants[node] for node in nodes if node in traced.constants}
+    for name, tensor in file.read_held(rebuilt).items():
+        check_rebuilt(name, tensor, rebuilt[name])
+    values = constants(program, nodes, weights)
+    return lambda start, end: compile_range(program, start, end, values)
 
 
-def _evaluate(node: fx.Node, values: Mapping[fx.Node, object]) -> object:
-    assert callable(node.target)  # placeholders and attributes are dealt with by the caller
-    value: Any = values.__getitem__
-    arguments, keywords = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
-    return node.target(*arguments, **keywords)
+def check_rebuilt(name: str, held: torch.Tensor, rebuilt: torch.Tensor) -> None:
+    """Raises :class:`WeightsError` if a file that holds a buffer which the factory rebuilds has other values in it.
+
+    Of integers and booleans only: old files hold tables of frequencies in less precision.
+    """
+    if not rebuilt.is_floating_point() and not torch.equal(held.to(rebuilt.dtype), rebuilt):
+        raise WeightsError(
+            f"buffer {name} has other values in the file than the factory gives it: the file belongs to a model that "
+            "is configured otherwise"
+        )
 
 
-def _compile(graph: ModelGraph, first: int, last: int, values: Mapping[fx.Node, object]) -> fx.GraphModule:
-    traced, nodes = graph.traced, graph.nodes(first, last)
-    code, copies, root = fx.Graph(), {}, {}
-    for name, node in graph.crossing(first).items():
-        copies[node] = code.placeholder(name)
-    received = next(iter(copies.values()))
-    for node in traced.graph.nodes:
-        if node not in nodes or node in copies or node in values:
-            continue
-        if traced.is_batch(node.meta.get("val")):
-            copies[node] = code.call_function(torch.ops.aten.sym_size.int, (received, 0))
-            continue
-        for source in node.all_input_nodes:
-            if source not in copies:
-                root[source.name] = values[source]
-                copies[source] = code.get_attr(source.name)
-        copies[node] = code.node_copy(node, copies.__getitem__)
-    code.output(tuple(copies[node] for node in graph.crossing(last).values()))
-    code.eliminate_dead_code()
-    return fx.GraphModule(_holder(root), code)
-
-
-def _holder(values: Mapping[str, object]) -> torch.nn.Module:
-    module = torch.nn.Module()
-    for name, value in values.items():
-        if isinstance(value, torch.Tensor):
-            module.register_buffer(name, value)
-        else:
-            setattr(module, name, value)
-    return module
+def _whole(source: ModelSource, _first: int, _last: int) -> Code:
+    module = load_whole(source)
+    names = [spec.name for spec in source.inputs]
+    return lambda *tensors: run_whole(source, module, dict(zip(names, tensors, strict=True)))

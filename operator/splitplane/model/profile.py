@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from splitplane.domain.codecs import raw_bytes
-from splitplane.domain.profiles import CodecTimes, TensorSpec
-from splitplane.model.datatypes import torch_datatype
+from splitplane.domain.profiles import CodecTimes
 from splitplane.model.memory import peak_bytes, reset_peak, resident_bytes
 from splitplane.model.partitions import Partition
+from splitplane.model.samples import sample
 
 BUDGET_SECONDS = 8.0
 """Default time for all measuring after the model is loaded."""
@@ -126,20 +126,6 @@ def _timed(partition: Partition, cut: int, inputs: Tensors, clock: Callable[[], 
     started = clock()
     partition.run(0, cut, inputs)
     return clock() - started
-
-
-def sample(specs: Sequence[TensorSpec]) -> dict[str, torch.Tensor]:
-    """One made-up sample: normal noise, and ones for integers (a valid token, an open mask)."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for spec in specs:
-        dtype = torch_datatype(spec.datatype)
-        shape = (1, *spec.shape)
-        if dtype.is_floating_point:
-            tensors[spec.name] = torch.randn(shape, generator=generator).to(dtype)
-        else:
-            tensors[spec.name] = torch.ones(shape, dtype=dtype)
-    return tensors
 
 
 def levelled_medians(times: Sequence[Sequence[float]]) -> list[float]:

@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from splitplane.domain.codecs import DATATYPE_BYTES
@@ -22,12 +20,13 @@ from splitplane.model.errors import FactoryError
 class ModelSource:
     """A model as ``spec.model`` names it. ``inputs`` leave the batch dimension out.
 
-    ``weights_sha256`` is the expected digest of the weights file; ``None`` trusts whatever lies there.
+    ``weights_sha256`` is the expected digest of the weights file; ``None`` trusts whatever lies there. Without an
+    address of weights a model can be looked at, not run.
     """
 
     name: str
     factory: str
-    weights_uri: str
+    weights_uri: str | None
     weights_sha256: str | None
     inputs: tuple[TensorSpec, ...]
 
@@ -57,30 +56,52 @@ def _input_spec(entry: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(name, datatype, shape[1:])
 
 
-def build_module(source: ModelSource, mode: FakeTensorMode) -> nn.Module:
-    """Call the factory with every parameter faked as it is registered, so that none is ever filled.
+def build_module(source: ModelSource, *, lean: bool = True) -> nn.Module:
+    """Call the factory with every parameter moved to the meta device as it is registered, so that none is ever filled.
 
     Buffers stay real: those that no weights file holds (position ids, masks) must keep the values that the
-    constructor gives them. Raises :class:`FactoryError`.
+    constructor gives them. A constructor that needs the values of its parameters is called again as it is, and that
+    is all that is done where ``lean`` is false. Raises :class:`FactoryError`.
     """
     factory = _find_factory(source.factory)
+    if not lean:
+        return _built(source, factory)
+    hook = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]
+    try:
+        return _built(source, factory)
+    except FactoryError:
+        hook.remove()
+        return _built(source, factory)
+    finally:
+        hook.remove()
 
-    def fake(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        # Called before the constructor fills the parameter, so its untouched memory is given back at once.
-        if parameter is None or isinstance(parameter, torch._subclasses.FakeTensor):
-            return None
-        return mode.from_tensor(parameter, static_shapes=True)  # type: ignore[return-value]
 
-    hook = register_module_parameter_registration_hook(fake)  # type: ignore[arg-type]
+def _to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    # Called before the constructor fills the parameter, so its untouched memory is given back at once.
+    if parameter is None or parameter.is_meta:
+        return None
+    return nn.Parameter(parameter.data.to("meta"), requires_grad=parameter.requires_grad)
+
+
+def _built(source: ModelSource, factory: Callable[[], object]) -> nn.Module:
     try:
         module = factory()
     except Exception as error:  # the tenant's code may raise anything
         raise FactoryError(f"factory {source.factory} failed: {type(error).__name__}: {error}") from error
-    finally:
-        hook.remove()
     if not isinstance(module, nn.Module):
         raise FactoryError(f"factory {source.factory} returned {type(module).__name__}, not a torch.nn.Module")
     return module.eval().requires_grad_(False)
+
+
+def replace_parameters(module: nn.Module, replacement: Callable[[nn.Parameter], nn.Parameter]) -> None:
+    """Put another parameter in the place of each; tied ones stay tied."""
+    replaced: dict[int, nn.Parameter] = {}
+    for child in module.modules():
+        for name, parameter in list(child._parameters.items()):
+            if parameter is not None:
+                if id(parameter) not in replaced:
+                    replaced[id(parameter)] = replacement(parameter)
+                child._parameters[name] = replaced[id(parameter)]
 
 
 def _find_factory(path: str) -> Callable[[], object]:

@@ -1,11 +1,17 @@
-"""Tensors from a safetensors file: only those that are asked for, and only if the file is the one that is meant."""
+"""Tensors from a safetensors file: only those that are asked for, and only if the file is the one that is meant.
+
+The file is read, not mapped: every tensor lies in aligned memory of this process once, and a file that is overwritten
+in place changes nothing in a pod that runs.
+"""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -13,6 +19,14 @@ from safetensors import SafetensorError, safe_open
 
 from splitplane.model.errors import WeightsError
 from splitplane.model.source import ModelSource
+
+_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
+    "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64, "F16": torch.float16,
+    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+"""Types of safetensors as torch names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +60,72 @@ class WeightsFile:
 
         Raises :class:`WeightsError` that lists all that are missing.
         """
-        tensors, missing = {}, []
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                held = set(file.keys())
-                for name in names:
-                    found = next((alias for alias in (name, *aliases.get(name, ())) if alias in held), None)
-                    if found is None:
-                        missing.append(name)
-                    else:
-                        # The clone lies in aligned memory of this process: the file may be replaced while it runs.
-                        tensors[name] = file.get_tensor(found).clone()
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{self.path} is not a safetensors file: {error}") from error
+        held = self._entries()
+        found = {
+            name: next((alias for alias in (name, *aliases.get(name, ())) if alias in held), None) for name in names
+        }
+        missing = sorted(name for name, alias in found.items() if alias is None)
         if missing:
-            shown = ", ".join(sorted(missing)[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise WeightsError(
                 f"weights {self.path} lack {shown}: the factory's parameters must have the names of the file's tensors"
             )
+        return self._tensors({name: held[alias] for name, alias in found.items() if alias is not None})
+
+    def read_held(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Read those of the named tensors that the file holds."""
+        held = self._entries()
+        return self._tensors({name: held[name] for name in names if name in held})
+
+    def _entries(self) -> dict[str, "_Entry"]:
+        try:
+            with safe_open(self.path, framework="pt"):  # the library checks the header
+                pass
+            with self.path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header: dict[str, Any] = json.loads(file.read(length))
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{self.path} is not a safetensors file: {error}") from error
+        header.pop("__metadata__", None)
+        return {
+            name: _Entry(each["dtype"], tuple(each["shape"]), 8 + length + each["data_offsets"][0])
+            for name, each in header.items()
+        }
+
+    def _tensors(self, entries: Mapping[str, "_Entry"]) -> dict[str, torch.Tensor]:
+        tensors = {}
+        with self.path.open("rb", buffering=0) as file:
+            for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+                if entry.dtype not in _DTYPES:
+                    raise WeightsError(f"tensor {name} of {self.path} is {entry.dtype}, which torch has no type for")
+                tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+                file.seek(entry.offset)
+                left = tensor_bytes(tensor)
+                while left and (count := file.readinto(left)):
+                    left = left[count:]
+                if left:
+                    raise WeightsError(f"{self.path} ends within tensor {name}: it was shortened while it was read")
+                tensors[name] = tensor
         return tensors
 
 
-def _local_path(uri: str) -> Path:
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Where a tensor lies in its file; ``offset`` in bytes from its start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _local_path(uri: str | None) -> Path:
+    if uri is None:
+        raise WeightsError("the model has no weights: give weights.uri")
     parts = urlsplit(uri)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise WeightsError(f"weights {uri}: a pod reads file:///path only; use file:// or pvc:// in weights.uri")

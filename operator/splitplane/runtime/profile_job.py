@@ -2,8 +2,8 @@
 
 The result goes to key ``result.json`` of the ConfigMap that the operator made for it (``domain.profiles_io`` is its
 form). Exit codes: 0 measured and written; 2 a variable is missing or malformed; 3 the factory, 4 the weights are
-wrong; 5 the model cannot be split; 6 the result could not be written; 1 anything else. When it fails, the last line
-of the log says why and what to do.
+wrong; 6 the result could not be written; 1 anything else. When it fails, the last line of the log says why and what to
+do.
 """
 
 import asyncio
@@ -26,7 +26,6 @@ from splitplane.domain.profiles_io import ProfileResult, to_dict
 from splitplane.model import (
     FactoryError,
     ModelSource,
-    NotSplittableError,
     Partition,
     WeightsError,
     export,
@@ -34,7 +33,8 @@ from splitplane.model import (
     load_weights,
 )
 from splitplane.model.memory import resident_bytes
-from splitplane.model.profile import Codec, Measured, measure, sample
+from splitplane.model.profile import Codec, Measured, measure
+from splitplane.model.samples import sample
 from splitplane.runtime import codecs, emulation, hops, oip_grpc
 from splitplane.runtime.environment import SettingsError, required, threads
 from splitplane.runtime.inference import InferRequest
@@ -46,7 +46,6 @@ from splitplane.runtime.stage.worker import Worker
 EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (FactoryError, 3),
     (WeightsError, 4),
-    (NotSplittableError, 5),
     (ClusterError, 6),
 )
 OVERHEAD_CALLS, OVERHEAD_WARM_UP = 40, 10
@@ -86,6 +85,8 @@ def run(settings: Settings) -> ProfileResult:
     graph = export(source)
     # By now the process holds all that a stage holds besides weights: torch, the graph, the servers' libraries.
     base = resident_bytes()
+    if graph.refusal is not None:
+        say(f"{source.factory} is served whole, for it cannot be split: {graph.refusal}")
     say(f"{source.factory}: {len(graph.segments)} segments ({', '.join(graph.segments)})")
     partition = load_weights(graph, 0, None)
     say(f"loaded {sum(graph.weight_bytes) / 1e6:.0f} MB of weights in {time.perf_counter() - started:.1f} s")

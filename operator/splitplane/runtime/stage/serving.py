@@ -219,7 +219,7 @@ class StageModel:
 
 def declared(cut: Cut) -> tuple[TensorMetadata, ...]:
     """The tensors of a cut as a model's inputs or outputs: the batch comes first and is dynamic."""
-    return tuple(TensorMetadata(spec.name, spec.datatype, (-1, *spec.shape)) for spec in cut.tensors)
+    return tuple(TensorMetadata(spec.name, spec.datatype, spec.declared_shape) for spec in cut.tensors)
 
 
 def _trace_of(response: InferResponse) -> tuple[HopTrace, ...]:

@@ -1,0 +1,86 @@
+"""What can be seen while ``torch.export`` calls a module, and not afterwards.
+
+Whether the module keeps state outside its buffers, for export takes what such attributes hold for constants, and puts
+them back; and where it demands something of a size, for the stack is gone by the time that a demand turns out to be
+too much.
+"""
+
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_leaves
+
+DEPTH = 3
+"""How far containers in attributes are looked into."""
+
+
+class CallWatch:
+    """Looks at a module just before and after each call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.changed: tuple[nn.Module, str] | None = None
+        """The first plain attribute that a call gave another value, and whose it is."""
+        self.demands: list[traceback.StackSummary] = []
+        """Where the last call asked something of a free size that must hold from then on."""
+        self._before = {child: _held(child) for child in module.modules()}
+        self._hooks = (
+            module.register_forward_pre_hook(lambda *call: self._look_before(call), with_kwargs=True),
+            module.register_forward_hook(lambda *_: self._look_after()),
+        )
+
+    def end(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _look_before(self, call: tuple[Any, ...]) -> None:
+        for leaf in tree_leaves(call[1:]):
+            for size in leaf.shape if isinstance(leaf, torch.Tensor) else ():
+                if isinstance(size, torch.SymInt):
+                    shapes: ShapeEnv = size.node.shape_env
+                    self.demands = []
+                    shapes.guards = _Noted(shapes.guards, self.demands)
+
+    def _look_after(self) -> None:
+        for child, before in self._before.items():
+            after = _held(child)
+            for name in (*after, *before):
+                if name not in before or name not in after or not _same(before[name], after[name]):
+                    self.changed = self.changed or (child, name)
+
+
+class _Noted(list[Any]):
+    """A list that notes where it is appended to."""
+
+    def __init__(self, items: Iterable[Any], places: list[traceback.StackSummary]) -> None:
+        super().__init__(items)
+        self._places = places
+
+    def append(self, item: Any) -> None:
+        super().append(item)
+        self._places.append(traceback.extract_stack())
+
+
+def _held(module: nn.Module) -> dict[str, object]:
+    # A module's own containers (`_parameters`, `_forward_hooks`) are torch's concern.
+    torchs = vars(nn.Module())
+    return {name: _copy(value, DEPTH) for name, value in vars(module).items() if name not in torchs}
+
+
+def _copy(value: object, depth: int) -> object:
+    if depth and isinstance(value, dict):
+        return {key: _copy(each, depth - 1) for key, each in value.items()}
+    if depth and isinstance(value, (list, tuple, set)):
+        return [_copy(each, depth - 1) for each in value]
+    return value
+
+
+def _same(before: object, after: object) -> bool:
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before.keys() == after.keys() and all(_same(value, after[key]) for key, value in before.items())
+    if isinstance(before, list) and isinstance(after, list):
+        return len(before) == len(after) and all(map(_same, before, after))
+    return before is after or (isinstance(before, (bool, int, float, str)) and before == after)

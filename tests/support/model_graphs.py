@@ -1,0 +1,185 @@
+"""Graphs made by hand, each with something in it that a cut can get wrong.
+
+A factory is ``tests.support.model_graphs:CLASS``.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+WIDTH = 64
+
+
+def dense(count: int, width: int = WIDTH) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(width, width) for _ in range(count))
+
+
+class TiedWeights(nn.Module):
+    """One matrix first and last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.middle = dense(2)
+        self.decode.weight = self.encode.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.encode(x))
+        for layer in self.middle:
+            x = torch.tanh(layer(x))
+        return self.decode(x)
+
+
+class LongSkips(nn.Module):
+    """Down and up again; every width is needed twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (WIDTH, 32, 16, 8)
+        self.down = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(nn.Linear(2 * b, a) for a, b in pairwise(widths))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = []
+        for layer in self.down:
+            x = torch.tanh(layer(x))
+            seen.append(x)
+        for layer, skip in zip(reversed(self.up), reversed(seen), strict=True):
+            x = torch.relu(layer(torch.cat((x, skip), dim=1)))
+        return x
+
+
+class TwoInputs(nn.Module):
+    """The second input is needed late only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.late = dense(3), nn.Linear(8, WIDTH)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:2]:
+            x = torch.tanh(layer(x))
+        return self.layers[2](x * torch.sigmoid(self.late(condition)))
+
+
+class TwoOutputs(nn.Module):
+    """The first output is ready early."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.early = dense(3), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = torch.tanh(self.layers[0](x))
+        early = self.early(x)
+        for layer in self.layers[1:]:
+            x = torch.tanh(layer(x))
+        return {"early": early, "late": x.sum(1)}
+
+
+class Buffers(nn.Module):
+    """One buffer lies in the file, one is made by the constructor, one is read by two layers."""
+
+    order: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.norm = dense(3), nn.BatchNorm1d(WIDTH)
+        self.register_buffer(
+            "order", torch.randperm(WIDTH, generator=torch.Generator().manual_seed(3)), persistent=False
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = self.norm(torch.tanh(layer(x[:, self.order])))
+        return x
+
+
+class Integers(nn.Module):
+    """A choice is made early as integers and booleans; the activations between are wider than these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.table, self.layers = nn.Linear(WIDTH, 16), nn.Embedding(16, 8), dense(2, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        score = self.score(x)
+        best, keep = score.topk(3, dim=1).indices, score.mean(1) > 0
+        hidden = self.table(best)
+        for layer in self.layers:
+            hidden = torch.tanh(layer(hidden))
+        return torch.where(keep[:, None, None], hidden, -hidden), best, keep
+
+
+class Conditional(nn.Module):
+    """``torch.cond``: a branch that the data chooses, exported as two subgraphs that read weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.layers[0](x))
+        (x,) = torch.cond(
+            x.sum() > 0,
+            lambda x: (torch.relu(self.layers[1](x)),),
+            lambda x: (torch.sin(self.layers[2](x)),),
+            (x,),
+        )
+        return self.layers[3](x)
+
+
+class TimeFirst(nn.Module):
+    """Between its layers the batch is dimension 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.ModuleList(nn.MultiheadAttention(32, 2) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.transpose(0, 1)
+        for layer in self.mix:
+            x = torch.tanh(layer(x, x, x, need_weights=False)[0])
+        return x.transpose(0, 1)
+
+
+class Windows(nn.Module):
+    """Between its layers the batch is multiplied by the number of windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(3, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        windows = x.reshape(-1, 16)
+        for layer in self.layers:
+            windows = torch.tanh(layer(windows))
+        return windows.reshape(x.shape[0], -1)
+
+
+class Lengths(nn.Module):
+    """The number of tokens is needed after no tensor shows it any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layers = nn.Embedding(100, 32), dense(3, 32)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.layers[0](self.table(ids))).sum(1)
+        for layer in self.layers[1:]:
+            hidden = torch.tanh(layer(hidden))
+        return hidden / ids.shape[1] + torch.arange(ids.shape[1], device=ids.device).float().mean()
+
+
+class Shared(nn.Module):
+    """A figure of the whole batch crosses beside the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.layers[0](x))
+        largest = torch.linalg.matrix_norm(self.layers[1](x))
+        return self.layers[2](torch.tanh(self.layers[1](x))) / largest

@@ -1,0 +1,174 @@
+"""A model that cannot be split gets a verdict, with the reason and the line, and is served whole."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from splitplane.domain.profiles import TensorSpec
+from splitplane.model import FactoryError, ModelSource, export, load_partition
+
+Make = Callable[[Callable[[], nn.Module]], ModelSource]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Turns a class into a source: a factory module, and its initial weights on disk."""
+    module = ModuleType("models_under_test")
+    sys.modules[module.__name__] = module
+
+    def source(factory: Callable[[], nn.Module]) -> ModelSource:
+        path = tmp_path / "weights.safetensors"
+        save_file(dict(factory().state_dict()), path)
+        module.build = factory  # type: ignore[attr-defined]
+        return ModelSource("test", f"{module.__name__}:build", path.as_uri(), None, (TensorSpec("x", "FP32", (64,)),))
+
+    yield source
+    del sys.modules[module.__name__]
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+
+class Branching(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(x)
+        return x + 1.0 if bool(x.sum() > 0) else x - 1.0
+
+
+class Looping(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(int(x.abs().max()) % 3):
+            x = self.layer(x)
+        return self.layer(x)
+
+
+class OneByOne(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.layer(sample) for sample in x.unbind(0)])
+
+
+class Numeric(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.layer(x).numpy() * 2)
+
+
+class Counting(Base):
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count.add_(1.0)
+        return self.layer(x) + self.count
+
+
+class Remembering(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = torch.zeros(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.layer(x) + self.last
+        self.last = x.sum(0)
+        return result
+
+
+class Caching(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, list[int]] = {"sizes": []}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen["sizes"].append(x.shape[1])
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason", "line"),
+    [
+        (Branching, "depends on the values of its inputs", "if bool(x.sum() > 0)"),
+        (Looping, "depends on the values of its inputs", "range(int(x.abs().max()) % 3)"),
+        (OneByOne, "its code works for a batch of 2 only", "for sample in x.unbind(0)"),
+        (Numeric, "torch.export of models_under_test:build failed: ", "self.layer(x).numpy()"),
+        (Counting, "writes to count: it keeps state between calls", "self.count.add_(1.0)"),
+        (Remembering, "forward of Remembering writes to its attribute last: it keeps state", "self.last = x.sum(0)"),
+        (Caching, "forward of Caching writes to its attribute seen: it keeps state", 'self.seen["sizes"].append'),
+    ],
+)
+def test_the_verdict_tells_reason_and_line_and_the_model_is_run_as_it_is(
+    make: Make, factory: Callable[[], nn.Module], reason: str, line: str
+) -> None:
+    source = make(factory)
+    partition = load_partition(source, 0, None)
+    graph = partition.graph
+    assert graph.refusal is not None
+    assert reason in graph.refusal.reason
+    assert graph.refusal.location is not None
+    assert re.match(rf"{re.escape(__file__)}:\d+, in forward: .*{re.escape(line)}", graph.refusal.location)
+    assert (len(graph.cuts), graph.segments) == (2, ("model",))
+    assert graph.outputs == (TensorSpec("output_0", "FP32", (64,)),)
+    whole = factory().eval()
+    whole.load_state_dict(load_file(tmp_weights(source)))
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = whole(x)
+    torch.testing.assert_close(partition.run(0, 1, {"x": x})["output_0"], expected)
+
+
+def tmp_weights(source: ModelSource) -> Path:
+    assert source.weights_uri is not None
+    return Path(source.weights_uri.removeprefix("file://"))
+
+
+def test_a_model_that_keeps_state_keeps_it_while_it_is_served(make: Make) -> None:
+    partition = load_partition(make(Counting), 0, None)
+    x = torch.zeros(1, 64)
+    first, second = (partition.run(0, 1, {"x": x})["output_0"] for _ in range(2))
+    torch.testing.assert_close(second, first + 1.0)
+
+
+def test_the_fingerprint_of_a_whole_model_covers_its_weights(make: Make) -> None:
+    source = make(Branching)
+    before = export(source).fingerprint
+    assert export(source).fingerprint == before
+    save_file(dict(Branching().state_dict()), tmp_weights(source))
+    assert export(source).fingerprint != before
+
+
+class Averaging(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).mean(0)
+
+
+class TwoSamples(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).reshape(2, 64)
+
+
+@pytest.mark.parametrize(
+    ("factory", "reasons"),
+    [
+        (Averaging, "does not have the batch as dimension 0 .*nor can it be served whole: output 0 .* is .*64"),
+        (
+            TwoSamples,
+            "a batch of 2 only .*; nor can it be served whole: .* fails on inputs as declared: .*'.2, 64.' is",
+        ),
+    ],
+)
+def test_a_model_that_can_be_served_in_no_way_is_refused_with_both_reasons(
+    make: Make, factory: Callable[[], nn.Module], reasons: str
+) -> None:
+    with pytest.raises(FactoryError, match=reasons):
+        export(make(factory))
