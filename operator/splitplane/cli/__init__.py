@@ -2,7 +2,7 @@
 
 import typer
 
-from splitplane.cli import local
+from splitplane.cli import local, model
 from splitplane.cli.explain import explain
 from splitplane.cli.frontier import frontier
 from splitplane.cli.plan import plan
@@ -12,6 +12,7 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Split PyTorch models between edge and cloud."
 )
 app.add_typer(local.app, name="local")
+app.add_typer(model.app, name="model")
 for command in (plan, explain, frontier, simulate):
     app.command()(command)
 

@@ -1,0 +1,72 @@
+"""``splitplane model``: cuts listed and checked from the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from splitplane.cli import app
+from tests.support.model_zoo import HAND_MADE
+
+SKIPS = next(model for model in HAND_MADE if model.name == "LongSkips")
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["model", *arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def unwrapped(output: str) -> str:
+    """An error's text without the frame that it is folded into."""
+    return "".join(output.replace("│", "").split())
+
+
+def test_inspect_lists_cuts_with_what_crosses_them_and_needs_no_weights() -> None:
+    cuts = json.loads(run("inspect", SKIPS.factory, "--input", "x:FP32:-1,64", "--json"))["cuts"]
+    assert [cuts[0]["name"], cuts[-1]["name"]] == ["input", "output"]
+    assert cuts[0]["tensors"] == {"x": ["FP32", -1, 64]}
+    assert cuts[0]["wireBytes"]["fp32"] == 64 * 4
+    assert len(cuts) > 3
+    # At the bottom all three skips cross with what flows on.
+    assert max(len(cut["tensors"]) for cut in cuts) == 3
+    layers = ((64, 32), (32, 16), (16, 8), (16, 16), (32, 32), (64, 64))
+    assert sum(cut["weightBytesAfter"] for cut in cuts) == 4 * sum(wide * out + out for wide, out in layers)
+
+
+def test_inspect_says_why_and_where_a_model_cannot_be_split(tmp_path: Path) -> None:
+    (tmp_path / "moody.py").write_text(
+        "from torch import nn\n\n\nclass Moody(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a = nn.Linear(4, 4)\n\n    def forward(self, x):\n        if x.sum() > 0:\n"
+        "            return self.a(x)\n        return x\n"
+    )
+    arguments = ["model", "inspect", "moody:Moody", "--input", "x:FP32:-1,4", "--path", str(tmp_path)]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("splitplane"), *arguments], capture_output=True, text=True, check=False
+    )
+    assert "x.sum() > 0" in done.stdout + done.stderr
+    assert "moody.py:10" in done.stdout + done.stderr
+
+
+def test_check_tells_for_each_cut_how_far_its_sides_are_from_the_whole(tmp_path: Path) -> None:
+    source = SKIPS.source(tmp_path)
+    assert source.weights_uri is not None
+    text = run("check", SKIPS.factory, "--input", "x:FP32:-1,64", "--weights", source.weights_uri, "--json")
+    report = json.loads(text)
+    assert report["equal"] is True
+    errors = report["largestRelativeError"]
+    assert {"no cut", "cut 1"} <= errors.keys()
+    assert all(error <= report["tolerance"] for error in errors.values())
+
+
+@pytest.mark.parametrize("text", ["x", "x:FP33:-1,4", "x:FP32:4", "x:FP32:-1,0", "x:FP32:-1,n="])
+def test_an_input_of_another_form_is_told_what_to_write(text: str) -> None:
+    told = unwrapped(run("inspect", "nowhere:build", "--input", text, code=2))
+    assert "frames:FP32:-1,1024" in told
+
+
+def test_a_factory_that_is_not_there_is_named() -> None:
+    assert "nowhere" in run("inspect", "nowhere:build", "--input", "x:FP32:-1,4", code=2)
