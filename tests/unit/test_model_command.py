@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from splitplane.cli import app
+from tests.support.command_output import unwrapped
 from tests.support.model_zoo import HAND_MADE
 
 SKIPS = next(model for model in HAND_MADE if model.name == "LongSkips")
@@ -18,11 +19,6 @@ def run(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, ["model", *arguments])
     assert result.exit_code == code, result.output
     return result.output
-
-
-def unwrapped(output: str) -> str:
-    """An error's text without the frame that it is folded into."""
-    return "".join(output.replace("│", "").split())
 
 
 def test_inspect_lists_cuts_with_what_crosses_them_and_needs_no_weights() -> None:

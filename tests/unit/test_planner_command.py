@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from splitplane.api.profiles import from_device
 from splitplane.cli import app
 from splitplane.planner import dump_call, load_call, plan
+from tests.support.command_output import unwrapped
 from tests.support.planner_cases import POLICY, SNAPSHOT, crepe, edge_only, links, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,11 +50,6 @@ def run(*arguments: str, stdin: str | None = None) -> str:
     result = CliRunner().invoke(app, arguments, input=stdin)
     assert result.exit_code == 0, result.output
     return result.output
-
-
-def unwrapped(output: str) -> str:
-    """An error's text without the frame that it is folded into."""
-    return "".join(output.replace("│", "").split())
 
 
 def line(output: str, name: str) -> str:
