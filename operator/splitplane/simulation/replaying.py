@@ -72,6 +72,7 @@ def replay(scenario: Scenario, strategy: Strategy) -> Metrics:
     rates, shares, percentiles = [], [], []
     plans: Counter[Plan] = Counter()
     for place in range(scenario.bins):
+        context = build_context(scenario.seen(place), scenario.policy, kept)
         if place % scenario.every == 0:
             now = place * width
             seen = replace(scenario.seen(max(0, place - 1)), active=active, time=now)
@@ -79,13 +80,9 @@ def replay(scenario: Scenario, strategy: Strategy) -> Metrics:
             if target is not None and (active is None or target != active.plan):
                 moved = active is not None and moves_pods(active.plan, target)
                 if moved and active is not None:
-                    cost = serve(
-                        build_context(scenario.seen(place), scenario.policy, kept), active.plan, width, 0.0
-                    ).cost
-                    money += cost * SWITCH_SECONDS / 3600.0
+                    money += serve(context, active.plan, width, 0.0).cost * SWITCH_SECONDS / 3600.0
                 switches, moves = switches + (active is not None), moves + moved
                 active = Active(target, 1, now, SWITCH_SECONDS if moved else 0.0)
-        context = build_context(scenario.seen(place), scenario.policy, kept)
         rates.append(context.rate)
         if active is None:
             shares.append(0.0)

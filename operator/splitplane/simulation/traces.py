@@ -8,9 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from splitplane.planner.arrays import Array
 
 DAY_SECONDS = 86_400.0
 BIN_SECONDS = 30.0
