@@ -1,6 +1,5 @@
 """The demo on kind: containers made slow by CPU limits, links shaped by tc, nodes that are paused and killed."""
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +9,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from demo.kube import Kube, wait_for
+from demo.kube import Kube
 from demo.scenario import FAST_LINK, FRAME_SECONDS, REPLICA_PRICES
 from demo.sites import CLAIM, EXAMPLES, PIPELINE, PIPELINE_FILE, WEIGHTS, frame_seconds, python
 from kindcluster import lifecycle
 from kindcluster.cluster import SHARED_FOLDER, Cluster
+from kindcluster.outside import expose
 from splitplane.controller.capacity import amounts, dominant_share
 
 _PAUSE_SECONDS = 2.0
@@ -39,7 +39,7 @@ class OnKind:
         try:
             self.cluster = lifecycle.up(self.console, say=self.say)
             self.kube = Kube(self.cluster.kubectl, self.cluster.kubeconfig, "default")
-            leftovers = (f"ipipe/{PIPELINE}", f"configmap/{PIPELINE}-code", f"service/{PIPELINE}-outside",
+            leftovers = (f"ipipe/{PIPELINE}", f"configmap/{PIPELINE}-code", f"service/{PIPELINE}-gateway-outside",
                          f"pvc/{CLAIM}", f"pv/{CLAIM}")  # fmt: skip
             self.kube.run("delete", "--ignore-not-found", *leftovers)
             for node in self._nodes("edge"):
@@ -88,17 +88,7 @@ class OnKind:
 
     def gateway(self) -> str:
         """The gateway's Service, made reachable from outside of the cluster by a port of its nodes."""
-        service = self.kube.get("service", f"{PIPELINE}-gateway")
-        ports = [{"name": "grpc", "port": 9000, "targetPort": 9000}]
-        outside = {
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": f"{PIPELINE}-outside"},
-            "spec": {"type": "NodePort", "selector": service["spec"]["selector"], "ports": ports},
-        }  # fmt: skip
-        self.kube.run("apply", "--filename=-", stdin=yaml.safe_dump(outside))
-        port = self.kube.get("service", f"{PIPELINE}-outside")["spec"]["ports"][0]["nodePort"]
-        address = self._address("splitplane-control-plane")
-        wait_for("the way to the gateway", lambda: _answers(address, port), seconds=30)  # kube-proxy hears of it last
-        return f"{address}:{port}"
+        return expose(self.cluster, f"{PIPELINE}-gateway", namespace="default", port=9000)
 
     def limit_link(self, rate: str) -> None:
         for node in self._nodes("cloud"):
@@ -126,18 +116,6 @@ class OnKind:
     def _nodes(self, tier: str) -> list[str]:
         nodes = self.kube.get("nodes", "--selector", f"splitplane.dev/tier={tier}")["items"]
         return [node["metadata"]["name"] for node in nodes]
-
-    def _address(self, node: str) -> str:
-        addresses = self.kube.get("node", node)["status"]["addresses"]
-        return next(str(address["address"]) for address in addresses if address["type"] == "InternalIP")
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=2).close()
-    except OSError:
-        return False
-    return True
 
 
 def _volume(path: str) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ A cluster that was up before stays up, with what `make kind-up` puts there.
 """
 
 import json
-import socket
 import uuid
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from kindcluster import lifecycle
 from kindcluster.cluster import NAMESPACE, PRICE_ANNOTATION, RELEASE, Cluster
+from kindcluster.outside import expose
 from kindcluster.product_images import Images
 from splitplane.local.errors import LocalError
 from tests.support import operator_cases as cases
@@ -129,23 +129,6 @@ def whole(ns: cases.Namespace, *, seconds: float = 180) -> None:
 
 
 @pytest.fixture(scope="session")
-def address(serving: cases.Measured, kubectl: Kubectl) -> str:
-    """The gateway's gRPC address for this machine: a port of the control-plane node, by a Service of that kind."""
-    ns = serving.ns
-    selector = ns.get("service", "first-gateway")["spec"]["selector"]
-    spec = {"type": "NodePort", "selector": selector, "ports": [{"name": "grpc", "port": 9000}]}
-    ns.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "outside"}, "spec": spec})
-    port = ns.get("service", "outside")["spec"]["ports"][0]["nodePort"]
-    node = json.loads(kubectl("get", "node", "splitplane-control-plane", "--output=json"))
-    host = next(a["address"] for a in node["status"]["addresses"] if a["type"] == "InternalIP")
-    cases.wait(lambda: answers(host, port), seconds=30, what=f"kube-proxy's rules for {host}:{port}")
-    return f"{host}:{port}"
-
-
-def answers(host: str, port: int) -> bool:
-    """Whether a connection is taken."""
-    try:
-        socket.create_connection((host, port), timeout=2).close()
-    except OSError:
-        return False
-    return True
+def address(serving: cases.Measured, kind: Cluster) -> str:
+    """The gateway's gRPC address for this machine."""
+    return expose(kind, "first-gateway", namespace=serving.ns.name, port=9000)
