@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
-from splitplane.runtime.gateway.links import STALE_SECONDS, LinkEstimator
+from splitplane.runtime.gateway.linkbook import DOWN_TOLD_SECONDS, LinkBook
+from splitplane.runtime.gateway.links import STALE_SECONDS, LinkEstimate, LinkEstimator
 from splitplane.runtime.gateway.probing import SHARE, ProbeBudget, payload_bytes
+from splitplane.runtime.metrics import GatewayMetrics
 
 RATES = st.floats(min_value=20e3, max_value=50e6)
 DELAYS = st.floats(min_value=1e-4, max_value=0.05)
@@ -108,6 +111,19 @@ def test_a_link_that_went_down_is_unknown_again() -> None:
     estimator.forget()
     assert estimator.estimate(now).bandwidth_bytes_per_second is None
     assert estimator.estimate(now).delay_seconds is None
+
+
+def test_a_link_that_stays_down_is_told_to_pass_nothing_until_it_answers_again() -> None:
+    link = "edge", "cloud"
+    book = LinkBook(tier="edge", metrics=GatewayMetrics(CollectorRegistry(), namespace="default", pipeline="small"))
+    feed(book.estimator(link), 1e6, 0.01, [1.0] * 5)
+    book.mark_down(link, 100.0)
+    book.mark_down(link, 105.0)
+    before, after = 100.0 + DOWN_TOLD_SECONDS / 2, 100.0 + DOWN_TOLD_SECONDS
+    assert book.estimates(before) == {link: LinkEstimate(None, None)}
+    assert book.estimates(after) == {link: LinkEstimate(0.0, None)}
+    book.mark_up(link)
+    assert book.estimates(after) == {link: LinkEstimate(None, None)}
 
 
 @given(rate=st.floats(min_value=10e3, max_value=1e9))

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from splitplane.domain.measurements import Value
+from splitplane.domain.measurements import Missing, Value
 from splitplane.domain.profiles import Profile
-from splitplane.domain.snapshots import Action, Decision, Preference, Snapshot
+from splitplane.domain.snapshots import Action, Decision, Link, Preference, Snapshot
 from splitplane.planner import plan
 from tests.support.planner_cases import (
     CREPE_PREFIX_MILLISECONDS,
@@ -70,6 +70,15 @@ def test_the_slow_link_is_answered_by_routing_alone():
             new.resident_last,
             new.replicas,
         )
+
+
+def test_a_link_that_passes_nothing_is_left_at_once_though_its_delay_is_unknown():
+    served = follow(SNAPSHOT, plan(SNAPSHOT, POLICY, 0.0), 0.0)
+    cut = replace(served, time=1.0, links=(Link("edge", "cloud", Value(0.0), Missing("no series")),))
+    decision = plan(cut, POLICY, 1.0)
+    assert (decision.action, decision.reason) == (Action.SWITCH, "LinkChanged")
+    assert decision.target
+    assert {stage.tier for stage in decision.target.plan.stages} == {"edge"}
 
 
 EVEN = (0.0, 8.0, 17.0, 25.0, 33.0, 42.0, 50.0)

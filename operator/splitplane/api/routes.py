@@ -124,7 +124,7 @@ class InFlight(Model):
 
 
 class LinkEstimate(Model):
-    """The gateway's live estimate; a number that is not known is left out."""
+    """The gateway's live estimate; a number that is not known is left out. A link that is down has a bandwidth of 0."""
 
     source: TierName
     target: TierName

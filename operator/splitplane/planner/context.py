@@ -199,8 +199,10 @@ def _wires(snapshot: Snapshot, recalled: Inputs | None) -> dict[Direction, Wire]
     measured: dict[Direction, Wire] = {}
     for link in snapshot.links:
         bandwidth, delay = _positive(link.bandwidth_bytes_per_second), _positive(link.delay_seconds)
-        if bandwidth is not None and delay is not None:
-            # A link that was measured to pass nothing stays a link, only one that no plan can use.
+        if bandwidth == 0.0:
+            # A link that passes nothing stays a link, only one that no plan can use; it has no delay to measure.
+            measured[link.source, link.target] = Wire(1.0, delay or 0.0)
+        elif bandwidth is not None and delay is not None:
             measured[link.source, link.target] = Wire(max(1.0, bandwidth), delay)
     memory = {(s, t): Wire(b, d, remembered=True) for s, t, b, d in (recalled.links if recalled else ())}
     wires: dict[Direction, Wire] = {}

@@ -138,7 +138,7 @@ class GatewayMetrics:
         ).labels(**self._labels)
         self._bandwidth = Gauge(
             "splitplane_link_bandwidth_bytes_per_second",
-            "Estimated rate of a link; absent while unknown",
+            "Estimated rate of a link; absent while unknown, 0 where its probes have failed for a while",
             link,
             registry=registry,
         )

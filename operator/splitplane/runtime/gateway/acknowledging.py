@@ -24,7 +24,7 @@ MOST_GENERATIONS = 64
 
 
 def build_status(router: Router) -> dict[str, Any]:
-    """The status as ``api.routes.RouteTableStatus`` has it. A link whose probes fail is listed without numbers."""
+    """The status as ``api.routes.RouteTableStatus`` has it. A link just gone down is listed without numbers."""
     table = router.table
     links = []
     for (source, target), estimate in router.links.estimates(router.clock()).items():

@@ -13,31 +13,37 @@ logger = logging.getLogger(__name__)
 
 LinkName = tuple[str, str]
 """(source tier, target tier)."""
+DOWN_TOLD_SECONDS = 10.0
+"""How long a link's probes fail before it is told as one that passes nothing, which makes the operator plan without it.
+Until then it is unknown, which makes it wait: what comes back soon is left to the routes."""
 
 
 class LinkBook:
-    """Estimators by link. ``down`` holds links whose probes fail; what crosses one in spite of that clears it."""
+    """Estimators by link.
+
+    ``down`` holds links whose probes fail, with the time since when; what crosses one in spite of that clears it.
+    """
 
     def __init__(self, *, tier: str, metrics: GatewayMetrics) -> None:
         self._tier = tier
         self._metrics = metrics
         self._estimators: dict[LinkName, LinkEstimator] = {}
-        self.down: set[LinkName] = set()
+        self.down: dict[LinkName, float] = {}
 
     def estimator(self, link: LinkName) -> LinkEstimator:
         return self._estimators.setdefault(link, LinkEstimator())
 
-    def mark_down(self, link: LinkName) -> None:
+    def mark_down(self, link: LinkName, now: float) -> None:
         """Probes of the link fail: nothing that was measured holds any more."""
         if link not in self.down:
             logger.warning("link %s to %s: its probes fail", *link)
-            self.down.add(link)
+            self.down[link] = now
             self.estimator(link).forget()
 
     def mark_up(self, link: LinkName) -> None:
         if link in self.down:
             logger.info("link %s to %s: answers again", *link)
-            self.down.discard(link)
+            del self.down[link]
 
     def observe(self, call: Call, trace: tuple[HopTrace, ...], now: float) -> None:
         """Take from an answered call what its trace tells of links between tiers."""
@@ -54,7 +60,12 @@ class LinkBook:
 
     def estimates(self, now: float) -> dict[LinkName, LinkEstimate]:
         """What is known now, unknown links included."""
-        return {link: estimator.estimate(now) for link, estimator in sorted(self._estimators.items())}
+        return {link: self._estimate(link, now) for link in sorted(self._estimators)}
+
+    def _estimate(self, link: LinkName, now: float) -> LinkEstimate:
+        if now - self.down.get(link, now) >= DOWN_TOLD_SECONDS:
+            return LinkEstimate(0.0, None)
+        return self._estimators[link].estimate(now)
 
     def publish(self, now: float) -> None:
         """Bring the gauges up to date."""

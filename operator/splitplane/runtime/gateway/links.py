@@ -29,7 +29,7 @@ FLOOR_SECONDS = 2e-4
 
 @dataclass(frozen=True, slots=True)
 class LinkEstimate:
-    """Bytes per second and one-way seconds; ``None`` is unknown, never zero."""
+    """Bytes per second and one-way seconds; ``None`` is unknown. A bandwidth of 0 is a link that passes nothing."""
 
     bandwidth_bytes_per_second: float | None
     delay_seconds: float | None

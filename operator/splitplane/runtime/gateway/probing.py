@@ -109,7 +109,7 @@ class _LinkProber:
         if not await self._echo():
             self._failed_rounds += 1
             if self._failed_rounds >= FAILED_ROUNDS_UNTIL_DOWN:
-                links.mark_down(self._name)
+                links.mark_down(self._name, self._router.clock())
             return
         self._failed_rounds = 0
         links.mark_up(self._name)
