@@ -273,6 +273,9 @@ class InferencePipelineSpec(Model):
     partitioning: Partitioning = Partitioning()
     replanning: Replanning = Replanning()
     gateway: GatewaySpec
+    priority: Annotated[int, between(-1000, 1000)] = 0
+    """Who gets nodes that several pipelines want more of than there are: those of a higher priority are settled first,
+    those of one priority share by how much of their load each can carry."""
     suspend: bool = False
     """Keep serving the active plan, and make no other."""
 

@@ -11,7 +11,13 @@ from typing import Any, Literal
 
 QUIET_SECONDS = 600.0
 
-_BAD = {"Degraded": "True", "MetricsAvailable": "False", "PlanFeasible": "False", "Stalled": "True"}
+_BAD = {
+    "Degraded": "True",
+    "MetricsAvailable": "False",
+    "PlanFeasible": "False",
+    "CapacityGranted": "False",
+    "Stalled": "True",
+}
 
 State = str
 """Why a condition is bad, empty while it is not: what events tell of it."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from splitplane.controller.arbitrating import Grant
 from splitplane.controller.control import Control
 from splitplane.controller.switching import Observed
 from splitplane.domain.measurements import Error, Measurement, Missing, Stale, explain
@@ -39,6 +40,7 @@ class Facts:
     problems: tuple[tuple[str, str], ...] = ()
     waiting: tuple[tuple[str, str], ...] = ()
     suspended: bool = False
+    grant: Grant | None = None
 
 
 def verdicts(facts: Facts) -> list[Verdict]:
@@ -55,6 +57,7 @@ def verdicts(facts: Facts) -> list[Verdict]:
         _degraded(facts),
         _metrics(facts),
         _feasible(facts),
+        _granted(facts),
         Verdict("Reconciling", "True", *progress) if progress else Verdict("Reconciling", "False", "Settled"),
         Verdict("Stalled", "True", *stalled) if stalled else Verdict("Stalled", "False", "NotStalled"),
     ]
@@ -163,6 +166,15 @@ def _metrics(facts: Facts) -> Verdict:
             case _:
                 pass
     return Verdict("MetricsAvailable", "True", "Measured")
+
+
+def _granted(facts: Facts) -> Verdict:
+    if facts.grant is None:
+        return Verdict("CapacityGranted", "True", "NothingShort")
+    if not facts.grant.why:
+        return Verdict("CapacityGranted", "True", "AsAsked")
+    advice = "Add nodes, or raise spec.priority."
+    return Verdict("CapacityGranted", "False", "GaveWay", f"{facts.grant.why}. {advice}")
 
 
 def _feasible(facts: Facts) -> Verdict:

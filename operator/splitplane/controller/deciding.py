@@ -6,6 +6,7 @@ from dataclasses import replace
 from splitplane.api.policies import to_policy
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.controller import statuses
+from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.control import Serving
 from splitplane.controller.realising import realise
 from splitplane.controller.rounds import Memory, Round
@@ -32,19 +33,24 @@ _NOTHING = Missing("")
 class Deciding:
     """Calls the planner: once per interval, and at once when what a plan rests on has changed."""
 
-    def __init__(self, *, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(self, *, settings: Settings, telemetry: Telemetry, arbiter: Arbiter) -> None:
         self._settings = settings
+        self._arbiter = arbiter
         self._telemetry = telemetry
 
     def decide(self, this: Round, memory: Memory, *, name: str, model: tuple[ModelProfileSpec, Profile]) -> None:
         """Plan if it is time to, and head for the plan if it is another one. ``name`` is the ModelProfile's."""
         now, control, pipeline = this.now, this.control, this.pipeline
+        grant = self._arbiter.grant(this.key)
+        granted = grant.replicas if grant else {}
         situation = (
             pipeline.metadata.generation,
             name,
             memory.profile[0] if memory.profile else "",
             tuple(sorted((tier, state.capacity.ready) for tier, state in this.tiers.items())),
             control.aside_now(pipeline.metadata.generation, now),
+            # Room that others make for what is granted counts as a change, too.
+            tuple((tier, count, min(count, this.tiers[tier].capacity.slots)) for tier, count in granted.items()),
         )
         if memory.contradiction:
             this.problems.append(("InvalidSpec", memory.contradiction))
@@ -63,6 +69,7 @@ class Deciding:
         seen = snapshot(
             pipeline, profile=model[1], profile_name=name, tiers=this.tiers, metrics=this.metrics,
             reported=this.reported, control=control, generation=this.observed.generation, now=now,
+            granted=granted,
         )  # fmt: skip
         memory.planned_at, memory.planned_for = now, situation
         if memory.kept is None or not memory.kept.fits(seen.profile):
@@ -70,6 +77,7 @@ class Deciding:
         policy = to_policy(pipeline.spec)
         try:
             with self._telemetry.planning.time():
+                self._arbiter.note(this.key, pipeline, seen, policy, memory.kept, this.tiers)
                 decision = plan(seen, policy, now, kept=memory.kept)
         except ContradictionError as error:
             if not memory.contradiction:

@@ -79,6 +79,12 @@ class PlanningLoop:
         due = any(self._reconciler.is_due(key, now) for key in keys)
         if age >= _METRICS_EVERY_SECONDS or (due and age >= _METRICS_FRESH_SECONDS):
             self._latest = await self._metrics.read(now)
+        try:
+            await self._reconciler.arbitrate()
+        except Exception:
+            # Without it, whoever comes first is served first.
+            self._telemetry.errors.labels("Unexpected").inc()
+            _log.exception("settling between pipelines failed")
         for key in keys:
             try:
                 await self._reconciler.reconcile(key, self._latest)

@@ -19,6 +19,7 @@ from splitplane.api.profiles import ModelProfileSpec, to_profile
 from splitplane.api.routes import RouteTableSpec
 from splitplane.controller import control as controls
 from splitplane.controller import route_tables
+from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.children import DESIRED_ANNOTATION, gateway_objects, stage_deployment
 from splitplane.controller.control import Control, Serving
 from splitplane.controller.deciding import Deciding
@@ -50,14 +51,20 @@ class Reconciler:
         self._settings = settings
         self._telemetry = telemetry
         self._profiles = Profiles(cluster=cluster, view=view, settings=settings)
-        self._deciding = Deciding(settings=settings, telemetry=telemetry)
-        self._telling = Telling(cluster=cluster, view=view, telemetry=telemetry)
+        self._arbiter = Arbiter(view=view, telemetry=telemetry)
+        self._deciding = Deciding(settings=settings, telemetry=telemetry, arbiter=self._arbiter)
+        self._telling = Telling(cluster=cluster, view=view, telemetry=telemetry, arbiter=self._arbiter)
         self._memories: dict[Key, Memory] = {}
 
     def keep_only(self, keys: set[Key]) -> None:
         """Forget pipelines that are gone."""
         for key in self._memories.keys() - keys:
             del self._memories[key]
+        self._arbiter.keep_only(keys)
+
+    async def arbitrate(self) -> None:
+        """Settle between pipelines that want more of the same nodes than there are."""
+        await self._arbiter.settle(self._clock.now())
 
     def is_due(self, key: Key, now: float) -> bool:
         """Whether this pipeline is to be planned on fresh metrics in the coming round."""
@@ -99,7 +106,9 @@ class Reconciler:
         step = advance(this.control, this.observed, now=this.now, drain_seconds=self._settings.drain_deadline)
         this.control, this.publish = step.control, step.publish
         this.notes += step.notes
-        if model is not None and not pipeline.spec.suspend:
+        if pipeline.spec.suspend:
+            self._arbiter.forget(this.key)
+        elif model is not None:
             self._deciding.decide(this, memory, name=self._profile_name(pipeline), model=model)
         if this.table is None and (model is None or pipeline.spec.suspend):
             return True

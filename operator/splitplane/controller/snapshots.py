@@ -1,7 +1,7 @@
 """One coherent snapshot of a pipeline for the planner, from the indexed cluster and the latest metrics. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
 from splitplane.api.pipelines import InferencePipeline, TierSpec
@@ -131,8 +131,9 @@ def speed_corrections(
 def snapshot(
     pipeline: InferencePipeline, *, profile: Profile, profile_name: str, tiers: Mapping[str, TierState],
     metrics: MetricsSnapshot, reported: Sequence[LinkEstimate], control: Control, generation: int, now: float,
+    granted: Mapping[str, int],
 ) -> Snapshot:  # fmt: skip
-    """Everything that the planner may look at.
+    """Everything that the planner may look at. ``granted`` holds replicas by tier, where pipelines share nodes.
 
     A plan made for another model than the pipeline now has is left out: its cuts mean nothing any more.
     """
@@ -153,7 +154,7 @@ def snapshot(
         pipeline="/".join(key),
         time=now,
         profile=profile,
-        tiers=tuple(state.tier for state in tiers.values()),
+        tiers=tuple(replace(state.tier, granted=granted.get(name)) for name, state in tiers.items()),
         links=links(list(tiers), measured, reported),
         arrival_rate=measured.arrival_rate,
         arrival_scv=1.0 if scv is None else max(0.0, scv),

@@ -34,6 +34,14 @@ class Telemetry:
             "splitplane_planning_seconds", "Time of one call to the planner.", registry=self.registry,
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
         )  # fmt: skip
+        self.arbitration = Histogram(
+            "splitplane_arbitration_seconds", "Time to settle who gets how much of shared nodes.",
+            registry=self.registry, buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+        )  # fmt: skip
+        self.arbitration_gap = Gauge(
+            "splitplane_arbitration_gap", "How much more the last settlement might be worth at most, as a share.",
+            registry=self.registry,
+        )  # fmt: skip
         self.pipelines = Gauge("splitplane_pipelines", "Pipelines that are looked after.", registry=self.registry)
 
 

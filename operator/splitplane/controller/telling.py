@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from splitplane.adapters.cluster import Cluster, Conflict
 from splitplane.adapters.kinds import PIPELINE
 from splitplane.controller import statuses
+from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.conditions import Facts
 from splitplane.controller.naming import gateway_name
 from splitplane.controller.objects import Object
@@ -20,10 +21,11 @@ _OBSERVED_EVERY_SECONDS = 10.0
 class Telling:
     """Writes what is known of a pipeline where its user looks."""
 
-    def __init__(self, *, cluster: Cluster, view: View, telemetry: Telemetry) -> None:
+    def __init__(self, *, cluster: Cluster, view: View, telemetry: Telemetry, arbiter: Arbiter) -> None:
         self._cluster = cluster
         self._view = view
         self._telemetry = telemetry
+        self._arbiter = arbiter
 
     async def tell(self, this: Round, memory: Memory, *, name: str) -> None:
         """Write the status if it says something new, and events for what has turned. ``name`` is the ModelProfile's.
@@ -51,6 +53,7 @@ class Telling:
             problems=tuple(this.problems),
             waiting=tuple(this.waiting),
             suspended=pipeline.spec.suspend,
+            grant=self._arbiter.grant(key),
         )
         before = this.body.get("status") or {}
         current = memory.profile if self._view.profile((key[0], name)) is not None else None

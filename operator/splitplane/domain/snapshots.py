@@ -15,7 +15,8 @@ class Tier:
 
     ``price_per_hour`` is the price of one replica-hour. ``memory_limit_bytes`` is the pod's limit, ``None`` when
     the user set none. ``slots`` is the number of replicas that ready nodes can hold in all, this pipeline's own
-    running replicas included.
+    running replicas included. ``granted`` is how many of them it may have while pipelines that share these nodes want
+    more than there are (``planner.arbitration``); ``None`` while nobody has to give way.
     """
 
     name: str
@@ -28,6 +29,13 @@ class Tier:
     memory_limit_bytes: int | None
     slots: int
     ready_nodes: int
+    granted: int | None = None
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that can be had now."""
+        most = min(self.max_replicas, self.slots)
+        return most if self.granted is None else min(most, self.granted)
 
 
 @dataclass(frozen=True, slots=True)

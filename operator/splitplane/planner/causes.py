@@ -29,6 +29,8 @@ def reason_of_change(context: Context, active: Active, current: Candidate, targe
         return "NodeLost"
     if FORBIDDEN & set(current.violations):
         return "SpecChanged"
+    if "grant" in current.violations:
+        return "GaveWay"
     sites = context.sites
     if current.violations and any(stage.replicas > sites[stage.tier].high for stage in current.plan.stages):
         return "NodeLost"

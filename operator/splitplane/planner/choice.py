@@ -83,7 +83,19 @@ def gain(context: Context, current: Candidate, best: Candidate) -> float:
 
 def severity(candidate: Candidate) -> int:
     """How gravely a plan breaks its limits; 0 for none, larger is worse, graver limits outweigh all lesser ones."""
-    order = ("cost", "p95", "utilization", "replicas", "accuracy", "memory", "leak", "privacy", "spec", "node-loss")
+    order = (
+        "cost",
+        "p95",
+        "utilization",
+        "replicas",
+        "grant",
+        "accuracy",
+        "memory",
+        "leak",
+        "privacy",
+        "spec",
+        "node-loss",
+    )
     return sum(1 << order.index(name) for name in candidate.violations)
 
 

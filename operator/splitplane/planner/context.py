@@ -182,7 +182,7 @@ def _missing(
 
 def _site(snapshot: Snapshot, tier: Tier, recalled: Inputs | None) -> Site | None:
     device = snapshot.profile.devices.get(tier.device_class)
-    high = min(tier.max_replicas, tier.slots)
+    high = tier.most_replicas
     if device is None or tier.ready_nodes < 1 or high < 1:
         return None
     price = _positive(tier.price_per_hour)

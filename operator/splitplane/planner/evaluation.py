@@ -124,11 +124,12 @@ def assess(context: Context, plan: Plan) -> Candidate:
     """One plan as a candidate, with all limits that it breaks.
 
     Besides the limits of the policy: ``node-loss`` (a tier has no ready node left), ``spec`` (the resource does not
-    allow such a plan any more), ``replicas`` (nor that many or so few pods). Of its pods those count that the tiers
-    can hold now. A plan over a link of which nothing is known is predicted as NaN.
+    allow such a plan any more), ``replicas`` (nor that many or so few pods), ``grant`` (other pipelines got what it
+    would take). Of its pods those count that the tiers can hold now. A plan over a link of which nothing is known is
+    predicted as NaN.
     """
     hard = violations(context, plan)
-    if "node-loss" in hard or "spec" in hard:
+    if "spec" in hard or any(stage.tier not in context.sites for stage in plan.stages):
         return Candidate(plan, Prediction(math.inf, math.inf, math.nan, 0.0), hard)
     if any(pair not in context.wires for pair in crossings(plan, context.gateway)):
         return Candidate(plan, Prediction(math.nan, math.nan, math.nan, 0.0), hard)
@@ -150,7 +151,7 @@ def violations(context: Context, plan: Plan) -> tuple[str, ...]:
     tiers = {stage.tier for stage in plan.stages}
     codecs = set(policy.fixed.codecs) if policy.mode is Mode.FIXED and policy.fixed else set(policy.codecs)
     broken = []
-    if any(tier in context.tiers and tier not in context.sites for tier in tiers):
+    if any(tier in context.tiers and tier not in context.sites and not _refused(context, tier) for tier in tiers):
         broken.append("node-loss")
     if (
         not tiers <= context.tiers.keys()
@@ -162,6 +163,8 @@ def violations(context: Context, plan: Plan) -> tuple[str, ...]:
         return (*broken, "spec")
     if any(not _fewest(context, stage) <= stage.replicas <= _most(context, stage) for stage in plan.stages):
         broken.append("replicas")
+    if any(_ungranted(context, plan, tier) for tier in tiers):
+        broken.append("grant")
     if not all(trusted(context, stage.tier, stage.resident_first) for stage in plan.stages):
         broken.append("privacy")
     if not all(fits(context, stage.tier, stage.resident_first, stage.resident_last) for stage in plan.stages):
@@ -201,6 +204,16 @@ def _loses(context: Context, plan: Plan, limit: float) -> bool:
     places = [(table.codecs.index(codec), cut) for codec, cut in zip(plan.codecs, plan.cuts, strict=True)]
     lost = sum(int(loss_steps(table.loss[place])) for place in places) * LOSS_STEP
     return lost > limit * (1.0 + _SLACK) or not all(table.loss_measured[place] for place in places)
+
+
+def _refused(context: Context, tier: str) -> bool:
+    """Whether the only reason that a tier cannot be used is that other pipelines got all of it."""
+    return context.tiers[tier].granted == 0 and context.tiers[tier].ready_nodes > 0
+
+
+def _ungranted(context: Context, plan: Plan, tier: str) -> bool:
+    granted = context.tiers[tier].granted
+    return granted is not None and plan.replicas(tier) > granted
 
 
 def _fewest(context: Context, stage: Stage) -> int:

@@ -40,6 +40,8 @@ def why_nothing_fits(context: Context) -> str:
             clauses.append(f"tier {name}: device class {tier.device_class} has no profile yet")
         elif tier.ready_nodes < 1:
             clauses.append(f"tier {name}: no ready node matches its selector")
+        elif tier.granted == 0 and tier.slots > 0:
+            clauses.append(f"tier {name}: other pipelines got all that its nodes have")
         else:
             clauses.append(f"tier {name}: its nodes have no room for a replica")
     for name, site in context.sites.items():

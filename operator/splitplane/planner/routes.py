@@ -49,7 +49,7 @@ def admissible_routes(context: Context, plan: Plan) -> tuple[Candidate, ...]:
 
 def _own(context: Context, plan: Plan) -> Candidate | None:
     """The plan's own route; ``None`` where nothing can serve it."""
-    if {"node-loss", "spec"} & set(violations(context, plan)):
+    if "spec" in violations(context, plan) or any(stage.tier not in context.sites for stage in plan.stages):
         return None
     if any(pair not in context.wires for pair in crossings(plan, context.gateway)):
         return assess(context, plan)

@@ -106,4 +106,5 @@ def _fixed(context: Context) -> Plan | None:
 
 def routing_violations(context: Context, plan: Plan) -> set[str]:
     """Hard limits that a plan breaks with any number of replicas."""
-    return set(violations(context, plan)) - {"replicas"}
+    refused = any(stage.tier not in context.sites for stage in plan.stages)
+    return set(violations(context, plan)) - {"replicas", *(() if refused else ("grant",))}

@@ -35,7 +35,7 @@ def serve(context: Context, plan: Plan, seconds: float, backlog: float) -> Outco
     broken = violations(context, plan)
     leaks = bool({"privacy", "leak"} & set(broken))
     limit = math.inf if context.policy.max_p95_seconds is None else context.policy.max_p95_seconds
-    usable = not {"node-loss", "spec"} & set(broken)
+    usable = "spec" not in broken and all(stage.tier in context.sites for stage in plan.stages)
     if not usable or any(pair not in context.wires for pair in crossings(plan, context.gateway)):
         running = [stage for stage in plan.stages if stage.tier in context.sites]
         cost = sum(stage.replicas * context.weight(context.sites[stage.tier]) for stage in running)

@@ -1,0 +1,200 @@
+"""Sharing nodes among pipelines that together want more of them than there are: claims, and what is granted on them.
+
+Each pipeline's claim is noted whenever it is planned. While nobody is short of anything nothing else happens; else all
+who share the nodes in question are settled together (``planner.arbitration``), and each plans anew with its grant.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from splitplane.api.pipelines import InferencePipeline
+from splitplane.controller.capacity import amounts, capacity
+from splitplane.controller.objects import COMPONENT_LABEL, PIPELINE_LABEL, Key, Object, labels_of
+from splitplane.controller.snapshots import TierState, placement_of
+from splitplane.controller.telemetry import Telemetry
+from splitplane.controller.view import View
+from splitplane.domain.resources import pod_requests
+from splitplane.domain.snapshots import Mode, Policy, Snapshot
+from splitplane.planner import Kept
+from splitplane.planner.arbitration import Settlement, arbitrate
+from splitplane.planner.claims import Claim, Need, Room
+from splitplane.planner.highs import solve
+from splitplane.planner.offers import offers, wish
+
+_log = logging.getLogger(__name__)
+
+_EVERY_SECONDS = 10.0
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Replicas that a pipeline may have by tier, while it shares nodes with others; why, if that is less than it asked
+    for."""
+
+    replicas: Mapping[str, int]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """A pipeline as it was planned last. ``seen`` counts as slots what other pipelines' stages hold; ``short`` names
+    the tiers on which it would take more than it can have."""
+
+    priority: int
+    seen: Snapshot
+    policy: Policy
+    kept: Kept
+    needs: Mapping[str, Need]
+    short: frozenset[str]
+
+
+class Arbiter:
+    """Keeps the claims of all pipelines and settles them when somebody falls short."""
+
+    def __init__(self, *, view: View, telemetry: Telemetry) -> None:
+        self._view = view
+        self._telemetry = telemetry
+        self._standing: dict[Key, _Standing] = {}
+        self._grants: dict[Key, Grant] = {}
+        self._settled_at = 0.0
+
+    def grant(self, key: Key) -> Grant | None:
+        """What is granted to a pipeline; ``None`` while it may have what it wants."""
+        return self._grants.get(key)
+
+    def forget(self, key: Key) -> None:
+        """A pipeline makes no claims (any more): what its pods hold counts as taken."""
+        self._standing.pop(key, None)
+        self._grants.pop(key, None)
+
+    def keep_only(self, keys: set[Key]) -> None:
+        for key in self._standing.keys() - keys:
+            self.forget(key)
+
+    def note(
+        self, key: Key, pipeline: InferencePipeline, seen: Snapshot, policy: Policy, kept: Kept,
+        tiers: Mapping[str, TierState],
+    ) -> None:  # fmt: skip
+        """Take note of what a pipeline rests on at this planning. Raises ``ContradictionError`` as ``plan`` does."""
+        if policy.mode is Mode.ADVISORY:
+            self.forget(key)  # its plan stays as it is
+            return
+        nodes = self._view.nodes()
+        pods = self._view.pods_by_node(nodes)
+        reach = {
+            name: capacity(nodes, pods, placement_of(state.spec), is_own=self._is_claimed).slots
+            for name, state in tiers.items()
+        }
+        alone = replace(seen, tiers=tuple(replace(each, slots=reach[each.name], granted=None) for each in seen.tiers))
+        had = {each.name: each.most_replicas for each in seen.tiers}
+        first = wish(alone, policy, kept=kept) if alone.tiers != seen.tiers else None
+        used = {stage.tier for stage in first.plan.stages} if first else set()
+        self._standing[key] = _Standing(
+            priority=pipeline.spec.priority, seen=alone, policy=policy, kept=kept,
+            needs={
+                name: Need(tuple(sorted(placement_of(state.spec).requests.items())), frozenset(state.capacity.ready))
+                for name, state in tiers.items()
+                if state.capacity.ready
+            },
+            short=frozenset(tier for tier in used if first and first.plan.replicas(tier) > had[tier]),
+        )  # fmt: skip
+
+    async def settle(self, now: float) -> None:
+        """Grant anew, if somebody is short and the last time is long enough ago; take grants back if nobody is."""
+        if not any(standing.short for standing in self._standing.values()):
+            self._grants.clear()
+            return
+        if now - self._settled_at < _EVERY_SECONDS:
+            return
+        self._settled_at = now
+        contested = frozenset[str]().union(
+            *(standing.needs[tier].nodes for standing in self._standing.values() for tier in standing.short)
+        )
+        shared = {
+            key: tuple(tier for tier, need in standing.needs.items() if need.nodes & contested)
+            for key, standing in self._standing.items()
+        }
+        shared = {key: tiers for key, tiers in shared.items() if tiers}
+        rooms = self._rooms(frozenset(shared))
+        started = time.perf_counter()
+        # What it looks at is not changed meanwhile: the planning loop waits for it, and the cluster's events go on.
+        claims, settled = await asyncio.to_thread(self._settle, shared, rooms)
+        self._telemetry.arbitration.observe(time.perf_counter() - started)
+        self._telemetry.arbitration_gap.set(settled.gap)
+        self._grants = _grants(claims, settled)
+        if self._grants:
+            _log.info(
+                "%d pipelines share %d nodes; at most %.1f %% is lost", len(claims), len(rooms), 100 * settled.gap
+            )
+
+    def _settle(
+        self, shared: Mapping[Key, Sequence[str]], rooms: Sequence[Room]
+    ) -> tuple[dict[Key, Claim], Settlement]:
+        claims = {}
+        for key, tiers in shared.items():
+            standing = self._standing[key]
+            claims[key] = Claim(
+                pipeline="/".join(key), priority=standing.priority,
+                needs={tier: standing.needs[tier] for tier in tiers},
+                offers=offers(standing.seen, standing.policy, tiers, kept=standing.kept),
+            )  # fmt: skip
+        return claims, arbitrate(list(claims.values()), rooms, solve)
+
+    def _rooms(self, competitors: frozenset[Key]) -> list[Room]:
+        """Nodes with what is free on them once the stages of these pipelines are thought away."""
+        rooms = []
+        nodes = self._view.nodes()
+        for node in nodes:
+            name = node["metadata"]["name"]
+            free = amounts((node.get("status") or {}).get("allocatable"))
+            for pod in self._view.pods_on(name):
+                ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+                if ended or _stage_of(pod) in competitors:
+                    continue
+                free["pods"] = free.get("pods", 0.0) - 1
+                for resource, asked in pod_requests(pod).items():
+                    free[resource] = free.get(resource, 0.0) - float(asked)
+            rooms.append(Room(name, free))
+        return rooms
+
+    def _is_claimed(self, pod: Object) -> bool:
+        return _stage_of(pod) in self._standing
+
+
+def _stage_of(pod: Object) -> Key | None:
+    labels = labels_of(pod)
+    if labels.get(COMPONENT_LABEL) != "stage":
+        return None
+    return pod["metadata"].get("namespace", ""), labels.get(PIPELINE_LABEL, "")
+
+
+def _grants(claims: Mapping[Key, Claim], settled: Settlement) -> dict[Key, Grant]:
+    """Grants by pipeline; none at all where everybody gets its first wish."""
+    if not any(settled.chosen):
+        return {}
+    found = {}
+    for (key, claim), number in zip(claims.items(), settled.chosen, strict=True):
+        chosen = claim.offers[number].replicas if number < len(claim.offers) else {}
+        asked = claim.offers[0].replicas if claim.offers else {}
+        less = [
+            f"{tier}: {chosen.get(tier, 0)} of {count} replicas"
+            for tier, count in asked.items()
+            if chosen.get(tier, 0) < count
+        ]
+        others = [
+            f"{other.pipeline} (priority {other.priority})"
+            for name, other in sorted(claims.items(), key=lambda item: (-item[1].priority, item[0]))
+            if name != key
+        ]
+        named = ", ".join(others[:_MOST_NAMED]) + (
+            f" and {len(others) - _MOST_NAMED} more" if others[_MOST_NAMED:] else ""
+        )
+        why = (
+            f"{'; '.join(less)}, as it shares nodes with {named}; its own priority is {claim.priority}" if less else ""
+        )
+        found[key] = Grant({tier: chosen.get(tier, 0) for tier in claim.needs}, why)
+    return found

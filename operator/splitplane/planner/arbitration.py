@@ -1,0 +1,201 @@
+"""Who of many pipelines gets how much of nodes that cannot hold what all would choose (docs/planner.md).
+
+Priorities are settled from the highest down, each over what the ones before left. Within one, a mixed integer
+programme (HiGHS) chooses an offer for each claim; its choice is put on real nodes, what does not fit there is mended
+greedily, and the greedy answer stands in where it is better or time is up. How far the answer can be from the best is
+part of it. But for that time limit, equal arguments give equal answers.
+"""
+
+import heapq
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitplane.planner.arrays import Array, Ints
+from splitplane.planner.claims import Claim, Need, Room
+from splitplane.planner.packing import Packing, Placed
+
+TIME_LIMIT_SECONDS = 1.5
+_LEAST_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """Claims of one priority as columns over their offers, "nothing" included as each claim's last.
+
+    ``replicas[o, k]`` counts what offer ``o`` takes of need ``k``. Claim ``c`` has the offers ``[starts[c],
+    starts[c + 1])``.
+    """
+
+    starts: Ints
+    worth: Array
+    replicas: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a solver chose of a class: an offer (row) by claim, how many replicas of a need go to which nodes, and a
+    value that no choice exceeds."""
+
+    chosen: Ints
+    places: tuple[tuple[int, Ints, int], ...]
+    value: float
+
+
+Solver = Callable[[Class, Packing, float], Bound | None]
+"""Chooses for one class, given what is free and how many seconds there are; ``None`` where it found nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """``chosen`` is each claim's offer by number (one past the last: none), ``nodes`` the names of the nodes by tier.
+
+    ``gap`` is how much more all might be worth at most, relative to what they are worth now: at most this much is lost.
+    """
+
+    chosen: tuple[int, ...]
+    nodes: tuple[dict[str, tuple[str, ...]], ...]
+    gap: float
+
+
+def arbitrate(
+    claims: Sequence[Claim], rooms: Sequence[Room], solver: Solver | None, *, seconds: float = TIME_LIMIT_SECONDS
+) -> Settlement:
+    """Settle claims on rooms. Without a solver the answer is the greedy one, whose gap is to everybody's first wish."""
+    deadline = time.monotonic() + seconds
+    needs = list(dict.fromkeys(need for claim in claims for need in claim.needs.values()))
+    packing = Packing(rooms, needs)
+    chosen = [len(claim.offers) for claim in claims]
+    placed: list[list[Placed]] = [[] for _ in claims]
+    bound = value = 0.0
+    for priority in sorted({claim.priority for claim in claims}, reverse=True):
+        members = [number for number, claim in enumerate(claims) if claim.priority == priority]
+        columns = _columns([claims[number] for number in members], needs)
+        most = float(sum(part.max() for part in np.split(columns.worth, columns.starts[1:-1])))
+        before = packing.free.copy()
+        best = _Fill(columns, packing).run()
+        if best.value < most - 1e-9 and solver is not None:
+            packing.free[:] = before
+            found = solver(columns, packing, max(_LEAST_SECONDS, deadline - time.monotonic()))
+            if found is not None:
+                most = min(most, found.value)
+                mended = _Fill(columns, packing).run(found)
+                best = max(best, mended, key=lambda each: each.value)
+        packing.free[:] = best.free
+        bound, value = bound + most, value + best.value
+        for place, number in enumerate(members):
+            chosen[number] = int(best.chosen[place] - columns.starts[place])
+            placed[number] = best.placed[place]
+    by_need = {need: number for number, need in enumerate(needs)}
+    names = [room.name for room in rooms]
+    nodes = tuple(
+        {
+            tier: tuple(names[node] for each in where if each.need == by_need[need] for node in each.nodes)
+            for tier, need in claim.needs.items()
+        }
+        for claim, where in zip(claims, placed, strict=True)
+    )
+    return Settlement(tuple(chosen), nodes, max(0.0, bound - value) / max(1.0, abs(value)))
+
+
+def _columns(claims: Sequence[Claim], needs: Sequence[Need]) -> Class:
+    by_need = {need: number for number, need in enumerate(needs)}
+    starts: list[int] = [0]
+    worth: list[float] = []
+    rows: list[tuple[int, int, int]] = []
+    for claim in claims:
+        for number in range(len(claim.offers) + 1):
+            offer = claim.offers[number].replicas if number < len(claim.offers) else {}
+            rows += [(len(worth), by_need[claim.needs[tier]], count) for tier, count in offer.items() if count]
+            worth.append(claim.worth(number))
+        starts.append(len(worth))
+    replicas = np.zeros((len(worth), len(needs)), dtype=np.int64)
+    for offer_row, need, count in rows:
+        replicas[offer_row, need] += count
+    return Class(np.array(starts), np.array(worth), replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    chosen: Ints
+    placed: list[list[Placed]]
+    free: Array
+    value: float
+
+
+class _Fill:
+    """Claims of one class put on nodes one by one, the most worth for the least share of a resource first."""
+
+    def __init__(self, columns: Class, packing: Packing) -> None:
+        self.columns, self.packing = columns, packing
+        self.size = columns.replicas @ packing.shares()
+        self.chosen = columns.starts[1:] - 1
+        self.placed: list[list[Placed]] = [[] for _ in self.chosen]
+
+    def run(self, wanted: Bound | None = None) -> _Filled:
+        """Fill up from nothing, or from a choice as far as that fits."""
+        if wanted is not None:
+            self._begin(wanted)
+        queue = [step for claim in range(len(self.chosen)) for step in self._steps(claim)]
+        heapq.heapify(queue)
+        while queue:
+            _, claim, offer, before = heapq.heappop(queue)
+            if self.chosen[claim] == before and self._move(claim, offer):
+                for step in self._steps(claim):
+                    heapq.heappush(queue, step)
+        worth = float(self.columns.worth[self.chosen].sum())
+        return _Filled(self.chosen, self.placed, self.packing.free.copy(), worth)
+
+    def _begin(self, wanted: Bound) -> None:
+        """Put the choice of a solver on nodes: the largest replicas first, then claims where all their replicas are."""
+        pool: dict[int, list[int]] = {}
+        shares = self.packing.shares()
+        for need, nodes, count in sorted(wanted.places, key=lambda place: -shares[place[0]]):
+            pool.setdefault(need, []).extend(self.packing.take_most(need, count, nodes).nodes)
+        left_over = []
+        for claim in np.argsort(self.size[wanted.chosen], kind="stable").tolist():
+            asked = self.columns.replicas[wanted.chosen[claim]]
+            needs = np.flatnonzero(asked).tolist()
+            if all(len(pool.get(need, ())) >= asked[need] for need in needs):
+                self.placed[claim] = [
+                    Placed(need, tuple(pool[need].pop() for _ in range(asked[need]))) for need in needs
+                ]
+                self.chosen[claim] = wanted.chosen[claim]
+            else:
+                left_over.append(claim)
+        for need, nodes_left in pool.items():
+            self.packing.give(Placed(need, tuple(nodes_left)))
+        for claim in left_over:
+            self._move(claim, int(wanted.chosen[claim]))
+
+    def _steps(self, claim: int) -> list[tuple[float, int, int, int]]:
+        """What a claim could move up to: (minus worth gained by share taken, claim, offer, from which offer)."""
+        now = int(self.chosen[claim])
+        offers = np.arange(self.columns.starts[claim], self.columns.starts[claim + 1])
+        gained = self.columns.worth[offers] - self.columns.worth[now]
+        taken = np.maximum(self.size[offers] - self.size[now], 1e-9)
+        return [
+            (-float(more / share), claim, int(offer), now)
+            for offer, more, share in zip(offers, gained, taken, strict=True)
+            if more > 1e-12
+        ]
+
+    def _move(self, claim: int, offer: int) -> bool:
+        """Put a claim on another offer if that fits."""
+        old = self.placed[claim]
+        for each in old:
+            self.packing.give(each)
+        fresh: list[Placed] = []
+        for need in np.flatnonzero(self.columns.replicas[offer]):
+            found = self.packing.take(int(need), int(self.columns.replicas[offer, need]))
+            if found is None:
+                for each in fresh:
+                    self.packing.give(each)
+                for each in old:
+                    self.packing.put(each)
+                return False
+            fresh.append(found)
+        self.chosen[claim], self.placed[claim] = offer, fresh
+        return True

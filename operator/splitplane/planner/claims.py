@@ -1,0 +1,67 @@
+"""What pipelines ask of nodes that they share, and what each is worth to its pipeline."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+NOTHING_WORTH = -1.0
+"""Of a pipeline that serves nothing: worse than the smallest share of its load."""
+
+_LEAST_SHARE = 0.01
+_LIMITS_KEPT, _MONEY, _HELD = 0.5, 0.1, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A node with what is free on it, by resource in base units (cores, bytes, pods)."""
+
+    name: str
+    free: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one replica asks of its node, and the names of the nodes that may take it, as the scheduler sees both."""
+
+    requests: tuple[tuple[str, float], ...]
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A way to serve a pipeline: replicas by tier (of shared nodes alone), the share of its load that these carry,
+    whether it keeps all limits, its cost per hour (NaN where a price is unknown), and whether it is what runs now."""
+
+    replicas: Mapping[str, int]
+    carried: float
+    keeps_limits: bool
+    cost: float = 0.0
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Offers of a pipeline, the one that it would choose alone first; serving nothing is always possible, too.
+
+    Claims of a higher ``priority`` are settled before lower ones. ``needs`` are those of a replica by tier.
+    """
+
+    pipeline: str
+    priority: int
+    needs: Mapping[str, Need]
+    offers: tuple[Offer, ...]
+
+    def worth(self, number: int) -> float:
+        """What offer ``number`` is worth; one past the last is to serve nothing.
+
+        The logarithm of the share of the load, from 0 for a hundredth of it to 1: the sum over pipelines of one
+        priority is largest where no share can grow by some per cent without another falling by more (proportional
+        fairness; Kelly 1997). Limits kept count half as much, money a tenth, and what already runs a twentieth.
+        """
+        if number == len(self.offers):
+            return NOTHING_WORTH
+        offer = self.offers[number]
+        share = 1.0 - math.log(min(1.0, max(_LEAST_SHARE, offer.carried))) / math.log(_LEAST_SHARE)
+        dearest = max((each.cost for each in self.offers if math.isfinite(each.cost)), default=0.0)
+        saved = 1.0 - offer.cost / dearest if dearest > 0.0 and math.isfinite(offer.cost) else 0.0
+        return share + _LIMITS_KEPT * offer.keeps_limits + _MONEY * saved + _HELD * offer.held

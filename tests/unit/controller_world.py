@@ -1,0 +1,138 @@
+"""A cluster in memory with its operator, and with stand-ins for the other controllers and the gateway."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from controller_cases import SETTINGS, node, pipeline_body
+from fake_cluster import FakeCluster
+
+from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
+from splitplane.controller.reconciling import Reconciler
+from splitplane.controller.telemetry import Telemetry
+from splitplane.domain.measurements import Value
+from splitplane.domain.profiles import DeviceProfile, Profile, TensorSpec
+from splitplane.domain.profiles_io import ProfileResult, to_dict
+from tests.support.planner_cases import crepe
+
+KEY = ("shop", "tracker")
+LINK = {("edge", "cloud"): Value(5e6)}
+
+
+@dataclass
+class Clock:
+    time: float = 1_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+
+def measured(rate: float = 3.0, bandwidth: Any = None) -> MetricsSnapshot:
+    return MetricsSnapshot(
+        time=0.0,
+        pipelines={
+            KEY: PipelineMetrics(
+                arrival_rate=Value(rate), arrival_scv=Value(1.0), p95_seconds=Value(0.15),
+                bandwidth=bandwidth or LINK, delay={("edge", "cloud"): Value(0.002)},
+            )
+        },
+        node_prices={"e1": Value(0.2), "e2": Value(0.2), "c1": Value(1.2)},
+    )  # fmt: skip
+
+
+def result(device_class: str, factor: float) -> str:
+    full = crepe()
+    device = full.devices["edge"]
+    prefix = tuple(seconds / 8 * factor for seconds in device.prefix_seconds)
+    own = DeviceProfile(device_class, prefix, 0.02, 0.002, device.codec_times, 300 << 20)
+    profile = Profile(full.fingerprint, full.cuts, full.weight_bytes, full.activation_bytes, {device_class: own})
+    names = tuple(f"conv{index}" for index in range(profile.segments))
+    tensor = (TensorSpec("frames", "FP32", (1024,)),)
+    return json.dumps(to_dict(ProfileResult("tracker", profile, tensor, (TensorSpec("out", "FP32", (360,)),), names)))
+
+
+@dataclass
+class World:
+    """A cluster with its operator; ``step`` is one round, ``settle`` plays the other controllers and the gateway."""
+
+    cluster: FakeCluster = field(default_factory=FakeCluster)
+    clock: Clock = field(default_factory=Clock)
+    metrics: MetricsSnapshot = field(default_factory=measured)
+    gateway_admits: bool = True
+
+    def __post_init__(self) -> None:
+        for name, where in (("e1", "edge"), ("e2", "edge"), ("c1", "cloud")):
+            self.cluster.put(node(name, where))
+        self.restart()
+
+    def restart(self) -> None:
+        self.operator = self.another()
+
+    def another(self) -> Reconciler:
+        return Reconciler(
+            cluster=self.cluster, view=self.cluster.view(), clock=self.clock, settings=SETTINGS, telemetry=Telemetry()
+        )
+
+    def apply(self, key: tuple[str, str] = KEY, **spec: Any) -> None:
+        known = self.cluster.objects.get(("InferencePipeline", *key))
+        body = pipeline_body(**spec)
+        body["metadata"] |= {"name": key[1], "uid": f"u-{key[1]}"}
+        if known is not None:
+            body["metadata"]["generation"] = known["metadata"]["generation"] + 1
+            body["status"] = known.get("status", {})
+        self.cluster.put(body)
+
+    async def step(
+        self, times: int = 1, *, seconds: float = 1.0, settle: bool = True, keys: Sequence[tuple[str, str]] = (KEY,)
+    ) -> None:
+        for _ in range(times):
+            await self.operator.arbitrate()
+            for key in keys:
+                await self.operator.reconcile(key, self.metrics)
+            if settle:
+                self.settle()
+            self.clock.time += seconds
+
+    def settle(self) -> None:
+        for name, job in self.cluster.of("Job").items():
+            if "status" not in job:
+                device = job["metadata"]["labels"]["splitplane.dev/device-class"]
+                found = self.cluster.of("ConfigMap")[name]
+                self.cluster.put({**found, "data": {"result.json": result(device, 1.0 if "edge" in device else 0.2)}})
+                self.cluster.put({**job, "status": {"conditions": [{"type": "Complete", "status": "True"}]}})
+        for deployment in self.cluster.of("Deployment").values():
+            ready = deployment["spec"]["replicas"]
+            if (deployment.get("status") or {}).get("readyReplicas") != ready:
+                self.cluster.put({**deployment, "status": {"readyReplicas": ready}})
+        for table in list(self.cluster.of("RouteTable").values()) if self.gateway_admits else ():
+            deployments = self.cluster.of("Deployment")
+            status = {
+                "acknowledgedGeneration": table["spec"]["generation"],
+                "stages": [
+                    {"name": name, "ready": deployments[name]["spec"]["replicas"]}
+                    for name in table["spec"]["stages"]
+                    if name in deployments
+                ],
+            }
+            if table.get("status") != status:
+                self.cluster.put({**table, "status": status})
+
+    @property
+    def table(self) -> Any:
+        return self.cluster.objects.get(("RouteTable", *KEY))
+
+    @property
+    def status(self) -> Any:
+        return self.cluster.objects["InferencePipeline", *KEY].get("status") or {}
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        found = next(c for c in self.status["conditions"] if c["type"] == kind)
+        return found["status"], found["reason"]
+
+    def stages(self) -> dict[str, int]:
+        return {
+            name: body["spec"]["replicas"]
+            for name, body in self.cluster.of("Deployment").items()
+            if not name.endswith("-gateway")
+        }

@@ -1,0 +1,116 @@
+"""Two pipelines on nodes that cannot hold what both want: who gives way, what is told of it, and how it ends."""
+
+import copy
+from typing import Any
+
+import pytest
+from controller_cases import pod, tier
+from controller_world import KEY, World, measured
+
+from splitplane.adapters.metrics import MetricsSnapshot
+from splitplane.domain.resources import pod_requests
+
+OTHER = ("shop", "viewer")
+BOTH = (KEY, OTHER)
+RATE = 5.0
+
+
+def busy(**rates: float) -> MetricsSnapshot:
+    """Rates by pipeline; links so slow that nothing but the edge serves in time."""
+    found = measured(RATE)
+    ours = found.pipelines[KEY]
+    pipelines = {("shop", name): measured(rate).pipelines[KEY] for name, rate in rates.items()}
+    return MetricsSnapshot(0.0, pipelines or {KEY: ours}, found.node_prices)
+
+
+class SharedWorld(World):
+    """Stage pods go to the first edge node with room, as a scheduler would put them; those without stay pending."""
+
+    def settle(self) -> None:
+        self.schedule()
+        super().settle()
+        table_stages = {name: self.running(name) for name in self.stages()}
+        for table in list(self.cluster.of("RouteTable").values()):
+            stages = [{"name": name, "ready": table_stages.get(name, 0)} for name in table["spec"]["stages"]]
+            if (table.get("status") or {}).get("stages") != stages:
+                self.cluster.put({**table, "status": {**(table.get("status") or {}), "stages": stages}})
+
+    def running(self, deployment: str) -> int:
+        return sum(name.startswith(f"{deployment}.") for name in self.cluster.of("Pod"))
+
+    def schedule(self) -> None:
+        deployments = {
+            name: body for name, body in self.cluster.of("Deployment").items() if not name.endswith("-gateway")
+        }
+        for name in self.cluster.of("Pod"):
+            deployment, _, number = name.partition(".")
+            if int(number) >= deployments.get(deployment, {"spec": {"replicas": 0}})["spec"]["replicas"]:
+                self.cluster.remove("Pod", name, "shop")
+        for name, body in deployments.items():
+            for number in range(body["spec"]["replicas"]):
+                if f"{name}.{number}" not in self.cluster.of("Pod"):
+                    self.place(f"{name}.{number}", body)
+
+    def place(self, name: str, deployment: Any) -> None:
+        template = copy.deepcopy(deployment["spec"]["template"])
+        where = template["spec"]["nodeSelector"]["splitplane.dev/tier"]
+        asked = pod_requests(template)["cpu"]
+        for node, body in self.cluster.of("Node").items():
+            used = sum(
+                pod_requests(other)["cpu"]
+                for other in self.cluster.of("Pod").values()
+                if other["spec"]["nodeName"] == node
+            )
+            if body["metadata"]["labels"]["splitplane.dev/tier"] == where and used + asked <= 4:
+                self.cluster.put(pod(name, node, cpu=str(asked), labels=template["metadata"]["labels"]))
+                return
+
+    def condition_of(self, key: tuple[str, str], kind: str) -> dict[str, Any]:
+        status = self.cluster.objects["InferencePipeline", *key]["status"]
+        found: dict[str, Any] = next(each for each in status["conditions"] if each["type"] == kind)
+        return found
+
+    def edge_replicas(self, key: tuple[str, str]) -> int:
+        return sum(count for name, count in self.stages().items() if name.startswith(f"{key[1]}-edge"))
+
+
+@pytest.fixture
+def world() -> SharedWorld:
+    world = SharedWorld()
+    world.cluster.remove("Node", "e2")  # four cores of edge in all
+    return world
+
+
+def spec(**more: Any) -> dict[str, Any]:
+    return {
+        "objectives": {"latencyP95Milliseconds": 400, "rawInputStaysTrusted": True},
+        "tiers": [tier("edge"), tier("cloud", trusted=False)],
+        "replanning": {"intervalSeconds": 5, "cooldownSeconds": 0, "scaleDownWindowSeconds": 5},
+        **more,
+    }
+
+
+async def test_the_lower_priority_gives_way_and_says_to_whom(world: SharedWorld) -> None:
+    world.metrics = busy(tracker=40.0, viewer=40.0)
+    world.apply(**spec())
+    await world.step(30, keys=BOTH)
+    alone = world.edge_replicas(KEY)
+    assert alone == 3
+    world.apply(OTHER, **spec(priority=10))
+    await world.step(120, keys=BOTH)
+    assert world.edge_replicas(OTHER) + world.edge_replicas(KEY) <= 4
+    assert world.edge_replicas(OTHER) > world.edge_replicas(KEY)
+    told = world.condition_of(KEY, "CapacityGranted")
+    assert (told["status"], told["reason"]) == ("False", "GaveWay")
+    assert "shop/viewer (priority 10)" in told["message"]
+    assert any(reason == "GaveWay" for _, reason, _ in world.cluster.events)
+    assert world.condition_of(OTHER, "CapacityGranted")["status"] == "True"
+    # Once the other one needs less, everybody may have what it wants again.
+    world.metrics = busy(tracker=40.0, viewer=0.5)
+    world.cluster.remove("InferencePipeline", OTHER[1], OTHER[0])
+    for name in [name for name in world.cluster.of("Deployment") if name.startswith(OTHER[1])]:
+        world.cluster.remove("Deployment", name, "shop")
+    world.operator.keep_only({KEY})
+    await world.step(60)
+    assert world.edge_replicas(KEY) == alone
+    assert world.condition_of(KEY, "CapacityGranted")["status"] == "True"

@@ -1,0 +1,141 @@
+"""Who gets how much of nodes that cannot hold what all pipelines would choose."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from splitplane.domain.measurements import Value
+from splitplane.planner.arbitration import Settlement, arbitrate
+from splitplane.planner.claims import Claim, Need, Offer, Room
+from splitplane.planner.highs import solve
+from splitplane.planner.offers import offers
+from splitplane.planner.packing import Packing
+from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, serving, with_tiers
+from tests.support.planner_claims import scarce
+
+
+def value(claims: Sequence[Claim], chosen: Sequence[int]) -> float:
+    return sum(claim.worth(number) for claim, number in zip(claims, chosen, strict=True))
+
+
+def fits(claims: Sequence[Claim], rooms: Sequence[Room], chosen: Sequence[int]) -> bool:
+    """Whether the replicas fit on the nodes in some way: every way is tried."""
+    needs = [
+        claim.needs[tier]
+        for claim, number in zip(claims, chosen, strict=True)
+        if number < len(claim.offers)
+        for tier, count in claim.offers[number].replicas.items()
+        for _ in range(count)
+    ]
+
+    def place(at: int, packing: Packing) -> bool:
+        if at == len(needs):
+            return True
+        for node in range(len(rooms)):
+            placed = packing.take_most(at, 1, packing.may[at].nonzero()[0][packing.may[at].nonzero()[0] == node])
+            if placed.nodes:
+                if place(at + 1, packing):
+                    return True
+                packing.give(placed)
+        return False
+
+    return place(0, Packing(rooms, needs)) if needs else True
+
+
+def best_of_all(claims: Sequence[Claim], rooms: Sequence[Room]) -> float:
+    choices = sorted(
+        itertools.product(*(range(len(claim.offers) + 1) for claim in claims)),
+        key=lambda chosen: -value(claims, chosen),
+    )
+    return next(value(claims, chosen) for chosen in choices if fits(claims, rooms, chosen))
+
+
+def check_nodes(claims: Sequence[Claim], rooms: Sequence[Room], settled: Settlement) -> None:
+    """Every replica of the offers chosen stands on a node that takes it, and none is asked for more than it has."""
+    used: dict[str, Counter[str]] = {room.name: Counter() for room in rooms}
+    for claim, number, where in zip(claims, settled.chosen, settled.nodes, strict=True):
+        replicas = claim.offers[number].replicas if number < len(claim.offers) else {}
+        assert {tier: len(nodes) for tier, nodes in where.items() if nodes} == dict(replicas)
+        for tier, nodes in where.items():
+            assert set(nodes) <= claim.needs[tier].nodes
+            for node in nodes:
+                used[node].update({**dict(claim.needs[tier].requests), "pods": 1.0})
+    for room in rooms:
+        assert all(asked <= room.free[name] * (1 + 1e-9) for name, asked in used[room.name].items()), room.name
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_programmes_answer_is_the_best_of_all_choices(seed: int) -> None:
+    claims, rooms = scarce(4, 2, seed=seed)
+    rooms = [replace(room, free={**room.free, "cpu": 3.0 + seed % 3}) for room in rooms]
+    settled = arbitrate(claims, rooms, solve, seconds=30.0)
+    best = best_of_all(claims, rooms)
+    assert value(claims, settled.chosen) == pytest.approx(best, rel=2e-3)
+    check_nodes(claims, rooms, settled)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_choice_is_better_than_the_gap_says(seed: int) -> None:
+    claims, rooms = scarce(4, 2, seed=seed)
+    rooms = [replace(room, free={**room.free, "cpu": 3.0 + seed % 3}) for room in rooms]
+    settled = arbitrate(claims, rooms, None)
+    got = value(claims, settled.chosen)
+    assert best_of_all(claims, rooms) <= got + settled.gap * max(1.0, abs(got)) + 1e-9
+    check_nodes(claims, rooms, settled)
+
+
+@pytest.mark.parametrize("priorities", [1, 3])
+def test_many_claims_stay_within_the_nodes_and_near_the_bound(priorities: int) -> None:
+    claims, rooms = scarce(150, 30, priorities=priorities, seed=3)
+    settled = arbitrate(claims, rooms, solve)
+    check_nodes(claims, rooms, settled)
+    assert settled.gap < 0.05
+    greedy = arbitrate(claims, rooms, None)
+    if priorities == 1:
+        assert value(claims, settled.chosen) >= value(claims, greedy.chosen)
+
+
+def counted(name: str, most: int, *, priority: int = 0, held: int = 0) -> Claim:
+    need = Need((("cpu", 1.0),), frozenset({"n"}))
+    ways = tuple(
+        Offer({"edge": count}, count / most, count == most, 0.1 * count, count == held) for count in range(most, 0, -1)
+    )
+    return Claim(name, priority, {"edge": need}, ways)
+
+
+def granted(claims: Sequence[Claim], cores: float) -> list[int]:
+    settled = arbitrate(claims, [Room("n", {"cpu": cores, "pods": 110.0})], solve)
+    return [len(where["edge"]) for where in settled.nodes]
+
+
+def test_equals_share_and_a_higher_priority_comes_first() -> None:
+    assert granted([counted("a", 4), counted("b", 4)], 6.0) in ([4, 2], [2, 4])  # one keeps its limits, none starves
+    assert granted([counted("a", 5), counted("b", 5)], 4.0) == [2, 2]
+    assert granted([counted("a", 4), counted("b", 4, priority=1)], 6.0) == [2, 4]
+    assert granted([counted("a", 4), counted("b", 4, priority=1)], 3.0) == [0, 3]
+
+
+def test_of_two_equal_answers_the_one_that_moves_nothing_is_taken() -> None:
+    for holder in (0, 1):
+        claims = [counted("a", 3, held=3 if holder == 0 else 1), counted("b", 3, held=3 if holder == 1 else 1)]
+        assert granted(claims, 4.0)[holder] == 3
+
+
+def test_offers_are_the_planners_own_choices_with_fewer_replicas() -> None:
+    busy = replace(
+        with_tiers(SNAPSHOT, edge={"min_replicas": 0}), arrival_rate=Value(12.0), active=serving(edge_only(6))
+    )
+    policy = replace(POLICY, max_cost_per_hour=None)
+    found = offers(busy, policy, ("edge",))
+    counts = [offer.replicas.get("edge", 0) for offer in found]
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(counts)) == len(counts)
+    assert found[0].keeps_limits
+    assert all(math.isfinite(offer.cost) for offer in found)
+    assert [offer.held for offer in found].count(True) == (6 in counts)
+    # The raw input may not leave the edge, so without a replica there nothing is served at all.
+    assert counts[-1] == 1
