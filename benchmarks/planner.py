@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from benchmarks import planner_arbitration, planner_fleet, planner_frontier
+from benchmarks import planner_arbitration, planner_fleet, planner_frontier, simulation
 from benchmarks._report import Row, row, write
 from splitplane.domain.measurements import Value
 from splitplane.planner import plan
@@ -25,8 +25,14 @@ LIMIT_MILLISECONDS = 20.0
 
 
 def main() -> list[Row]:
-    """All of it (benchmarks/planner_frontier.py, planner_fleet.py and planner_arbitration.py there)."""
-    return [*decisions(), *planner_frontier.main(), *planner_fleet.main(), *planner_arbitration.main()]
+    """All of it (benchmarks/planner_frontier.py, planner_fleet.py, planner_arbitration.py, simulation.py)."""
+    return [
+        *decisions(),
+        *planner_frontier.main(),
+        *planner_fleet.main(),
+        *planner_arbitration.main(),
+        *simulation.main(),
+    ]
 
 
 def decisions() -> list[Row]:

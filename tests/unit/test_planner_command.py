@@ -155,14 +155,24 @@ def test_a_file_of_another_kind_is_refused(profile: str):
     assert "InferencePipeline" in result.output
 
 
-def test_hours_of_load_are_replayed_under_the_planner_and_its_rivals(profile: str):
+def test_hours_of_load_are_replayed_under_the_planner_and_its_rivals(profile: str, tmp_path: Path):
     conditions = ("-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "3.5", "--hours", "0.2")
-    output = run("simulate", *conditions, "--load", "bursty", "--link", "outages")
+    picture = tmp_path / "day.png"
+    output = run("simulate", *conditions, "--load", "bursty", "--link", "outages", "--plot", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert line(output, "splitplane").split()[-1] == "never"
-    for name in ("edge-only", "cloud-only", "neurosurgeon, dads", "15 %/30 s gate", "best static in hindsight"):
+    for name in (
+        "edge-only",
+        "cloud-only",
+        "cloud-only, compressed",
+        "neurosurgeon, dads",
+        "15 %/30 s gate",
+        "best static in hindsight",
+    ):
         assert "%" in line(output, name)
     assert "splitplane's regret is " in output
-    assert run("simulate", *conditions, "--load", "bursty", "--link", "outages") == output
+    again = run("simulate", *conditions, "--load", "bursty", "--link", "outages", "--plot", str(picture))
+    assert again == output
 
 
 @pytest.mark.parametrize(

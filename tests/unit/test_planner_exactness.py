@@ -14,9 +14,10 @@ from splitplane.domain.profiles import CodecTimes, DeviceProfile, Profile
 from splitplane.domain.snapshots import Link, Policy, Preference, Snapshot, Tier
 from splitplane.planner import plan
 from splitplane.planner import search as searching
+from splitplane.planner.choice import pick
 from splitplane.planner.context import build_context
 from splitplane.planner.cover import Cover
-from splitplane.planner.frontier import frontier_of_lines
+from splitplane.planner.frontier import contenders, frontier_of_lines
 from splitplane.planner.pareto import nondominated
 from tests.support.planner_cases import MEBIBYTE, POLICY, SNAPSHOT, cut
 from tests.support.planner_random import random_case
@@ -46,6 +47,21 @@ def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_frontier_of_a_thousand_random_pipelines_is_that_of_a_full_enumeration(batch: int):
     sizes = [assert_exact(*random_case(seed), f"seed {seed}") for seed in range(100 * batch, 100 * (batch + 1))]
     assert np.mean(np.array(sizes) > 1) > 0.4, "too few of the cases have a choice"
+
+
+def test_the_best_of_all_plans_that_carry_the_load_is_the_best_of_the_frontier():
+    """Where few plans exist the planner picks among all of them, and never filters."""
+    compared = 0
+    for seed in range(200):
+        snapshot, policy = random_case(seed)
+        context = build_context(snapshot, policy)
+        whole, found = contenders(context, context.rate), frontier_of_lines(context, context.rate)
+        assert bool(len(whole)) == bool(len(found)), seed
+        if len(found):
+            picked, best = (each.candidate(context, pick(policy, each)) for each in (whole, found))
+            assert picked == best, seed
+            compared += len(whole) > len(found)
+    assert compared > 50
 
 
 @pytest.mark.parametrize(("few", "chunk", "sample"), [(0, 7, 3), (0, 2, 1), (100_000, 100_000, 1)])

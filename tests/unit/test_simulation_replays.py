@@ -12,9 +12,9 @@ from splitplane.domain.snapshots import Preference
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess
 from splitplane.simulation.clairvoyant import cheapest_cost
-from splitplane.simulation.replaying import Scenario, compare, replay
-from splitplane.simulation.serving import serve
-from splitplane.simulation.strategies import Static, planner
+from splitplane.simulation.replaying import Ground, Scenario, compare, constant, replay
+from splitplane.simulation.serving import course, piled_up
+from splitplane.simulation.strategies import Choice, planner
 from splitplane.simulation.traces import Trace, arrivals, bandwidths, read_arrivals, read_bandwidths
 from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, split
 from tests.support.planner_simulation import Line, simulate
@@ -82,35 +82,75 @@ def test_the_share_of_requests_within_the_limit_is_that_of_an_event_simulation(
     stages = (8 * 0.0417 + 0.002 + 32768 * 6e-10, 0.02, replicas), (1.5 * 0.0085 + 0.002 + 32768 * 4e-10, 0.02, 1)
     line = Line((stages[0], (sent, 0.0, 1), stages[1], (answer, 0.0, 1)), rate=3.5)
     times = simulate([line], requests=40_000, warm_up=2_000)[0] + 2 * 0.002
-    assert serve(context, plan, 30.0, 0.0).within == pytest.approx(np.mean(times <= limit), abs=tolerance)
+    found = course(context, plan, np.array([3.5]), np.array([6.25e6])).within[0]
+    assert found == pytest.approx(np.mean(times <= limit), abs=tolerance)
+
+
+def test_what_a_plan_gives_in_all_bins_at_once_is_what_the_planner_predicts_for_each():
+    scenario = Scenario(
+        POISSON, CHEAP, arrivals("diurnal", 3.5, seed=1, bins=40), bandwidths("outages", 2e6, seed=2, bins=40)
+    )
+    for plan in (edge_only(3), split(2)):
+        found = Ground(scenario).course(plan)
+        for place in range(40):
+            predicted = assess(build_context(scenario.seen(place), CHEAP), plan).predicted
+            assert found.p95[place] == pytest.approx(predicted.p95_seconds)
+            assert found.cost[place] == pytest.approx(predicted.cost_per_hour)
 
 
 def test_requests_pile_up_while_a_plan_is_too_small_and_are_worked_off_after():
-    rates = Trace(np.repeat([4.0, 20.0, 4.0], (20, 10, 60)))
-    scenario = Scenario(POISSON, CHEAP, rates, Trace(np.full(90, 6e6)))
-    context = build_context(scenario.seen(25), CHEAP)
-    most = assess(context, edge_only(3)).predicted.max_rate_per_second / 0.7 * 0.98
-    assert serve(context, edge_only(3), 30.0, 10.0).backlog == pytest.approx(10.0 + 30.0 * (20.0 - most))
-    small, large = (replay(scenario, Static(edge_only(count))) for count in (3, 16))
-    assert small.within < 0.5 < large.within
+    rates = np.repeat([4.0, 14.0, 4.0], (20, 10, 60))
+    scenario = Scenario(POISSON, CHEAP, Trace(rates), Trace(np.full(90, 6e6)))
+    ground = Ground(scenario)
+    most = ground.course(edge_only(3)).most
+    left = piled_up(rates, most, 30.0)
+    assert left[19] == 0.0
+    assert left[20] == pytest.approx(min(256.0, 30.0 * (14.0 - most[20])))
+    assert left[29] == 256.0  # the gateway takes in no more
+    assert left[30] == pytest.approx(max(0.0, 256.0 + 30.0 * (4.0 - most[30])))
+    small, large = (constant(ground, edge_only(count)) for count in (3, 8))
+    assert small.within < 0.7 < 0.9 < large.within
+
+
+def test_a_switch_that_moves_pods_is_paid_twice_while_the_old_plan_still_serves():
+    rates = Trace(np.full(8, 3.5))
+    ground = Ground(Scenario(POISSON, CHEAP, rates, Trace(np.full(8, 6e6))))
+
+    def later(snapshot, _policy, now, _kept):
+        return Choice(edge_only(3) if now < 120.0 else edge_only(6))
+
+    found = replay(ground, {"later": later})["later"]
+    small, large = (ground.course(edge_only(count)) for count in (3, 6))
+    assert (found.switches, found.moves) == (1, 1)
+    assert found.costs[4] == pytest.approx(large.cost[4] + 0.5 * small.cost[4])
+    assert found.shares[4] == pytest.approx(0.5 * (large.within[4] + small.within[4]))
+    assert found.costs[5] == large.cost[5]
+
+
+def test_replicas_go_once_demand_has_been_low_for_the_whole_window():
+    rates = Trace(np.repeat([3.5, 14.0, 3.5], (20, 20, 40)))
+    ground = Ground(Scenario(POISSON, replace(CHEAP, max_cost_per_hour=None), rates, Trace(np.full(80, 6e6))))
+    costs = replay(ground, {"splitplane": planner})["splitplane"].costs
+    assert costs[30] > costs[10]
+    assert costs[45] > 1.5 * costs[79]
 
 
 def test_under_a_constant_load_nothing_ever_changes():
     scenario = Scenario(
         POISSON, CHEAP, arrivals("steady", 3.5, seed=1, bins=120), bandwidths("steady", 6e6, seed=1, bins=120)
     )
-    assert replay(scenario, planner).switches == 0
+    assert replay(Ground(scenario), {"splitplane": planner})["splitplane"].switches == 0
 
 
 def test_the_comparison_names_what_shows_the_input_and_the_planner_never_does():
     scenario = Scenario(
         POISSON, CHEAP, arrivals("bursty", 3.5, seed=4, bins=240), bandwidths("outages", 2.5e6, seed=5, bins=240)
     )
-    found = dict(compare(scenario))
+    found = compare(Ground(scenario))
     assert next(iter(found)) == "splitplane"
     assert "best static in hindsight" in found
     assert found["splitplane"].leaks == 0
-    assert found["cloud-only"].leaks == 240
+    assert found["cloud-only"].leaks == found["cloud-only, compressed"].leaks == 240
     assert found["splitplane"].within > found["neurosurgeon, dads"].within
 
 
@@ -118,19 +158,21 @@ def test_who_knows_the_traces_pays_no_more_than_the_planner_or_a_plan_that_never
     scenario = Scenario(
         POISSON, CHEAP, arrivals("diurnal", 3.5, seed=6, bins=480), bandwidths("wandering", 2.5e6, seed=7, bins=480)
     )
-    for strategy in (planner, Static(edge_only(3)), Static(split(2))):
-        metrics = replay(scenario, strategy)
-        best = cheapest_cost(scenario, list(metrics.plans), metrics.within)
+    ground = Ground(scenario)
+    alone = replay(ground, {"splitplane": planner})["splitplane"]
+    for metrics in (alone, constant(ground, edge_only(3)), constant(ground, split(2))):
+        best = cheapest_cost(ground, list(metrics.plans), metrics.within)
         assert best <= metrics.cost_per_hour * (1.0 + 1e-9)
 
 
 def test_under_a_constant_load_nobody_can_do_better_than_one_plan():
     steady = arrivals("steady", 3.5, seed=1, bins=60), bandwidths("steady", 6e6, seed=1, bins=60)
     scenario = Scenario(POISSON, CHEAP, *steady)
-    alone = replay(scenario, planner)
-    assert cheapest_cost(scenario, [], alone.within) == pytest.approx(alone.cost_per_hour, rel=1e-3)
+    ground = Ground(scenario)
+    alone = replay(ground, {"splitplane": planner})["splitplane"]
+    assert cheapest_cost(ground, [], alone.within) == pytest.approx(alone.cost_per_hour, rel=1e-3)
 
 
 def test_a_plan_over_a_link_that_is_gone_serves_nobody():
     context = build_context(replace(POISSON, links=()), CHEAP)
-    assert serve(context, split(2), 30.0, 0.0).within == 0.0
+    assert course(context, split(2), np.array([3.5]), np.array([6e6])).within[0] == 0.0

@@ -9,6 +9,7 @@ import typer
 
 from splitplane.cli.conditions import Bandwidth, File, Price, ProfileFile, Rate, Scv, Without, arguments
 from splitplane.cli.plans import out, per_thousand, show
+from splitplane.cli.plots import new_figure, save
 from splitplane.domain.plans import Candidate
 from splitplane.planner import frontier as find
 from splitplane.planner import to_dict
@@ -53,11 +54,7 @@ def _spread(plans: Sequence[Candidate], most: int) -> list[Candidate]:
 
 
 def _draw(plans: Sequence[Candidate], rate: float, path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise typer.BadParameter("drawing needs matplotlib: pip install 'splitplane[plot]'") from None
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(width=8, height=5)
     axes: Any = figure.subplots()
     for partitions in (1, 2, 3):
         for broken, marker in ((False, "o"), (True, "x")):
@@ -81,7 +78,4 @@ def _draw(plans: Sequence[Candidate], rate: float, path: Path) -> None:
     axes.grid(alpha=0.3)
     if plans:
         axes.legend()
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{path}: {error}") from error
+    save(figure, path)

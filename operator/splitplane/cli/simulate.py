@@ -1,21 +1,24 @@
 """``splitplane simulate``: a pipeline through hours of load and links, under the planner and under its rivals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.table import Table
 
 from splitplane.cli.conditions import Bandwidth, File, Price, ProfileFile, Rate, Scv, arguments
 from splitplane.cli.plans import out
+from splitplane.cli.plots import new_figure, save
 from splitplane.domain.measurements import known
 from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.simulation.clairvoyant import cheapest_cost
-from splitplane.simulation.replaying import Metrics, Scenario, compare
+from splitplane.simulation.replaying import Ground, Metrics, Scenario, compare
 from splitplane.simulation.traces import BIN_SECONDS, Trace, arrivals, bandwidths, read_arrivals, read_bandwidths
 
 _HELD = 4
+_SMOOTH_SECONDS = 600.0
 _COLUMNS = ("", "WITHIN LIMIT", "P95", "COST/H", "SWITCHES", "MOVING PODS", "SHOWING INPUT")
 
 
@@ -35,6 +38,7 @@ def simulate(
     ] = "wandering",
     hours: Annotated[float, typer.Option(help="Length of the replay; of files the first hours.", min=0.1)] = 24.0,
     seed: Annotated[int, typer.Option(help="Of generated traces.")] = 1,
+    plot: Annotated[Path | None, typer.Option(help="Draw the replay over time into a file (PNG, SVG or PDF).")] = None,
 ) -> None:
     """Replay load and links, and tell what each way of planning would have served, at which cost."""
     snapshot, policy = arguments(
@@ -54,19 +58,24 @@ def simulate(
     except (KeyError, OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
-    found = dict(compare(scenario))
+    ground = Ground(scenario)
+    found = compare(ground)
     for name, metrics in found.items():
         table.add_row(name, *_cells(metrics))
     out.print(f"{scenario.bins * BIN_SECONDS / 3600.0:.1f} hours", markup=False)
     out.print(table)
     ours = found["splitplane"]
     held = [plan for metrics in found.values() for plan, _ in metrics.plans.most_common(_HELD)]
-    best = cheapest_cost(scenario, held, ours.within)
+    best = cheapest_cost(ground, held, ours.within)
     out.print(
         f"Who knew the traces would have served as much as splitplane for {best:.3f}/h: "
         f"splitplane's regret is {ours.cost_per_hour / best - 1.0:.0%}",
         markup=False,
     )
+
+    if plot is not None:
+        _draw(ground, found, plot)
+        out.print(f"drawn into {plot}", markup=False)
 
 
 def _trace(
@@ -97,3 +106,29 @@ def _cells(metrics: Metrics) -> tuple[str, ...]:
         str(metrics.moves),
         str(metrics.leaks) if metrics.leaks else "never",
     )
+
+
+def _draw(ground: Ground, found: Mapping[str, Metrics], path: Path) -> None:
+    """Load and link, cost and late requests over time; means over ten minutes, but for the load and the link."""
+    figure = new_figure(width=9, height=8)
+    axes: Any = figure.subplots(3, 1, sharex=True)
+    hours = np.arange(ground.scenario.bins) * (ground.width / 3600.0)
+    axes[0].plot(hours, ground.rates, color="C0", linewidth=0.8)
+    axes[0].set_ylabel("requests/s", color="C0")
+    link = axes[0].twinx()
+    link.plot(hours, ground.scenario.bandwidths.values[: len(hours)] * 8e-6, color="C1", linewidth=0.8, alpha=0.7)
+    link.set_ylabel("link (Mbit/s)", color="C1")
+    step = max(1, round(_SMOOTH_SECONDS / ground.width))
+    starts = np.arange(0, len(hours), step)
+    counts = np.diff(np.append(starts, len(hours)))
+    for name, metrics in found.items():
+        style = {"linewidth": 2.0 if name == "splitplane" else 0.9, "label": name}
+        axes[1].step(hours[starts], np.add.reduceat(metrics.costs, starts) / counts, where="post", **style)
+        late = np.add.reduceat((1.0 - metrics.shares) * ground.rates, starts) / counts
+        axes[2].step(hours[starts], late, where="post", **style)
+    axes[1].set_ylabel("cost per hour")
+    axes[2].set(ylabel="late requests/s", xlabel="hours", yscale="symlog")
+    axes[1].legend(fontsize="small", ncols=2)
+    for each in axes:
+        each.grid(alpha=0.3)
+    save(figure, path)

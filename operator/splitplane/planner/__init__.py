@@ -2,12 +2,13 @@
 
 from splitplane.planner.context import ContradictionError
 from splitplane.planner.keeping import Kept
-from splitplane.planner.planning import explain, frontier, plan
+from splitplane.planner.planning import choose, explain, frontier, plan
 from splitplane.planner.replay import dump_call, from_dict, load_call, to_dict
 
 __all__ = [
     "ContradictionError",
     "Kept",
+    "choose",
     "dump_call",
     "explain",
     "from_dict",

@@ -1,6 +1,7 @@
 """What plans would give: latency, cost, leak, accuracy, and the limits that they break, for a whole layout at once."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from splitplane.domain.plans import Candidate, Plan, Prediction, Stage
 from splitplane.domain.snapshots import Mode
 from splitplane.planner.arrays import Array, Bools, Ints
-from splitplane.planner.context import Context, Site, Wire, crossings
+from splitplane.planner.context import Context, Direction, Site, Wire, crossings
 from splitplane.planner.layouts import Layout, layout_of
 from splitplane.planner.options import LOSS_STEP, loss_steps
 from splitplane.planner.queueing import Response, Station, respond
@@ -67,12 +68,17 @@ class Table:
         )
 
 
-def evaluate(context: Context, layout: Layout, *, rate: float | Array | None = None) -> Table:
+def evaluate(
+    context: Context, layout: Layout, *,
+    rate: float | Array | None = None, bandwidths: Mapping[Direction, Array] | None = None,
+) -> Table:  # fmt: skip
     """Predict every row at ``rate`` requests per second (the context's if ``None``).
 
+    ``bandwidths`` are bytes per second by row, where they differ from the context's.
     All tiers of the layout must be usable, and the links between them known (``KeyError`` otherwise).
     """
     rate = context.rate if rate is None else rate
+    bandwidths = bandwidths or {}
     table = context.table
     sites = [context.sites[tier] for tier in layout.tiers]
     hops = _hops(context, layout)
@@ -84,7 +90,7 @@ def evaluate(context: Context, layout: Layout, *, rate: float | Array | None = N
     leak_measured, loss_measured = np.ones(len(layout), np.bool_), np.ones(len(layout), np.bool_)
     for k, (site, hop) in enumerate(zip(sites, hops, strict=True)):
         if hop is not None:
-            stations.append(_link(hop.wire, hop.sent))
+            stations.append(_link(bandwidths.get((hop.source, hop.target), hop.wire.bandwidth), hop.sent))
             constant += hop.wire.delay
             cost += egress_cost(context, hop.source, hop.sent, rate)
         if hop is not None and not site.tier.trusted:
@@ -102,7 +108,7 @@ def evaluate(context: Context, layout: Layout, *, rate: float | Array | None = N
     for hop in reversed(hops):
         if hop is not None:
             back = context.wires[hop.target, hop.source]
-            stations.append(_link(back, answer))
+            stations.append(_link(bandwidths.get((hop.target, hop.source), back.bandwidth), answer))
             constant += back.delay
             cost += egress_cost(context, hop.target, answer, rate)
     response = respond(stations, constant=constant, rate=rate, arrival_scv=context.arrival_scv)
@@ -268,5 +274,5 @@ def _stage(context: Context, site: Site, layout: Layout, k: int) -> Station:
     return Station(service, site.device.time_cv, layout.replicas[k].astype(np.float64))
 
 
-def _link(wire: Wire, sent: Array) -> Station:
-    return Station(sent / wire.bandwidth, 0.0, np.ones_like(sent))
+def _link(bandwidth: float | Array, sent: Array) -> Station:
+    return Station(sent / bandwidth, 0.0, np.ones_like(sent))

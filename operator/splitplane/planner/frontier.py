@@ -11,10 +11,13 @@ from splitplane.planner.context import Context
 from splitplane.planner.cover import Cover
 from splitplane.planner.evaluation import Table, broken, evaluate
 from splitplane.planner.layouts import Layout, layout_of
-from splitplane.planner.lines import Line, build_lines
+from splitplane.planner.lines import TRICKLE, Line, build_lines
 from splitplane.planner.options import Options
 from splitplane.planner.pareto import nondominated
 from splitplane.planner.search import Load, Numbers, search
+
+_FEW = 4000
+"""Plans that are weighed in less time than the best of them are searched for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,47 @@ def frontier_of_lines(context: Context, rate: float, without: Collection[Plan] =
     found = _frontier(context, list(build_lines(context, rate)), rate, without)
     context.kept.keep(key, found)
     return found
+
+
+def contenders(context: Context, rate: float, without: Collection[Plan] = ()) -> Frontier:
+    """The frontier, or where that is quicker all plans that carry the load: the best plan of either is the same."""
+    layouts = None if without else _all_plans(context)
+    if layouts is None:
+        return frontier_of_lines(context, rate, without)
+    key = ("contenders", _numbers(context), rate)
+    known = context.kept.result(key)
+    if isinstance(known, Frontier):
+        return known
+    tables = [evaluate(context, layout, rate=rate) for layout in layouts]
+    able = [np.flatnonzero(~broken(context, table)[0]) for table in tables]
+    found = _assembled([table.where(places) for table, places in zip(tables, able, strict=True) if len(places)])
+    context.kept.keep(key, found)
+    return found
+
+
+def _all_plans(context: Context) -> list[Layout] | None:
+    """Every plan that the hard limits allow, whatever the load; ``None`` if they are more than a few. These don't
+    depend on rates, prices and how fast links are, and are kept."""
+    usable = frozenset(pair for pair, wire in context.wires.items() if not wire.remembered)
+    key = ("all plans", usable, _limits(context))
+    known = context.kept.result(key)
+    if known is None:
+        lines = list(build_lines(context, TRICKLE))
+        counts = [len(line.first) * line.head.most * line.tail.most for line in lines]
+        few = sum(counts) <= _FEW and all(line.middle is None for line in lines)
+        known = [_every_plan(context, line) for line in lines] if few else "many"
+        context.kept.keep(key, known)
+    return None if known == "many" else known
+
+
+def _every_plan(context: Context, line: Line) -> Layout:
+    """All rows of a line of one or two tiers with all numbers of replicas."""
+    tiers = [context.sites[tier] for tier in line.tiers]
+    ranges = [np.arange(site.low, site.high + 1) for site in tiers]
+    grids = [grid.ravel() for grid in np.meshgrid(np.arange(len(line.first)), *ranges, indexing="ij")]
+    first, second = line.first[grids[0]], line.second[grids[0]]
+    replicas = (grids[1], np.ones_like(first), grids[-1])
+    return line.layout(context.profile.segments, first, second, replicas)
 
 
 def frontier_of_other_splits(context: Context, plan: Plan) -> Frontier:
@@ -166,24 +210,25 @@ def _same(layout: Layout, other: Layout) -> Bools:
     return same
 
 
-def _numbers(context: Context) -> Hashable:
-    """All that a search among lines depends on, besides the profile and the rate."""
+def _limits(context: Context) -> Hashable:
+    """What rules out plans whatever the numbers, besides the profile."""
     policy = context.policy
     return (
-        (
-            context.gateway,
-            context.arrival_scv,
-            policy.raw_input_stays_trusted,
-            policy.max_leak,
-            policy.max_accuracy_loss,
-        ),
-        (policy.codecs, policy.max_partitions, policy.max_utilization),
+        (context.gateway, policy.raw_input_stays_trusted, policy.max_leak, policy.max_accuracy_loss),
+        (policy.codecs, policy.max_partitions),
+        tuple((tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes) for tier in context.tiers.values()),
+        tuple((site.name, site.low, site.high) for site in context.sites.values() if context.affordable(site)),
+    )
+
+
+def _numbers(context: Context) -> Hashable:
+    """All that a search among lines depends on, besides the profile and the rate."""
+    return (
+        _limits(context),
+        (context.arrival_scv, context.policy.max_utilization),
+        tuple(tier.egress_price_per_gib for tier in context.tiers.values()),
         tuple(
-            (tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes, tier.egress_price_per_gib)
-            for tier in context.tiers.values()
-        ),
-        tuple(
-            (site.name, site.correction, site.price if site.price == site.price else None, site.low, site.high)
+            (site.correction, site.price if site.price == site.price else None)
             for site in context.sites.values()
             if context.affordable(site)
         ),

@@ -9,7 +9,7 @@ from typing import Any
 from splitplane.domain.profiles import Profile
 from splitplane.planner.options import CutTable, Options, crossing_options, cut_table
 
-_MOST_RESULTS = 8
+_MOST_RESULTS = 24
 
 
 class Kept:
@@ -32,10 +32,13 @@ class Kept:
 
     def result(self, key: Hashable) -> Any:
         """What ``keep`` was given for an equal key lately; ``None`` if nothing."""
-        return self._results.get(key)
+        found = self._results.pop(key, None)
+        if found is not None:
+            self._results[key] = found  # what is asked for stays longest
+        return found
 
     def keep(self, key: Hashable, result: Any) -> None:
-        """Remember the result of a search, in place of the oldest."""
+        """Remember the result of a search, in place of the one that was not asked for the longest."""
         self._results.pop(key, None)
         self._results[key] = result
         while len(self._results) > _MOST_RESULTS:

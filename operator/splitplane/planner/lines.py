@@ -29,7 +29,8 @@ from splitplane.planner.stations import stage_seconds
 LONGEST = 3
 """Partitions that a plan has at most."""
 
-_TRICKLE = 1e-9
+TRICKLE = 1e-9
+"""Requests per second that every plan carries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Line:
 def highest_rate(context: Context) -> float:
     """The highest rate that any plan bears at the utilisation ceiling, 0 if there is no plan at all."""
     highest = 0.0
-    for line in build_lines(context, _TRICKLE):
+    for line in build_lines(context, TRICKLE):
         rates = np.minimum(line.head.capacity[line.first], line.tail.capacity[line.second])
         if line.middle is not None:
             rates = np.minimum(

@@ -34,6 +34,13 @@ def explain(snapshot: Snapshot, policy: Policy, now: float, *, kept: Kept | None
     return _decide(build_context(snapshot, policy, kept), now, thorough=True)
 
 
+def choose(snapshot: Snapshot, policy: Policy, now: float, *, kept: Kept | None = None) -> Decision:
+    """The same decision without routes, alternatives and ``binding``, for whoever replays many."""
+    context = build_context(snapshot, policy, kept)
+    best = best_plan(context)
+    return _decision(context, best, _verdict(context, best, now))
+
+
 def frontier(snapshot: Snapshot, policy: Policy, *, kept: Kept | None = None) -> list[Candidate]:
     """The plans that no other beats in p95, cost, leak and accuracy loss, by rising cost; empty under overload.
 
@@ -46,28 +53,35 @@ def frontier(snapshot: Snapshot, policy: Policy, *, kept: Kept | None = None) ->
 
 def _decide(context: Context, now: float, *, thorough: bool) -> Decision:
     best = best_plan(context)
-    verdict = _start(context, best) if context.active is None else _revise(context, context.active, best, now)
+    verdict = _verdict(context, best, now)
+    decision = _decision(context, best, verdict)
     alternatives = baselines(context)
     binding: tuple[str, ...] = ()
     if best is not None and (thorough or verdict.action is not Action.HOLD):
         split = other_split(context, verdict.target or best)
         alternatives |= {"other-split": split} if split else {}
         binding = binding_limits(context, best)
-    message = f"{verdict.message}; limited by {', '.join(binding)}" if binding else verdict.message
+    return replace(
+        decision,
+        message=f"{verdict.message}; limited by {', '.join(binding)}" if binding else verdict.message,
+        routes=admissible_routes(context, verdict.target.plan) if verdict.target else (),
+        alternatives=alternatives,
+        binding=binding,
+    )
+
+
+def _decision(context: Context, best: Candidate | None, verdict: "_Verdict") -> Decision:
     return Decision(
         action=verdict.action,
         reason=verdict.reason,
-        message=message,
+        message=verdict.message,
         target=verdict.target,
         best=best,
         current=verdict.current,
         gate=verdict.gate,
         gain=verdict.gain,
         feasible=best is not None and not best.violations,
-        routes=admissible_routes(context, verdict.target.plan) if verdict.target else (),
         low_demand_since=verdict.low_since,
-        alternatives=alternatives,
-        binding=binding,
         inputs=context.inputs,
     )
 
@@ -82,6 +96,10 @@ class _Verdict:
     gate: str = ""
     gain: float = 0.0
     low_since: float | None = None
+
+
+def _verdict(context: Context, best: Candidate | None, now: float) -> _Verdict:
+    return _start(context, best) if context.active is None else _revise(context, context.active, best, now)
 
 
 def _start(context: Context, best: Candidate | None) -> _Verdict:

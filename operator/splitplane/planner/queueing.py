@@ -66,6 +66,15 @@ class Response:
     def p99(self, row: int) -> float:
         return float(self.mean[row] + self.deviation[row] * np.interp(self.skewness[row], _SKEWNESS, _P99))
 
+    @property
+    def p50s(self) -> Array:
+        """The median of every plan."""
+        return np.asarray(self.mean + self.deviation * np.interp(self.skewness, _SKEWNESS, _P50))
+
+    @property
+    def p99s(self) -> Array:
+        return np.asarray(self.mean + self.deviation * np.interp(self.skewness, _SKEWNESS, _P99))
+
 
 def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array, arrival_scv: float) -> Response:
     """Response of requests that arrive at ``rate`` per second and pass all stations in order.

@@ -7,7 +7,7 @@ from splitplane.domain.snapshots import Mode
 from splitplane.planner.choice import pick, pick_cheapest
 from splitplane.planner.context import Context, ContradictionError, crossings
 from splitplane.planner.evaluation import assess, evaluate, violations
-from splitplane.planner.frontier import Frontier, frontier_of_layouts, frontier_of_lines
+from splitplane.planner.frontier import Frontier, contenders, frontier_of_layouts, frontier_of_lines
 from splitplane.planner.layouts import Layout, with_replicas
 from splitplane.planner.lines import highest_rate
 from splitplane.planner.residency import resident_range
@@ -42,7 +42,7 @@ def current_frontier(context: Context, without: tuple[Plan, ...] = (), *, rate: 
 
 
 def _best(context: Context, without: list[Plan]) -> Candidate | None:
-    frontier = current_frontier(context, tuple(without))
+    frontier = _contenders(context, tuple(without))
     if len(frontier):
         return frontier.candidate(context, pick(context.policy, frontier))
     rate = _highest_rate(context) * (1.0 - OVERLOAD_TIE)
@@ -52,6 +52,12 @@ def _best(context: Context, without: list[Plan]) -> Candidate | None:
     if not len(frontier):
         return None
     return assess(context, frontier.candidate(context, pick_cheapest(frontier)).plan)
+
+
+def _contenders(context: Context, without: tuple[Plan, ...]) -> Frontier:
+    if context.policy.mode is Mode.FIXED or _remembered(context) is not None:
+        return current_frontier(context, without)
+    return contenders(context, context.rate, without)
 
 
 def _highest_rate(context: Context) -> float:

@@ -9,26 +9,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from splitplane.domain.plans import Plan
-from splitplane.planner import Kept, plan
+from splitplane.planner import choose
 from splitplane.planner.arrays import Array
-from splitplane.planner.context import build_context
 from splitplane.planner.gates import moves_pods
-from splitplane.simulation.replaying import SWITCH_SECONDS, Scenario
-from splitplane.simulation.serving import serve
+from splitplane.simulation.replaying import SWITCH_SECONDS, Ground
 
 _MOMENTS, _MOST = 48, 32
 _HALVINGS = 24
 
 
-def cheapest_cost(scenario: Scenario, held: Sequence[Plan], within: float) -> float:
+def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
     """The least cost per hour of a schedule that serves at least the share ``within`` of the requests in time.
 
     ``held`` are plans to choose from, besides those that suit single moments. NaN where no schedule serves as much.
     """
-    plans = _plans(scenario, held)
-    cost, late, requests = _outcomes(scenario, plans)
-    hours = scenario.bins * scenario.arrivals.bin_seconds / 3600.0
-    share = SWITCH_SECONDS / (scenario.every * scenario.arrivals.bin_seconds)
+    plans = _plans(ground, held)
+    cost, late, requests = _outcomes(ground, plans)
+    share = SWITCH_SECONDS / (ground.scenario.every * ground.width)
     moves = np.array([[share * moves_pods(old, new) for new in plans] for old in plans])
     most = (1.0 - within) * requests + 1e-9
     # The price of a late request is searched at which the cheapest schedule serves just enough.
@@ -46,32 +43,29 @@ def cheapest_cost(scenario: Scenario, held: Sequence[Plan], within: float) -> fl
             best, high = min(best, spent), middle
         else:
             low = middle
-    return best / hours
+    return best / ground.hours
 
 
-def _plans(scenario: Scenario, held: Sequence[Plan]) -> list[Plan]:
-    kept, found = Kept(scenario.snapshot.profile), dict.fromkeys(held)
+def _plans(ground: Ground, held: Sequence[Plan]) -> list[Plan]:
+    scenario, found = ground.scenario, dict.fromkeys(held)
     for place in np.linspace(0, scenario.bins - 1, min(_MOMENTS, scenario.bins)).astype(int):
-        target = plan(scenario.seen(int(place)), scenario.policy, 0.0, kept=kept).target
+        target = choose(scenario.seen(int(place)), scenario.policy, 0.0, kept=ground.kept).target
         if target is not None:
             found[target.plan] = None
-    context = build_context(scenario.seen(0), scenario.policy, kept)
-    return [each for each in found if not serve(context, each, 1.0, 0.0).leaks][:_MOST]
+    return [each for each in found if not ground.course(each).leaks][:_MOST]
 
 
-def _outcomes(scenario: Scenario, plans: Sequence[Plan]) -> tuple[Array, Array, float]:
+def _outcomes(ground: Ground, plans: Sequence[Plan]) -> tuple[Array, Array, float]:
     """Money and late requests by (step, plan), and how many requests there are."""
-    steps, width = -(-scenario.bins // scenario.every), scenario.arrivals.bin_seconds
-    cost, late, requests = np.zeros((steps, len(plans))), np.zeros((steps, len(plans))), 0.0
-    kept = Kept(scenario.snapshot.profile)
-    for place in range(scenario.bins):
-        context = build_context(scenario.seen(place), scenario.policy, kept)
-        requests += context.rate * width
-        for column, each in enumerate(plans):
-            outcome = serve(context, each, width, 0.0)
-            cost[place // scenario.every, column] += outcome.cost * width / 3600.0
-            late[place // scenario.every, column] += context.rate * width * (1.0 - outcome.within)
-    return cost, late, requests
+    starts = np.arange(0, ground.scenario.bins, ground.scenario.every)
+    requests = ground.rates * ground.width
+    cost, late = np.zeros((len(starts), len(plans))), np.zeros((len(starts), len(plans)))
+    for column, each in enumerate(plans):
+        course = ground.course(each)
+        borne = np.where(ground.rates <= course.most, course.within, 0.0)
+        cost[:, column] = np.add.reduceat(course.cost, starts) * ground.width / 3600.0
+        late[:, column] = np.add.reduceat(requests * (1.0 - borne), starts)
+    return cost, late, float(requests.sum())
 
 
 def _schedule(cost: Array, late: Array, moves: Array, price: float) -> tuple[float, float]:

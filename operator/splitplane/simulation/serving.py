@@ -1,66 +1,88 @@
-"""What a plan gives while rate and links stay as they are for a while, backlog included.
+"""What a plan gives in every bin of the traces, and what comes of it where requests pile up.
 
-Between two bins of the traces everything is constant, so a plan's response is that of the planner's own formulas at the
-true rate and links (docs/planner.md, "Latency", with their errors against an event simulation). Where a station cannot
-keep up, requests pile up; until the pile is worked off, each request waits for the mean pile before it.
+Within a bin of the traces everything is constant, so a plan's response is that of the planner's own formulas at the
+true rate and links (docs/planner.md, "Latency", with their errors against an event simulation), for all bins in one
+pass. Where a station cannot keep up, requests pile up in the gateway, which turns away what it has no room for; until
+the pile is worked off, each request waits for the mean pile before it.
 """
 
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import numpy as np
+
 from splitplane.domain.plans import Plan
+from splitplane.planner.arrays import Array
 from splitplane.planner.context import Context, crossings
-from splitplane.planner.evaluation import assess, violations
+from splitplane.planner.evaluation import evaluate, held_by_nodes, violations
+from splitplane.planner.layouts import layout_of
 
 _NORMAL = NormalDist()
 _MEDIAN, _HIGH, _HIGHEST = 0.0, _NORMAL.inv_cdf(0.95), _NORMAL.inv_cdf(0.99)
 _BUSIEST = 0.98
 
+MOST_WAITING = 256.0
+"""Requests that a gateway takes in at most (``spec.queue`` of its RouteTable); others are turned away, and are late."""
+
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Of one bin: the share of requests within the limit, p95 in seconds, cost per hour, requests left over, and
-    whether the plan shows what it must not."""
+class Course:
+    """What a plan would give in each bin while nothing waits from before: the share of requests within the limit, p95
+    in seconds, requests per second that it can work off at most, cost per hour. ``leaks``: it shows what it must not.
+    """
 
-    within: float
-    p95: float
-    cost: float
-    backlog: float
+    within: Array
+    p95: Array
+    most: Array
+    cost: Array
     leaks: bool
 
 
-def serve(context: Context, plan: Plan, seconds: float, backlog: float) -> Outcome:
-    """What ``plan`` gives for ``seconds`` under these conditions, with ``backlog`` requests waiting before."""
+def course(context: Context, plan: Plan, rates: Array, bandwidths: Array) -> Course:
+    """``plan`` in bins of these rates, and bytes per second on the links of the gateway's tier."""
     broken = violations(context, plan)
     leaks = bool({"privacy", "leak"} & set(broken))
-    limit = math.inf if context.policy.max_p95_seconds is None else context.policy.max_p95_seconds
-    usable = "spec" not in broken and all(stage.tier in context.sites for stage in plan.stages)
-    if not usable or any(pair not in context.wires for pair in crossings(plan, context.gateway)):
+    unusable = "spec" in broken or any(stage.tier not in context.sites for stage in plan.stages)
+    if unusable or any(pair not in context.wires for pair in crossings(plan, context.gateway)):
         running = [stage for stage in plan.stages if stage.tier in context.sites]
         cost = sum(stage.replicas * context.weight(context.sites[stage.tier]) for stage in running)
-        return Outcome(0.0, math.inf, cost, backlog + context.rate * seconds, leaks)
-    predicted = assess(context, plan).predicted
-    most = predicted.max_rate_per_second / context.policy.max_utilization * _BUSIEST
-    left = max(0.0, backlog + (context.rate - most) * seconds)
-    if backlog <= 0.0 and left <= 0.0:
-        p50 = predicted.p50_seconds or predicted.mean_seconds
-        p99 = predicted.p99_seconds or predicted.p95_seconds
-        share = within(limit, p50, predicted.p95_seconds, p99)
-        return Outcome(share, predicted.p95_seconds, predicted.cost_per_hour, 0.0, leaks)
-    pile = 0.5 * (backlog + left) / most
-    return Outcome(float(pile < 0.1 * limit), pile, predicted.cost_per_hour, left, leaks)
+        nothing = np.zeros(len(rates))
+        return Course(nothing, nothing + np.inf, nothing, nothing + cost, leaks)
+    rows = held_by_nodes(context, layout_of(context, plan)).where(np.zeros(len(rates), dtype=np.int64))
+    links = {pair: bandwidths for pair in context.wires if context.gateway in pair}
+    table = evaluate(context, rows, rate=rates, bandwidths=links)
+    limit = math.inf if context.policy.max_p95_seconds is None else context.policy.max_p95_seconds
+    response = table.response
+    shares = within(limit, response.p50s, response.p95, response.p99s)
+    return Course(shares, response.p95, response.capacity * _BUSIEST, table.cost, leaks)
 
 
-def within(limit: float, p50: float, p95: float, p99: float) -> float:
+def piled_up(rates: Array, most: Array, seconds: float) -> Array:
+    """Requests that wait at the end of each bin of so many ``seconds``."""
+    left = np.zeros(len(rates))
+    if (rates <= most).all():
+        return left
+    pile = 0.0
+    for place, more in enumerate(((rates - most) * seconds).tolist()):
+        pile = min(MOST_WAITING, max(0.0, pile + more))
+        left[place] = pile
+    return left
+
+
+def within(limit: float, p50: Array, p95: Array, p99: Array) -> Array:
     """Share of requests within ``limit``: log-normal between the known percentiles, and along the nearest two beyond.
 
     Below the median, where no plan is that keeps its limit, this can be far too high.
     """
     if math.isinf(limit):
-        return 1.0
-    if not 0.0 < p50 < p95 < p99 < math.inf:
-        return float(p95 <= limit)
-    low, high = ((p50, _MEDIAN), (p95, _HIGH)) if limit < p95 else ((p95, _HIGH), (p99, _HIGHEST))
-    slope = (high[1] - low[1]) / math.log(high[0] / low[0])
-    return _NORMAL.cdf(low[1] + slope * math.log(limit / low[0]))
+        return np.ones(len(p95))
+    shares = (p95 <= limit).astype(np.float64)
+    able = np.flatnonzero((p50 > 0.0) & (p50 < p95) & (p95 < p99) & np.isfinite(p99))
+    p50, p95, p99 = p50[able], p95[able], p99[able]
+    low = limit < p95
+    start, steep = np.where(low, _MEDIAN, _HIGH), np.where(low, _HIGH - _MEDIAN, _HIGHEST - _HIGH)
+    base, top = np.where(low, p50, p95), np.where(low, p95, p99)
+    above = start + steep / np.log(top / base) * np.log(limit / base)
+    shares[able] = [_NORMAL.cdf(each) for each in above.tolist()]
+    return shares

@@ -6,45 +6,53 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from splitplane.domain.plans import Plan
-from splitplane.domain.snapshots import Policy, Preference, Snapshot
-from splitplane.planner import Kept, plan
+from splitplane.domain.snapshots import Decision, Policy, Preference, Snapshot
+from splitplane.planner import Kept, choose
 from splitplane.planner.context import IDLE_RATE, build_context
 from splitplane.planner.evaluation import assess, evaluate
-from splitplane.planner.frontier import frontier_of_lines
+from splitplane.planner.frontier import contenders
 from splitplane.planner.gates import cooling_down
 from splitplane.planner.layouts import with_replicas
 
-Strategy = Callable[[Snapshot, Policy, float, Kept], Plan | None]
-"""From a snapshot, the user's policy, the time in seconds and what is kept of the profile to a plan."""
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A plan that should serve, and since when fewer replicas would do, where the strategy keeps count of that."""
+
+    plan: Plan
+    low_demand_since: float | None = None
+
+
+Strategy = Callable[[Snapshot, Policy, float, Kept], Choice | None]
+"""From a snapshot, the user's policy, the time in seconds and what is kept of the profile to a choice."""
 
 _GATE_GAIN, _GATE_SECONDS = 0.15, 30.0
 
 
-def planner(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Plan | None:
+def planner(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
     """Splitplane."""
-    target = plan(snapshot, policy, now, kept=kept).target
-    return None if target is None else target.plan
+    return _choice(choose(snapshot, policy, now, kept=kept))
 
 
-def edge_only(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Plan | None:
+def edge_only(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
     """The whole model on the gateway's tier, with the planner's replicas and gates."""
     away = tuple(tier for tier in snapshot.tiers if tier.name != policy.gateway_tier)
     return planner(_without(snapshot, {tier.name for tier in away}), policy, now, kept)
 
 
-def cloud_only(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Plan | None:
+def cloud_only(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
     """The whole model on the last tier, with the raw input sent there, whatever privacy says."""
     others = {tier.name for tier in snapshot.tiers[:-1]}
     open_ = replace(policy, raw_input_stays_trusted=False, max_leak=None, max_partitions=1)
     return planner(_without(snapshot, others), open_, now, kept)
 
 
-def neurosurgeon(snapshot: Snapshot, policy: Policy, _now: float, kept: Kept) -> Plan | None:
+def neurosurgeon(snapshot: Snapshot, policy: Policy, _now: float, kept: Kept) -> Choice | None:
     """The cut of least latency for one request alone, anew each time. Replicas, of which it says nothing, as the load
     asks. Where cuts are candidates of a chain the minimum cut of DADS is the same cut."""
     fast = replace(policy, prefer=Preference.LATENCY, codecs=("fp32",), max_partitions=2)
     context = build_context(replace(snapshot, active=None), fast, kept)
-    found = frontier_of_lines(context, IDLE_RATE)
+    found = contenders(context, IDLE_RATE)
     if not len(found):
         return None
     layout = with_replicas(context, found.candidate(context, int(np.argmin(found.p95))).plan)
@@ -53,29 +61,23 @@ def neurosurgeon(snapshot: Snapshot, policy: Policy, _now: float, kept: Kept) ->
     table = evaluate(context, layout)
     able = np.flatnonzero(table.utilization <= policy.max_utilization)
     row = able[np.argmin(table.cost[able])] if len(able) else int(np.argmin(table.utilization))
-    return layout.plan(context, int(row))
+    return Choice(layout.plan(context, int(row)))
 
 
-def gate(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Plan | None:
+def gate(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
     """The fastest plan, changed when that gains 15 % of latency and 30 seconds have passed; no price counts."""
     fast = replace(policy, prefer=Preference.LATENCY, max_cost_per_hour=None, cooldown_seconds=_GATE_SECONDS)
-    target = plan(replace(snapshot, active=None), fast, now, kept=kept).target
-    if snapshot.active is None or target is None:
-        return None if target is None else target.plan
-    current = assess(build_context(snapshot, fast, kept), snapshot.active.plan)
+    choice = _choice(choose(replace(snapshot, active=None), fast, now, kept=kept))
+    if snapshot.active is None or choice is None:
+        return choice
+    context = build_context(snapshot, fast, kept)
     waiting = cooling_down(fast, replace(snapshot.active, last_switch_seconds=0.0), now)
-    slower = current.predicted.p95_seconds * (1.0 - _GATE_GAIN) <= target.predicted.p95_seconds
-    return snapshot.active.plan if waiting or slower else target.plan
+    serving, best = (assess(context, plan).predicted.p95_seconds for plan in (snapshot.active.plan, choice.plan))
+    return Choice(snapshot.active.plan) if waiting or serving * (1.0 - _GATE_GAIN) <= best else choice
 
 
-@dataclass(frozen=True, slots=True)
-class Static:
-    """One plan, whatever happens."""
-
-    chosen: Plan
-
-    def __call__(self, _snapshot: Snapshot, _policy: Policy, _now: float, _kept: Kept) -> Plan | None:
-        return self.chosen
+def _choice(decision: Decision) -> Choice | None:
+    return None if decision.target is None else Choice(decision.target.plan, decision.low_demand_since)
 
 
 STRATEGIES: Mapping[str, Strategy] = {

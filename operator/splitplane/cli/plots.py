@@ -1,0 +1,23 @@
+"""Drawing into files; matplotlib is needed for nothing else, and is loaded only here."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def new_figure(*, width: float, height: float) -> Any:
+    """An empty figure, in inches. Raises ``typer.BadParameter`` where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise typer.BadParameter("drawing needs matplotlib: pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the figure in the form that the file's name says. Raises ``typer.BadParameter`` where it can't be."""
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {error}") from error
