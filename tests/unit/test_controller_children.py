@@ -95,6 +95,25 @@ def test_a_model_computes_and_is_measured_with_the_whole_cores_of_its_cpu_limit(
         assert {"name": "SPLITPLANE_THREADS", "value": threads} in container["env"]
 
 
+def test_pods_that_download_weights_find_their_cache_and_credentials() -> None:
+    weights = {"uri": "s3://models/a", "sha256": "a" * 64, "secretRef": {"name": "keys"}}
+    model = pipeline_body()["spec"]["model"] | {"weights": weights}
+    body = pipeline(model=model, tiers=[tier("edge", weightsCache={"claimName": "kept"}), tier("cloud")])
+    cached = stage_deployment(body, STAGE, replicas=1, settings=SETTINGS)["spec"]["template"]["spec"]
+    [container] = cached["containers"]
+    assert {"name": "SPLITPLANE_WEIGHTS_CACHE", "value": "/weights/.cache"} in container["env"]
+    assert {"name": "SPLITPLANE_WEIGHTS_CREDENTIALS", "value": "/weights/.credentials"} in container["env"]
+    volumes = {volume["name"]: volume for volume in cached["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert mounts["/weights/.cache"]["persistentVolumeClaim"] == {"claimName": "kept"}
+    assert mounts["/weights/.credentials"]["secret"] == {"secretName": "keys"}
+    assert cached["securityContext"]["fsGroup"] == cached["securityContext"]["runAsGroup"]
+    job = profile_objects(body, body.spec.tiers[1], name="n", profile="p", attempt=1, settings=SETTINGS)[-1]
+    plain = job["spec"]["template"]["spec"]
+    assert {"name": "SPLITPLANE_WEIGHTS_CACHE", "value": "/tmp/weights"} in plain["containers"][0]["env"]
+    assert "fsGroup" not in plain["securityContext"]
+
+
 def profile_of(**changes: Any) -> str:
     return profile_name(pipeline(model=pipeline_body()["spec"]["model"] | changes).spec.model, "image:1")
 

@@ -94,7 +94,7 @@ def test_a_file_that_changes_after_it_was_verified_is_verified_again(source: Mod
 def test_missing_files_and_foreign_addresses_are_named(source: ModelSource) -> None:
     with pytest.raises(WeightsError, match=r"No such file .*volume is mounted"):
         export(replace(source, weights_uri="file:///nowhere/at/all.safetensors"))
-    with pytest.raises(WeightsError, match="use file:// or pvc://"):
+    with pytest.raises(WeightsError, match=r"file:///path, https://, .* a claim is pvc://claim/path"):
         export(replace(source, weights_uri="ftp://example.com/x"))
 
 

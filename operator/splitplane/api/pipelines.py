@@ -19,7 +19,18 @@ from splitplane.api.fields import (
     rules,
     text,
 )
-from splitplane.api.pods import Env, LabelName, LabelValue, PullSecrets, Resources, Tolerations, VolumeMounts, Volumes
+from splitplane.api.pods import (
+    Env,
+    LabelName,
+    LabelValue,
+    LocalReference,
+    ObjectName,
+    PullSecrets,
+    Resources,
+    Tolerations,
+    VolumeMounts,
+    Volumes,
+)
 from splitplane.api.statuses import PipelineStatus
 from splitplane.api.tensors import Tensors
 
@@ -32,20 +43,24 @@ _FACTORY = text(
     "must be module:callable, such as pitch_tracker:build",
     longest=253,
 )
-_PART = "([^/.][^/]*|[.][^/.][^/]*|[.][.][^/]+)"
+_PART = "([^/.?#][^/?#]*|[.][^/.?#][^/?#]*|[.][.][^/?#]+)"
+_HOST = "[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?"
+_IMAGE_PART = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
+_TAG = "[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}"
+_DIGEST = "[A-Za-z][A-Za-z0-9]*:[0-9a-fA-F]{32,128}"
+_REGISTRY = f"{_HOST}([.]{_HOST})*(:[0-9]+)?"
 _URI = text(
-    f"^(file://|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?)(/{_PART})+$",
-    "must be pvc://<claim>/<path> or file:///<path in the runtime image or a mounted volume>, without . or .. in it",
+    f"^((file://|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?|https?://{_REGISTRY}|s3://[a-z0-9][-a-z0-9.]*[a-z0-9])(/{_PART})+"
+    f"|oci://{_REGISTRY}(/{_IMAGE_PART})+(:{_TAG}|@{_DIGEST}))$",
+    "must be pvc://<claim>/<path>, file:///<path in the runtime image or a mounted volume>, https://<host>/<path>,"
+    " s3://<bucket>/<key> or oci://<registry>/<repository>:<tag>, without . or .. in it",
     longest=1024,
 )
 _SHA256 = text(
     r"^[0-9a-f]{64}$", "must be the file's SHA-256 as 64 lower-case hexadecimal digits (see sha256sum)", longest=64
 )
-_HOST = "[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?"
-_IMAGE_PART = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
 _IMAGE = text(
-    f"^({_HOST}([.]{_HOST})*(:[0-9]+)?/)?{_IMAGE_PART}(/{_IMAGE_PART})*"
-    "(:[A-Za-z0-9_][-A-Za-z0-9_.]{0,127})?(@[A-Za-z][A-Za-z0-9]*:[0-9a-fA-F]{32,128})?$",
+    f"^({_REGISTRY}/)?{_IMAGE_PART}(/{_IMAGE_PART})*(:{_TAG})?(@{_DIGEST})?$",
     "must be an image reference such as repository/name:tag, the name in lower-case letters",
     longest=512,
 )
@@ -56,12 +71,25 @@ NAMES_LENGTH = 45
 
 
 class Weights(Model):
-    """The model's trained weights: one safetensors file."""
+    """The model's trained weights: a safetensors file, or a torch checkpoint that holds tensors alone."""
+
+    model_config = rules(
+        rule(
+            "!has(self.secretRef) || self.uri.matches('^(https?|s3|oci)://')",
+            "only used for https://, s3:// and oci://; remove it",
+            field=".secretRef",
+        ),
+    )
 
     uri: Annotated[str, *_URI]
-    """Where the file is: ``pvc://<claim>/<path>`` or ``file:///<path>``."""
+    """Where the file is: ``pvc://<claim>/<path>``, ``file:///<path>``, or, for each pod to download,
+    ``https://<host>/<path>``, ``s3://<bucket>/<key>``, ``oci://<registry>/<repository>:<tag>``."""
     sha256: Annotated[str, *_SHA256]
-    """SHA-256 of the whole file; pods refuse any other."""
+    """SHA-256 of the whole file; pods refuse any other. Of an OCI artifact, the digest of the file's layer."""
+    secret_ref: LocalReference | None = None
+    """A Secret with what the download needs: ``token``, or ``username`` and ``password``; ``AWS_ACCESS_KEY_ID``,
+    ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``; ``.dockerconfigjson``;
+    ``ca.crt``. It is mounted on every tier that holds a part of the model: let it permit reading, and nothing else."""
 
 
 class ModelSpec(Model):
@@ -119,6 +147,14 @@ _Labels = Annotated[
 ]
 
 
+class WeightsCache(Model):
+    """Where pods of a tier keep downloaded weights, for those that come after them."""
+
+    claim_name: ObjectName
+    """A PersistentVolumeClaim that all the tier's nodes can mount: of the node's own disk for a tier of one node, else
+    ReadWriteMany. What was used least lately makes room."""
+
+
 class TierSpec(Model):
     """A kind of node."""
 
@@ -137,6 +173,8 @@ class TierSpec(Model):
     cores, at least one; with one if there is no limit."""
     price_per_hour: DecimalString | None = None
     """Price of one replica for an hour, used when Prometheus has no ``node_total_hourly_cost`` for the tier's nodes."""
+    weights_cache: WeightsCache | None = None
+    """Default: each pod downloads the weights for itself, onto its node's scratch space."""
     egress_price_per_gib: DecimalString = Field(default="0", alias="egressPricePerGiB")
     """Price of a GiB that leaves this tier for another."""
 

@@ -1,6 +1,7 @@
 """``splitplane model``: what a model can be cut into, and whether its parts give what the whole gives."""
 
 import json
+import logging
 import re
 import sys
 from collections import defaultdict
@@ -41,7 +42,7 @@ _SHAPE_ENTRY = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<size>[1-9]\d*)")
 def inspect(
     factory: Factory,
     inputs: Inputs,
-    weights: Annotated[str | None, typer.Option(help="file:///...safetensors; not needed to look.")] = None,
+    weights: Annotated[str | None, typer.Option(help="As in spec.model.weights.uri; not needed to look.")] = None,
     sha256: Sha256 = None,
     path: Folder = None,
     as_json: AsJson = False,
@@ -88,7 +89,7 @@ def inspect(
 def check(
     factory: Factory,
     inputs: Inputs,
-    weights: Annotated[str, typer.Option(help="file:///...safetensors")],
+    weights: Annotated[str, typer.Option(help="As in spec.model.weights.uri, such as file:///...safetensors.")],
     sha256: Sha256 = None,
     path: Folder = None,
     as_json: AsJson = False,
@@ -132,6 +133,7 @@ def _source(
         from splitplane.model import ModelSource
     except ImportError as error:
         raise typer.BadParameter(f"{error}: pip install 'splitplane[runtime]'") from error
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # how far a download is
     sys.path[:0] = [str(folder.resolve()) for folder in folders or ()]
     return ModelSource(factory.partition(":")[0], factory, weights, sha256.lower() if sha256 else None, specs)
 

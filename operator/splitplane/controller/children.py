@@ -18,12 +18,14 @@ from splitplane.controller.pods import (
     labels,
     model_environment,
     model_pod,
+    model_pod_safety,
     owner,
     placement,
     pod_safety,
     scrape_annotations,
     server,
     spread,
+    weights_variables,
 )
 from splitplane.controller.settings import Settings
 
@@ -81,7 +83,7 @@ def stage_deployment(pipeline: InferencePipeline, key: StageKey, *, replicas: in
 
 
 def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, settings: Settings) -> Object:
-    image, volumes, mounts, pull = model_pod(pipeline, settings.runtime_image)
+    image, volumes, mounts, pull = model_pod(pipeline, tier, settings.runtime_image)
     resident = {
         "SPLITPLANE_RESIDENT": f"{key.resident_first}:{key.resident_last}",
         "SPLITPLANE_FINGERPRINT": key.fingerprint,
@@ -98,7 +100,7 @@ def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, 
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": GRACE_SECONDS,
-            "securityContext": pod_safety(),
+            "securityContext": model_pod_safety(pipeline.spec.model, tier),
             **placement(tier),
             **pull,
         },
@@ -251,7 +253,7 @@ def profile_objects(
 
 def profile_template(pipeline: InferencePipeline, tier: TierSpec, settings: Settings) -> Object:
     """Pod of a profile job, but for what its own name decides: the name covers this."""
-    image, volumes, mounts, pull = model_pod(pipeline, settings.runtime_image)
+    image, volumes, mounts, pull = model_pod(pipeline, tier, settings.runtime_image)
     container: Object = {
         "name": "profile",
         "image": image,
@@ -269,7 +271,7 @@ def profile_template(pipeline: InferencePipeline, tier: TierSpec, settings: Sett
             "volumes": volumes,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": 10,
-            "securityContext": pod_safety(),
+            "securityContext": model_pod_safety(pipeline.spec.model, tier),
             **placement(tier),
             **pull,
         }
@@ -284,6 +286,7 @@ def _model_variables(pipeline: InferencePipeline, tier: TierSpec, **more: str) -
         tier.name,
         SPLITPLANE_MODEL=model_environment(name, model),
         SPLITPLANE_THREADS=str(compute_threads(tier)),
+        **weights_variables(model, tier),
         **more,
     )
     return own + [variable.dump() for variable in model.env]

@@ -13,6 +13,9 @@ GRPC_PORT = 9000
 WEIGHTS_PATH = "/weights"
 SCRATCH_PATH = "/tmp"  # noqa: S108 - inside a container, on a volume of its own
 _WEIGHTS_VOLUME = "splitplane-weights"
+_CACHE_VOLUME, _CACHE_PATH = "splitplane-weights-cache", f"{WEIGHTS_PATH}/.cache"
+_SECRET_VOLUME, _SECRET_PATH = "splitplane-weights-secret", f"{WEIGHTS_PATH}/.credentials"
+"""No claim has such a name, so neither path meets that of a ``pvc://``."""
 _SCRATCH_VOLUME = "splitplane-scratch"
 
 _USER = 65532
@@ -70,8 +73,8 @@ def model_environment(name: str, model: ModelSpec) -> str:
     )
 
 
-def model_volumes(model: ModelSpec) -> tuple[list[Object], list[Object]]:
-    """Volumes and mounts of a pod that holds the model: the user's, the weights' claim, and scratch space."""
+def model_volumes(model: ModelSpec, tier: TierSpec) -> tuple[list[Object], list[Object]]:
+    """Volumes and mounts of a pod that holds the model: the user's, those of the weights, and scratch space."""
     volumes = [volume.dump() for volume in model.volumes]
     mounts = [mount.dump() for mount in model.volume_mounts]
     if model.weights.uri.startswith("pvc://"):
@@ -79,7 +82,33 @@ def model_volumes(model: ModelSpec) -> tuple[list[Object], list[Object]]:
         source = {"claimName": claim, "readOnly": True}
         volumes.append({"name": _WEIGHTS_VOLUME, "persistentVolumeClaim": source})
         mounts.append({"name": _WEIGHTS_VOLUME, "mountPath": f"{WEIGHTS_PATH}/{claim}", "readOnly": True})
+    if _caches(model, tier):
+        assert tier.weights_cache is not None
+        volumes.append({"name": _CACHE_VOLUME, "persistentVolumeClaim": tier.weights_cache.dump()})
+        mounts.append({"name": _CACHE_VOLUME, "mountPath": _CACHE_PATH})
+    if model.weights.secret_ref is not None:
+        volumes.append({"name": _SECRET_VOLUME, "secret": {"secretName": model.weights.secret_ref.name}})
+        mounts.append({"name": _SECRET_VOLUME, "mountPath": _SECRET_PATH, "readOnly": True})
     return [*volumes, *_scratch_volume()], [*mounts, *_scratch_mount()]
+
+
+def weights_variables(model: ModelSpec, tier: TierSpec) -> dict[str, str]:
+    """Where a pod that downloads its weights keeps them, and finds its credentials."""
+    found: dict[str, str] = {}
+    if is_downloaded(model):
+        found["SPLITPLANE_WEIGHTS_CACHE"] = _CACHE_PATH if _caches(model, tier) else f"{SCRATCH_PATH}/weights"
+    if model.weights.secret_ref is not None:
+        found["SPLITPLANE_WEIGHTS_CREDENTIALS"] = _SECRET_PATH
+    return found
+
+
+def is_downloaded(model: ModelSpec) -> bool:
+    """Whether each pod fetches the weights itself."""
+    return not model.weights.uri.startswith(("pvc://", "file://"))
+
+
+def _caches(model: ModelSpec, tier: TierSpec) -> bool:
+    return is_downloaded(model) and tier.weights_cache is not None
 
 
 def _scratch_volume() -> list[Object]:
@@ -163,6 +192,13 @@ def container_safety() -> Object:
     }
 
 
+def model_pod_safety(model: ModelSpec, tier: TierSpec) -> Object:
+    """:func:`pod_safety`, and the right to write into the tier's cache of weights."""
+    # A claim's files belong to root unless a group is named; looking through all of them at each start is left out.
+    more = {"fsGroup": _USER, "fsGroupChangePolicy": "OnRootMismatch"} if _caches(model, tier) else {}
+    return pod_safety() | more
+
+
 def pod_safety() -> Object:
     """What Pod Security's level ``restricted`` asks of a pod, and a user and group that own nothing."""
     # A kubelet takes the image's user but not its group: without both here, a pod's group is root's.
@@ -178,10 +214,12 @@ def scrape_annotations() -> dict[str, str]:
     return {"prometheus.io/scrape": "true", "prometheus.io/port": str(HTTP_PORT)}
 
 
-def model_pod(pipeline: InferencePipeline, runtime_image: str) -> tuple[str, list[Object], list[Object], Object]:
+def model_pod(
+    pipeline: InferencePipeline, tier: TierSpec, runtime_image: str
+) -> tuple[str, list[Object], list[Object], Object]:
     """Image, volumes, mounts and pull settings of pods that hold the pipeline's model."""
     model = pipeline.spec.model
-    volumes, mounts = model_volumes(model)
+    volumes, mounts = model_volumes(model, tier)
     pull: Object = {}
     if model.image_pull_secrets:
         pull["imagePullSecrets"] = [secret.dump() for secret in model.image_pull_secrets]

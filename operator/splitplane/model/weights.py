@@ -1,15 +1,14 @@
-"""Tensors from a safetensors file: only those that are asked for, and only if the file is the one that is meant.
+"""Tensors from a weights file: only those that are asked for, and only if the file is the one that is meant.
+
+The file is a safetensors file, or a torch checkpoint of tensors alone; one that lies elsewhere is downloaded first.
 
 The file is read, not mapped: every tensor lies in aligned memory of this process once, and a file that is overwritten
 in place changes nothing in a pod that runs.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,7 +16,10 @@ from urllib.parse import unquote, urlsplit
 import torch
 from safetensors import SafetensorError, safe_open
 
+from splitplane.model.caching import fetched, sha256_of
+from splitplane.model.checkpoints import is_checkpoint, load_checkpoint
 from splitplane.model.errors import WeightsError
+from splitplane.model.remote import SCHEMES
 from splitplane.model.source import ModelSource
 
 _DTYPES = {
@@ -39,10 +41,9 @@ class WeightsFile:
     @classmethod
     def open(cls, source: ModelSource) -> "WeightsFile":
         """Find and verify the file of a model. Raises :class:`WeightsError`."""
-        path = _local_path(source.weights_uri)
+        path = _local_path(source)
         try:
-            status = path.stat()
-            digest = _sha256(path, status.st_size, status.st_mtime_ns)
+            digest = sha256_of(path)
         except OSError as error:
             raise WeightsError(
                 f"cannot read the weights {source.weights_uri}: {error.strerror} ({path}): check weights.uri, and "
@@ -60,7 +61,7 @@ class WeightsFile:
 
         Raises :class:`WeightsError` that lists all that are missing.
         """
-        held = self._entries()
+        held = self._held()
         found = {
             name: next((alias for alias in (name, *aliases.get(name, ())) if alias in held), None) for name in names
         }
@@ -74,8 +75,13 @@ class WeightsFile:
 
     def read_held(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Read those of the named tensors that the file holds."""
-        held = self._entries()
+        held = self._held()
         return self._tensors({name: held[name] for name in names if name in held})
+
+    def _held(self) -> Mapping[str, "_Entry | torch.Tensor"]:
+        if is_checkpoint(self.path):
+            return load_checkpoint(self.path)
+        return self._entries()
 
     def _entries(self) -> dict[str, "_Entry"]:
         try:
@@ -92,8 +98,10 @@ class WeightsFile:
             for name, each in header.items()
         }
 
-    def _tensors(self, entries: Mapping[str, "_Entry"]) -> dict[str, torch.Tensor]:
-        tensors = {}
+    def _tensors(self, wanted: Mapping[str, "_Entry | torch.Tensor"]) -> dict[str, torch.Tensor]:
+        # Tensors of a checkpoint are mapped; they are copied, so that the mapping goes with the last of them.
+        tensors = {name: value.clone() for name, value in wanted.items() if isinstance(value, torch.Tensor)}
+        entries = {name: value for name, value in wanted.items() if isinstance(value, _Entry)}
         with self.path.open("rb", buffering=0) as file:
             for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
                 if entry.dtype not in _DTYPES:
@@ -123,18 +131,18 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def _local_path(uri: str | None) -> Path:
+def _local_path(source: ModelSource) -> Path:
+    uri = source.weights_uri
     if uri is None:
         raise WeightsError("the model has no weights: give weights.uri")
     parts = urlsplit(uri)
+    if parts.scheme in SCHEMES:
+        if source.weights_sha256 is None:
+            raise WeightsError(f"weights {uri}: give weights.sha256, by which downloads are checked and kept")
+        return fetched(uri, source.weights_sha256)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise WeightsError(f"weights {uri}: a pod reads file:///path only; use file:// or pvc:// in weights.uri")
+        raise WeightsError(
+            f"weights {uri}: a pod reads file:///path, https://, s3://bucket/key or oci://registry/repository:tag; "
+            "a claim is pvc://claim/path in weights.uri"
+        )
     return Path(unquote(parts.path))
-
-
-@lru_cache(maxsize=8)
-def _sha256(path: Path, _size: int, _modified: int) -> str:
-    # Size and time of change are part of the key: a file that is replaced is hashed anew.
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        return hashlib.file_digest(file, "sha256").hexdigest()

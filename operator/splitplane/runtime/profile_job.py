@@ -8,6 +8,7 @@ do.
 
 import asyncio
 import json
+import logging
 import os
 import statistics
 import sys
@@ -195,6 +196,7 @@ def say(message: str) -> None:
 
 
 def main() -> int:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="profile_job: %(message)s")
     try:
         settings = Settings.from_environment(os.environ)
         emulation.speed_factor()  # a wrong one should end the job before the model is loaded

@@ -1,0 +1,171 @@
+"""A folder of downloaded weights that the pods of a node share: each file under its sha256, whole or not there.
+
+A download that broke off goes on where it ended, in this process or in the next that wants the file. Of several
+processes that want one file, one fetches it and the others wait.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from splitplane.model.errors import WeightsError
+from splitplane.model.remote import TransferError, open_stream, read_credentials
+
+log = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "SPLITPLANE_WEIGHTS_CACHE"
+CREDENTIALS_VARIABLE = "SPLITPLANE_WEIGHTS_CREDENTIALS"
+ATTEMPTS = 6
+"""Tries in a row that bring no byte further."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
+REPORT_SECONDS = 5.0
+_READ_BYTES = 1 << 20
+
+
+def fetched(uri: str, sha256: str, *, folder: Path | None = None) -> Path:
+    """Where the file lies on this node, downloaded now if it is not there yet.
+
+    ``folder`` defaults to ``$SPLITPLANE_WEIGHTS_CACHE``, then to the user's cache. Raises :class:`WeightsError`.
+    """
+    folder = folder or default_folder()
+    told = os.environ.get(CREDENTIALS_VARIABLE)
+    target = folder / sha256
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / f".{sha256}.lock", uri):
+            if target.exists():
+                if sha256_of(target) == sha256:
+                    status = target.stat()
+                    os.utime(target, ns=(time.time_ns(), status.st_mtime_ns))  # lately used ones are kept longest
+                    return target
+                log.warning("%s is not what it was when it was downloaded: it is fetched again", target)
+                target.unlink()
+            _download(uri, sha256, target, read_credentials(Path(told) if told else None))
+    except OSError as error:
+        raise WeightsError(f"weights {uri}: the cache {folder} cannot be written: {error}") from error
+    return target
+
+
+def default_folder() -> Path:
+    """Where downloads are kept unless told otherwise."""
+    if told := os.environ.get(CACHE_VARIABLE):
+        return Path(told)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splitplane" / "weights"
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file, read once for each of its states. Raises ``OSError``."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, _size: int, _modified: int) -> str:
+    # Size and time of change are part of the key: a file that is replaced is hashed anew.
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(uri: str, sha256: str, target: Path, credentials: Mapping[str, str]) -> None:
+    part = target.with_suffix(".part")
+    resumed = part.exists()
+    digest = _receive(uri, sha256, part, credentials)
+    if digest != sha256 and resumed:
+        # What an earlier process left may be of another state of the file.
+        part.unlink()
+        digest = _receive(uri, sha256, part, credentials)
+    if digest != sha256:
+        part.unlink()
+        raise WeightsError(
+            f"weights {uri} have the wrong sha256: expected {sha256}, got {digest}: restore the file, or correct "
+            "weights.sha256"
+        )
+    part.replace(target)
+
+
+def _receive(uri: str, sha256: str, part: Path, credentials: Mapping[str, str]) -> str:
+    """Download the rest of a file, again and again while that gets on; returns the digest of all of it."""
+    failures, progress = 0, _Progress(uri)
+    with part.open("ab+") as file:
+        while True:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                stream = open_stream(uri, sha256, before, credentials)
+                if stream.start < before:
+                    file.truncate(stream.start)
+                    log.warning("weights %s: the server cannot resume, so they are fetched from the start", uri)
+                _make_room(part, stream.size - stream.start)
+                for chunk in stream.chunks:
+                    file.write(chunk)
+                    progress.tell(file.tell(), stream.size)
+                if (got := file.tell()) >= stream.size:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    file.seek(0)
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+                raise TransferError(f"the connection ended after {got} of {stream.size} bytes")
+            except TransferError as error:
+                failures = 0 if file.tell() > before else failures + 1
+                if failures >= ATTEMPTS:
+                    raise WeightsError(f"weights {uri} cannot be fetched: {error}: check weights.uri") from error
+                pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**failures)
+                log.warning("weights %s: %s; going on at byte %d in %.1f s", uri, error, file.tell(), pause)
+                file.flush()
+                time.sleep(pause)
+
+
+class _Progress:
+    """Says every few seconds how far a download is."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._began = self._told = time.monotonic()
+        self._first: int | None = None
+
+    def tell(self, done: int, size: int) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done
+        if now - self._told >= REPORT_SECONDS or done == size:
+            rate = (done - self._first) / max(now - self._began, 1e-3)
+            self._told = now
+            log.info("weights %s: %.0f of %.0f MB, %.1f MB/s", self._uri, done / 1e6, size / 1e6, rate / 1e6)
+
+
+def _make_room(part: Path, needed: int) -> None:
+    """Delete the files that were not used for longest until ``needed`` bytes are free. Raises ``WeightsError``."""
+    kept = sorted(
+        (path for path in part.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name)),
+        key=lambda path: path.stat().st_atime_ns,
+    )
+    while (free := shutil.disk_usage(part.parent).free) < needed:
+        if not kept:
+            raise WeightsError(
+                f"weights of {needed / 1e6:.0f} MB do not fit into the cache {part.parent}, where {free / 1e6:.0f} MB "
+                "are free: give it more room"
+            )
+        # A process that reads such a file has it open, and loses nothing.
+        log.info("removing %s from the cache, for room", kept[0])
+        kept.pop(0).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, uri: str) -> Iterator[Any]:
+    """Hold a lock file. The kernel frees it with its holder."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("weights %s are being fetched by another process of this node", uri)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

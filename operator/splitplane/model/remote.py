@@ -1,0 +1,226 @@
+"""Weights that lie elsewhere, as a stream of bytes from any offset: https, S3-compatible stores, OCI registries.
+
+Everything is addressed by the caller's sha256 in the end, so what a server claims of a file (its time, its tag) is
+never relied on. Credentials are files of a folder, as a Secret is mounted; see ``docs/models.md`` for their names.
+"""
+
+import base64
+import ipaddress
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from splitplane.model.errors import WeightsError
+
+SCHEMES = frozenset({"http", "https", "s3", "oci"})
+CHUNK_BYTES = 1 << 20
+_S3_KEYS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL",
+)  # fmt: skip
+_CONNECT_SECONDS, _READ_SECONDS, _TOTAL = 10, 60, "24h"
+
+
+class TransferError(Exception):
+    """The connection broke, or the server had trouble: trying again may help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A file's bytes from ``start`` on; ``start`` is 0 where the server cannot begin elsewhere."""
+
+    size: int
+    start: int
+    chunks: Iterator[bytes]
+    """Raises :class:`TransferError`."""
+
+
+def open_stream(uri: str, sha256: str, offset: int, credentials: Mapping[str, str]) -> Stream:
+    """Begin to read a file at ``offset``.
+
+    Raises :class:`WeightsError` where trying again is in vain, :class:`TransferError` where it is not.
+    """
+    parts = urlsplit(uri)
+    try:
+        if parts.scheme == "oci":
+            return _open_blob(uri, sha256, offset, credentials)
+        return _open_object(uri, offset, credentials)
+    except ImportError as error:
+        raise WeightsError(f"weights {uri}: {error}: pip install 'splitplane[runtime]'") from error
+
+
+def read_credentials(folder: Path | None) -> dict[str, str]:
+    """The contents of the files in a folder by name; of a mounted Secret, its keys. Raises :class:`WeightsError`."""
+    if folder is None:
+        return {}
+    try:
+        return {path.name: path.read_text().strip() for path in folder.iterdir() if path.is_file()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"cannot read the credentials of the weights in {folder}: {error}") from error
+
+
+def _open_object(uri: str, offset: int, credentials: Mapping[str, str]) -> Stream:
+    """From a web server or an S3-compatible store."""
+    import obstore
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+    try:
+        store, path = _store(uri, credentials)
+        try:
+            found = obstore.get(store, path, options={"range": {"offset": offset}} if offset else {})
+            start = offset
+        except (FileNotFoundError, PermissionDeniedError, UnauthenticatedError):
+            raise
+        except BaseError:
+            if not offset:
+                raise
+            # A server without ranges answers with the whole file, which the library takes for an error.
+            found, start = obstore.get(store, path), 0
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise WeightsError(f"weights {uri}: access denied: check weights.secretRef ({_told(error)})") from error
+    except FileNotFoundError as error:
+        raise WeightsError(f"weights {uri}: there is no such file: correct weights.uri") from error
+    except (BaseError, ValueError) as error:
+        raise TransferError(_told(error)) from error
+
+    def chunks() -> Iterator[bytes]:
+        try:
+            for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
+        except (BaseError, OSError) as error:
+            raise TransferError(_told(error)) from error
+
+    return Stream(found.meta["size"], start, chunks())
+
+
+def _store(uri: str, credentials: Mapping[str, str]) -> tuple[Any, str]:
+    from obstore.store import HTTPStore, S3Store
+
+    parts = urlsplit(uri)
+    retries: Any = {"max_retries": 2}
+    options: dict[str, Any] = {
+        "connect_timeout": f"{_CONNECT_SECONDS}s", "read_timeout": f"{_READ_SECONDS}s", "timeout": _TOTAL,
+    }  # fmt: skip
+    if "ca.crt" in credentials:
+        options["root_certificate"] = credentials["ca.crt"].encode()
+    path = unquote(parts.path).lstrip("/")
+    if parts.scheme == "s3":
+        config: dict[str, Any] = {key.lower(): credentials[key] for key in _S3_KEYS if key in credentials}
+        endpoint = config.get("aws_endpoint_url") or os.environ.get("AWS_ENDPOINT_URL", "")
+        options["allow_http"] = endpoint.startswith("http://")
+        if not any(name.startswith("AWS_") and name != "AWS_ENDPOINT_URL" for name in (*credentials, *os.environ)):
+            config["skip_signature"] = True  # nobody has given a key: it is a public bucket, or the store will say so
+        return S3Store(parts.netloc, config=config, client_options=options, retry_config=retries), path  # type: ignore[arg-type]
+    authorization = _authorization(credentials)
+    if authorization:
+        if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+            raise WeightsError(f"weights {uri}: credentials are not sent without TLS: use https://")
+        options["default_headers"] = {"Authorization": authorization}
+    options["allow_http"] = parts.scheme == "http"
+    return HTTPStore.from_url(f"{parts.scheme}://{parts.netloc}", client_options=options, retry_config=retries), path  # type: ignore[arg-type]
+
+
+def _authorization(credentials: Mapping[str, str]) -> str | None:
+    if "token" in credentials:
+        return f"Bearer {credentials['token']}"
+    if "username" in credentials:
+        pair = f"{credentials['username']}:{credentials.get('password', '')}"
+        return f"Basic {base64.b64encode(pair.encode()).decode()}"
+    return None
+
+
+def _open_blob(uri: str, sha256: str, offset: int, credentials: Mapping[str, str]) -> Stream:
+    """A layer of an OCI artifact: the one whose digest is the file's own."""
+    import requests
+
+    reference = uri.removeprefix("oci://")
+    try:
+        registry, container = _registry(reference, credentials)
+        manifest: dict[str, Any] = registry.get_manifest(container)
+        layers = manifest.get("layers") or []
+        if not any(layer["digest"] == f"sha256:{sha256}" for layer in layers):
+            raise WeightsError(
+                f"weights {uri}: no layer has the digest sha256:{sha256}; it has {_layers(layers)}: push the file "
+                "itself, not an archive of it (oras push REFERENCE model.safetensors), or correct weights.sha256"
+            )
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        url = f"{registry.prefix}://{container.get_blob_url(f'sha256:{sha256}')}"
+        response = registry.do_request(url, "GET", headers=headers, stream=True)
+        if response.status_code not in (200, 206):
+            raise TransferError(f"{response.status_code} {response.reason}")
+    except requests.RequestException as error:
+        raise TransferError(_told(error)) from error
+    except ValueError as error:  # what the client raises for every answer but 200
+        if any(word in str(error) for word in ("404", "Not Found", "not found", "unknown")):
+            raise WeightsError(f"weights {uri}: there is no such artifact ({_told(error)})") from error
+        if any(word in str(error) for word in ("401", "403", "authentic", "nauthorized", "enied")):
+            raise WeightsError(f"weights {uri}: access denied: check weights.secretRef ({_told(error)})") from error
+        raise TransferError(_told(error)) from error
+
+    def chunks() -> Iterator[bytes]:
+        try:
+            yield from response.iter_content(CHUNK_BYTES)
+        except (requests.RequestException, OSError) as error:
+            raise TransferError(_told(error)) from error
+        finally:
+            response.close()
+
+    start = offset if response.status_code == 206 else 0
+    return Stream(start + int(response.headers["Content-Length"]), start, chunks())
+
+
+def _registry(reference: str, credentials: Mapping[str, str]) -> tuple[Any, Any]:
+    """A client of the registry that a reference names, and the reference as the client has it."""
+    import oras.container
+    import oras.provider
+    import requests
+
+    class Client(oras.provider.Registry):  # type: ignore[misc]
+        # Its own retries would hold a refusal back for two minutes; ours are those of `caching`.
+        do_request = oras.provider.Registry.do_request.__wrapped__
+
+    container = oras.container.Container(reference)
+    plain = _is_loopback(container.registry.partition(":")[0])
+    scheme = "http" if plain else "https"
+    asked = requests.get(f"{scheme}://{container.registry}/v2/", timeout=(_CONNECT_SECONDS, _READ_SECONDS))
+    kind = "basic" if asked.headers.get("Www-Authenticate", "").lower().startswith("basic") else "token"
+    client = Client(hostname=container.registry, insecure=plain, auth_backend=kind)
+    client.session.request = _with_timeout(client.session.request)  # the client sets none
+    if "username" in credentials:
+        client.auth.set_basic_auth(credentials["username"], credentials.get("password", ""))
+    folder = os.environ.get("SPLITPLANE_WEIGHTS_CREDENTIALS", "")
+    mounted = [f"{folder}/.dockerconfigjson"] if folder and ".dockerconfigjson" in credentials else []
+    client.auth.load_configs(container, configs=mounted)
+    if kind == "basic" and not hasattr(client.auth, "_basic_auth"):
+        raise WeightsError(
+            f"weights oci://{reference}: access denied: the registry wants a user: set weights.secretRef"
+        )
+    return client, container
+
+
+def _with_timeout(request: Any) -> Any:
+    def timed(*arguments: Any, **keywords: Any) -> Any:
+        return request(*arguments, **{"timeout": (_CONNECT_SECONDS, _READ_SECONDS), **keywords})
+
+    return timed
+
+
+def _layers(layers: list[dict[str, Any]]) -> str:
+    told = [
+        f"{layer['digest']} ({(layer.get('annotations') or {}).get('org.opencontainers.image.title', 'untitled')})"
+        for layer in layers[:5]
+    ]
+    return ", ".join(told) or "no layers"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).partition("Debug source")[0].split())[:300]

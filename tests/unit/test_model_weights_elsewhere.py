@@ -1,0 +1,252 @@
+"""Weights are fetched from where people keep them, survive bad lines, are checked, and are kept for the whole node."""
+
+import http.server
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import oras.provider
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from splitplane.domain.profiles import TensorSpec
+from splitplane.model import ModelSource, WeightsError, caching
+from splitplane.model.weights import WeightsFile
+from tests.support import file_servers
+from tests.support.file_servers import PASSWORD, USER, digest_of, line, oci_registry, put_object, s3_server, web_server
+from tests.support.registry import registry_program
+
+NAMES = ("a.weight", "b.weight")
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of 6 MB, in a folder of its own."""
+    path = tmp_path_factory.mktemp("origin") / "model v1.safetensors"
+    save_file({name: torch.randn(750_000) for name in NAMES}, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; nothing of the user's own is looked at, and pauses are short."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SPLITPLANE_WEIGHTS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(caching, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(caching, "ATTEMPTS", 2)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def web(origin: Path) -> Iterator[int]:
+    with web_server(origin.parent) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def registry() -> Path:
+    return registry_program()
+
+
+def credentials(monkeypatch: pytest.MonkeyPatch, folder: Path, **keys: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, value in keys.items():
+        (folder / name.replace("__", ".")).write_text(value)
+    monkeypatch.setenv("SPLITPLANE_WEIGHTS_CREDENTIALS", str(folder))
+
+
+def opened(uri: str, origin: Path, sha256: str | None = "") -> WeightsFile:
+    digest = digest_of(origin.read_bytes()) if sha256 == "" else sha256
+    return WeightsFile.open(ModelSource("m", "m:build", uri, digest, (TensorSpec("x", "FP32", (1,)),)))
+
+
+def check(file: WeightsFile, origin: Path) -> None:
+    assert file.path.read_bytes() == origin.read_bytes()
+    assert {name: tensor.shape for name, tensor in file.read(NAMES, {}).items()} == dict.fromkeys(NAMES, (750_000,))
+
+
+def test_a_web_server_is_asked_once_for_all_that_want_the_file(origin: Path, web: int, cache: Path) -> None:
+    with line(web) as relay:
+        uri = f"http://127.0.0.1:{relay.port}/model%20v1.safetensors"
+        code = (
+            "from tests.unit.test_model_weights_elsewhere import *\n"
+            f"check(opened({uri!r}, Path({str(origin)!r})), Path({str(origin)!r}))"
+        )
+        processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+        assert [process.wait(60) for process in processes] == [0, 0]
+        check(opened(uri, origin), origin)
+    assert sum(head.startswith("get ") for head in relay.requests) == 1
+    assert [path.name for path in cache.iterdir() if path.name[0] != "."] == [digest_of(origin.read_bytes())]
+
+
+def test_a_broken_download_goes_on_in_the_next_process(
+    origin: Path, web: int, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with line(web) as relay:
+        uri = f"http://127.0.0.1:{relay.port}/model%20v1.safetensors"
+        relay.breaks = [2_500_000, *[0] * 100]
+        with pytest.raises(WeightsError, match=r"cannot be fetched: .*: check weights\.uri"):
+            opened(uri, origin)
+        (part,) = cache.glob("*.part")
+        had = part.stat().st_size
+        assert 1_000_000 < had < origin.stat().st_size
+        relay.breaks.clear()
+        relay.requests.clear()
+        check(opened(uri, origin), origin)
+    assert f"range: bytes={had}-" in relay.requests[0]
+    assert "6 of 6 MB" in caplog.text
+
+
+def test_a_server_that_cannot_resume_is_read_from_the_start(origin: Path, cache: Path) -> None:
+    class Plain(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(origin.parent))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    digest = digest_of(origin.read_bytes())
+    cache.mkdir()
+    (cache / f"{digest}.part").write_bytes(origin.read_bytes()[:1_000_000])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Plain) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        check(opened(f"http://127.0.0.1:{server.server_port}/model%20v1.safetensors", origin), origin)
+        server.shutdown()
+
+
+def test_what_an_older_file_left_is_not_built_upon(origin: Path, web: int, cache: Path) -> None:
+    cache.mkdir()
+    (cache / f"{digest_of(origin.read_bytes())}.part").write_bytes(b"x" * 1_000_000)
+    check(opened(f"http://127.0.0.1:{web}/model%20v1.safetensors", origin), origin)
+
+
+def test_a_wrong_file_is_refused_and_not_kept(origin: Path, web: int, cache: Path) -> None:
+    with pytest.raises(WeightsError, match=f"expected {'0' * 64}, got {digest_of(origin.read_bytes())}"):
+        opened(f"http://127.0.0.1:{web}/model%20v1.safetensors", origin, "0" * 64)
+    assert not [path for path in cache.iterdir() if path.name[0] != "."]
+    with pytest.raises(WeightsError, match=r"give weights\.sha256"):
+        opened(f"http://127.0.0.1:{web}/model%20v1.safetensors", origin, None)
+
+
+def test_a_cached_file_that_was_altered_is_fetched_again(origin: Path, web: int) -> None:
+    uri = f"http://127.0.0.1:{web}/model%20v1.safetensors"
+    kept = opened(uri, origin).path
+    kept.write_bytes(b"something else")
+    check(opened(uri, origin), origin)
+
+
+def test_what_was_not_used_for_longest_makes_room(
+    origin: Path, web: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir()
+    for age, name in enumerate(("a" * 64, "b" * 64, "c" * 64)):
+        (cache / name).write_bytes(b"x" * 4_000_000)
+        os.utime(cache / name, (age, 0))
+
+    class Full:
+        @property
+        def free(self) -> int:
+            return 12_500_000 - sum(path.stat().st_size for path in cache.iterdir())
+
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: Full())
+    check(opened(f"http://127.0.0.1:{web}/model%20v1.safetensors", origin), origin)
+    assert [len(set(path.name)) == 1 and path.name[0] for path in cache.glob("[abc]" * 64)] == ["c"]
+
+
+def test_missing_files_and_refused_keys_are_told_apart(
+    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with web_server(origin.parent, token="secret") as port:
+        uri = f"http://127.0.0.1:{port}/model%20v1.safetensors"
+        with pytest.raises(WeightsError, match=r"access denied: check weights\.secretRef"):
+            opened(uri, origin)
+        credentials(monkeypatch, tmp_path / "keys", token="secret\n")
+        with pytest.raises(WeightsError, match=r"no such file: correct weights\.uri"):
+            opened(uri.replace("v1", "v2"), origin)
+        check(opened(uri, origin), origin)
+        with pytest.raises(WeightsError, match="not sent without TLS"):
+            opened("http://192.0.2.1/x", origin, "1" * 64)
+
+
+def test_an_s3_compatible_store_resumes_too(
+    origin: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server(tmp_path) as port, line(port) as relay:
+        put_object(port, "models", "crepe/model v1.safetensors", origin.read_bytes())
+        uri = "s3://models/crepe/model%20v1.safetensors"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{relay.port}")
+        with pytest.raises(WeightsError, match="access denied"):
+            opened(uri, origin)
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+        credentials(monkeypatch, tmp_path / "keys", **keys)
+        cache.mkdir(exist_ok=True)
+        (cache / f"{digest_of(origin.read_bytes())}.part").write_bytes(origin.read_bytes()[:3_000_000])
+        relay.requests.clear()
+        check(opened(uri, origin), origin)
+        assert "range: bytes=3000000-" in relay.requests[0]
+        with pytest.raises(WeightsError, match="no such file"):
+            opened("s3://models/other", origin, "1" * 64)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_layer_of_an_oci_artifact_is_resumed_over_a_bad_line(
+    guarded: bool, registry: Path, origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with oci_registry(registry, tmp_path, guarded=guarded) as port, line(port) as relay:
+        client = oras.provider.Registry(insecure=True, auth_backend="basic")
+        client.auth.set_basic_auth(USER, PASSWORD)
+        client.push(f"127.0.0.1:{port}/models/crepe:1.0", files=[str(origin)], disable_path_validation=True)
+        uri = f"oci://127.0.0.1:{relay.port}/models/crepe:1.0"
+        if guarded:
+            with pytest.raises(WeightsError, match="access denied"):
+                opened(uri, origin)
+            auth = file_servers.docker_config(f"127.0.0.1:{relay.port}")
+            credentials(monkeypatch, tmp_path / "keys", __dockerconfigjson=auth)
+        relay.breaks = [3_000_000] * 4
+        check(opened(uri, origin), origin)
+        assert any("range: bytes=" in head for head in relay.requests)
+        with pytest.raises(WeightsError, match=r"no layer has the digest sha256:1{64}; it has .*v1\.safetensors"):
+            opened(uri, origin, "1" * 64)
+        with pytest.raises(WeightsError, match="no such artifact"):
+            opened(uri.replace("1.0", "2.0"), origin, "1" * 64)
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/splitplane-evil",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_checkpoint_of_tensors_is_read(zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    tied = torch.randn(4, 6).T
+    state = {"a.weight": tied, "b.weight": tied, "n": torch.arange(3)}
+    torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
+    read = opened(path.as_uri(), path).read(["a.weight", "n"], {})
+    path.write_bytes(b"gone")
+    assert torch.equal(read["a.weight"], tied)
+    assert read["n"].tolist() == [0, 1, 2]
+
+
+def test_a_pickle_that_runs_code_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    for content in (pickle.dumps(_Evil()), pickle.dumps({"weight": _Evil()}, protocol=2)):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"never loaded here .*convert it once.*safetensors"):
+            opened(path.as_uri(), path).read(["weight"], {})
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(WeightsError, match=r"never loaded here .*torch.nn.modules.linear.Linear"):
+        opened(path.as_uri(), path).read(["weight"], {})
+    torch.save([torch.zeros(2)], path)
+    with pytest.raises(WeightsError, match="holds list, not a mapping"):
+        opened(path.as_uri(), path).read(["weight"], {})
+    assert not Path("/tmp/splitplane-evil").exists()
