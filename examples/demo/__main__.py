@@ -113,12 +113,12 @@ class Demo:
         """Requests sent in so many seconds of a steady state, all of them answered.
 
         The state is steady once what queued up during the change has been answered: the last ten answers all came
-        within one and a half times the predicted p95.
+        within 1.2 times the predicted p95.
         """
 
         def drained() -> bool:
             last = sorted(report.read_log(self.log), key=lambda request: request.sent + request.seconds)[-10:]
-            bound = 1.5 * active(self.kube, PIPELINE).predicted_p95 / 1e3
+            bound = 1.2 * active(self.kube, PIPELINE).predicted_p95 / 1e3
             return len(last) == 10 and all(request.ok and request.seconds <= bound for request in last)
 
         try:
