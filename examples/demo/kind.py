@@ -23,7 +23,7 @@ _PAUSE_SECONDS = 2.0
 class OnKind:
     """The one kind cluster of this machine."""
 
-    patience = 2.0  # a program that starts on a tenth of a core takes its time
+    patience = 3.0  # a program starts on a tenth of a core, and a cool-down lasts as long as three switches
 
     def __init__(self, *, keep: bool, console: Console, say: Callable[[str], None]) -> None:
         self.keep, self.console, self.say = keep, console, say
