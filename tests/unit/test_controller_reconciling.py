@@ -297,3 +297,15 @@ async def test_a_profile_goes_when_its_last_pipeline_has_another_model(world: Wo
     assert new != old
     assert world.condition("Ready")[0] == "True"
     assert world.status["profile"] == new
+
+
+async def test_a_leap_of_the_load_is_planned_for_at_once(world: World) -> None:
+    await serving(world, replanning={"intervalSeconds": 600})
+    before = sum(world.stages().values())
+    world.metrics = measured(rate=3.3)
+    await world.step(5)
+    assert sum(world.stages().values()) == before  # nothing is broken: that waits for the interval
+    world.metrics = measured(rate=30.0)
+    await world.step(5)
+    assert sum(world.stages().values()) > before
+    assert world.condition("Ready") == ("True", "Serving")

@@ -1,6 +1,7 @@
 """Planning one pipeline when it is time to, and heading for the plan that comes of it."""
 
 import logging
+import math
 from dataclasses import replace
 
 from splitplane.api.policies import to_policy
@@ -27,6 +28,8 @@ _LINK_PATIENCE_SECONDS = 30.0
 _RETRY_FIRST_PLAN_SECONDS = 3.0
 # A change of a route's highest rate that is worth a new generation.
 _RATE_CHANGE = 0.1
+# Of a load above what the plan bears, a further rise that is planned for at once.
+_SURGE_STEP = 0.2
 _NOTHING = Missing("")
 
 
@@ -49,6 +52,7 @@ class Deciding:
             memory.profile[0] if memory.profile else "",
             tuple(sorted((tier, state.capacity.ready) for tier, state in this.tiers.items())),
             control.aside_now(pipeline.metadata.generation, now),
+            self._surge(this, memory),
             # Room that others make for what is granted counts as a change, too.
             tuple((tier, count, min(count, this.tiers[tier].capacity.slots)) for tier, count in granted.items()),
         )
@@ -131,6 +135,22 @@ class Deciding:
         this.notes += step.notes
         if decision.action is not Action.HOLD:
             this.notes.append(Note("Normal", f"Plan{decision.action}", f"{decision.reason}: {decision.message}"))
+
+    def _surge(self, this: Round, memory: Memory) -> int:
+        """How far the arrival rate is above what the plan that serves bears, in steps; 0 while it bears it.
+
+        A leap of the load is planned for at once and not at the end of the interval. While pods are being prepared it
+        counts as it did before: they are not given up for it.
+        """
+        active = this.control.active
+        if active is None:
+            return 0
+        if this.control.pending is None:
+            rate = known(this.metrics.of(this.key).arrival_rate) or 0.0
+            most = active.predicted.max_rate_per_second
+            over = rate / most if most > 0.0 else 1.0
+            memory.surge = 1 + int(math.log(over) / math.log1p(_SURGE_STEP)) if over > 1.0 else 0
+        return memory.surge
 
     def _links_pending(self, this: Round) -> bool:
         """Whether the gateway may still find out how fast the links are, so that the first plan can count on them."""

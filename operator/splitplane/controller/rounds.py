@@ -35,6 +35,8 @@ class Memory:
     kept: Kept | None = None
     """What the planner keeps of the profile."""
     announcements: Announcements = field(default_factory=Announcements)
+    surge: int = 0
+    """How far the load was above what the plan bears, in steps, when that was looked at last."""
     contradiction: str = ""
     """Why the planner refused spec and snapshot together, as long as it does."""
 

@@ -13,7 +13,7 @@ from splitplane.planner import Kept
 from splitplane.planner.arrays import Array
 from splitplane.planner.context import IDLE_RATE, build_context
 from splitplane.planner.gates import moves_pods
-from splitplane.simulation.serving import Course, course, piled_up
+from splitplane.simulation.serving import BUSIEST, Course, course, piled_up
 from splitplane.simulation.strategies import STRATEGIES, Strategy, cloud_only
 from splitplane.simulation.traces import Trace
 
@@ -27,7 +27,8 @@ _STATICS = 6
 class Scenario:
     """A pipeline, requests per second, and bytes per second on the links that leave the gateway's tier.
 
-    A strategy is asked every ``every`` bins; it sees the bin before, never the one that comes.
+    A strategy is asked every ``every`` bins, and at once when more arrives than its plan is meant to bear, as the
+    operator does; it sees the bin before, never the one that comes.
     """
 
     snapshot: Snapshot
@@ -82,6 +83,12 @@ class Ground:
         return self._courses[plan]
 
 
+    def overloads(self, plan: Plan, place: int) -> bool:
+        """Whether more arrives in a bin than the plan bears at the utilisation ceiling."""
+        most = self.course(plan).most[place] / BUSIEST * self.scenario.policy.max_utilization
+        return bool(self.rates[place] > most)
+
+
 @dataclass(frozen=True, slots=True)
 class Metrics:
     """Of a whole replay: share of requests within the limit, p95 in seconds (of the bins' p95 weighted by requests),
@@ -106,10 +113,13 @@ def replay(ground: Ground, strategies: Mapping[str, Strategy]) -> dict[str, Metr
     scenario, width = ground.scenario, ground.width
     active: dict[str, Active | None] = dict.fromkeys(strategies)
     held: dict[str, list[Plan | None]] = {name: [] for name in strategies}
-    for place in range(0, scenario.bins, scenario.every):
+    for place in range(scenario.bins):
         now, before = place * width, scenario.seen(max(0, place - 1))
         for name, strategy in strategies.items():
             old = active[name]
+            if place % scenario.every and not (old and ground.overloads(old.plan, place - 1)):
+                held[name].append(old.plan if old else None)
+                continue
             choice = strategy(replace(before, active=old, time=now), scenario.policy, now, ground.kept)
             if choice is not None and (old is None or choice.plan != old.plan):
                 moved = old is not None and moves_pods(old.plan, choice.plan)
@@ -118,7 +128,7 @@ def replay(ground: Ground, strategies: Mapping[str, Strategy]) -> dict[str, Metr
             elif choice is not None and old is not None:
                 active[name] = replace(old, low_demand_since=choice.low_demand_since)
             serving = active[name]
-            held[name] += [serving.plan if serving else None] * min(scenario.every, scenario.bins - place)
+            held[name].append(serving.plan if serving else None)
     return {name: _metrics(ground, plans) for name, plans in held.items()}
 
 

@@ -20,7 +20,7 @@ from splitplane.planner.layouts import layout_of
 
 _NORMAL = NormalDist()
 _MEDIAN, _HIGH, _HIGHEST = 0.0, _NORMAL.inv_cdf(0.95), _NORMAL.inv_cdf(0.99)
-_BUSIEST = 0.98
+BUSIEST = 0.98
 
 MOST_WAITING = 256.0
 """Requests that a gateway takes in at most (``spec.queue`` of its RouteTable); others are turned away, and are late."""
@@ -55,7 +55,7 @@ def course(context: Context, plan: Plan, rates: Array, bandwidths: Array) -> Cou
     limit = math.inf if context.policy.max_p95_seconds is None else context.policy.max_p95_seconds
     response = table.response
     shares = within(limit, response.p50s, response.p95, response.p99s)
-    return Course(shares, response.p95, response.capacity * _BUSIEST, table.cost, leaks)
+    return Course(shares, response.p95, response.capacity * BUSIEST, table.cost, leaks)
 
 
 def piled_up(rates: Array, most: Array, seconds: float) -> Array:
