@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from splitplane.runtime.gateway.linkbook import DOWN_TOLD_SECONDS, LinkBook
 from splitplane.runtime.gateway.links import STALE_SECONDS, LinkEstimate, LinkEstimator
 from splitplane.runtime.gateway.probing import SHARE, ProbeBudget, payload_bytes
+from splitplane.runtime.gateway.pulses import TICK_SECONDS, TRUST_SECONDS
 from splitplane.runtime.metrics import GatewayMetrics
 
 RATES = st.floats(min_value=20e3, max_value=50e6)
@@ -117,13 +118,18 @@ def test_a_link_that_stays_down_is_told_to_pass_nothing_until_it_answers_again()
     link = "edge", "cloud"
     book = LinkBook(tier="edge", metrics=GatewayMetrics(CollectorRegistry(), namespace="default", pipeline="small"))
     feed(book.estimator(link), 1e6, 0.01, [1.0] * 5)
-    book.mark_down(link, 100.0)
-    book.mark_down(link, 105.0)
-    before, after = 100.0 + DOWN_TOLD_SECONDS / 2, 100.0 + DOWN_TOLD_SECONDS
+    now = 100.0
+    pulse = book.pulse(link, now)
+    pulse.asked()
+    while link not in book.down:
+        now += TICK_SECONDS
+        book.tick(link, now)
+    before, after = now + DOWN_TOLD_SECONDS / 2, now + DOWN_TOLD_SECONDS
     assert book.estimates(before) == {link: LinkEstimate(None, None)}
     assert book.estimates(after) == {link: LinkEstimate(0.0, None)}
-    book.mark_up(link)
-    assert book.estimates(after) == {link: LinkEstimate(None, None)}
+    pulse.heard(after)
+    book.tick(link, after + TRUST_SECONDS)
+    assert book.estimates(after + TRUST_SECONDS) == {link: LinkEstimate(None, None)}
 
 
 @given(rate=st.floats(min_value=10e3, max_value=1e9))

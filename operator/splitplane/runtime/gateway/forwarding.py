@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from splitplane.runtime.gateway.admission import Line, Throughput, overloaded
 from splitplane.runtime.gateway.checking import Checker
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 PLAN = "splitplane_plan"
 """Response parameter: the name of the route that served the request."""
 MAX_PATIENCES = 64
+CUT_OFF_SECONDS = 0.25
+"""Between looks for another way for an attempt whose link has fallen."""
 OVERDUE_ROUNDS = 3
 """Patience is doubled and asked again so often before an attempt whose endpoints live is given up for another."""
 
@@ -51,6 +54,10 @@ class _Journey:
 
 class _OverdueError(InferenceError):
     """An attempt was given up: its endpoints are dead, or it took far too long and another way is free."""
+
+
+class _CutOffError(_OverdueError):
+    """An attempt was given up because a link on its way fell; its endpoints may be well."""
 
 
 class Forwarder:
@@ -158,7 +165,8 @@ class Forwarder:
                 logger.info(
                     "attempt %d over %s: %s: %s", journey.attempts, choice.route.name, error.failure.name, error
                 )
-                journey.avoid |= frozenset(choice.addresses)
+                if not isinstance(error, _CutOffError):
+                    journey.avoid |= frozenset(choice.addresses)
                 if error.failure in (Failure.UNAVAILABLE, Failure.CANCELLED) and not isinstance(error, _OverdueError):
                     self._blame(choice, journey)
                 await self._sleep(self._budget.take(self._router.clock()), journey)
@@ -230,23 +238,41 @@ class Forwarder:
         )
 
     async def _wait(self, sending: "asyncio.Future[Call]", choice: Choice) -> Call:
-        """The answer. Once it is overdue, asks whether the endpoints live, and gives up if it can go another way."""
+        """The answer. Gives up once a link on the way has fallen, or the endpoints are dead, if another way is free."""
         patience = self._patience[choice.route.name].seconds()
         overdue = 0
+        until = self._router.clock() + patience
+        crosses = bool(choice.route.crossings(self._router.tier))
         while True:
-            await asyncio.wait({sending}, timeout=patience)
+            cut_off = self._router.cut_off(choice.route)
+            if cut_off and self._way_round(frozenset()):
+                raise _CutOffError(Failure.UNAVAILABLE, f"no answer over {choice.route.name}: a link is down")
+            seconds = max(0.0, until - self._router.clock())
+            awaited: set[asyncio.Future[Any]] = {sending, self._router.links.fall()} if crosses else {sending}
+            await asyncio.wait(
+                awaited,
+                timeout=min(seconds, CUT_OFF_SECONDS) if cut_off else seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if sending.done():
                 return sending.result()
+            if self._router.clock() < until:
+                continue
             dead = await self._checker.suspect(choice.addresses)
             if sending.done():
                 return sending.result()
             overdue += 1
-            elsewhere = isinstance(self._router.peek(frozenset(choice.addresses)), Choice)
-            if elsewhere and (dead or overdue >= OVERDUE_ROUNDS):
+            if self._way_round(frozenset(choice.addresses)) and (dead or overdue >= OVERDUE_ROUNDS):
                 raise _OverdueError(
                     Failure.UNAVAILABLE, f"no answer over {choice.route.name}; dead: {sorted(dead) or 'none'}"
                 )
             patience *= 2
+            until = self._router.clock() + patience
+
+    def _way_round(self, avoid: frozenset[str]) -> bool:
+        """Whether a request could go now over links that pass something, without ``avoid``."""
+        choice = self._router.peek(avoid)
+        return isinstance(choice, Choice) and not self._router.cut_off(choice.route)
 
     @staticmethod
     def _trace(answered: Call) -> tuple[HopTrace, ...]:

@@ -1,10 +1,12 @@
 """The estimates of all links that this gateway can tell of, fed from traces of answered requests and from probes."""
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from splitplane.runtime.gateway.links import SMALL_BYTES, LinkEstimate, LinkEstimator
+from splitplane.runtime.gateway.pulses import Pulse
 from splitplane.runtime.hops import Call
 from splitplane.runtime.metrics import GatewayMetrics
 from splitplane.runtime.routes import HopTrace
@@ -14,36 +16,61 @@ logger = logging.getLogger(__name__)
 LinkName = tuple[str, str]
 """(source tier, target tier)."""
 DOWN_TOLD_SECONDS = 10.0
-"""How long a link's probes fail before it is told as one that passes nothing, which makes the operator plan without it.
+"""How long a link is silent before it is told as one that passes nothing, which makes the operator plan without it.
 Until then it is unknown, which makes it wait: what comes back soon is left to the routes."""
 
 
 class LinkBook:
-    """Estimators by link.
+    """Estimators by link, and whether each passes anything.
 
-    ``down`` holds links whose probes fail, with the time since when; what crosses one in spite of that clears it.
+    ``down`` holds links that are silent, with the time since when. ``on_change`` is called when it has changed.
     """
 
-    def __init__(self, *, tier: str, metrics: GatewayMetrics) -> None:
+    def __init__(self, *, tier: str, metrics: GatewayMetrics, on_change: Callable[[], None] = lambda: None) -> None:
         self._tier = tier
         self._metrics = metrics
+        self._on_change = on_change
         self._estimators: dict[LinkName, LinkEstimator] = {}
+        self._pulses: dict[LinkName, Pulse] = {}
+        self._fall: asyncio.Future[None] | None = None
         self.down: dict[LinkName, float] = {}
 
     def estimator(self, link: LinkName) -> LinkEstimator:
         return self._estimators.setdefault(link, LinkEstimator())
 
-    def mark_down(self, link: LinkName, now: float) -> None:
-        """Probes of the link fail: nothing that was measured holds any more."""
-        if link not in self.down:
-            logger.warning("link %s to %s: its probes fail", *link)
-            self.down[link] = now
-            self.estimator(link).forget()
+    def pulse(self, link: LinkName, now: float) -> Pulse:
+        """The pulse of a link that is probed; it begins with the first call."""
+        return self._pulses.setdefault(link, Pulse(now))
 
-    def mark_up(self, link: LinkName) -> None:
-        if link in self.down:
+    def tick(self, link: LinkName, now: float, round_trip_seconds: float = 0.0) -> None:
+        """Judge a probed link anew."""
+        pulse = self.pulse(link, now)
+        pulse.tick(now, round_trip_seconds)
+        if pulse.down and link not in self.down:
+            logger.warning("link %s to %s: nothing comes back", *link)
+            self.down[link] = now
+            # Nothing that was measured holds any more.
+            self.estimator(link).forget()
+            if self._fall is not None:
+                self._fall.set_result(None)
+                self._fall = None
+            self._on_change()
+        elif not pulse.down and link in self.down:
             logger.info("link %s to %s: answers again", *link)
             del self.down[link]
+            self._on_change()
+
+    def forsake(self, link: LinkName) -> None:
+        """A link that is probed no longer is not down either."""
+        self._pulses.pop(link, None)
+        if self.down.pop(link, None) is not None:
+            self._on_change()
+
+    def fall(self) -> "asyncio.Future[None]":
+        """Done when the next link falls. Shared: do not cancel it."""
+        if self._fall is None:
+            self._fall = asyncio.get_running_loop().create_future()
+        return self._fall
 
     def observe(self, call: Call, trace: tuple[HopTrace, ...], now: float) -> None:
         """Take from an answered call what its trace tells of links between tiers."""
@@ -52,7 +79,8 @@ class LinkBook:
                 continue
             if index == 0:  # the stages count what they send themselves
                 self._metrics.links.transferred(source=link[0], target=link[1], size=size, seconds=seconds)
-            self.mark_up(link)
+            if (pulse := self._pulses.get(link)) is not None:
+                pulse.heard(now)
             estimator = self.estimator(link)
             estimator.transfer(now, size, seconds)
             if size <= SMALL_BYTES:

@@ -1,8 +1,9 @@
 """Measures links that carry too little traffic to tell anything, so that an edge-only plan can leave itself again.
 
-Each round asks the far end's link target for a tiny echo (delay, and whether the link is there at all). If ordinary
-traffic told no bandwidth lately, a payload follows that takes about 45 ms at the present estimate. What payloads may
-take in all is budgeted: 2 % of the time, saved up to one second for when a link has become much slower.
+Where no answer has crossed for a moment, the far end's link target is asked for a tiny echo: so a link that is cut is
+known within two seconds, and one that heals soon after. Each round, if ordinary traffic told no bandwidth lately, a
+payload is sent that takes about 45 ms at the present estimate. What payloads may take in all is budgeted: 2 % of the
+time, saved up to one second for when a link has become much slower.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import grpc
 import grpc.aio
 
 from splitplane.runtime import link_probe_pb2
+from splitplane.runtime.gateway.pulses import TICK_SECONDS
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.tables import LinkSpec
 from splitplane.runtime.hops import Channels
@@ -22,14 +24,19 @@ logger = logging.getLogger(__name__)
 
 PROBE = "/splitplane.LinkProbe/Probe"
 ROUND_SECONDS = 3.0
+FIRST_ROUNDS = 2
+PULSE_SECONDS = 0.4
+"""Between two signs of life of a link."""
 SMALLEST_BYTES = 16_384
 LARGEST_BYTES = 262_144
 PAYLOAD_SECONDS = 0.045
 SHARE = 0.02
 SAVED_SECONDS = 1.0
 ECHO_TIMEOUT_SECONDS = 3.0
+RETURN_TIMEOUT_SECONDS = 1.0
+"""Of echoes over a link that is down. Each goes over a connection of its own: an old one may wait, once the link is
+back, for about as long as it was away."""
 PAYLOAD_TIMEOUT_SECONDS = 10.0
-FAILED_ROUNDS_UNTIL_DOWN = 2
 MOST_ADDRESSES_PER_ROUND = 3
 
 
@@ -73,6 +80,8 @@ class Prober:
                 wanted = {link for link in self._router.table.links if link.probes} if self._router.table else set()
                 for link in self._tasks.keys() - wanted:
                     self._tasks.pop(link).cancel()
+                    if not any((link.source, link.target) == (other.source, other.target) for other in wanted):
+                        self._router.links.forsake((link.source, link.target))
                 for link in wanted - self._tasks.keys():
                     prober = _LinkProber(self._router, self._channels, link, self._round_seconds)
                     self._tasks[link] = asyncio.create_task(prober.run())
@@ -92,49 +101,79 @@ class _LinkProber:
         self._link = link
         self._name = (link.source, link.target)
         self._addresses = list(link.probes)
-        self._failed_rounds = 0
         self._budget = ProbeBudget(router.clock())
         self._payload = os.urandom(LARGEST_BYTES)
+        self._shortest: float | None = None
+        """Seconds of the shortest echo in this round."""
+        self._usual = 0.0
+        """Seconds of the shortest echo in the last round that had one."""
 
     async def run(self) -> None:
-        # A connection's set-up is in the first echo's time; the minimum of the next ones is not spoilt by it.
-        await self._round()
-        await self._round()
-        while True:
-            await asyncio.sleep(self._round_seconds)
-            await self._round()
+        async with asyncio.TaskGroup() as group:
+            for run in (self._listen, self._judge, self._measure):
+                group.create_task(run())
 
-    async def _round(self) -> None:
-        links, estimator = self._router.links, self._router.links.estimator(self._name)
-        if not await self._echo():
-            self._failed_rounds += 1
-            if self._failed_rounds >= FAILED_ROUNDS_UNTIL_DOWN:
-                links.mark_down(self._name, self._router.clock())
-            return
-        self._failed_rounds = 0
-        links.mark_up(self._name)
-        now = self._router.clock()
+    async def _judge(self) -> None:
+        while True:
+            self._router.links.tick(self._name, self._router.clock(), self._usual)
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _listen(self) -> None:
+        """Ask for a sign of life where there has been none for a moment."""
+        pulse = self._router.links.pulse(self._name, self._router.clock())
+        # A connection's set-up is in the first echo's time, and is not to be taken for the link's delay.
+        await self._echo(telling=False)
+        while True:
+            quiet = self._router.clock() - pulse.heard_at
+            await asyncio.sleep(PULSE_SECONDS if pulse.down else max(PULSE_SECONDS - quiet, TICK_SECONDS))
+            quiet = self._router.clock() - pulse.heard_at
+            if pulse.down or self._shortest is None or quiet >= PULSE_SECONDS:
+                await self._echo()
+
+    async def _echo(self, *, telling: bool = True) -> None:
+        """The link target that answers is asked first from now on."""
+        links = self._router.links
+        pulse = links.pulse(self._name, self._router.clock())
+        for _ in range(min(len(self._addresses), MOST_ADDRESSES_PER_ROUND)):
+            pulse.asked()
+            timeout = max(RETURN_TIMEOUT_SECONDS, 6 * self._usual) if pulse.down else ECHO_TIMEOUT_SECONDS
+            seconds = await self._send(b"", timeout)
+            if seconds is not None:
+                pulse.heard(self._router.clock())
+                if telling:
+                    self._shortest = min(seconds, self._shortest or seconds)
+                return
+            self._channels.drop(self._addresses[0])
+            self._addresses.append(self._addresses.pop(0))
+
+    async def _measure(self) -> None:
+        """Tell the estimator of each round's shortest echo, and send a payload where traffic tells nothing."""
+        rounds = 0
+        while True:
+            # The first rounds are short: what starts should soon know its links.
+            await asyncio.sleep(PULSE_SECONDS if rounds < FIRST_ROUNDS else self._round_seconds)
+            if self._shortest is None or self._name in self._router.links.down:
+                continue
+            rounds += 1
+            self._usual = self._shortest
+            self._router.links.estimator(self._name).round_trip(self._router.clock(), self._shortest)
+            self._shortest = None
+            await self._send_payload()
+
+    async def _send_payload(self) -> None:
+        estimator, now = self._router.links.estimator(self._name), self._router.clock()
         if estimator.idle_seconds(now) < self._round_seconds or not self._budget.allows(now):
             return
         size = payload_bytes(estimator.estimate(now).bandwidth_bytes_per_second)
         seconds = await self._send(self._payload[:size], PAYLOAD_TIMEOUT_SECONDS)
+        if self._name in self._router.links.down:
+            return
         # A payload that does not arrive, over a link that echoes, still says that the rate is no higher than this.
         seconds = PAYLOAD_TIMEOUT_SECONDS if seconds is None else seconds
         estimator.probe(self._router.clock(), size, seconds)
         # The round trip occupies nobody: only the time that the payload itself takes is the link's.
         delay = estimator.estimate(now).delay_seconds or 0.0
         self._budget.spend(max(seconds - 2 * delay, 0.0))
-
-    async def _echo(self) -> bool:
-        """Whether some link target answers; the one that does is asked first from now on."""
-        for _ in range(min(len(self._addresses), MOST_ADDRESSES_PER_ROUND)):
-            seconds = await self._send(b"", ECHO_TIMEOUT_SECONDS)
-            if seconds is not None:
-                self._router.links.estimator(self._name).round_trip(self._router.clock(), seconds)
-                return True
-            self._channels.drop(self._addresses[0])
-            self._addresses.append(self._addresses.pop(0))
-        return False
 
     async def _send(self, payload: bytes, timeout: float) -> float | None:
         """Seconds that the round trip took, the link target's own taken off; ``None`` when it failed."""

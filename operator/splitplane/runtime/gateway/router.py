@@ -10,7 +10,7 @@ from splitplane.runtime.gateway.choosing import Choice, Chooser, Wait
 from splitplane.runtime.gateway.endpoints import Endpoints
 from splitplane.runtime.gateway.flights import Flights
 from splitplane.runtime.gateway.linkbook import LinkBook
-from splitplane.runtime.gateway.tables import Table, TableError, parse_table
+from splitplane.runtime.gateway.tables import Route, Table, TableError, parse_table
 from splitplane.runtime.metrics import GatewayMetrics
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Router:
         self.checks_due = Latch()
         self.endpoints = Endpoints(self._endpoints_changed, self._check_due)
         self.flights = Flights(self._drained)
-        self.links = LinkBook(tier=tier, metrics=metrics)
+        self.links = LinkBook(tier=tier, metrics=metrics, on_change=self.changed.notify)
         self.table: Table | None = None
         self._chooser = Chooser(self.endpoints)
         self._replicas: int | None = None
@@ -72,6 +72,10 @@ class Router:
         return self._chooser.choose(
             self.table, self.clock(), source_tier=self.tier, avoid=avoid, down=self.links.down, take=take
         )
+
+    def cut_off(self, route: Route) -> bool:
+        """Whether the route crosses a link that is down."""
+        return any(link in self.links.down for link in route.crossings(self.tier))
 
     def can_serve(self) -> bool:
         return self.table is not None and self._chooser.can_serve(self.table)
