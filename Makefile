@@ -53,7 +53,7 @@ bench: env binaries  ## Measure hop overhead, planner speed and operator memory;
 bench-planner: env  ## Measure the planner alone: frontier, HiGHS, many pipelines; writes build/bench/bench-planner.json
 	@$(BIN)/python -m benchmarks.planner
 
-bench-data-plane: env  ## Measure a hop and a gateway under overload; writes build/bench/bench-data-plane.json (a minute)
+bench-data-plane: env  ## Measure a hop, batching and a gateway under overload; writes build/bench/bench-data-plane.json (3 minutes)
 	@$(BIN)/python -m benchmarks.data_plane
 
 lock: $(UV)  ## Resolve the dependencies anew and write requirements/*.lock

@@ -156,7 +156,9 @@ async def measure(stage: str, echo: str, bare: str, concurrency: int) -> dict[st
     request = InferRequest(model_name=MODEL, inputs=(from_array(SPEC.name, array),))
     message = oip_wire.write_request(request)
     channels = {kind: hops.Channels() for kind in KINDS}  # one connection each: sharing one would favour its users
-    await _wait_until_ready(stage, echo)
+    async with grpc.aio.insecure_channel(echo) as channel:
+        await asyncio.wait_for(channel.channel_ready(), START_SECONDS)
+    await wait_until_ready(stage)
 
     def raw(kind: str, address: str) -> Send:
         method: hops.Method = channels[kind].get(address).unary_unary(oip_grpc.MODEL_INFER)
@@ -185,9 +187,8 @@ async def measure(stage: str, echo: str, bare: str, concurrency: int) -> dict[st
     return {kind: values[WARM_UP:] for kind, values in seconds.items()}
 
 
-async def _wait_until_ready(stage: str, echo: str) -> None:
-    async with grpc.aio.insecure_channel(echo) as channel:
-        await asyncio.wait_for(channel.channel_ready(), START_SECONDS)
+async def wait_until_ready(stage: str) -> None:
+    """Until the stage at this address takes requests."""
     async with grpc.aio.insecure_channel(stage) as channel:
         await asyncio.wait_for(channel.channel_ready(), START_SECONDS)
         ready: hops.Method = channel.unary_unary(f"/{oip_grpc.SERVICE}/ServerReady")

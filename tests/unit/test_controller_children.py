@@ -17,7 +17,8 @@ from splitplane.api.routes import RouteTableSpec
 from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
 from splitplane.controller.control import Control, Draining
 from splitplane.controller.naming import profile_name
-from splitplane.controller.route_tables import links, live_routes, route_table
+from splitplane.controller.route_tables import batching, links, live_routes, route_table
+from splitplane.domain.profiles import DeviceProfile, Profile
 
 GOLDEN = Path(__file__).parent / "controller_golden"
 STAGE = StageKey("edge", 0, 3, "fingerprint")
@@ -57,9 +58,22 @@ def test_a_route_table_is_as_pinned() -> None:
             "inputs": [{"name": "frames", "datatype": "FP32", "shape": [-1, 1024]}],
             "outputs": [{"name": "out", "datatype": "FP32", "shape": [-1, 360]}],
         },
+        batching={"maxSize": 8, "maxBatchMilliseconds": 50},
     )  # fmt: skip
     same_as_golden("route-table", [body])
     RouteTableSpec.parse(body["spec"])
+
+
+def test_batches_are_bounded_by_the_spec_the_latency_limit_and_the_memory_of_the_narrowest_stage() -> None:
+    control = Control(active=serving(), since=1.0)
+    device = DeviceProfile("edge-device", (0.0,) * 8, 0.0, 0.0, {}, base_memory_bytes=1_000_000)
+    whole = Profile("f", (), (100,) * 7, activation_bytes=10_000_000, devices={"edge-device": device})
+    assert batching(pipeline(), Control(), whole) == {"maxSize": 8, "maxBatchMilliseconds": 50}
+    asked = pipeline(batching={"maxSize": 4, "maxWaitMilliseconds": 3}, objectives={})
+    assert batching(asked, control, whole) == {"maxSize": 4, "maxWaitMilliseconds": 3}
+    for memory, most in (("31000301", 3), ("31000299", 2), ("1", 1)):
+        narrow = tier("edge", resources={"limits": {"memory": memory}})
+        assert batching(pipeline(tiers=[narrow, tier("cloud")]), control, whole)["maxSize"] == most
 
 
 def name(body: Any) -> str:

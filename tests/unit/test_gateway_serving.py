@@ -34,6 +34,8 @@ from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime.gateway.app import Gateway
+from splitplane.runtime.inference import InferRequest
+from splitplane.runtime.tensors import from_array, to_array
 
 CLIENT = """
 import json, sys
@@ -483,3 +485,25 @@ async def test_a_link_is_estimated_from_traffic_and_exported(
             async with http.get(rest_url(running, "/metrics")) as answer:
                 text = await answer.text()
     assert 'splitplane_link_bandwidth_bytes_per_second{namespace="default",pipeline="small",source="edge"' in text
+
+
+async def test_a_gateway_tells_stages_how_far_they_may_batch(tmp_path):
+    stage, cluster = StageProcess("small-edge", "edge", (0, 3), seconds=0.02), MemoryCluster()
+    with stages(stage):
+        put_all(cluster, stage)
+        cluster.put(ROUTE_TABLE, table(1, ALONE, batching={"maxSize": 8}))
+        async with gateway(cluster, tmp_path) as running:
+            await until(running.forwarder.ready)
+
+            async def send(number: int) -> None:
+                answer = await running.forwarder.infer(
+                    InferRequest(PIPELINE, (from_array("frames", frames(value=number)),))
+                )
+                assert to_array(answer.outputs[0]).tolist() == expected(value=number).tolist()
+
+            for turn in range(3):
+                await asyncio.gather(*(send(100 * turn + number) for number in range(32)))
+            async with aiohttp.ClientSession() as session, session.get(f"http://{stage.ip}:8080/metrics") as answer:
+                metrics = await answer.text()
+    (runs,) = (float(line.split()[1]) for line in metrics.splitlines() if "batch_samples_count" in line)
+    assert runs < 96 / 2

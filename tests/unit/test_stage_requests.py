@@ -239,7 +239,7 @@ async def test_a_stage_that_drains_is_not_ready_but_answers():
 
 async def test_emulated_slowness_counts_as_compute():
     async with running() as stage:
-        stage.model._pace = lambda _core, _wall: time.sleep(0.05) or 0.05
+        stage.model._computer.pace = lambda _core, _wall: time.sleep(0.05) or 0.05
         await send(stage.address, request())
         labels = {"namespace": "n", "pipeline": "p", "tier": "edge", "range": "0-3"}
         seconds = stage.registry.get_sample_value("splitplane_stage_duration_seconds_sum", labels)

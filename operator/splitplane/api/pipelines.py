@@ -262,6 +262,18 @@ class Replanning(Model):
     """Highest share of time that a replica or link may be busy."""
 
 
+class Batching(Model):
+    """How far a stage may compute requests together."""
+
+    max_size: Annotated[int, between(1, 128)] = 8
+    """Most samples at once; 1 turns batching off. A stage takes fewer where it measures that more do not pay, where its
+    memory limit leaves no room, or where they would take longer than a quarter of
+    ``objectives.latencyP95Milliseconds``. Plans are made as if there were no batching."""
+    max_wait_milliseconds: Annotated[int, between(0, 1000)] | None = None
+    """Longest time that a request waits for others while a batch is not full. Default: at most a quarter of the time
+    that one sample takes, and no wait while requests come one by one."""
+
+
 class GatewaySpec(Model):
     """Where requests come in."""
 
@@ -309,6 +321,7 @@ class InferencePipelineSpec(Model):
     objectives: Objectives = Objectives()
     tiers: Annotated[tuple[TierSpec, ...], keyed("name", least=1, most=8)]
     partitioning: Partitioning = Partitioning()
+    batching: Batching = Batching()
     replanning: Replanning = Replanning()
     gateway: GatewaySpec
     priority: Annotated[int, between(-1000, 1000)] = 0

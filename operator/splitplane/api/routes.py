@@ -83,6 +83,16 @@ class QueueSpec(Model):
     timeout_milliseconds: Annotated[int, between(1, 3_600_000)] = 60_000
 
 
+class BatchLimits(Model):
+    """How far stages may compute requests together; what is left out, a stage chooses by itself."""
+
+    max_size: Annotated[int, between(1, 128)] = 1
+    """Most samples at once."""
+    max_wait_milliseconds: Annotated[int, between(0, 1000)] | None = None
+    max_batch_milliseconds: Annotated[int, between(1, 600_000)] | None = None
+    """Longest time that a batch may take."""
+
+
 class RouteTableSpec(Model):
     """Written by the operator."""
 
@@ -107,6 +117,7 @@ class RouteTableSpec(Model):
     """Every stage to watch and report on, those still being prepared included."""
     links: Annotated[tuple[ProbedLink, ...], keyed("source", "target", most=16)] = ()
     queue: QueueSpec = QueueSpec()
+    batching: BatchLimits = BatchLimits()
 
 
 class StageEndpoints(Model):

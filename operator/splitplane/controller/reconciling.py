@@ -112,8 +112,7 @@ class Reconciler:
             self._deciding.decide(this, memory, name=self._profile_name(pipeline), model=model)
         if this.table is None and (model is None or pipeline.spec.suspend):
             return True
-        served = model[0] if model is not None else None
-        if not await self._write_routes(this, served):
+        if not await self._write_routes(this, model):
             return False
         await self._apply_stages(this, model[1].fingerprint if model is not None else "")
         return True
@@ -162,7 +161,7 @@ class Reconciler:
 
     # Routes and pods
 
-    async def _write_routes(self, this: Round, model: ModelProfileSpec | None) -> bool:
+    async def _write_routes(self, this: Round, model: tuple[ModelProfileSpec, Profile] | None) -> bool:
         """Write the RouteTable if anything about it changed. False when somebody else was faster.
 
         The model that clients see is that of the plan that serves: another one (``model``) is published with its plan.
@@ -174,12 +173,15 @@ class Reconciler:
         generation = this.observed.generation
         before = (table or {}).get("spec") or {}
         if model is not None and (table is None or this.publish or not before.get("routes")):
-            served = route_tables.served_model(this.pipeline, model)
+            served = route_tables.served_model(this.pipeline, model[0])
         else:
             served = before["model"]
+        batching = before.get("batching") or {}
+        if model is not None:
+            batching = route_tables.batching(this.pipeline, this.control, model[1])
         wanted = route_tables.route_table(
             this.pipeline, this.control, generation=generation, routes=routes, model=served, links=links,
-            version="" if table is None else table["metadata"]["resourceVersion"],
+            batching=batching, version="" if table is None else table["metadata"]["resourceVersion"],
         )  # fmt: skip
         if table is not None and (this.publish or wanted["spec"]["routes"] != (before.get("routes") or [])):
             generation = max(generation, _status_generation(this.body)) + 1

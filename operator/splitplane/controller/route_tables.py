@@ -10,6 +10,8 @@ from splitplane.controller.capacity import matches
 from splitplane.controller.control import CONTROL_ANNOTATION, Control, PublishedRoute, dump
 from splitplane.controller.objects import Object, is_terminating, is_true
 from splitplane.controller.pods import GRPC_PORT, labels, owner
+from splitplane.domain.profiles import Profile
+from splitplane.domain.quantities import parse_quantity
 
 _MOST_PROBES = 4
 _MOST_RATE = 1e9
@@ -17,7 +19,7 @@ _MOST_RATE = 1e9
 
 def route_table(
     pipeline: InferencePipeline, control: Control, *, generation: int, routes: Sequence[PublishedRoute],
-    model: Object, links: Sequence[Object], version: str,
+    model: Object, links: Sequence[Object], batching: Object, version: str,
 ) -> Object:  # fmt: skip
     """The whole object. ``version`` is the resource version that it was decided on, empty to create it."""
     name = pipeline.metadata.name
@@ -37,6 +39,7 @@ def route_table(
             "routes": [_route(route) for route in routes],
             "stages": sorted(control.named()),
             "links": list(links),
+            "batching": batching,
         }
     )
     return {
@@ -45,6 +48,27 @@ def route_table(
         "metadata": metadata,
         "spec": spec.dump(),
     }
+
+
+def batching(pipeline: InferencePipeline, control: Control, profile: Profile) -> Object:
+    """How far the stages may compute requests together: within latency limit and memory.
+
+    A request waits for one batch and runs in the next, on each of two stages: each may take a quarter of the time.
+    """
+    spec = pipeline.spec
+    allowed: Object = spec.batching.dump()
+    if spec.objectives.latency_p95_milliseconds is not None:
+        allowed["maxBatchMilliseconds"] = max(1, spec.objectives.latency_p95_milliseconds // 4)
+    tiers = {tier.name: tier for tier in spec.tiers}
+    for stage in control.active.plan.stages if control.active is not None else ():
+        tier = tiers.get(stage.tier)
+        memory = (tier.resources.limits or {}).get("memory") if tier is not None else None
+        if tier is not None and memory is not None and tier.device_class in profile.devices:
+            most = profile.most_samples(
+                tier.device_class, stage.resident_first, stage.resident_last, int(parse_quantity(memory))
+            )
+            allowed["maxSize"] = min(allowed["maxSize"], most)
+    return allowed
 
 
 def served_model(pipeline: InferencePipeline, profile: ModelProfileSpec) -> Object:

@@ -102,3 +102,8 @@ class Profile:
         """Memory of a pod that keeps ``[first, last)`` resident: its runtime, weights and activations."""
         base = self.devices[device_class].base_memory_bytes
         return base + sum(self.weight_bytes[first:last]) + self.activation_bytes
+
+    def most_samples(self, device_class: str, first: int, last: int, memory_bytes: int) -> int:
+        """How many samples such a pod may compute at once within this memory; at least one."""
+        spare = memory_bytes - self.resident_bytes(device_class, first, last)
+        return 1 + max(0, spare) // max(1, self.activation_bytes)

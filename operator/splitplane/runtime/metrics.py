@@ -25,6 +25,7 @@ def growing_buckets(first: float, last: float, factor: float) -> tuple[float, ..
 REQUEST_BUCKETS = growing_buckets(0.001, 60.0, 1.2)
 """A quantile read off these is at most 20 % too high."""
 STAGE_BUCKETS = growing_buckets(0.0001, 60.0, 1.5)
+BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 TRANSFER_BUCKETS = growing_buckets(0.0001, 60.0, 1.5)
 
 
@@ -60,7 +61,7 @@ class StageMetrics:
         names = (*POD_LABELS, "tier", "range")
         self._seconds = Histogram(
             "splitplane_stage_duration_seconds",
-            "Compute seconds of a range, emulated slowness included",
+            "Compute seconds of a range, emulated slowness included, as if each request were computed by itself",
             names,
             buckets=STAGE_BUCKETS,
             registry=registry,
@@ -68,6 +69,13 @@ class StageMetrics:
         self._squared = Counter(
             "splitplane_stage_squared_seconds", "Sum of squared compute seconds of a range", names, registry=registry
         )
+        self._samples = Histogram(
+            "splitplane_stage_batch_samples",
+            "Samples that were computed at once",
+            (*POD_LABELS, "tier"),
+            buckets=BATCH_BUCKETS,
+            registry=registry,
+        ).labels(**self._labels)
         self._depth = Gauge(
             "splitplane_stage_queue_depth",
             "Requests accepted and not yet computed",
@@ -75,8 +83,12 @@ class StageMetrics:
             registry=registry,
         )
 
+    def ran(self, samples: int) -> None:
+        """Count one run of any range, for one request or several."""
+        self._samples.observe(samples)
+
     def computed(self, *, first: int, last: int, seconds: float) -> None:
-        """Count one run of the active range ``[first, last)``."""
+        """Count one request's run of ``[first, last)``: what it takes, or would have taken, by itself."""
         labels = {**self._labels, "range": f"{first}-{last}"}
         self._seconds.labels(**labels).observe(seconds)
         self._squared.labels(**labels).inc(seconds * seconds)

@@ -21,6 +21,17 @@ SCHEMA = "splitplane_schema"
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a stage may compute requests together. ``wait_seconds`` ``None``: as long as it thinks fit."""
+
+    samples: int = 1
+    """Most samples at once; 1: each request by itself."""
+    wait_seconds: float | None = None
+    seconds: float | None = None
+    """Longest time that a batch may take; a single request may take what it takes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Hop:
     """One stage of a route: run ``[first, last)``, then encode with ``codec`` for the next hop (empty at the last).
 
@@ -33,6 +44,7 @@ class Hop:
     last: int
     addresses: tuple[str, ...]
     codec: str = ""
+    batch: Limits | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last:

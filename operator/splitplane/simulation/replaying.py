@@ -82,7 +82,6 @@ class Ground:
             self._courses[plan] = course(self._context, plan, self.rates, self._bandwidths)
         return self._courses[plan]
 
-
     def overloads(self, plan: Plan, place: int) -> bool:
         """Whether more arrives in a bin than the plan bears at the utilisation ceiling."""
         most = self.course(plan).most[place] / BUSIEST * self.scenario.policy.max_utilization

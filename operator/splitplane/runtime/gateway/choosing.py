@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from splitplane.runtime.gateway.endpoints import Endpoints
 from splitplane.runtime.gateway.tables import Route, Table
+from splitplane.runtime.routes import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,7 @@ class Choice:
     generation: int
     route: Route
     hops: tuple[tuple[str, ...], ...]
+    batching: Limits | None = None
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -92,7 +94,7 @@ class Chooser:
                 if seconds > 0:
                     shortest = seconds if shortest is None else min(shortest, seconds)
                     continue
-            return Choice(table.generation, route, hops)
+            return Choice(table.generation, route, hops, table.batching)
         if shortest is not None:
             return Wait(shortest, "every route that can serve is at its highest rate")
         if not table.routes:

@@ -285,7 +285,7 @@ class Forwarder:
     @staticmethod
     def _parameters(given: Mapping[str, Parameter], choice: Choice) -> dict[str, Parameter]:
         hops = [
-            Hop(stop.stage, stop.tier, stop.first, stop.last, addresses, codec)
+            Hop(stop.stage, stop.tier, stop.first, stop.last, addresses, codec, choice.batching)
             for stop, addresses, codec in zip(choice.route.stops, choice.hops, (*choice.route.codecs, ""), strict=True)
         ]
         kept = {name: value for name, value in given.items() if not name.startswith("splitplane_")}

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from splitplane.runtime.inference import ModelMetadata, TensorMetadata
+from splitplane.runtime.routes import Limits
 
 DEFAULT_MAX_IN_FLIGHT = 256
 DEFAULT_TIMEOUT_MILLISECONDS = 60_000
@@ -64,6 +65,7 @@ class Table:
     links: tuple[LinkSpec, ...]
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
     timeout_seconds: float = DEFAULT_TIMEOUT_MILLISECONDS / 1000
+    batching: Limits | None = None
 
     def supersedes(self, other: "Table | None") -> bool:
         """Whether this table may replace ``other``: a lower generation of the same object never does."""
@@ -91,6 +93,7 @@ def parse_table(obj: Mapping[str, Any]) -> Table:
             ),
             max_in_flight=int(queue.get("maxInFlight") or DEFAULT_MAX_IN_FLIGHT),
             timeout_seconds=int(queue.get("timeoutMilliseconds") or DEFAULT_TIMEOUT_MILLISECONDS) / 1000,
+            batching=_limits(spec.get("batching") or {}),
         )
     except TableError:
         raise
@@ -98,6 +101,16 @@ def parse_table(obj: Mapping[str, Any]) -> Table:
         raise TableError(f"RouteTable lacks the field {error.args[0]!r}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise TableError(f"RouteTable is malformed: {error}") from error
+
+
+def _limits(item: Mapping[str, Any]) -> Limits | None:
+    """How far stages may compute requests together; ``None``: each by itself."""
+
+    def seconds(field: str) -> float | None:
+        return None if item.get(field) is None else int(item[field]) / 1000
+
+    samples = int(item.get("maxSize") or 1)
+    return None if samples == 1 else Limits(samples, seconds("maxWaitMilliseconds"), seconds("maxBatchMilliseconds"))
 
 
 def _tensors(items: Sequence[Mapping[str, Any]]) -> tuple[TensorMetadata, ...]:

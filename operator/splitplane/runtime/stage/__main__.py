@@ -17,7 +17,7 @@ from splitplane.model import ModelError, ModelSource, libraries, load_partition
 from splitplane.runtime import emulation
 from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.stage import server
-from splitplane.runtime.stage.serving import Runnable
+from splitplane.runtime.stage.computing import Runnable
 from splitplane.runtime.stage.settings import Settings
 
 LOG = logging.getLogger("splitplane.runtime.stage")

@@ -13,7 +13,9 @@ from splitplane.domain.profiles import CODECS
 from splitplane.runtime import codecs, oip_grpc, oip_rest
 from splitplane.runtime.hops import Channels
 from splitplane.runtime.metrics import StageMetrics
-from splitplane.runtime.stage.serving import Pace, Runnable, StageModel
+from splitplane.runtime.stage.batching import keeps_samples_apart
+from splitplane.runtime.stage.computing import Pace, Runnable
+from splitplane.runtime.stage.serving import StageModel
 from splitplane.runtime.stage.settings import Settings
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import torch_dtype
@@ -66,10 +68,12 @@ async def _load(settings: Settings, load: Load, worker: Worker, model: StageMode
     """Load, warm up, begin to serve. False when the stage was told to stop meanwhile."""
     started = time.perf_counter()
 
-    def prepare() -> Runnable:
+    first, last = settings.resident_first, settings.resident_last
+
+    def prepare() -> tuple[Runnable, bool]:
         partition = load()
-        warm_up(partition, settings.resident_first, settings.resident_last)
-        return partition
+        warm_up(partition, first, last)
+        return partition, keeps_samples_apart(partition, partition.graph.cuts, first, last)
 
     loading = asyncio.ensure_future(worker.run(prepare))
     told = asyncio.ensure_future(stopping.wait())
@@ -78,11 +82,14 @@ async def _load(settings: Settings, load: Load, worker: Worker, model: StageMode
     if not loading.done():
         loading.cancel()
         return False
-    model.serve(loading.result().result)
+    partition, together = loading.result().result
+    if not together:
+        LOG.warning("requests are never computed together: this range gives a sample other results beside others")
+    model.serve(partition, together=together)
     LOG.info(
         "ready: cuts %d to %d of %s, loaded in %.1f s",
-        settings.resident_first,
-        settings.resident_last,
+        first,
+        last,
         settings.pipeline,
         time.perf_counter() - started,
     )

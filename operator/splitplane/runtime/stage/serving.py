@@ -1,11 +1,8 @@
-"""What a stage does with a request: decode, run the active range, encode for the next hop, hand on, add its trace."""
+"""What a stage does with a request: check it, have its range computed, hand the result on, add its trace."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
-
-import torch
+from collections.abc import Sequence
+from dataclasses import replace
 
 from splitplane.domain.profiles import CODECS, Cut
 from splitplane.runtime import codecs, hops
@@ -28,40 +25,15 @@ from splitplane.runtime.routes import (
     TRACE,
     Hop,
     HopTrace,
+    Limits,
     decode_route,
     decode_trace,
     encode_route,
     encode_trace,
 )
+from splitplane.runtime.stage.computing import Computed, Computer, Item, Pace, Runnable
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import check_described
-
-Pace = Callable[[float, float], float]
-"""Given the core's and the wall's seconds of a range, waits as a slower device would; returns the seconds waited."""
-
-
-class Graph(Protocol):
-    """What a stage asks of a model's graph."""
-
-    @property
-    def cuts(self) -> Sequence[Cut]: ...
-
-
-class Runnable(Protocol):
-    """A resident range of a model (``splitplane.model`` loads it)."""
-
-    @property
-    def graph(self) -> Graph: ...
-
-    def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Computed:
-    tensors: tuple[Tensor, ...]
-    decode: float
-    compute: float
-    encode: float
 
 
 class StageModel:
@@ -81,13 +53,16 @@ class StageModel:
     ) -> None:
         self._name, self._stage, self._tier = name, stage, tier
         self._resident = resident
-        self._worker, self._channels, self._metrics, self._pace = worker, channels, metrics, pace
+        self._worker, self._channels, self._metrics = worker, channels, metrics
+        self._computer = Computer(pace, metrics)
         self._partition: Runnable | None = None
         self._draining = False
+        self._together = False
         metrics.watch_queue(lambda: worker.depth)
 
-    def serve(self, partition: Runnable) -> None:
-        """Begin to answer, with a partition that is loaded and warm."""
+    def serve(self, partition: Runnable, *, together: bool = False) -> None:
+        """Begin to answer, with a partition that is loaded and warm; ``together``: requests may share a batch."""
+        self._together = together
         self._partition = partition
 
     def drain(self) -> None:
@@ -108,12 +83,11 @@ class StageModel:
         route = self._route(request)
         self._check(partition, route[0], request)
         own, rest = route[0], route[1:]
-        codec = own.codec if rest else "fp32"
-        done = await self._worker.run(
-            lambda: self._compute(partition, own, request.inputs, codec), deadline=request.deadline
-        )
-        computed = done.result
-        self._metrics.computed(first=own.first, last=own.last, seconds=computed.compute)
+        limits = own.batch if self._together and own.batch is not None else Limits()
+        work = self._computer.work(partition, own.first, own.last, codecs.described(request.inputs), limits)
+        item = Item(request.inputs, own.codec if rest else "fp32")
+        done = await self._worker.join(work, item, work.samples, deadline=request.deadline)
+        computed: Computed = done.result
         trace = HopTrace(
             stage=own.stage,
             tier=own.tier,
@@ -177,17 +151,6 @@ class StageModel:
                 f"{cut.schema_hash}: the stages hold different models",
             )
         check_described(codecs.described(request.inputs), declared(cut))
-
-    def _compute(self, partition: Runnable, own: Hop, inputs: Sequence[Tensor], codec: str) -> _Computed:
-        """On the compute thread. Emulated slowness holds the thread, as compute on a slower device would."""
-        started = time.perf_counter()
-        tensors = codecs.decode(inputs)
-        decoded, core = time.perf_counter(), time.thread_time()
-        outputs = partition.run(own.first, own.last, tensors)
-        self._pace(time.thread_time() - core, time.perf_counter() - decoded)
-        ran = time.perf_counter()
-        encoded = codecs.encode(outputs, codec)
-        return _Computed(encoded, decoded - started, ran - decoded, time.perf_counter() - ran)
 
     async def _hand_on(
         self, partition: Runnable, request: InferRequest, tensors: tuple[Tensor, ...], rest: tuple[Hop, ...]
