@@ -14,7 +14,7 @@ from splitplane.planner.layouts import Layout, layout_of
 from splitplane.planner.lines import TRICKLE, Line, build_lines
 from splitplane.planner.options import Options
 from splitplane.planner.pareto import nondominated
-from splitplane.planner.search import Load, Numbers, search
+from splitplane.planner.search import Found, Load, Numbers, search
 
 _FEW = 4000
 """Plans that are weighed in less time than the best of them are searched for."""
@@ -145,6 +145,8 @@ def _search(context: Context, lines: Sequence[Line], rate: float, without: Colle
     for number, line in enumerate(lines):
         left_out = [numbers for plan in without if (numbers := _find(context, line, plan)) is not None]
         found += [(number, part) for part in search(line, load, cover, left_out)]
+    # What became known later rules out most of what was found early, in less time than the exact filter takes for it.
+    found = [(number, _still_open(cover, part)) for number, part in found]
     columns = {
         name: np.concatenate([getattr(part, name) for _, part in found])
         for name in ("first", "second", "head", "middle", "tail", "cost", "p95", "leak", "loss")
@@ -157,6 +159,12 @@ def _search(context: Context, lines: Sequence[Line], rate: float, without: Colle
         replicas = row["head"], row["middle"], row["tail"]
         layouts.append(line.layout(context.profile.segments, row["first"], row["second"], replicas))
     return [layout for layout in layouts if len(layout)]
+
+
+def _still_open(cover: Cover, part: Found) -> Found:
+    """The plans that no known plan is faster than at no more cost, leak and loss."""
+    lowest = cover.lowest(cover.floor(part.leak, part.loss), part.cost)
+    return part.where(np.flatnonzero(lowest >= part.p95))
 
 
 def _cover(lines: Sequence[Line]) -> Cover:

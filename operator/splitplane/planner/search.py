@@ -58,6 +58,9 @@ class Found:
     leak: Array
     loss: Ints
 
+    def where(self, places: Ints) -> "Found":
+        return Found(*(getattr(self, field.name).take(places) for field in fields(self)))
+
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
