@@ -11,7 +11,7 @@ from splitplane.planner.arrays import Array, Bools, Ints
 V = TypeVar("V", np.float64, np.int64)
 
 _MOST_LEAKS, _MOST_LOSSES, _COSTS = 300, 40, 20
-"""Bins. Leaks need the most: plans of neighbouring cuts differ in little else, and costs come in few steps of prices."""
+"""Bins. Leaks need most: plans of neighbouring cuts differ in little else, and costs come in few steps of prices."""
 
 
 class Cover:
