@@ -65,6 +65,7 @@ def serve(given: Mapping[str, Any]) -> None:
         fingerprint="small",
         queue_capacity=given.get("queue", 128),
         drain_pause_seconds=0.2,
+        tls_dir=given.get("tls"),
     )
 
     def pace(*_measured: float) -> float:

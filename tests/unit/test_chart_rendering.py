@@ -103,6 +103,22 @@ def test_the_operator_holds_every_right_that_it_grants(rendered: list[dict[str, 
     assert granted <= _rights(_operator_rules(rendered))
 
 
+def test_secrets_are_reached_only_where_the_operator_issues_certificates() -> None:
+    for mode in ("Off", "Secrets"):
+        rights = {right for d in _render("--set", f"mtls.mode={mode}") for right in _rights(d.get("rules", ()))}
+        assert not any(resource == "secrets" for _, resource, _ in rights)
+    documents = _render("--set", "mtls.mode=Authority")
+    assert {verb for _, resource, verb in _rights(_operator_rules(documents)) if resource == "secrets"} == {
+        "create", "patch",
+    }  # fmt: skip
+    (role,) = (d for d in documents if d["kind"] == "Role")
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["splitplane-authority"], "verbs": ["get"]}
+    ]
+    _, container = _pod(_one(documents, "Deployment"))
+    assert {"name": "SPLITPLANE_MTLS", "value": "Authority"} in container["env"]
+
+
 def test_no_right_is_a_wildcard_or_reaches_secrets(rendered: list[dict[str, Any]]) -> None:
     for group, resource, verb in _rights(_operator_rules(rendered)):
         assert "*" not in (group, resource, verb)

@@ -34,6 +34,7 @@ NAMESPACE = Kind("", "v1", "Namespace", "namespaces", namespaced=False)
 SERVICE = Kind("", "v1", "Service", "services")
 SERVICE_ACCOUNT = Kind("", "v1", "ServiceAccount", "serviceaccounts")
 CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps")
+SECRET = Kind("", "v1", "Secret", "secrets")
 EVENT = Kind("", "v1", "Event", "events")
 ROLE = Kind("rbac.authorization.k8s.io", "v1", "Role", "roles")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
@@ -46,7 +47,7 @@ ROUTE_TABLE = Kind(GROUP, VERSION, "RouteTable", "routetables")
 _KINDS = {
     (kind.api_version, kind.name): kind
     for kind in (
-        POD, NODE, NAMESPACE, SERVICE, SERVICE_ACCOUNT, CONFIG_MAP, EVENT, ROLE, ROLE_BINDING, DEPLOYMENT, JOB,
+        POD, NODE, NAMESPACE, SERVICE, SERVICE_ACCOUNT, CONFIG_MAP, SECRET, EVENT, ROLE, ROLE_BINDING, DEPLOYMENT, JOB,
         PIPELINE, MODEL_PROFILE, ROUTE_TABLE,
     )
 }  # fmt: skip

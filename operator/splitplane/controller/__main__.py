@@ -1,6 +1,7 @@
 """``python -m splitplane.controller``: the operator as it runs in its pod."""
 
 import asyncio
+import datetime as dt
 import logging
 import sys
 import time
@@ -14,9 +15,10 @@ from splitplane.adapters.connecting import connect
 from splitplane.adapters.kinds import MODEL_PROFILE, PIPELINE, ROUTE_TABLE, Kind
 from splitplane.adapters.metrics import PrometheusMetrics, Queries
 from splitplane.controller import handlers
+from splitplane.controller.certificates import Certificates, load_authority
 from splitplane.controller.loop import PlanningLoop
 from splitplane.controller.reconciling import Reconciler
-from splitplane.controller.settings import Settings
+from splitplane.controller.settings import AUTHORITY, Settings
 from splitplane.controller.telemetry import Telemetry, serve
 from splitplane.controller.view import INDEXES, View
 
@@ -49,6 +51,10 @@ async def _run(settings: Settings) -> None:
     try:
         for kind in (PIPELINE, MODEL_PROFILE, ROUTE_TABLE):
             await _require(cluster, kind)
+        certificates = None
+        if settings.mtls == AUTHORITY:
+            authority = await load_authority(cluster, settings.namespace, now=_utc())
+            certificates = Certificates(cluster, authority, now=_utc)
         registry, kopf_settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         running: list[Any] = []
 
@@ -75,7 +81,10 @@ async def _run(settings: Settings) -> None:
         async def start(**kwargs: Any) -> None:
             clock = SystemClock()
             view = View({name: kwargs[name] for name in INDEXES})
-            reconciler = Reconciler(cluster=cluster, view=view, clock=clock, settings=settings, telemetry=telemetry)
+            reconciler = Reconciler(
+                cluster=cluster, view=view, clock=clock, settings=settings, telemetry=telemetry,
+                certificates=certificates,
+            )  # fmt: skip
             loop = PlanningLoop(
                 view=view, reconciler=reconciler, metrics=metrics, clock=clock, telemetry=telemetry,
                 tick_seconds=settings.tick,
@@ -98,6 +107,10 @@ async def _run(settings: Settings) -> None:
     finally:
         metrics.close()
         await cluster.close()
+
+
+def _utc() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 async def _require(cluster: Cluster, kind: Kind) -> None:

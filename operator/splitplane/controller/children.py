@@ -25,9 +25,10 @@ from splitplane.controller.pods import (
     scrape_annotations,
     server,
     spread,
+    tls,
     weights_variables,
 )
-from splitplane.controller.settings import Settings
+from splitplane.controller.settings import OFF, Settings
 
 DESIRED_ANNOTATION = "splitplane.dev/desired"
 """Digest of the object as it was applied last: what has not changed is not sent again."""
@@ -89,6 +90,9 @@ def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, 
         "SPLITPLANE_FINGERPRINT": key.fingerprint,
     }
     env = _model_variables(pipeline, tier, **resident)
+    if settings.mtls != OFF:
+        volume, mount, variable = tls(pipeline.metadata.name, "stage")
+        env, volumes, mounts = [*env, variable], [*volumes, volume], [*mounts, mount]
     container = server("stage", image, "splitplane.runtime.stage", env, resources=tier.resources.dump())
     container["volumeMounts"] = mounts
     container |= _pull_policy(pipeline)
@@ -167,6 +171,9 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
         SPLITPLANE_ROUTE_TABLE=pipeline.metadata.name,
         SPLITPLANE_STATE_DIR=GATEWAY_STATE_PATH,
     )
+    if settings.mtls != OFF:
+        volume, mount, variable = tls(pipeline.metadata.name, "gateway")
+        env, volumes, mounts = [*env, variable], [*volumes, volume], [*mounts, mount]
     container = server(
         "gateway", settings.operator_image, "splitplane.runtime.gateway", env, resources=spec.gateway.resources.dump()
     )

@@ -18,6 +18,9 @@ _SECRET_VOLUME, _SECRET_PATH = "splitplane-weights-secret", f"{WEIGHTS_PATH}/.cr
 """No claim has such a name, so neither path meets that of a ``pvc://``."""
 _SCRATCH_VOLUME = "splitplane-scratch"
 
+TLS_PATH = "/var/run/splitplane/tls"
+_TLS_VOLUME = "splitplane-tls"
+
 _USER = 65532
 """As the images have it; any other number would do."""
 
@@ -231,6 +234,18 @@ def gateway_volumes() -> tuple[list[Object], list[Object]]:
     state: Object = {"name": "splitplane-state", "emptyDir": {}}
     mount: Object = {"name": "splitplane-state", "mountPath": GATEWAY_STATE_PATH}
     return [state, *_scratch_volume()], [mount, *_scratch_mount()]
+
+
+def tls_secret(pipeline: str, role: str) -> str:
+    """Name of the Secret with the certificate of a pipeline's gateway or stages."""
+    return f"{pipeline}-{role}-tls"
+
+
+def tls(pipeline: str, role: str) -> tuple[Object, Object, Object]:
+    """Volume, mount and variable by which a server finds its certificate."""
+    volume: Object = {"name": _TLS_VOLUME, "secret": {"secretName": tls_secret(pipeline, role)}}
+    mount: Object = {"name": _TLS_VOLUME, "mountPath": TLS_PATH, "readOnly": True}
+    return volume, mount, {"name": "SPLITPLANE_TLS_DIR", "value": TLS_PATH}
 
 
 GATEWAY_STATE_PATH = "/var/lib/splitplane"

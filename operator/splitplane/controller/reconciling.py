@@ -20,6 +20,7 @@ from splitplane.api.routes import RouteTableSpec
 from splitplane.controller import control as controls
 from splitplane.controller import route_tables
 from splitplane.controller.arbitrating import Arbiter
+from splitplane.controller.certificates import Certificates
 from splitplane.controller.children import DESIRED_ANNOTATION, gateway_objects, stage_deployment
 from splitplane.controller.control import Control, Serving
 from splitplane.controller.deciding import Deciding
@@ -44,7 +45,10 @@ _REAPPLY_SECONDS = 300.0
 class Reconciler:
     """Reconciles pipelines against the cluster. One round at a time: it is called by one loop."""
 
-    def __init__(self, *, cluster: Cluster, view: View, clock: Clock, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(
+        self, *, cluster: Cluster, view: View, clock: Clock, settings: Settings, telemetry: Telemetry,
+        certificates: Certificates | None = None,
+    ) -> None:  # fmt: skip
         self._cluster = cluster
         self._view = view
         self._clock = clock
@@ -54,12 +58,15 @@ class Reconciler:
         self._arbiter = Arbiter(view=view, telemetry=telemetry)
         self._deciding = Deciding(settings=settings, telemetry=telemetry, arbiter=self._arbiter)
         self._telling = Telling(cluster=cluster, view=view, telemetry=telemetry, arbiter=self._arbiter)
+        self._certificates = certificates
         self._memories: dict[Key, Memory] = {}
 
     def keep_only(self, keys: set[Key]) -> None:
         """Forget pipelines that are gone."""
         for key in self._memories.keys() - keys:
             del self._memories[key]
+        if self._certificates is not None:
+            self._certificates.keep_only({memory.uid for memory in self._memories.values()})
         self._arbiter.keep_only(keys)
 
     async def arbitrate(self) -> None:
@@ -124,6 +131,8 @@ class Reconciler:
 
     async def _apply_gateway(self, pipeline: InferencePipeline, memory: Memory) -> None:
         key = pipeline.metadata.namespace, pipeline.metadata.name
+        if self._certificates is not None:
+            await self._certificates.ensure(pipeline)
         present = self._view.deployments_of(key, "gateway")
         for body in gateway_objects(pipeline, self._settings):
             kind, name = body["kind"], body["metadata"]["name"]

@@ -1,10 +1,13 @@
 """What the chart tells the operator, read once from the environment."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - outside a pod there is no address of one's own
+OFF, SECRETS, AUTHORITY = "Off", "Secrets", "Authority"
+MTLS = (OFF, SECRETS, AUTHORITY)
+"""Mutual TLS: none; by Secrets that somebody else (cert-manager) keeps; by certificates of the operator's authority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,10 @@ class Settings:
     """How long a plan's new pods may take to be admitted by the gateway before the switch is rolled back."""
     drain_deadline: float = 90.0
     """How long an old plan's pods stay for requests in flight. Above the gateway's own time-out of requests."""
+    mtls: str = OFF
+    """Whether pods of a pipeline talk over mutual TLS, and who issues the certificates: one of :data:`MTLS`."""
+    namespace: str = ""
+    """The operator's own."""
     profile_deadline: int = 900
     """A profile job is stopped after this time."""
 
@@ -38,9 +45,18 @@ class Settings:
                 http_port=int(environment.get("SPLITPLANE_HTTP_PORT", "8080")),
                 window=_seconds(environment, "SPLITPLANE_PROMETHEUS_WINDOW_SECONDS", 60),
                 demand_window=_seconds(environment, "SPLITPLANE_DEMAND_WINDOW_SECONDS", 30),
+                mtls=_one_of(environment, "SPLITPLANE_MTLS", MTLS),
+                namespace=environment.get("SPLITPLANE_NAMESPACE", ""),
             )
         except KeyError as error:
             raise ValueError(f"the variable {error.args[0]} is not set; the chart sets it") from error
+
+
+def _one_of(environment: Mapping[str, str], name: str, allowed: Sequence[str]) -> str:
+    text = environment.get(name, allowed[0])
+    if text not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {text!r}")
+    return text
 
 
 def _seconds(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -1,6 +1,7 @@
 """The variables that a pod's process starts from (docs/architecture.md, "Pods"), checked before anything else."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 
 class SettingsError(Exception):
@@ -18,6 +19,12 @@ def required(environment: Mapping[str, str], *names: str, given_by: str) -> dict
     if missing:
         raise SettingsError(f"set {', '.join(missing)}: {given_by}")
     return values
+
+
+def folder(environment: Mapping[str, str], name: str) -> Path | None:
+    """The folder that ``SPLITPLANE_<name>`` names, if it does."""
+    text = environment.get(f"SPLITPLANE_{name}")
+    return Path(text) if text else None
 
 
 def threads(environment: Mapping[str, str]) -> int:

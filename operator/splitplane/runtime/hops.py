@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 
-from splitplane.runtime import oip_wire
+from splitplane.domain.peers import STAGE
+from splitplane.runtime import mtls, oip_wire
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
 from splitplane.runtime.oip_grpc import KEEPALIVE_MILLISECONDS, MODEL_INFER, OPTIONS
 
@@ -30,6 +31,8 @@ CHANNEL_OPTIONS = (
     ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MILLISECONDS),
 )
 MAX_CHANNELS = 256
+RETIRE_SECONDS = 120.0
+"""How long calls under way may go on over a connection that began with an older certificate."""
 LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 """A replica is gone, or ended its grace with the call inside; the caller's own cancelling shows differently."""
 
@@ -48,27 +51,43 @@ class Call:
 
 
 class Channels:
-    """One kept gRPC channel per address; the least recently used one is closed when there are too many."""
+    """One kept gRPC channel per address; the least recently used one is closed when there are too many.
 
-    def __init__(self, limit: int = MAX_CHANNELS) -> None:
+    With an ``identity`` they are encrypted, show its certificate, and go to stages of its pipeline only.
+    """
+
+    def __init__(self, limit: int = MAX_CHANNELS, *, identity: mtls.Identity | None = None) -> None:
         self._limit = limit
+        self._identity = identity
+        self._credentials = None if identity is None else identity.current()
         self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
 
     def get(self, address: str) -> grpc.aio.Channel:
+        if self._identity is not None and (newest := self._identity.current()) is not self._credentials:
+            self._credentials = newest
+            for known in list(self._channels):
+                self.drop(known, grace_seconds=RETIRE_SECONDS)
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            channel = self._channels[address] = self._open(address)
             if len(self._channels) > self._limit:
                 self.drop(next(iter(self._channels)))
         self._channels.move_to_end(address)
         return channel
 
-    def drop(self, address: str) -> None:
-        """Close the channel of an address that is gone; calls under way on it get ten seconds to end."""
+    def _open(self, address: str) -> grpc.aio.Channel:
+        if self._identity is None or self._credentials is None:
+            return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        # A pod's certificate says who it is; its address is only where.
+        options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self._identity.name(STAGE)))
+        return grpc.aio.secure_channel(address, mtls.channel_credentials(self._credentials), options=options)
+
+    def drop(self, address: str, *, grace_seconds: float = 10.0) -> None:
+        """Close the channel of an address that is gone; calls under way on it get a while to end."""
         channel = self._channels.pop(address, None)
         if channel is not None:
-            task = asyncio.ensure_future(channel.close(grace=10.0))
+            task = asyncio.ensure_future(channel.close(grace=grace_seconds))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 

@@ -19,6 +19,7 @@ class Failure(Enum):
     """Why a request failed: (gRPC status name, HTTP status)."""
 
     INVALID_ARGUMENT = 400
+    PERMISSION_DENIED = 403
     NOT_FOUND = 404
     FAILED_PRECONDITION = 409
     RESOURCE_EXHAUSTED = 429
@@ -83,7 +84,7 @@ class ModelMetadata:
 class InferRequest:
     """``outputs`` names what the client wants back (empty: everything). ``deadline`` is on ``time.monotonic``'s
     clock, ``None`` without one; ``received`` is when the whole request had arrived, on ``time.perf_counter``'s.
-    ``client`` is the address that it came from, without a port."""
+    ``client`` is the address that it came from, without a port; ``identity`` the names that its certificate shows."""
 
     model_name: str
     inputs: tuple[Tensor, ...]
@@ -94,6 +95,7 @@ class InferRequest:
     deadline: float | None = None
     received: float = field(default_factory=time.perf_counter)
     client: str = ""
+    identity: tuple[str, ...] = ()
 
     def remaining_seconds(self) -> float | None:
         """Seconds until the deadline (negative once it has passed); ``None`` without one."""

@@ -12,6 +12,7 @@ import grpc.aio
 
 from splitplane.runtime import grpc_standard, oip_pb2, oip_wire
 from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check
+from splitplane.runtime.mtls import Identity
 
 SERVICE = "inference.GRPCInferenceService"
 MODEL_INFER = f"/{SERVICE}/ModelInfer"
@@ -47,16 +48,26 @@ def make_server(model: Model, *handlers: grpc.GenericRpcHandler) -> grpc.aio.Ser
     return server
 
 
-def bind(server: grpc.aio.Server, host: str, port: int) -> None:
-    """Take the port, in clear text. Raises ``RuntimeError`` when it is taken; ``host`` may be an IPv6 address."""
-    server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+def bind(server: grpc.aio.Server, host: str, port: int, *, identity: Identity | None = None) -> None:
+    """Take the port, in clear text without an identity. Raises ``RuntimeError`` when it is taken.
+
+    ``host`` may be an IPv6 address.
+    """
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if identity is None:
+        server.add_insecure_port(address)
+    else:
+        server.add_secure_port(address, identity.server_credentials())
 
 
 def _service(model: Model) -> grpc.GenericRpcHandler:
     async def infer(data: bytes, context: Context) -> bytes:
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
-        request = oip_wire.read_request(data, deadline=deadline, client=context.peer().rpartition(":")[0])
+        names = tuple(name.decode() for name in context.peer_identities() or ())
+        request = oip_wire.read_request(
+            data, deadline=deadline, client=context.peer().rpartition(":")[0], identity=names
+        )
         check(model, request.model_name, request.model_version)
         return oip_wire.write_response(answer(request, await model.infer(request)))
 

@@ -24,8 +24,11 @@ OFF_LOOP_BYTES = 1 << 16
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(model: Model, registry: CollectorRegistry) -> web.Application:
-    """The application, not yet bound: OIP REST, KServe's V1 beside it, ``/v2/health/*`` and ``/metrics``."""
+def make_app(model: Model, registry: CollectorRegistry, *, inference: bool = True) -> web.Application:
+    """The application, not yet bound: OIP REST, KServe's V1 beside it, ``/v2/health/*`` and ``/metrics``.
+
+    Without ``inference`` it takes no requests for the model, and only tells of it.
+    """
     app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[_errors])
 
     async def live(_request: web.Request) -> web.Response:
@@ -89,12 +92,14 @@ def make_app(model: Model, registry: CollectorRegistry) -> web.Application:
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         app.router.add_get(path, model_metadata)
         app.router.add_get(f"{path}/ready", model_ready)
-        app.router.add_post(f"{path}/infer", infer)
+        if inference:
+            app.router.add_post(f"{path}/infer", infer)
     for path in ("/v1/models", "/v2/models"):
         app.router.add_get(path, model_list)
     app.router.add_get("/", alive)
     app.router.add_get("/v1/models/{name}", model_ready)
-    app.router.add_post("/v1/models/{name}:predict", predict)
+    if inference:
+        app.router.add_post("/v1/models/{name}:predict", predict)
     app.router.add_get("/metrics", metrics)
     return app
 

@@ -47,7 +47,9 @@ _CONTENTS = {
 """The typed field of a tensor by datatype; FP16 and BF16 have none and must come as raw contents."""
 
 
-def read_request(data: bytes, *, deadline: float | None = None, client: str = "") -> InferRequest:
+def read_request(
+    data: bytes, *, deadline: float | None = None, client: str = "", identity: tuple[str, ...] = ()
+) -> InferRequest:
     """A ``ModelInferRequest`` as it came off the wire. Raises :class:`InferenceError` when it is malformed."""
     received = time.perf_counter()
     header, contents = _split(data, _RAW_INPUTS)
@@ -63,6 +65,7 @@ def read_request(data: bytes, *, deadline: float | None = None, client: str = ""
         deadline=deadline_of(parameters, deadline),
         received=received,
         client=client,
+        identity=identity,
     )
 
 

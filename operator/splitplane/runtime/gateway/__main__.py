@@ -42,7 +42,7 @@ def main() -> int:
         return 2
     try:
         asyncio.run(_run(settings))
-    except (ClusterError, OSError, RuntimeError) as error:
+    except (ClusterError, OSError, RuntimeError, SettingsError) as error:
         logger.error("%s", error)
         return 1
     return 0

@@ -19,6 +19,7 @@ from splitplane.runtime.gateway.store import Store
 from splitplane.runtime.gateway.watching import Watcher
 from splitplane.runtime.hops import Channels
 from splitplane.runtime.metrics import GatewayMetrics
+from splitplane.runtime.mtls import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,11 @@ class Gateway:
         self._registry = CollectorRegistry()
         metrics = GatewayMetrics(self._registry, namespace=settings.namespace, pipeline=settings.pipeline)
         self.router = Router(tier=settings.tier, metrics=metrics)
-        self._channels = Channels()
-        self._checker = Checker(self.router, self._channels)
+        identity = None
+        if settings.tls_dir is not None:
+            identity = Identity(settings.tls_dir, pipeline=settings.pipeline, namespace=settings.namespace)
+        self._channels = Channels(identity=identity)
+        self._checker = Checker(self.router, self._channels, Channels(identity=identity))
         self.forwarder = Forwarder(self.router, self._channels, self._checker)
         self._watcher = Watcher(self.router, cluster, Store(settings.state_dir), settings)
         self._acknowledger = Acknowledger(self.router, cluster, settings)

@@ -21,12 +21,15 @@ IDLE_SECONDS = 5.0
 
 
 class Checker:
-    """Keeps the router's endpoints admitted or not, by ServerReady. ``calls`` are the channels that requests use."""
+    """Keeps the router's endpoints admitted or not, by ServerReady.
 
-    def __init__(self, router: Router, calls: Channels) -> None:
+    ``calls`` are the channels that requests use, ``own`` those for checks.
+    """
+
+    def __init__(self, router: Router, calls: Channels, own: Channels) -> None:
         self._router = router
         self._calls = calls
-        self._channels = Channels()
+        self._channels = own
         self._running: dict[str, asyncio.Task[bool]] = {}
 
     async def run(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitplane.runtime.environment import required
+from splitplane.runtime.environment import folder, required
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class Settings:
     state_dir: Path
     http_port: int = 8080
     grpc_port: int = 9000
+    tls_dir: Path | None = None
+    """Where this pod's certificate lies; without it, stages are called in clear text."""
     drain_pause_seconds: float = 2.0
     """Between ceasing to be ready and refusing connections, so that clients hear of the first before the second."""
     drain_seconds: float = 25.0
@@ -38,4 +40,5 @@ class Settings:
             pod_ip=values["POD_IP"],
             route_table=values["ROUTE_TABLE"],
             state_dir=Path(values["STATE_DIR"]),
+            tls_dir=folder(environment, "TLS_DIR"),
         )

@@ -13,6 +13,7 @@ from splitplane.domain.profiles import CODECS
 from splitplane.runtime import codecs, oip_grpc, oip_rest
 from splitplane.runtime.hops import Channels
 from splitplane.runtime.metrics import StageMetrics
+from splitplane.runtime.mtls import Identity
 from splitplane.runtime.stage.batching import keeps_samples_apart
 from splitplane.runtime.stage.computing import Pace, Runnable
 from splitplane.runtime.stage.serving import StageModel
@@ -35,7 +36,10 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    worker, channels = Worker(settings.queue_capacity), Channels()
+    identity = None
+    if settings.tls_dir is not None:
+        identity = Identity(settings.tls_dir, pipeline=settings.pipeline, namespace=settings.namespace)
+    worker, channels = Worker(settings.queue_capacity), Channels(identity=identity)
     model = StageModel(
         name=settings.pipeline,
         stage=settings.pod_name,
@@ -45,12 +49,17 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
         channels=channels,
         metrics=StageMetrics(registry, namespace=settings.namespace, pipeline=settings.pipeline, tier=settings.tier),
         pace=pace,
+        identity=identity,
     )
     server = oip_grpc.make_server(model)
-    oip_grpc.bind(server, settings.pod_ip, settings.grpc_port)
+    oip_grpc.bind(server, settings.pod_ip, settings.grpc_port, identity=identity)
     await server.start()
     http = await oip_rest.serve(
-        oip_rest.make_app(model, registry), settings.pod_ip, settings.http_port, drain_seconds=settings.drain_seconds
+        # HTTP stays in clear text, for kubelet and Prometheus: with mutual TLS it takes no requests.
+        oip_rest.make_app(model, registry, inference=identity is None),
+        settings.pod_ip,
+        settings.http_port,
+        drain_seconds=settings.drain_seconds,
     )
     try:
         if await _load(settings, load, worker, model, stopping):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from splitplane.domain.peers import GATEWAY, STAGE
 from splitplane.domain.profiles import CODECS, Cut
 from splitplane.runtime import codecs, hops
 from splitplane.runtime.inference import (
@@ -18,6 +19,7 @@ from splitplane.runtime.inference import (
     invalid,
 )
 from splitplane.runtime.metrics import StageMetrics
+from splitplane.runtime.mtls import Identity
 from splitplane.runtime.routes import (
     GENERATION,
     ROUTE,
@@ -50,7 +52,9 @@ class StageModel:
         channels: hops.Channels,
         metrics: StageMetrics,
         pace: Pace,
+        identity: Identity | None = None,
     ) -> None:
+        """With an ``identity`` only its pipeline's gateway and stages are served."""
         self._name, self._stage, self._tier = name, stage, tier
         self._resident = resident
         self._worker, self._channels, self._metrics = worker, channels, metrics
@@ -58,6 +62,7 @@ class StageModel:
         self._partition: Runnable | None = None
         self._draining = False
         self._together = False
+        self._identity = identity
         metrics.watch_queue(lambda: worker.depth)
 
     def serve(self, partition: Runnable, *, together: bool = False) -> None:
@@ -81,6 +86,7 @@ class StageModel:
     async def infer(self, request: InferRequest) -> InferResponse:
         partition = self._loaded()
         route = self._route(request)
+        self._authorise(request, route[0])
         self._check(partition, route[0], request)
         own, rest = route[0], route[1:]
         limits = own.batch if self._together and own.batch is not None else Limits()
@@ -133,6 +139,21 @@ class StageModel:
         except ValueError as error:
             raise invalid(f"parameter {ROUTE}: {error}") from None
         return route
+
+    def _authorise(self, request: InferRequest, own: Hop) -> None:
+        """The model's input comes from the pipeline's gateway, anything later from one of its stages.
+
+        So nobody else can have this stage run something, or call the addresses of a route of theirs.
+        """
+        if self._identity is None:
+            return
+        wanted = self._identity.name(GATEWAY if own.first == 0 else STAGE)
+        if wanted not in request.identity:
+            raise InferenceError(
+                Failure.PERMISSION_DENIED,
+                f"cut {own.first} is taken from {wanted} only; the caller's certificate names "
+                f"{', '.join(request.identity) or 'nobody'}",
+            )
 
     def _check(self, partition: Runnable, own: Hop, request: InferRequest) -> None:
         """Raises :class:`InferenceError` when the range is not resident or the tensors are not those of its cut."""

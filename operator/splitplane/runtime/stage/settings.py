@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from splitplane.runtime.environment import SettingsError, required, threads
+from splitplane.runtime.environment import SettingsError, folder, required, threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Settings:
     grpc_port: int = 9000
     queue_capacity: int = 128
     """Requests that may wait for the compute worker; more are turned away at once."""
+    tls_dir: Path | None = None
+    """Where this pod's certificate lies; without it, calls are in clear text."""
     drain_pause_seconds: float = 2.0
     """Between ceasing to be ready and refusing calls, so that senders hear of the first before the second."""
     drain_seconds: float = 25.0
@@ -48,6 +51,7 @@ class Settings:
             resident_last=last,
             fingerprint=values["FINGERPRINT"],
             threads=threads(environment),
+            tls_dir=folder(environment, "TLS_DIR"),
         )
 
 

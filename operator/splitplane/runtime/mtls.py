@@ -1,0 +1,113 @@
+"""Mutual TLS between a pipeline's pods, with certificates that may be replaced while they serve (docs/security.md).
+
+A pod's certificate, key and authorities lie in a folder in the form of a ``kubernetes.io/tls`` Secret, as cert-manager
+writes it: ``tls.crt``, ``tls.key``, ``ca.crt``. Certificates name who a pod is, not where: pods are called by address,
+and are what their certificate's DNS name says, ``<role>.<pipeline>.<namespace>.splitplane``. New connections use what
+lies in the folder then; those that exist go on with what they began with.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from splitplane.domain.peers import peer_name
+from splitplane.runtime.environment import SettingsError
+
+CHECK_SECONDS = 1.0
+"""At most so often the folder is looked at."""
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Credentials:
+    """What lies in the folder, in PEM. Not to be printed: it holds the key."""
+
+    certificate: bytes
+    key: bytes
+    authorities: bytes
+
+
+class Identity:
+    """A pod's own credentials, and the names of those whom it talks to. Threads may share it."""
+
+    def __init__(
+        self, folder: Path, *, pipeline: str, namespace: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Raises ``SettingsError`` when the folder holds no usable credentials."""
+        self._folder, self._pipeline, self._namespace, self._clock = folder, pipeline, namespace, clock
+        self._lock = threading.Lock()
+        self._looked_at = clock()
+        try:
+            self._credentials = _read(folder)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"SPLITPLANE_TLS_DIR: {error}") from error
+
+    def name(self, role: str) -> str:
+        """The name that this pipeline's pods of a role show."""
+        return peer_name(role, self._pipeline, self._namespace)
+
+    def current(self) -> Credentials:
+        """The newest usable credentials; another object only when they have changed."""
+        with self._lock:
+            now = self._clock()
+            if now - self._looked_at >= CHECK_SECONDS:
+                self._looked_at = now
+                self._look()
+            return self._credentials
+
+    def _look(self) -> None:
+        try:
+            found = _read(self._folder)
+        except (OSError, ValueError) as error:
+            LOG.warning("the new certificate is not used, the old one still is: %s", error)
+            return
+        if found != self._credentials:
+            self._credentials = found
+            LOG.info("new connections use a new certificate, valid until %s", _leaf(found).not_valid_after_utc)
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """For a server that takes nobody without a certificate of these authorities."""
+        given = self.current()
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            newest = self.current()
+            if newest is given:
+                return None
+            given = newest
+            return _server_configuration(newest)
+
+        return grpc.dynamic_ssl_server_credentials(_server_configuration(given), changed, True)  # type: ignore[arg-type]
+
+
+def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(credentials.authorities, credentials.key, credentials.certificate)
+
+
+def _server_configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:
+    pair = (credentials.key, credentials.certificate)
+    return grpc.ssl_server_certificate_configuration([pair], credentials.authorities)
+
+
+def _read(folder: Path) -> Credentials:
+    """Raises ``OSError``, or ``ValueError`` for what is no certificate, key and authorities that go together."""
+    # A kubelet replaces a Secret's files all at once, by a link: through it they are of one version.
+    version = (folder / "..data").resolve() if (folder / "..data").exists() else folder
+    credentials = Credentials(*((version / name).read_bytes() for name in ("tls.crt", "tls.key", "ca.crt")))
+    key = load_pem_private_key(credentials.key, None)
+    if _leaf(credentials).public_key() != key.public_key():
+        raise ValueError(f"{folder}: tls.key is not the key of tls.crt")
+    x509.load_pem_x509_certificates(credentials.authorities)
+    return credentials
+
+
+def _leaf(credentials: Credentials) -> x509.Certificate:
+    return x509.load_pem_x509_certificates(credentials.certificate)[0]
