@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from splitplane.api import crds
-from splitplane.api.fields import Model
+from splitplane.api.fields import Codec, Model
+from splitplane.domain.profiles import CODECS
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
@@ -101,3 +102,7 @@ def test_a_model_without_limits_is_refused_by_name() -> None:
     loose = crds.Resource(Loose, "Loose", "looses", "loose", ())
     with pytest.raises(ValueError, match=r"\.spec: a map without maxProperties"):
         crds.schema(loose)
+
+
+def test_a_pipeline_may_name_every_codec_that_the_data_plane_has():
+    assert get_args(Codec) == CODECS

@@ -168,7 +168,7 @@ async def test_tensors_of_another_model_are_refused():
         ("nonsense", "parameter splitplane_route: Invalid JSON"),
         (
             encode_route([Hop("a", "edge", 0, 1, ("x",), "zip"), Hop("b", "edge", 1, 2, ("x",))]),
-            "codec 'zip' is unknown; use one of fp32, fp16, int8",
+            "codec 'zip' is unknown; use one of fp32, fp32+zstd, fp16",
         ),
     ],
 )

@@ -140,7 +140,10 @@ Quantity = Annotated[
     ),
 ]
 """A Kubernetes quantity that is not negative, as a string or a whole number."""
-Codec = Literal["fp32", "fp16", "int8"]
+Codec = Literal[
+    "fp32", "fp32+zstd", "fp16", "fp16+zstd", "bf16", "bf16+zstd", "int8", "int8+zstd", "int4", "int4+zstd"
+]  # fmt: skip
+"""``domain.profiles.CODECS``."""
 Count = Annotated[int, between(0, LARGEST)]
 
 

@@ -66,6 +66,8 @@ _IMAGE = text(
 )
 
 MAX_PARTITIONS = 2
+MAX_CODECS = 4
+"""The planner tries every allowed codec at every cut."""
 NAMES_LENGTH = 45
 """Longest pipeline's and tier's name together: children are called ``<pipeline>-profile-<tier>-<hash8>``, within 63."""
 
@@ -235,8 +237,9 @@ class Partitioning(Model):
     """``Auto`` re-plans; ``Advisory`` keeps its plan while the spec allows it, and reports better ones; ``Fixed`` takes
     ``fixed``."""
     max_partitions: Annotated[int, between(1, MAX_PARTITIONS)] = MAX_PARTITIONS
-    codecs: Annotated[tuple[Codec, ...], distinct(least=1, most=3)] = ("fp32",)
-    """Encodings that a plan may use between tiers. ``fp16`` and ``int8`` lose accuracy: ask for them by name."""
+    codecs: Annotated[tuple[Codec, ...], distinct(least=1, most=MAX_CODECS)] = ("fp32",)
+    """Encodings that a plan may use between tiers. All but ``fp32`` and ``fp32+zstd`` lose accuracy: ask for them by
+    name."""
     fixed: FixedPartitioning | None = None
 
 

@@ -19,7 +19,7 @@ from splitplane.api.fields import (
     rules,
 )
 from splitplane.api.tensors import Datatype, Tensors
-from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
+from splitplane.domain.profiles import CODECS, CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
 
 KIND = "ModelProfile"
 PLURAL = "modelprofiles"
@@ -44,7 +44,7 @@ class CutTensor(Model):
 
 
 class WireSize(Model):
-    """Bytes of one sample on the wire, header excluded."""
+    """Bytes of one sample on the wire, header excluded; of codecs that compress, as measured or the most it can be."""
 
     codec: Codec
     bytes: Count
@@ -55,7 +55,7 @@ class ProfiledCut(Model):
 
     name: _Text
     tensors: Annotated[tuple[CutTensor, ...], ordered(least=1, most=64)]
-    wire_bytes: Annotated[tuple[WireSize, ...], keyed("codec", least=1, most=3)]
+    wire_bytes: Annotated[tuple[WireSize, ...], keyed("codec", least=1, most=len(CODECS))]
     schema_hash: Annotated[str, at_most(64)]
     """Identifies names, datatypes and shapes; stages with different hashes refuse each other."""
 
@@ -85,7 +85,7 @@ class ProfiledDevice(Model):
     """Coefficient of variation of a range's time."""
     overhead_nanoseconds: Count
     """What a stage adds to each request besides compute and codecs."""
-    codecs: Annotated[tuple[CodecCost, ...], keyed("codec", most=3)] = ()
+    codecs: Annotated[tuple[CodecCost, ...], keyed("codec", most=len(CODECS))] = ()
     base_memory_bytes: Count
     """Resident memory of a pod before it loads any segment."""
 

@@ -1,11 +1,12 @@
 """Sizes of tensors on the wire, so that planner, profiler and data plane count the same bytes.
 
-The encoders themselves live in ``runtime.codecs``; they must produce exactly what :func:`encoded_bytes` says.
+The encoders themselves live in ``runtime.codecs``; they must produce exactly what :func:`encoded_bytes` says, and with
+Zstandard on top at most that.
 """
 
 import math
 
-from splitplane.domain.profiles import CODECS, TensorSpec
+from splitplane.domain.profiles import CODECS, TensorSpec, base_codec
 
 DATATYPE_BYTES = {
     "BOOL": 1,
@@ -25,10 +26,16 @@ DATATYPE_BYTES = {
 """Bytes per element of the Open Inference Protocol's fixed-size datatypes (``BYTES`` has no fixed size)."""
 
 FLOATING = frozenset({"FP16", "BF16", "FP32", "FP64"})
-"""Datatypes that a lossy codec may shrink; all others travel raw under every codec."""
+"""Datatypes that a lossy codec may shrink; all others travel raw under every base codec."""
 
-INT8_AFFINE_BYTES = 8
-"""An fp32 scale and an fp32 offset, for each part of a tensor that int8 scales apart from the rest."""
+ELEMENT_BITS = {"fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
+"""What each lossy codec takes for an element."""
+
+AFFINE_BITS = {"int8": 8, "int4": 4}
+"""Codecs that divide the extent of a group of elements into equal steps, 2 to this power less one."""
+
+AFFINE_BYTES = 8
+"""An fp32 scale and an fp32 offset, for each part of a tensor that is scaled apart from the rest."""
 
 
 def raw_bytes(spec: TensorSpec, *, batch: int = 1) -> int:
@@ -38,34 +45,40 @@ def raw_bytes(spec: TensorSpec, *, batch: int = 1) -> int:
     return batch * math.prod(spec.shape) * DATATYPE_BYTES[spec.datatype]
 
 
-def int8_groups(spec: TensorSpec) -> int | None:
-    """How many parts of a tensor int8 scales apart: its channels, or 1 for all of it; ``None`` where it travels raw.
+def packed_bytes(spec: TensorSpec, codec: str) -> int:
+    """Bytes of the elements of one sample under a lossy base codec; int4 fills up the last byte of a sample."""
+    return -(-math.prod(spec.shape) * ELEMENT_BITS[codec] // 8)
 
-    Channels (dimension 1) are scaled apart where that takes fewer bytes than fp16, which loses less; with few elements
-    to a channel, scales and offsets would outweigh what int8 saves. A sample that would not shrink travels raw. The
-    batch plays no part in it.
+
+def affine_groups(spec: TensorSpec, codec: str) -> int | None:
+    """How many parts of a tensor int8 or int4 scales apart: its channels, or 1 for all of it; ``None`` if it is raw.
+
+    Channels (dimension 1) are scaled apart where that takes fewer bytes than the codec of twice the bits, which loses
+    less; with few elements to a channel, scales and offsets would outweigh what is saved. A sample that would not
+    shrink travels raw. The batch plays no part in it.
     """
     elements = math.prod(spec.shape)
     channels = spec.shape[0] if spec.shape else 1
-    per_channel = channels > 0 and elements // channels > INT8_AFFINE_BYTES
+    per_channel = channels > 0 and elements // channels * AFFINE_BITS[codec] > 8 * AFFINE_BYTES
     groups = channels if per_channel else 1
-    return groups if elements + INT8_AFFINE_BYTES * groups < raw_bytes(spec) else None
+    return groups if packed_bytes(spec, codec) + AFFINE_BYTES * groups < raw_bytes(spec) else None
 
 
 def encoded_bytes(spec: TensorSpec, codec: str, *, batch: int = 1) -> int:
-    """Payload bytes of ``batch`` samples under a codec, headers excluded.
+    """Payload bytes of ``batch`` samples under a codec, headers excluded; of one that compresses, the most it can be.
 
-    fp16 stores two bytes per element, int8 one, and the scales and offsets of int8 (see :func:`int8_groups`) are
-    shared by the whole batch. Tensors whose datatype is not floating point travel raw under every codec. Raises
-    ``ValueError`` on an unknown codec or datatype.
+    fp16 and bf16 store two bytes per element, int8 one, int4 half of one; the scales and offsets of the last two (see
+    :func:`affine_groups`) are shared by the whole batch. Tensors that would not shrink travel raw, as all do whose
+    datatype is not floating point. Raises ``ValueError`` on an unknown codec or datatype.
     """
     raw = raw_bytes(spec, batch=batch)
     if codec not in CODECS:
         raise ValueError(f"codec {codec} is unknown; use one of {', '.join(CODECS)}")
-    if codec == "fp32" or spec.datatype not in FLOATING:
+    base = base_codec(codec)
+    if base == "fp32" or spec.datatype not in FLOATING:
         return raw
-    elements = batch * math.prod(spec.shape)
-    if codec == "fp16":
-        return 2 * elements
-    groups = int8_groups(spec)
-    return raw if groups is None else elements + INT8_AFFINE_BYTES * groups
+    packed = batch * packed_bytes(spec, base)
+    if base not in AFFINE_BITS:
+        return min(raw, packed)
+    groups = affine_groups(spec, base)
+    return raw if groups is None else packed + AFFINE_BYTES * groups

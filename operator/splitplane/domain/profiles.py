@@ -7,8 +7,17 @@ cut ``n`` its output. A range ``[first, last)`` is written by the cuts that boun
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-CODECS = ("fp32", "fp16", "int8")
-"""Wire codecs, in the order of falling fidelity."""
+BASE_CODECS = ("fp32", "fp16", "bf16", "int8", "int4")
+"""Ways to write an element on the wire, in the order of falling fidelity."""
+ZSTD = "+zstd"
+CODECS = tuple(codec for base in BASE_CODECS for codec in (base, base + ZSTD))
+"""Wire codecs, in the order of falling fidelity: each base codec, and the same with Zstandard on top, which loses no
+more."""
+
+
+def base_codec(codec: str) -> str:
+    """What a codec loses and leaks is what its base does."""
+    return codec.removesuffix(ZSTD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,8 @@ class TensorSpec:
 class Cut:
     """A place where the graph can be divided.
 
-    ``wire_bytes`` maps a codec to the bytes per sample on the wire (header excluded).
+    ``wire_bytes`` maps a codec to the bytes per sample on the wire (header excluded); those of codecs that compress are
+    what was measured, or the most that they can be.
     ``schema_hash`` identifies names, dtypes and shapes; stages with different hashes refuse each other.
     ``accuracy_loss`` and ``leakage`` map a codec to what crossing here with it was measured to cost in accuracy and to
     give away of the input, both from 0 to 1; a codec without an entry has not been measured.

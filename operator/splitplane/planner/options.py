@@ -1,12 +1,12 @@
 """Ways to cross from one stage to the next: a cut and a codec each. They depend on the profile alone and are kept."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
 import numpy as np
 
-from splitplane.domain.profiles import CODECS, Cut, Profile
+from splitplane.domain.profiles import CODECS, Cut, Profile, base_codec
 from splitplane.planner.arrays import Array, Bools, Ints
 
 LOSS_STEP = 0.001
@@ -61,12 +61,14 @@ def cut_table(profile: Profile) -> CutTable:
     cuts = profile.cuts
     codecs = (*CODECS, *sorted({codec for cut in cuts for codec in cut.wire_bytes} - set(CODECS)))
     sent = np.array([[float(_wire_bytes(cut, codec)) for cut in cuts] for codec in codecs])
-    lossless = sent >= sent[codecs.index("fp32")]
+    # What crosses raw under a base codec loses nothing, compressed or not.
+    bases = [codecs.index(base) if (base := base_codec(codec)) in codecs else row for row, codec in enumerate(codecs)]
+    lossless = (sent >= sent[codecs.index("fp32")])[bases]
     depth = np.linspace(1.0, 0.0, len(cuts))
-    rounding = np.array([_ROUNDING.get(codec, _COARSEST_ROUNDING) for codec in codecs])[:, None]
-    leaks = np.array([[cut.leakage.get(codec, np.nan) for cut in cuts] for codec in codecs])
+    rounding = np.array([_ROUNDING.get(base_codec(codec), _COARSEST_ROUNDING) for codec in codecs])[:, None]
+    leaks = np.array([[_measured(cut.leakage, codec) for cut in cuts] for codec in codecs])
     leaks[:, 0] = 1.0
-    losses = np.array([[cut.accuracy_loss.get(codec, np.nan) for cut in cuts] for codec in codecs])
+    losses = np.array([[_measured(cut.accuracy_loss, codec) for cut in cuts] for codec in codecs])
     losses = np.where(np.isnan(losses) & lossless, 0.0, np.maximum(0.0, losses))
     return CutTable(
         codecs=codecs,
@@ -123,6 +125,10 @@ def _dominated(profile: Profile, table: CutTable, chosen: Bools) -> Bools:
                 # Of equals the one of higher fidelity stays.
                 result[codec] |= chosen[rival] & no_worse & (better | (rival < codec))
     return result
+
+
+def _measured(values: Mapping[str, float], codec: str) -> float:
+    return values.get(codec, values.get(base_codec(codec), np.nan))
 
 
 def _wire_bytes(cut: Cut, codec: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from prometheus_client import CollectorRegistry
 
-from splitplane.domain.profiles import CODECS
+from splitplane.domain.profiles import BASE_CODECS
 from splitplane.runtime import codecs, oip_grpc, oip_rest
 from splitplane.runtime.hops import Channels
 from splitplane.runtime.metrics import StageMetrics
@@ -106,7 +106,7 @@ async def _load(settings: Settings, load: Load, worker: Worker, model: StageMode
 
 
 def warm_up(partition: Runnable, first: int, last: int, *, budget_seconds: float = WARM_UP_SECONDS) -> None:
-    """Run the range and every codec on zeros: first calls allocate and choose kernels, which no request should pay.
+    """Run the range and every base codec on zeros: first calls allocate and choose kernels; no request should pay that.
 
     A re-split inside the resident range runs a part of it, from its start or to its end; these parts are run too, as
     far as the budget allows.
@@ -123,7 +123,7 @@ def warm_up(partition: Runnable, first: int, last: int, *, budget_seconds: float
 
 def _run(partition: Runnable, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     outputs = partition.run(first, last, tensors)
-    for codec in CODECS:
+    for codec in BASE_CODECS:
         codecs.decode(codecs.encode(outputs, codec))
     return outputs
 
