@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from splitplane.domain.measurements import Measurement, Value
 from splitplane.domain.plans import Plan, Stage
-from splitplane.domain.profiles import CODECS, CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
+from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
 from splitplane.domain.snapshots import Active, Decision, Inputs, Link, Policy, Preference, Snapshot, Tier
 
 CREPE_PREFIX_MILLISECONDS = (0.0, 3.7, 41.7, 44.0, 45.3, 46.8, 50.2)
@@ -63,7 +63,7 @@ POLICY = Policy(
     max_cost_per_hour=1.0,
     raw_input_stays_trusted=True,
     prefer=Preference.LATENCY,
-    codecs=CODECS,
+    codecs=("fp32", "fp16", "int8"),
     gateway_tier="edge",
 )
 

@@ -12,7 +12,7 @@ from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
 from splitplane.controller.reconciling import Reconciler
 from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Value
-from splitplane.domain.profiles import DeviceProfile, Profile, TensorSpec
+from splitplane.domain.profiles import DeviceProfile, Profile, TensorSpec, Work
 from splitplane.domain.profiles_io import ProfileResult, to_dict
 from tests.support.planner_cases import crepe
 
@@ -46,7 +46,8 @@ def result(device_class: str, factor: float) -> str:
     device = full.devices["edge"]
     prefix = tuple(seconds / 8 * factor for seconds in device.prefix_seconds)
     own = DeviceProfile(device_class, prefix, 0.02, 0.002, device.codec_times, 300 << 20)
-    profile = Profile(full.fingerprint, full.cuts, full.weight_bytes, full.activation_bytes, {device_class: own})
+    work = (Work(10**7, 10**6),) * full.segments
+    profile = Profile(full.fingerprint, full.cuts, full.weight_bytes, full.activation_bytes, {device_class: own}, work)
     names = tuple(f"conv{index}" for index in range(profile.segments))
     tensor = (TensorSpec("frames", "FP32", (1024,)),)
     return json.dumps(to_dict(ProfileResult("tracker", profile, tensor, (TensorSpec("out", "FP32", (360,)),), names)))

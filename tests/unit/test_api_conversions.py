@@ -13,7 +13,7 @@ from splitplane import api
 from splitplane.api.policies import percent
 from splitplane.domain.measurements import Missing, Value
 from splitplane.domain.plans import Plan, Prediction, Stage
-from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
+from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
 from splitplane.domain.snapshots import FixedPlan, Mode, Preference
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -146,9 +146,12 @@ def _profiles(draw: st.DrawFn) -> Profile:
                 overhead_seconds=draw(_seconds),
                 codec_times={"int8": draw(_times)},
                 base_memory_bytes=draw(_bytes),
+                threads=2,
+                timings=(Timing(4, 1, (0.0, *(draw(_seconds) for _ in range(cuts - 1))), 0.25),),
             )
             for name in ("edge", "cloud")
         },
+        work=tuple(Work(draw(_bytes), draw(_bytes)) for _ in range(cuts - 1)),
     )
 
 
@@ -166,15 +169,22 @@ def test_a_profile_survives_the_resource_to_the_nanosecond_and_the_byte(profile:
     assert again.cuts == profile.cuts
     assert again.weight_bytes == profile.weight_bytes
     assert again.activation_bytes == profile.activation_bytes
+    assert again.work == profile.work
     for name, device in profile.devices.items():
         found = again.devices[name]
         assert found.prefix_seconds == pytest.approx(device.prefix_seconds, abs=0.6e-9)
         assert found.overhead_seconds == pytest.approx(device.overhead_seconds, abs=0.6e-9)
         assert found.base_memory_bytes == device.base_memory_bytes
+        assert found.threads == device.threads
+        (timing,), (kept,) = device.timings, found.timings
+        assert (kept.batch, kept.threads, kept.time_cv) == (timing.batch, timing.threads, timing.time_cv)
+        assert kept.prefix_seconds == pytest.approx(timing.prefix_seconds, abs=0.6e-9)
         for codec, times in device.codec_times.items():
             wanted = (times.encode_seconds_per_byte, times.decode_seconds_per_byte)
-            kept = found.codec_times[codec]
-            assert (kept.encode_seconds_per_byte, kept.decode_seconds_per_byte) == pytest.approx(wanted, abs=1e-18)
+            again_times = found.codec_times[codec]
+            assert (again_times.encode_seconds_per_byte, again_times.decode_seconds_per_byte) == pytest.approx(
+                wanted, abs=1e-18
+            )
 
 
 def test_a_profile_needs_a_name_for_every_segment() -> None:

@@ -66,3 +66,19 @@ def test_an_input_of_another_form_is_told_what_to_write(text: str) -> None:
 
 def test_a_factory_that_is_not_there_is_named() -> None:
     assert "nowhere" in run("inspect", "nowhere:build", "--input", "x:FP32:-1,4", code=2)
+
+
+def test_profile_measures_the_factorys_own_values_and_draws_them(tmp_path: Path) -> None:
+    picture = tmp_path / "profile.png"
+    arguments = ["model", "profile", SKIPS.factory, "--input", "x:FP32:-1,64", "--path", ".", "--json"]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("splitplane"), *arguments, "--seconds", "1", "--threads", "1",
+         "--batch", "2", "--plot", str(picture)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [timing["batch"] for timing in result["device"]["timings"]] == [2]
+    assert result["device"]["prefixSeconds"][-1] > 0.0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "segments" in done.stderr

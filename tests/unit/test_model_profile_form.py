@@ -6,7 +6,7 @@ import math
 import pytest
 
 from splitplane.domain.codecs import encoded_bytes, raw_bytes
-from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
+from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
 from splitplane.domain.profiles_io import ProfileResult, from_dict, to_dict
 
 
@@ -28,8 +28,18 @@ def result() -> ProfileResult:
             weight_bytes=(10, 20),
             activation_bytes=48,
             devices={
-                "x86": DeviceProfile("x86", (0.0, 0.001, 0.0035), 0.04, 0.0008, {"fp32": CodecTimes(1e-10, 2e-10)}, 9)
+                "x86": DeviceProfile(
+                    "x86",
+                    (0.0, 0.001, 0.0035),
+                    0.04,
+                    0.0008,
+                    {"fp32": CodecTimes(1e-10, 2e-10)},
+                    9,
+                    threads=2,
+                    timings=(Timing(4, 2, (0.0, 0.003, 0.011), 0.02),),
+                )
             },
+            work=(Work(1000, 200), Work(30, 400)),
         ),
     )
 
@@ -49,6 +59,13 @@ def test_a_result_whose_numbers_do_not_fit_its_cuts_is_refused() -> None:
     data = to_dict(result())
     data["segments"].pop()
     with pytest.raises(ValueError, match="2 segments needs 2 names"):
+        from_dict(data)
+
+
+def test_every_timing_covers_all_cuts() -> None:
+    data = to_dict(result())
+    data["device"]["timings"][0]["prefixSeconds"].pop()
+    with pytest.raises(ValueError, match="3 prefix times"):
         from_dict(data)
 
 

@@ -1,11 +1,69 @@
-"""How repeated timings become a profile."""
+"""How a model is measured, and how repeated timings become a profile."""
 
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 
-from splitplane.model.profile import levelled_medians, non_decreasing, variation
+from splitplane.domain.codecs import encoded_bytes
+from splitplane.domain.profiles import BASE_CODECS, CODECS, ZSTD
+from splitplane.domain.profiles_io import ProfileResult
+from splitplane.model import export
+from splitplane.model.profile import thread_counts
+from splitplane.model.timing import levelled_medians, non_decreasing, variation
+from splitplane.runtime.profiling import profile_model
+from tests.support.model_zoo import SMALL
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> ProfileResult:
+    (model,) = (each for each in SMALL if each.name == "small_resnet50")
+    source = model.source(tmp_path_factory.mktemp("weights"))
+    told: list[float] = []
+    found = profile_model(
+        source, "here", say=lambda _: None, progress=lambda share, _: told.append(share), budget_seconds=4.0,
+        batches=(1, 3),
+    )  # fmt: skip
+    assert told == sorted(told)
+    assert all(0.0 < share <= 1.0 for share in told)
+    return found
+
+
+def test_prefixes_of_every_batch_size_grow_from_nothing(result: ProfileResult) -> None:
+    device = result.device
+    assert {(timing.batch, timing.threads) for timing in device.timings} == {(3, device.threads)}
+    for seconds in (device.prefix_seconds, *(timing.prefix_seconds for timing in device.timings)):
+        assert seconds[0] == 0.0 < seconds[-1]
+        assert list(seconds) == sorted(seconds)
+        assert len(seconds) == len(result.profile.cuts)
+
+
+def test_compressed_sizes_are_measured_and_others_counted(result: ProfileResult) -> None:
+    assert set(result.device.codec_times) == set(CODECS)
+    for cut in result.profile.cuts[1:-1]:
+        for codec in BASE_CODECS:
+            assert cut.wire_bytes[codec] == sum(encoded_bytes(spec, codec) for spec in cut.tensors)
+            assert 0 < cut.wire_bytes[codec + ZSTD] <= cut.wire_bytes[codec]
+    after_relu = result.profile.cuts[1]
+    assert after_relu.wire_bytes["fp32+zstd"] < 0.9 * after_relu.wire_bytes["fp32"]
+
+
+def test_arithmetic_of_segments_adds_up_to_that_of_the_model(tmp_path: Path) -> None:
+    (model,) = (each for each in SMALL if each.name == "small_vit_b")
+    graph = export(model.source(tmp_path))
+    assert graph.program is not None
+    work, whole = graph.work(), graph.program.work(0, len(graph.segments))
+    assert sum(each.flops for each in work) == pytest.approx(whole.flops, rel=0.01)
+    # An encoder layer of width 32 and 64 on 17 tokens: four projections, two halves of attention, the MLP.
+    tokens, width, hidden = 17, 32, 64
+    layer = 2 * tokens * (4 * width * width + 2 * tokens * width + 2 * width * hidden)
+    assert whole.flops == pytest.approx(3 * layer + 2 * 16 * 768 * 32 + 2 * 32 * 1000, rel=0.05)
+
+
+@pytest.mark.parametrize(("most", "counts"), [(1, (1,)), (2, (1, 2)), (8, (1, 4, 8)), (64, (1, 32, 64))])
+def test_few_thread_counts_are_timed_however_many_cores_there_are(most: int, counts: tuple[int, ...]) -> None:
+    assert thread_counts(most) == counts
 
 
 def test_a_slow_round_does_not_move_the_medians() -> None:

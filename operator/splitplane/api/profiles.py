@@ -19,13 +19,14 @@ from splitplane.api.fields import (
     rules,
 )
 from splitplane.api.tensors import Datatype, Tensors
-from splitplane.domain.profiles import CODECS, CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
+from splitplane.domain.profiles import CODECS, CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
 
 KIND = "ModelProfile"
 PLURAL = "modelprofiles"
 
 _Text = Annotated[str, at_most(256)]
 _MAX_CUTS = 1025
+_Small = Annotated[int, between(1, 4096)]
 
 
 class ProfiledModel(Model):
@@ -65,6 +66,10 @@ class ProfiledSegment(Model):
 
     name: _Text
     weight_bytes: Count
+    flops: Count = 0
+    """Floating-point operations for one sample, counted from shapes."""
+    moved_bytes: Count = 0
+    """Bytes that its operations read and write for one sample, counted from shapes."""
 
 
 class CodecCost(Model):
@@ -73,6 +78,15 @@ class CodecCost(Model):
     codec: Codec
     encode_nanoseconds_per_byte: DecimalString
     decode_nanoseconds_per_byte: DecimalString
+
+
+class ProfiledTiming(Model):
+    """Times of another batch size or thread count, for the whole batch."""
+
+    batch: _Small
+    threads: _Small
+    prefix_nanoseconds: Annotated[tuple[Count, ...], ordered(least=2, most=_MAX_CUTS)]
+    time_cv: DecimalString
 
 
 class ProfiledDevice(Model):
@@ -88,6 +102,10 @@ class ProfiledDevice(Model):
     codecs: Annotated[tuple[CodecCost, ...], keyed("codec", most=len(CODECS))] = ()
     base_memory_bytes: Count
     """Resident memory of a pod before it loads any segment."""
+    threads: _Small = 1
+    """Compute threads that the times hold for."""
+    timings: Annotated[tuple[ProfiledTiming, ...], ordered(most=16)] = ()
+    """The same for other batch sizes and thread counts, as far as the time for measuring allowed."""
 
 
 class ModelProfileSpec(Model):
@@ -139,6 +157,7 @@ def to_profile(spec: ModelProfileSpec) -> Profile:
         weight_bytes=tuple(segment.weight_bytes for segment in spec.segments),
         activation_bytes=spec.activation_bytes,
         devices={device.device_class: to_device(device) for device in spec.devices},
+        work=tuple(Work(segment.flops, segment.moved_bytes) for segment in spec.segments),
     )
 
 
@@ -146,7 +165,7 @@ def to_device(device: ProfiledDevice) -> DeviceProfile:
     """One device class's times in seconds."""
     return DeviceProfile(
         device_class=device.device_class,
-        prefix_seconds=tuple(nanoseconds / 1e9 for nanoseconds in device.prefix_nanoseconds),
+        prefix_seconds=_seconds(device.prefix_nanoseconds),
         time_cv=float(device.time_cv),
         overhead_seconds=device.overhead_nanoseconds / 1e9,
         codec_times={
@@ -157,7 +176,20 @@ def to_device(device: ProfiledDevice) -> DeviceProfile:
             for cost in device.codecs
         },
         base_memory_bytes=device.base_memory_bytes,
+        threads=device.threads,
+        timings=tuple(
+            Timing(timing.batch, timing.threads, _seconds(timing.prefix_nanoseconds), float(timing.time_cv))
+            for timing in device.timings
+        ),
     )
+
+
+def _seconds(nanoseconds: Sequence[int]) -> tuple[float, ...]:
+    return tuple(each / 1e9 for each in nanoseconds)
+
+
+def _nanoseconds(seconds: Sequence[float]) -> list[int]:
+    return [round(each * 1e9) for each in seconds]
 
 
 def from_device(device: DeviceProfile) -> ProfiledDevice:
@@ -165,7 +197,7 @@ def from_device(device: DeviceProfile) -> ProfiledDevice:
     return ProfiledDevice.model_validate(
         {
             "deviceClass": device.device_class,
-            "prefixNanoseconds": [round(seconds * 1e9) for seconds in device.prefix_seconds],
+            "prefixNanoseconds": _nanoseconds(device.prefix_seconds),
             "timeCv": decimal_string(device.time_cv),
             "overheadNanoseconds": round(device.overhead_seconds * 1e9),
             "codecs": [
@@ -177,6 +209,16 @@ def from_device(device: DeviceProfile) -> ProfiledDevice:
                 for codec, times in sorted(device.codec_times.items())
             ],
             "baseMemoryBytes": device.base_memory_bytes,
+            "threads": device.threads,
+            "timings": [
+                {
+                    "batch": timing.batch,
+                    "threads": timing.threads,
+                    "prefixNanoseconds": _nanoseconds(timing.prefix_seconds),
+                    "timeCv": decimal_string(timing.time_cv),
+                }
+                for timing in device.timings
+            ],
         }
     )
 
@@ -190,7 +232,10 @@ def from_profile(
     outputs: Tensors,
     segment_names: Sequence[str],
 ) -> ModelProfileSpec:
-    """The resource's form of a profile. Raises ``ValueError`` unless every segment has a name."""
+    """The resource's form of a profile. Raises ``ValueError`` unless every segment has a name.
+
+    A profile without counted work has zeros for it.
+    """
     if len(segment_names) != profile.segments:
         raise ValueError(f"{profile.segments} segments need as many names, not {len(segment_names)}")
     return ModelProfileSpec.model_validate(
@@ -211,8 +256,10 @@ def from_profile(
                 for cut in profile.cuts
             ],
             "segments": [
-                {"name": name, "weightBytes": size}
-                for name, size in zip(segment_names, profile.weight_bytes, strict=True)
+                {"name": name, "weightBytes": size, "flops": work.flops, "movedBytes": work.moved_bytes}
+                for name, size, work in zip(
+                    segment_names, profile.weight_bytes, profile.work or [Work(0, 0)] * profile.segments, strict=True
+                )
             ],
             "activationBytes": profile.activation_bytes,
             "devices": [from_device(device).dump() for _, device in sorted(profile.devices.items())],

@@ -1,41 +1,23 @@
-"""``splitplane model``: what a model can be cut into, and whether its parts give what the whole gives."""
+"""``splitplane model``: what a model can be cut into, whether its parts give what the whole gives, what they take."""
 
 import json
-import logging
-import re
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
 from splitplane.cli.plans import out
-from splitplane.domain.codecs import DATATYPE_BYTES
-from splitplane.domain.profiles import CODECS, TensorSpec
-
-if TYPE_CHECKING:
-    from splitplane.model import ModelSource
+from splitplane.cli.profiles import MeasureProgress, own_weights, plotting, profile_tables
+from splitplane.domain.profiles import BASE_CODECS
+from splitplane.domain.profiles_io import to_dict
 
 app = typer.Typer(no_args_is_help=True, help="Look at a model as Splitplane sees it. Needs splitplane[runtime].")
-
-Factory = Annotated[str, typer.Argument(metavar="FACTORY", help="As in spec.model.factory: module:callable.")]
-Inputs = Annotated[
-    list[str],
-    typer.Option(
-        "--input", metavar="NAME:TYPE:SHAPE",
-        help="As in spec.model.inputs: frames:FP32:-1,1024. A named size is free: ids:INT64:-1,tokens=128.",
-    ),
-]  # fmt: skip
-Folder = Annotated[
-    list[Path] | None, typer.Option("--path", help="A folder in which the factory's module lies.", file_okay=False)
-]
-Sha256 = Annotated[str | None, typer.Option(help="The digest that the weights file must have.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-_SHAPE_ENTRY = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<size>[1-9]\d*)")
 
 
 @app.command()
@@ -48,7 +30,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Export a model and list its cuts: what crosses each, in how many bytes, and the weights between them."""
-    source = _source(factory, inputs, weights, sha256, path)
+    source = source_of(factory, inputs, weights, sha256, path)
     from splitplane.model import ModelError, export
 
     try:
@@ -69,7 +51,7 @@ def inspect(
         report = {"fingerprint": graph.fingerprint, "cuts": rows, "refusal": str(graph.refusal or "") or None}
         typer.echo(json.dumps(report, indent=2))
         return
-    table = Table("cut", "after", "what crosses", *(f"{codec}, kB" for codec in CODECS), "weights to the next, MB")
+    table = Table("cut", "after", "what crosses", *(f"{codec}, kB" for codec in BASE_CODECS), "weights to the next, MB")
     for column in table.columns[3:]:
         column.justify = "right"
     for cut in graph.cuts:
@@ -77,7 +59,7 @@ def inspect(
             str(cut.index),
             cut.name,
             ", ".join(f"{each.datatype} {list(each.declared_shape)}" for each in cut.tensors),
-            *(f"{cut.wire_bytes[codec] / 1e3:.1f}" for codec in CODECS),
+            *(f"{cut.wire_bytes[codec] / 1e3:.1f}" for codec in BASE_CODECS),
             f"{graph.weight_bytes[cut.index] / 1e6:.1f}" if cut.index < len(graph.segments) else "",
         )
     out.print(table)
@@ -95,7 +77,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Cut a model at every cut, run both sides in processes of their own, and compare with the whole model (fp32)."""
-    source = _source(factory, inputs, weights, sha256, path)
+    source = source_of(factory, inputs, weights, sha256, path)
     from splitplane.model import ModelError
     from splitplane.model.equivalence import BATCHES, TOLERANCE, compare
     from splitplane.model.samples import sample
@@ -124,28 +106,43 @@ def check(
         raise typer.Exit(1)
 
 
-def _source(
-    factory: str, inputs: list[str], weights: str | None, sha256: str | None, folders: list[Path] | None
-) -> "ModelSource":
-    """Raises ``typer.BadParameter`` that says what to write instead, or what to install."""
-    specs = tuple(_input(text) for text in inputs)
+@app.command()
+def profile(
+    factory: Factory,
+    inputs: Inputs,
+    weights: Annotated[
+        str | None, typer.Option(help="As in spec.model.weights.uri; without it the factory's own values are timed.")
+    ] = None,
+    sha256: Sha256 = None,
+    path: Folder = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes beside 1. [default: 4 16]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Compute threads. [default: all cores]")] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Time for measuring, once the model is loaded.")] = 30.0,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw time and bytes along the depth. Needs splitplane[plot].", dir_okay=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on this machine as a profile job does on a node: time along the depth, codecs, bytes, memory."""
+    source = source_of(factory, inputs, weights, sha256, path)
+    draw = plotting() if plot is not None else None
+    from splitplane.model import ModelError, libraries
+    from splitplane.runtime.profiling import profile_model
+
+    libraries.use_threads(threads or os.cpu_count() or 1)
     try:
-        from splitplane.model import ModelSource
-    except ImportError as error:
-        raise typer.BadParameter(f"{error}: pip install 'splitplane[runtime]'") from error
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # how far a download is
-    sys.path[:0] = [str(folder.resolve()) for folder in folders or ()]
-    return ModelSource(factory.partition(":")[0], factory, weights, sha256.lower() if sha256 else None, specs)
-
-
-def _input(text: str) -> TensorSpec:
-    name, _, rest = text.partition(":")
-    datatype, _, shape = rest.partition(":")
-    batch, *sizes = shape.split(",")
-    found = [_SHAPE_ENTRY.fullmatch(size.strip()) for size in sizes]
-    if not name or datatype not in DATATYPE_BYTES or batch.strip() != "-1" or None in found:
-        types = ", ".join(DATATYPE_BYTES)
-        raise typer.BadParameter(f"input {text!r} is not of the form frames:FP32:-1,1024 with one of {types}")
-    entries = [match for match in found if match]
-    free = tuple(match["name"] for match in entries)
-    return TensorSpec(name, datatype, tuple(int(match["size"]) for match in entries), free if any(free) else ())
+        with MeasureProgress(Console(stderr=True)) as progress, own_weights(source) as given:
+            result = profile_model(
+                given, "this-machine", say=progress.say, progress=progress.measured, budget_seconds=seconds,
+                batches=tuple(sorted({1, *(batch or (4, 16))})),
+            )  # fmt: skip
+    except ModelError as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps(to_dict(result), indent=2))
+    else:
+        for table in profile_tables(result):
+            out.print(table)
+    if plot is not None and draw is not None:
+        draw(result, plot)
+        typer.echo(f"drawn: {plot}", err=True)

@@ -67,7 +67,9 @@ class Profiles:
         jobs = self._view.jobs_of(pipeline_key)
         if not pipeline.spec.suspend:
             steps = next_steps(
-                pipeline, profile_name=name, profiled=profiled, jobs=jobs, pods=pods, other_jobs=self._measuring(),
+                pipeline, profile_name=name, profiled=profiled, jobs=jobs, pods=pods,
+                config_maps={job: body for job in jobs if (body := self._view.config_map((namespace, job)))},
+                other_jobs=self._measuring(),
                 ready_nodes=ready_nodes, now=now, settings=self._settings,
             )  # fmt: skip
             for step in steps:

@@ -24,7 +24,7 @@ from splitplane.controller.objects import (
 )
 from splitplane.controller.settings import Settings
 from splitplane.domain.profiles import TensorSpec
-from splitplane.domain.profiles_io import ProfileResult, from_dict
+from splitplane.domain.profiles_io import PROGRESS, RESULT, ProfileResult, from_dict
 from splitplane.domain.times import instant
 
 _FIRST_RETRY_SECONDS = 30.0
@@ -73,12 +73,13 @@ Step = Create | Collect | Wait | Failed
 
 def next_steps(
     pipeline: InferencePipeline, *, profile_name: str, profiled: frozenset[str],
-    jobs: Mapping[str, Object], pods: Sequence[Object], other_jobs: Sequence[Object],
+    jobs: Mapping[str, Object], pods: Sequence[Object], config_maps: Mapping[str, Object], other_jobs: Sequence[Object],
     ready_nodes: Mapping[str, int], now: float, settings: Settings,
 ) -> list[Step]:  # fmt: skip
     """One step for each tier whose device class is not ``profiled`` yet; at most one of them creates a job.
 
-    ``jobs`` are this pipeline's profile jobs by name and ``pods`` theirs; ``other_jobs`` are all that measure now.
+    ``jobs`` are this pipeline's profile jobs by name, ``pods`` and ``config_maps`` (by the job's name) theirs;
+    ``other_jobs`` are all that measure now.
     """
     steps: list[Step] = []
     seen = set(profiled)
@@ -90,7 +91,7 @@ def next_steps(
         name = profile_job_name(pipeline.metadata.name, tier, profile_name, profile_template(pipeline, tier, settings))
         job = jobs.get(name)
         if job is not None:
-            steps.append(_of_job(tier, name, job, pods, now=now))
+            steps.append(_of_job(tier, name, job, pods, config_maps.get(name), now=now))
             if isinstance(steps[-1], Create):
                 creating = True
             continue
@@ -122,7 +123,9 @@ def _measures(job: Object, namespace: str, profile_name: str, device_class: str)
     )
 
 
-def _of_job(tier: TierSpec, name: str, job: Object, pods: Sequence[Object], *, now: float) -> Step:
+def _of_job(
+    tier: TierSpec, name: str, job: Object, pods: Sequence[Object], config_map: Object | None, *, now: float
+) -> Step:
     own = [pod for pod in pods if job_of(pod) == name]
     if is_true(job, "Complete"):
         return Collect(tier, name)
@@ -135,9 +138,9 @@ def _of_job(tier: TierSpec, name: str, job: Object, pods: Sequence[Object], *, n
             return Create(tier, name, attempt=attempt + 1, replaces=True)
         words = next((text for pod in own if (text := last_words(pod))), "")
         return Failed(tier, name, words or failed.get("message") or "the job gave no reason", retry)
-    trouble = next((text for pod in own if (text := pod_trouble(pod))), "")
+    detail = next((text for pod in own if (text := pod_trouble(pod))), "") or _data(config_map).get(PROGRESS, "")
     message = f"measuring the model on tier {tier.name} (device class {tier.device_class})"
-    return Wait(tier, "Profiling", f"{message}: {trouble}" if trouble else message)
+    return Wait(tier, "Profiling", f"{message}: {detail}" if detail else message)
 
 
 def job_of(pod: Object) -> str:
@@ -174,10 +177,14 @@ def pod_trouble(pod: Object) -> str:
 
 def read_result(config_map: Object | None) -> ProfileResult:
     """The result that a job left. Raises ``ValueError`` that says what is wrong with it."""
-    text = ((config_map or {}).get("data") or {}).get("result.json")
+    text = _data(config_map).get(RESULT)
     if not text:
-        raise ValueError("the job ended without writing result.json; its runtime image may be of another release")
+        raise ValueError(f"the job ended without writing {RESULT}; its runtime image may be of another release")
     return from_dict(json.loads(text))
+
+
+def _data(config_map: Object | None) -> Mapping[str, str]:
+    return (config_map or {}).get("data") or {}
 
 
 def merged(pipeline: InferencePipeline, known: ModelProfileSpec | None, result: ProfileResult) -> ModelProfileSpec:

@@ -70,12 +70,23 @@ class CodecTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Prefix times of another batch size or thread count than a device's own; for the whole batch, not a sample."""
+
+    batch: int
+    threads: int
+    prefix_seconds: tuple[float, ...]
+    time_cv: float
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceProfile:
     """Times of one device class, for a batch of one sample.
 
     ``prefix_seconds[i]`` is the median time of segments ``[0, i)``, run as a whole; ``prefix_seconds[0] == 0``.
     ``time_cv`` is the coefficient of variation of a range's time. ``overhead_seconds`` is what a stage adds to
-    each request besides compute and codecs (receive, deserialise, respond).
+    each request besides compute and codecs (receive, deserialise, respond). All on ``threads`` compute threads;
+    ``timings`` holds other batch sizes and thread counts.
     """
 
     device_class: str
@@ -84,6 +95,8 @@ class DeviceProfile:
     overhead_seconds: float
     codec_times: Mapping[str, CodecTimes]
     base_memory_bytes: int
+    threads: int = 1
+    timings: tuple[Timing, ...] = ()
 
     def range_seconds(self, first: int, last: int) -> float:
         """Median seconds of segments ``[first, last)``; never negative, though prefixes are measured apart."""
@@ -91,11 +104,22 @@ class DeviceProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What one sample asks of any device: floating-point operations, and bytes read from and written to memory.
+
+    Both are counted from shapes, so they are known of a device class on which nothing was measured yet.
+    """
+
+    flops: int
+    moved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """Everything the planner knows of a model.
 
-    ``weight_bytes[i]`` belongs to segment ``i``; ``activation_bytes`` is the peak of live activations per sample.
-    ``fingerprint`` covers graph, weights digest, torch and library versions.
+    ``weight_bytes[i]`` and ``work[i]`` belong to segment ``i``; ``activation_bytes`` is the peak of live activations
+    per sample. ``fingerprint`` covers graph, weights digest, torch and library versions.
     """
 
     fingerprint: str
@@ -103,6 +127,7 @@ class Profile:
     weight_bytes: tuple[int, ...]
     activation_bytes: int
     devices: Mapping[str, DeviceProfile] = field(default_factory=dict)
+    work: tuple[Work, ...] = ()
 
     @property
     def segments(self) -> int:

@@ -1,4 +1,4 @@
-"""The JSON that a profile job hands to the operator (key ``result.json`` of its ConfigMap), written and read here.
+"""The JSON that a profile job hands to the operator in its ConfigMap, written and read here.
 
 Both sides use this module, so the form has one definition. It is plain data: no pickle, no class names.
 """
@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec
+from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
 
-FORMAT = 1
+RESULT, PROGRESS = "result.json", "progress"
+"""Keys of the ConfigMap: what was measured, and, until it is there, how far the measuring is, for people to read."""
+FORMAT = 2
 """Raised when the form changes in a way that an older reader would misread."""
 
 
@@ -31,9 +33,10 @@ class ProfileResult:
         if len(self.profile.devices) != 1:
             raise ValueError(f"a profile result holds one device class, not {len(self.profile.devices)}")
         segments = self.profile.segments
-        if not len(self.segment_names) == len(self.profile.weight_bytes) == segments:
-            raise ValueError(f"a profile of {segments} segments needs {segments} names and weight sizes")
-        if len(self.device.prefix_seconds) != segments + 1:
+        if not len(self.segment_names) == len(self.profile.weight_bytes) == len(self.profile.work) == segments:
+            raise ValueError(f"a profile of {segments} segments needs {segments} names, weight sizes and work")
+        prefixes = [self.device.prefix_seconds, *(timing.prefix_seconds for timing in self.device.timings)]
+        if any(len(seconds) != segments + 1 for seconds in prefixes):
             raise ValueError(f"a profile of {segments + 1} cuts needs {segments + 1} prefix times")
 
     @property
@@ -52,8 +55,8 @@ def to_dict(result: ProfileResult) -> dict[str, Any]:
         "inputs": [_spec_to_dict(spec) for spec in result.inputs],
         "outputs": [_spec_to_dict(spec) for spec in result.outputs],
         "segments": [
-            {"name": name, "weightBytes": weight}
-            for name, weight in zip(result.segment_names, profile.weight_bytes, strict=True)
+            {"name": name, "weightBytes": weight, "flops": work.flops, "movedBytes": work.moved_bytes}
+            for name, weight, work in zip(result.segment_names, profile.weight_bytes, profile.work, strict=True)
         ],
         "cuts": [
             {
@@ -98,6 +101,7 @@ def from_dict(data: Mapping[str, Any]) -> ProfileResult:
                 weight_bytes=tuple(int(segment["weightBytes"]) for segment in data["segments"]),
                 activation_bytes=int(data["activationBytes"]),
                 devices={device.device_class: device},
+                work=tuple(Work(int(segment["flops"]), int(segment["movedBytes"])) for segment in data["segments"]),
             ),
         )
     except KeyError as error:
@@ -128,6 +132,16 @@ def _device_to_dict(device: DeviceProfile) -> dict[str, Any]:
             for codec, times in device.codec_times.items()
         },
         "baseMemoryBytes": device.base_memory_bytes,
+        "threads": device.threads,
+        "timings": [
+            {
+                "batch": timing.batch,
+                "threads": timing.threads,
+                "prefixSeconds": list(timing.prefix_seconds),
+                "timeCv": timing.time_cv,
+            }
+            for timing in device.timings
+        ],
     }
 
 
@@ -142,4 +156,14 @@ def _device_from_dict(data: Mapping[str, Any]) -> DeviceProfile:
             for codec, times in data["codecs"].items()
         },
         base_memory_bytes=int(data["baseMemoryBytes"]),
+        threads=int(data["threads"]),
+        timings=tuple(
+            Timing(
+                batch=int(timing["batch"]),
+                threads=int(timing["threads"]),
+                prefix_seconds=tuple(float(seconds) for seconds in timing["prefixSeconds"]),
+                time_cv=float(timing["timeCv"]),
+            )
+            for timing in data["timings"]
+        ),
     )

@@ -11,16 +11,17 @@ import torch
 from torch import fx
 
 from splitplane.domain.codecs import encoded_bytes
-from splitplane.domain.profiles import CODECS, Cut, TensorSpec
+from splitplane.domain.profiles import CODECS, Cut, TensorSpec, Work
 from splitplane.model.crossing import Crossing, Form
-from splitplane.model.cutting import Place, find_places
+from splitplane.model.cutting import Place, find_places, is_rearrangement
 from splitplane.model.errors import FactoryError, NotSplittableError
 from splitplane.model.naming import segment_names
 from splitplane.model.sizes import Sizes, expression
 from splitplane.model.source import ModelSource
-from splitplane.model.tracing import Traced, trace
+from splitplane.model.tracing import Kind, Traced, trace
 from splitplane.model.weights import WeightsFile, tensor_bytes
 from splitplane.model.whole import describe_whole
+from splitplane.model.work import flops, moved_bytes
 
 FORMAT = 2
 """Part of the fingerprint: raised when the rules of cutting change, for then indices of cuts mean other places."""
@@ -70,6 +71,17 @@ class Program:
             values.append(Value(f"size_{self.sizes.by_symbol[symbol].name}", None, symbol, size))
         return tuple(values)
 
+    def work(self, first: int, last: int) -> Work:
+        """What a range asks of a device for one sample; rearrangements and what is done at loading count nothing."""
+        nodes = [
+            node
+            for node in self.nodes(first, last)
+            if self.traced.kinds.get(node) is Kind.DATA and node.op == "call_function" and not is_rearrangement(node)
+        ]
+        return Work(
+            sum(flops(node, self.sizes) for node in nodes), sum(moved_bytes(node, self.sizes) for node in nodes)
+        )
+
     def weight_bytes(self, first: int, last: int) -> int:
         """Bytes of the weights that a range reads, tied ones counted once."""
         held = {
@@ -98,6 +110,12 @@ class ModelGraph:
     source: ModelSource
     program: Program | None = field(repr=False)
     refusal: NotSplittableError | None = None
+
+    def work(self) -> tuple[Work, ...]:
+        """What each segment asks of a device for one sample. Of a model that cannot be split nothing is known."""
+        if self.program is None:
+            return (Work(0, 0),)
+        return tuple(self.program.work(cut, cut + 1) for cut in range(len(self.segments)))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -1,84 +1,93 @@
-"""Measure a model on this device: time of every prefix, codecs, memory.
+"""Measure a model on this device: time of every prefix, of other batch sizes and thread counts, codecs, memory.
 
 Prefixes ``[0, i)`` are run as wholes, never summed from parts: caches and allocator behave as they will in service.
-The cuts take turns, round after round, until the medians are settled or the time budget is spent; what slows a whole
-round (another process, a hot core) is taken out before medians are compared.
+Other batch sizes and thread counts are timed at a few cuts, between which the batch of one tells the course.
 
 On an emulated device the core's time is measured and multiplied by its speed factor, as a stage paces itself.
 """
 
-import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from splitplane.domain.codecs import raw_bytes
-from splitplane.domain.profiles import CodecTimes
-from splitplane.model.memory import peak_bytes, reset_peak, resident_bytes
+from splitplane.domain.profiles import ZSTD, CodecTimes, Cut, Timing
+from splitplane.model.memory import available_bytes, peak_bytes, reset_peak, resident_bytes
 from splitplane.model.partitions import Partition
 from splitplane.model.samples import sample
+from splitplane.model.timing import Clock, Tensors, time_prefixes
 
-BUDGET_SECONDS = 8.0
+BUDGET_SECONDS = 16.0
 """Default time for all measuring after the model is loaded."""
-MIN_ROUNDS, MAX_ROUNDS = 3, 40
-SETTLED, SETTLED_ROUNDS = 0.005, 8
-"""Rounds end early once the standard error of the times, as a share of them, is below this; the estimate of it from
-fewer rounds than these is itself too rough to be trusted."""
+OWN_SHARE, OTHER_SHARE = 0.4, 0.45
+"""Parts of the budget for the batch of one on all threads, and for all other batch sizes and thread counts; the rest is
+for codecs."""
+BATCHES = (1, 4, 16)
+ANCHORS = (6, 3, 2, 1)
+"""At how many cuts another batch size is timed: as many as its time allows."""
+OTHER_ROUNDS = 2, 6
 REPORT_SECONDS = 2.0
 CODEC_REPEATS = 7
-CODEC_SHARE = 0.15
-"""Part of the budget that is left for codecs."""
-NORMAL_MAD = 1.4826
-"""Standard deviation over median absolute deviation, for a normal distribution."""
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """The two directions of a wire codec: ``decode(encode(tensors))`` gives tensors again."""
+    """The two directions of a wire codec, ``decode(encode(tensors))`` gives tensors again, and bytes on the wire."""
 
     encode: Callable[[Tensors], Any]
     decode: Callable[[Any], Any]
+    size: Callable[[Any], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one device takes; seconds are medians for a batch of one.
+    """What one device takes; seconds are medians for a batch of one on ``threads`` threads.
 
     ``prefix_seconds[i]`` belongs to ``[0, i)`` and never falls with ``i``. ``time_cv`` is the robust coefficient of
-    variation of a range's time. ``activation_bytes`` is what the resident set grew by beyond the weights.
+    variation of a range's time. ``activation_bytes`` is what the resident set grew by beyond the weights. ``cuts`` are
+    the model's, with the bytes that codecs which compress took.
     """
 
     prefix_seconds: tuple[float, ...]
     time_cv: float
-    activation_bytes: int
-    codec_times: Mapping[str, CodecTimes]
     rounds: int
+    threads: int
+    timings: tuple[Timing, ...]
+    activation_bytes: int
+    cuts: tuple[Cut, ...]
+    codec_times: Mapping[str, CodecTimes]
+
+
+Progress = Callable[[float, str], None]
+"""Told the share of the time that has passed, and what was just found."""
 
 
 def measure(
     partition: Partition,
     *,
     codecs: Mapping[str, Codec],
+    progress: Progress,
     slowdown: float = 1.0,
     budget_seconds: float = BUDGET_SECONDS,
-    progress: Callable[[str], None],
+    batches: Sequence[int] = BATCHES,
 ) -> Measured:
     """Measure a wholly resident model on made-up inputs. Raises ``ValueError`` when it is only partly resident.
 
     ``slowdown`` is that of an emulated device: its times are the core's times as many; 1 on real devices, whose times
-    are the wall's. At least ``MIN_ROUNDS`` rounds are run however slow the device is, so a short budget may be overrun.
+    are the wall's. At least ``ROUNDS[0]`` rounds are run however slow the device is, so a short budget may be overrun.
     """
     cuts = len(partition.graph.cuts)
     if (partition.first, partition.last) != (0, cuts - 1):
         raise ValueError("only a wholly resident model can be measured")
     inputs = sample(partition.graph.inputs)
-    end = time.monotonic() + budget_seconds
+    report = _Reporter(progress, budget_seconds)
     before = resident_bytes()
     reset_peak()
     partition.run(0, partition.last, inputs)
@@ -87,89 +96,107 @@ def measure(
         partition.run(0, cut, inputs)
     # An emulated device shares its core with others: what it waits for them is no time of its own.
     clock = time.perf_counter if slowdown == 1.0 else time.thread_time
-    times = _run_rounds(partition, inputs, clock, end - CODEC_SHARE * budget_seconds, progress)
+    own = time_prefixes(
+        partition, range(1, cuts), inputs, clock=clock, end=report.started + OWN_SHARE * budget_seconds,
+        each_round=lambda rounds, seconds: report(f"round {rounds}: the whole model took {seconds * 1000:.1f} ms"),
+    )  # fmt: skip
+    prefixes = (0.0, *own.seconds)
+    until = time.monotonic() + OTHER_SHARE * budget_seconds
+    others = _other_timings(partition, prefixes, batches, activation, clock, until, report)
     return Measured(
-        prefix_seconds=(0.0, *(slowdown * seconds for seconds in non_decreasing(levelled_medians(times)))),
-        time_cv=variation(times),
+        prefix_seconds=tuple(slowdown * seconds for seconds in prefixes),
+        time_cv=own.cv,
+        rounds=own.rounds,
+        threads=torch.get_num_threads(),
+        timings=tuple(
+            replace(each, prefix_seconds=tuple(slowdown * seconds for seconds in each.prefix_seconds))
+            for each in others
+        ),
         activation_bytes=activation,
-        codec_times=_measure_codecs(partition, codecs, inputs, end),
-        rounds=len(times[0]),
+        cuts=_compressed(partition, codecs, inputs),
+        codec_times=_measure_codecs(partition, codecs, inputs, report.started + budget_seconds),
     )
 
 
-def _run_rounds(
-    partition: Partition,
-    inputs: Tensors,
-    clock: Callable[[], float],
-    end: float,
-    progress: Callable[[str], None],
-) -> list[list[float]]:
-    """Seconds of every prefix (but the empty one) round by round."""
-    times: list[list[float]] = [[] for _ in range(partition.last)]
-    longest, rounds, reported = 0.0, 0, time.monotonic()
-    while rounds < MIN_ROUNDS or (
-        rounds < MAX_ROUNDS
-        and time.monotonic() + longest < end
-        and (rounds < SETTLED_ROUNDS or variation(times) > SETTLED * math.sqrt(rounds))
-    ):
-        started = time.monotonic()
-        for index, series in enumerate(times):
-            series.append(_timed(partition, index + 1, inputs, clock))
-        longest, rounds = max(longest, time.monotonic() - started), rounds + 1
-        if time.monotonic() - reported > REPORT_SECONDS:
-            reported = time.monotonic()
-            progress(f"round {rounds}: the whole model took {times[-1][-1] * 1000:.1f} ms")
-    return times
+class _Reporter:
+    """Passes on what was found, at most every ``REPORT_SECONDS``."""
+
+    def __init__(self, progress: Progress, budget_seconds: float) -> None:
+        self.started = self._last = time.monotonic()
+        self._progress = progress
+        self._budget = budget_seconds
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._last > REPORT_SECONDS:
+            self._last = now
+            self._progress(min(1.0, (now - self.started) / self._budget), text)
 
 
-def _timed(partition: Partition, cut: int, inputs: Tensors, clock: Callable[[], float]) -> float:
-    started = clock()
-    partition.run(0, cut, inputs)
-    return clock() - started
+def thread_counts(most: int) -> tuple[int, ...]:
+    """The counts that are timed: one, half of all, and all."""
+    return tuple(sorted({1, max(1, most // 2), most}))
 
 
-def levelled_medians(times: Sequence[Sequence[float]]) -> list[float]:
-    """Median of each series (all of one length) after dividing every round by its level.
-
-    A round's level is the median, over the series, of its time relative to the series' own median.
-    """
-    medians = [statistics.median(series) for series in times]
-    levels = [
-        statistics.median(value / median for value, median in zip(values, medians, strict=True))
-        for values in zip(*times, strict=True)
-    ]
-    return [statistics.median(value / level for value, level in zip(series, levels, strict=True)) for series in times]
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def non_decreasing(values: Sequence[float]) -> list[float]:
-    """The non-decreasing sequence nearest to ``values`` in squares (pool adjacent violators).
+def _other_timings(
+    partition: Partition, prefixes: Sequence[float], batches: Sequence[int], activation: int, clock: Clock,
+    until: float, report: _Reporter,
+) -> list[Timing]:  # fmt: skip
+    """As many as the time and the memory allow, the quickest first."""
+    most = torch.get_num_threads()
+    wanted = [(batch * most / threads, batch, threads) for batch in batches for threads in thread_counts(most)]
+    wanted = sorted(each for each in wanted if each[1:] != (1, most))
+    found = []
+    for index, (times, batch, threads) in enumerate(wanted):
+        left = until - time.monotonic()
+        each = left / (len(wanted) - index)
+        if (OTHER_ROUNDS[0] + 1) * times * prefixes[-1] > left or batch * activation > available_bytes() / 2:
+            continue
+        anchors = _anchors(prefixes, times, each)
+        try:
+            with _threads(threads):
+                inputs = sample(partition.graph.inputs, batch=batch)
+                partition.run(0, partition.last, inputs)
+                end = min(until, time.monotonic() + each)
+                timed = time_prefixes(partition, anchors, inputs, clock=clock, end=end, bounds=OTHER_ROUNDS)
+        except (RuntimeError, ValueError):  # some models that cannot be split take a batch of one only
+            continue
+        course = np.interp(prefixes, [0.0, *(prefixes[cut] for cut in anchors)], [0.0, *timed.seconds])
+        found.append(Timing(batch, threads, tuple(map(float, course)), timed.cv))
+        report(f"batch {batch} on {threads} threads took {timed.seconds[-1] * 1000:.1f} ms")
+    return found
 
-    A longer prefix does more work; where its median came out smaller, that is noise, and both share the mean.
-    """
-    blocks: list[tuple[float, int]] = []
-    for value in values:
-        total, count = value, 1
-        while blocks and blocks[-1][0] / blocks[-1][1] >= total / count:
-            total, count = total + blocks[-1][0], count + blocks[-1][1]
-            blocks.pop()
-        blocks.append((total, count))
-    return [total / count for total, count in blocks for _ in range(count)]
+
+def _anchors(prefixes: Sequence[float], times: float, seconds: float) -> list[int]:
+    """Cuts that are evenly apart in time, the last among them, as many as can be timed in ``seconds``."""
+    last = len(prefixes) - 1
+    anchors = [last]
+    for count in ANCHORS:
+        reached = {bisect_left(prefixes, prefixes[-1] * step / count) for step in range(1, count)}
+        anchors = sorted({last, *(cut for cut in reached if 0.0 < prefixes[cut] < prefixes[-1])})
+        if (OTHER_ROUNDS[0] + 1) * times * sum(prefixes[cut] for cut in anchors) <= seconds:
+            break
+    return anchors
 
 
-def variation(times: Sequence[Sequence[float]]) -> float:
-    """Robust coefficient of variation, pooled over the prefixes that take at least half of the whole's time.
-
-    Each time is divided by its prefix's median; ``NORMAL_MAD`` times the median distance from 1 estimates the
-    standard deviation whatever single outliers do.
-    """
-    medians = [statistics.median(series) for series in times]
-    ratios = [
-        value / median
-        for series, median in zip(times, medians, strict=True)
-        if median > 0 and median >= medians[-1] / 2
-        for value in series
-    ]
-    return NORMAL_MAD * statistics.median(abs(ratio - 1.0) for ratio in ratios) if ratios else 0.0
+def _compressed(partition: Partition, codecs: Mapping[str, Codec], inputs: Tensors) -> tuple[Cut, ...]:
+    """The cuts with the bytes that these inputs took under codecs that compress."""
+    cuts, tensors = list(partition.graph.cuts), inputs
+    for index in range(1, partition.last):
+        tensors = partition.run(index - 1, index, tensors)
+        found = {name: codec.size(codec.encode(tensors)) for name, codec in codecs.items() if name.endswith(ZSTD)}
+        cuts[index] = replace(cuts[index], wire_bytes={**cuts[index].wire_bytes, **found})
+    return tuple(cuts)
 
 
 def _measure_codecs(

@@ -1,8 +1,10 @@
 """A model that cannot be split, run as it is."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -35,6 +37,14 @@ def load_whole(source: ModelSource) -> nn.Module:
         check_fits(name, tensor, state[name])
     module.load_state_dict({name: read[aliases[name][0]] for name in state}, assign=True)
     return module.requires_grad_(False)
+
+
+def save_own_weights(source: ModelSource, path: Path) -> None:
+    """Write a weights file of the values that the factory gives its parameters. Raises :class:`FactoryError`."""
+    state = build_module(source, lean=False).state_dict()
+    # Tied parameters are written once, under the name that comes first.
+    unique = {(value.data_ptr(), value.shape): name for name, value in reversed(state.items())}
+    save_file({name: state[name].contiguous() for name in unique.values()}, path)
 
 
 def check_fits(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:

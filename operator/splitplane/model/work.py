@@ -1,4 +1,4 @@
-"""How much arithmetic a node is, told from shapes alone."""
+"""How much arithmetic and how much traffic of memory a node is, told from shapes alone."""
 
 import math
 from typing import Any
@@ -25,6 +25,16 @@ def flops(node: fx.Node, sizes: Sizes) -> int:
     except Exception:  # an operator may know no meta tensors
         return made
     return max(made, int(counter.get_total_flops()))
+
+
+def moved_bytes(node: fx.Node, sizes: Sizes) -> int:
+    """Bytes of the tensors that a node reads and of those that it makes, for one sample of the example."""
+    tensors = [leaf for each in (node, *node.all_input_nodes) for leaf in _leaves(each.meta.get("val"))]
+    return sum(
+        leaf.element_size() * math.prod(sizes.example(expression(size)) for size in leaf.shape)
+        for leaf in tensors
+        if all(map(sizes.knows, leaf.shape))
+    )
 
 
 def _leaves(value: object) -> list[torch.Tensor]:

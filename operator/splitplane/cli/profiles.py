@@ -1,0 +1,141 @@
+"""How ``splitplane model profile`` shows what it measures: a progress bar, tables, a picture."""
+
+import contextlib
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from splitplane.domain.profiles import BASE_CODECS, ZSTD
+from splitplane.domain.profiles_io import ProfileResult
+
+if TYPE_CHECKING:
+    from splitplane.model import ModelSource
+
+MB, KB = 1e6, 1e3
+
+
+class MeasureProgress:
+    """A bar with what was found last; without a terminal, lines."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("exporting", total=1.0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def measured(self, share: float, text: str) -> None:
+        self._bar.update(self._task, completed=share, description=text)
+        if not self._console.is_terminal:
+            self.say(f"{share:.0%}: {text}")
+
+
+@contextlib.contextmanager
+def own_weights(source: "ModelSource") -> Iterator["ModelSource"]:
+    """The source; one without weights gets a file of those that its factory makes, while this lasts."""
+    if source.weights_uri is not None:
+        yield source
+        return
+    from splitplane.model.whole import save_own_weights
+
+    with tempfile.TemporaryDirectory(prefix="splitplane-profile-") as folder:
+        path = Path(folder) / "own.safetensors"
+        save_own_weights(source, path)
+        yield replace(source, weights_uri=path.as_uri())
+
+
+def profile_tables(result: ProfileResult) -> list[Table]:
+    """Along the depth; over batch sizes and threads; by codec."""
+    profile, device = result.profile, result.device
+    whole = device.prefix_seconds[-1]
+    batches = [timing for timing in device.timings if timing.threads == device.threads]
+    depth = Table(
+        "cut", "after", f"ms, {device.threads} threads", "%",
+        *(f"ms, batch {timing.batch}" for timing in batches), "GFLOP", "weights, MB",
+        *(f"{codec}, kB" for codec in BASE_CODECS),
+        title=f"{result.model}: {profile.segments} segments, spread {device.time_cv:.1%}",
+    )  # fmt: skip
+    _right(depth, 2)
+    for cut, seconds in zip(profile.cuts, device.prefix_seconds, strict=True):
+        before = range(cut.index)
+        depth.add_row(
+            str(cut.index), cut.name, f"{seconds * 1e3:.2f}", f"{100 * seconds / whole:.0f}",
+            *(f"{timing.prefix_seconds[cut.index] * 1e3:.1f}" for timing in batches),
+            f"{sum(profile.work[segment].flops for segment in before) / 1e9:.2f}",
+            f"{sum(profile.weight_bytes[segment] for segment in before) / MB:.1f}",
+            *(f"{cut.wire_bytes[codec] / KB:.1f}" for codec in BASE_CODECS),
+        )  # fmt: skip
+    sizes = Table("batch", "threads", "ms", "ms a sample", "spread", title="The whole model")
+    _right(sizes, 0)
+    own = (1, device.threads, whole, device.time_cv)
+    others = [(each.batch, each.threads, each.prefix_seconds[-1], each.time_cv) for each in device.timings]
+    for batch, threads, seconds, spread in sorted([own, *others]):
+        sizes.add_row(str(batch), str(threads), f"{seconds * 1e3:.1f}", f"{seconds * 1e3 / batch:.1f}", f"{spread:.1%}")
+    codecs = Table("codec", "encode, ms/MB", "decode, ms/MB", "of fp32's bytes", title="Codecs, per MB of fp32")
+    _right(codecs, 1)
+    inner = profile.cuts[1:-1] or profile.cuts[-1:]
+    for codec, times in device.codec_times.items():
+        share = sum(cut.wire_bytes[codec] / cut.wire_bytes["fp32"] for cut in inner) / len(inner)
+        codecs.add_row(
+            codec, f"{times.encode_seconds_per_byte * 1e9:.2f}", f"{times.decode_seconds_per_byte * 1e9:.2f}",
+            f"{share:.0%}",
+        )  # fmt: skip
+    return [depth, sizes, codecs]
+
+
+def _right(table: Table, first: int) -> None:
+    for column in table.columns[first:]:
+        column.justify = "right"
+
+
+def plotting() -> Callable[[ProfileResult, Path], None]:
+    """What draws a profile. Raises ``typer.BadParameter`` where matplotlib is not installed, before time is spent."""
+    try:
+        matplotlib: Any = importlib.import_module("matplotlib")
+        matplotlib.use("Agg")
+        pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    except ImportError as error:
+        raise typer.BadParameter(f"{error}: pip install 'splitplane[plot]'") from error
+
+    def draw(result: ProfileResult, path: Path) -> None:
+        profile, device = result.profile, result.device
+        cuts = range(len(profile.cuts))
+        figure, (above, below) = pyplot.subplots(2, sharex=True, figsize=(max(7, len(cuts) / 4), 7), layout="tight")
+        above.set_title(f"{result.model} on {device.threads} threads")
+        above.plot(cuts, [seconds * 1e3 for seconds in device.prefix_seconds], marker="o", label="batch 1")
+        for timing in device.timings:
+            if timing.threads == device.threads:
+                sample = [seconds * 1e3 / timing.batch for seconds in timing.prefix_seconds]
+                above.plot(cuts, sample, linestyle="--", label=f"batch {timing.batch}, a sample")
+        above.set_ylabel("ms up to the cut")
+        above.legend()
+        for codec in (*BASE_CODECS, f"int8{ZSTD}"):
+            below.step(cuts, [cut.wire_bytes[codec] / KB for cut in profile.cuts], where="mid", label=codec)
+        below.set_yscale("log")
+        below.set_ylabel("kB across the cut, a sample")
+        below.set_xticks(list(cuts), [cut.name for cut in profile.cuts], rotation=90, fontsize=7)
+        below.legend(ncols=3, fontsize=8)
+        figure.savefig(path, dpi=150)
+        pyplot.close(figure)
+
+    return draw
