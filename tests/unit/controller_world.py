@@ -116,8 +116,13 @@ class World:
                     if name in deployments
                 ],
             }
-            if table.get("status") != status:
-                self.cluster.put({**table, "status": status})
+            self.report(table, status)
+
+    def report(self, table: Any, status: Any) -> None:
+        """What the one gateway says."""
+        told = {"gateways": {"tracker-gateway-0": status}}
+        if table.get("status") != told:
+            self.cluster.put({**table, "status": told})
 
     @property
     def table(self) -> Any:

@@ -25,6 +25,7 @@ from splitplane.runtime.gateway.settings import Settings
 
 WIDTH = gateway_stage.WIDTH
 PIPELINE = "small"
+GATEWAY = "small-gateway-0"
 
 
 def free_address() -> str:
@@ -192,7 +193,7 @@ class MemoryCluster:
     ) -> Object:
         if self.offline:
             raise Unavailable("the API server is away")
-        self.statuses.append(status)
+        self.statuses.append(status["gateways"][GATEWAY])
         return {}
 
     def _tell(self, kind: Kind, change: Change) -> None:
@@ -207,6 +208,7 @@ async def gateway(cluster: Any, state_dir: Path, **more: Any) -> AsyncIterator[G
         namespace="default",
         pipeline=PIPELINE,
         tier="edge",
+        pod_name=GATEWAY,
         pod_ip=free_address(),
         route_table=PIPELINE,
         state_dir=state_dir,

@@ -32,8 +32,8 @@ class SharedWorld(World):
         table_stages = {name: self.running(name) for name in self.stages()}
         for table in list(self.cluster.of("RouteTable").values()):
             stages = [{"name": name, "ready": table_stages.get(name, 0)} for name in table["spec"]["stages"]]
-            if (table.get("status") or {}).get("stages") != stages:
-                self.cluster.put({**table, "status": {**(table.get("status") or {}), "stages": stages}})
+            (status,) = table["status"]["gateways"].values()
+            self.report(table, {**status, "stages": stages})
 
     def running(self, deployment: str) -> int:
         return sum(name.startswith(f"{deployment}.") for name in self.cluster.of("Pod"))

@@ -103,7 +103,6 @@ RESOURCES = (
         "rtable",
         (
             Column("Generation", ".spec.generation", "integer"),
-            Column("Acknowledged", ".status.acknowledgedGeneration", "integer"),
             Column("Route", ".spec.routes[0].name", description="The best admissible route"),
             _AGE,
             Column("Max-rate", ".spec.routes[0].maxRatePerSecond", priority=1),

@@ -31,6 +31,7 @@ from splitplane.api.pods import (
     VolumeMounts,
     Volumes,
 )
+from splitplane.api.routes import MOST_GATEWAYS
 from splitplane.api.statuses import PipelineStatus
 from splitplane.api.tensors import Tensors
 
@@ -282,6 +283,8 @@ class GatewaySpec(Model):
 
     tier: TierName
     """The tier whose nodes run the gateway."""
+    replicas: Annotated[int, between(1, MOST_GATEWAYS)] = 1
+    """With two or more, one that is restarted or lost leaves the others serving; they are spread over nodes."""
     resources: Resources = Resources()
 
 

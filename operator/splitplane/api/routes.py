@@ -2,6 +2,8 @@
 
 from typing import Annotated
 
+from pydantic import Field
+
 from splitplane.api.fields import (
     LARGEST,
     Codec,
@@ -23,6 +25,8 @@ from splitplane.api.tensors import Tensors
 
 KIND = "RouteTable"
 PLURAL = "routetables"
+
+MOST_GATEWAYS = 16
 
 _CutIndex = Annotated[int, between(0, 1024)]
 
@@ -118,6 +122,8 @@ class RouteTableSpec(Model):
     links: Annotated[tuple[ProbedLink, ...], keyed("source", "target", most=16)] = ()
     queue: QueueSpec = QueueSpec()
     batching: BatchLimits = BatchLimits()
+    gateways: Annotated[int, between(1, MOST_GATEWAYS)] = 1
+    """Replicas of the gateway, which share what a fallback bears."""
 
 
 class StageEndpoints(Model):
@@ -143,14 +149,23 @@ class LinkEstimate(Model):
     delay_microseconds: Count | None = None
 
 
-class RouteTableStatus(Model):
-    """Written by the gateway."""
+class GatewayReport(Model):
+    """What one replica of the gateway routes by and sees."""
 
     acknowledged_generation: Annotated[int, between(-1, LARGEST)] = -1
     """The generation that new requests are routed by."""
     stages: Annotated[tuple[StageEndpoints, ...], keyed("name", most=32)] = ()
     in_flight: Annotated[tuple[InFlight, ...], keyed("generation", most=64)] = ()
     links: Annotated[tuple[LinkEstimate, ...], keyed("source", "target", most=16)] = ()
+
+
+class RouteTableStatus(Model):
+    """Written by the gateways, each its own entry."""
+
+    gateways: Annotated[dict[Annotated[str, at_most(253)], GatewayReport], Field(max_length=4 * MOST_GATEWAYS)] = Field(
+        default_factory=dict
+    )
+    """By the name of the pod. A map, so that one's merge patch leaves the others' entries alone."""
 
 
 class RouteTable(Model):

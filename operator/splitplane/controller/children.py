@@ -185,7 +185,7 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
             "kind": "Deployment",
             "metadata": _metadata(pipeline, name, "gateway"),
             "spec": {
-                "replicas": 1,
+                "replicas": spec.gateway.replicas,
                 "revisionHistoryLimit": 1,
                 "selector": {"matchLabels": match},
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
@@ -198,6 +198,7 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
                         "enableServiceLinks": False,
                         "terminationGracePeriodSeconds": GRACE_SECONDS,
                         "securityContext": pod_safety(),
+                        "topologySpreadConstraints": spread(match),
                         **placement(tier),
                     },
                 },

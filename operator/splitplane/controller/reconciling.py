@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from splitplane.adapters.clock import Clock
 from splitplane.adapters.cluster import Cluster, Conflict, Forbidden, Invalid
-from splitplane.adapters.kinds import DEPLOYMENT
+from splitplane.adapters.kinds import DEPLOYMENT, ROUTE_TABLE
 from splitplane.adapters.metrics import MetricsSnapshot
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.profiles import ModelProfileSpec, to_profile
@@ -121,6 +121,7 @@ class Reconciler:
             return True
         if not await self._write_routes(this, model):
             return False
+        await self._forget_gateways(this)
         await self._apply_stages(this, model[1].fingerprint if model is not None else "")
         return True
 
@@ -215,6 +216,13 @@ class Reconciler:
         this.table = written
         this.observed = replace(this.observed, generation=generation)
         return True
+
+    async def _forget_gateways(self, this: Round) -> None:
+        """Take away what gateways reported whose pods have gone."""
+        if this.gone_gateways:
+            gone = {"gateways": dict.fromkeys(this.gone_gateways)}
+            namespace, name = this.key
+            self._view.remember(await self._cluster.patch_status(ROUTE_TABLE, name, namespace, gone))
 
     async def _apply_stages(self, this: Round, fingerprint: str) -> None:
         """Create, scale and delete stage Deployments until they are what the written state wants."""

@@ -8,6 +8,7 @@ from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.api.routes import LinkEstimate, RouteTableStatus
 from splitplane.controller import control as controls
+from splitplane.controller import gateway_reports
 from splitplane.controller.announcing import Announcements
 from splitplane.controller.control import Control
 from splitplane.controller.objects import STAGE_LABEL, Key, Object, is_terminating, key_of, labels_of
@@ -54,6 +55,8 @@ class Round:
     control: Control
     observed: Observed
     reported: Sequence[LinkEstimate]
+    gone_gateways: Sequence[str]
+    """Whose reports still stand in the RouteTable's status."""
     decisions: list[Object]
     publish: bool = False
     notes: list[Note] = field(default_factory=list)
@@ -77,6 +80,8 @@ def look(view: View, body: Object, pipeline: InferencePipeline, metrics: Metrics
     if table is not None and (is_terminating(table) or not _belongs(table, pipeline)):
         table = None
     status = RouteTableStatus.parse((table or {}).get("status") or {})
+    gateways = view.pods_of(key, "gateway")
+    report = gateway_reports.merged(gateway_reports.present(status.gateways, gateways, nodes).values())
     pods = view.pods_of(key, "stage")
     troubles: dict[str, str] = {}
     for pod in pods:
@@ -85,16 +90,17 @@ def look(view: View, body: Object, pipeline: InferencePipeline, metrics: Metrics
             troubles.setdefault(labels_of(pod).get(STAGE_LABEL, ""), trouble)
     observed = Observed(
         generation=_generation(table),
-        acknowledged=status.acknowledged_generation,
-        ready={stage.name: stage.ready for stage in status.stages},
-        in_flight={entry.generation: entry.requests for entry in status.in_flight},
+        acknowledged=report.acknowledged_generation,
+        ready={stage.name: stage.ready for stage in report.stages},
+        in_flight={entry.generation: entry.requests for entry in report.in_flight},
         troubles=troubles,
         slots={name: state.capacity.slots for name, state in tiers.items()},
         lost_tiers=frozenset(name for name, state in tiers.items() if not state.capacity.ready),
     )
     return Round(
         pipeline=pipeline, body=body, metrics=metrics, now=now, tiers=tiers, table=table,
-        control=controls.load(table), observed=observed, reported=status.links,
+        control=controls.load(table), observed=observed, reported=report.links,
+        gone_gateways=gateway_reports.gone(status.gateways, gateways),
         decisions=list((body.get("status") or {}).get("decisions") or ()),
     )  # fmt: skip
 

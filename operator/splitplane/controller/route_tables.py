@@ -39,6 +39,7 @@ def route_table(
             "routes": [_route(route) for route in routes],
             "stages": sorted(control.named()),
             "links": list(links),
+            "gateways": pipeline.spec.gateway.replicas,
             "batching": batching,
         }
     )

@@ -135,7 +135,8 @@ def test_gateway_may_acknowledge_its_own_routes_and_nothing_else(
     for resource in [*children.gateway_objects(pipeline, SETTINGS), _route_table(pipeline, 1), other]:
         made, said = _apply(ask, resource)
         assert made, said
-    acknowledged = {"status": {"acknowledgedGeneration": 1, "inFlight": [{"generation": 1, "requests": 3}]}}
+    report = {"acknowledgedGeneration": 1, "inFlight": [{"generation": 1, "requests": 3}]}
+    acknowledged = {"status": {"gateways": {"pod-0": report}}}
     with config.new_client_from_config(str(api_kubeconfig)) as connection:
         connection.set_default_header("Impersonate-User", f"system:serviceaccount:{namespace}:{name}-gateway")
         gateway = Gateway(client.CustomObjectsApi(connection), namespace)
@@ -147,7 +148,11 @@ def test_gateway_may_acknowledge_its_own_routes_and_nothing_else(
         assert gateway.get("inferencepipelines", name) == 403
         assert gateway.delete(name) == 403
     _, generation = ask(
-        "get", "rtable", name, f"--namespace={namespace}", "--output=jsonpath={.status.acknowledgedGeneration}"
+        "get",
+        "rtable",
+        name,
+        f"--namespace={namespace}",
+        "--output=jsonpath={.status.gateways.pod-0.acknowledgedGeneration}",
     )
     assert generation == "1"
 

@@ -226,7 +226,8 @@ def test_a_second_operator_at_work_issues_no_generation_twice(
 
         def serves(summary: str = summary) -> bool:
             table = note()
-            acknowledged = table.get("status", {}).get("acknowledgedGeneration", -1)
+            reports = table.get("status", {}).get("gateways", {}).values()
+            acknowledged = min((report["acknowledgedGeneration"] for report in reports), default=-1)
             routes = table.get("spec", {}).get("routes", [])
             return bool(routes) and routes[0]["name"] == summary and acknowledged >= table["spec"]["generation"]
 

@@ -1,4 +1,4 @@
-"""Tells the operator, in the RouteTable's status, what the gateway routes by and what it sees."""
+"""Tells the operator, in its own entry of the RouteTable's status, what the gateway routes by and what it sees."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ MOST_GENERATIONS = 64
 
 
 def build_status(router: Router) -> dict[str, Any]:
-    """The status as ``api.routes.RouteTableStatus`` has it. A link just gone down is listed without numbers."""
+    """The report as ``api.routes.GatewayReport`` has it. A link just gone down is listed without numbers."""
     table = router.table
     links = []
     for (source, target), estimate in router.links.estimates(router.clock()).items():
@@ -96,7 +96,8 @@ class Acknowledger:
             if status == self._written[1]:
                 return True
         try:
-            await self._cluster.patch_status(ROUTE_TABLE, self._settings.route_table, self._settings.namespace, status)
+            report = {"gateways": {self._settings.pod_name: status}}
+            await self._cluster.patch_status(ROUTE_TABLE, self._settings.route_table, self._settings.namespace, report)
         except ClusterError as error:
             logger.info("the status is not written: %s", error)
             return False

@@ -14,6 +14,7 @@ class Settings:
     namespace: str
     pipeline: str
     tier: str
+    pod_name: str
     pod_ip: str
     route_table: str
     state_dir: Path
@@ -30,13 +31,14 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Raises ``SettingsError`` naming what is missing."""
         values = required(
-            environment, "NAMESPACE", "PIPELINE", "TIER", "POD_IP", "ROUTE_TABLE", "STATE_DIR",
+            environment, "NAMESPACE", "PIPELINE", "TIER", "POD_NAME", "POD_IP", "ROUTE_TABLE", "STATE_DIR",
             given_by="the gateway's Deployment gives them to its pods",
         )  # fmt: skip
         return cls(
             namespace=values["NAMESPACE"],
             pipeline=values["PIPELINE"],
             tier=values["TIER"],
+            pod_name=values["POD_NAME"],
             pod_ip=values["POD_IP"],
             route_table=values["ROUTE_TABLE"],
             state_dir=Path(values["STATE_DIR"]),

@@ -30,7 +30,8 @@ class Stop:
 class Route:
     """Ordered stops; ``codecs[i]`` encodes what stop ``i`` hands to stop ``i + 1``.
 
-    ``max_rate_per_second`` is what its resident replicas bear; ``None`` when the table gives none.
+    ``max_rate_per_second`` is this gateway's share of what its resident replicas bear; ``None`` when the table gives
+    none.
     """
 
     name: str
@@ -85,7 +86,7 @@ def parse_table(obj: Mapping[str, Any]) -> Table:
             uid=str(obj.get("metadata", {}).get("uid", "")),
             generation=int(spec["generation"]),
             model=ModelMetadata(str(model["name"]), _tensors(model["inputs"]), _tensors(model.get("outputs") or ())),
-            routes=tuple(_route(route) for route in spec.get("routes") or ()),
+            routes=tuple(_route(route, int(spec.get("gateways") or 1)) for route in spec.get("routes") or ()),
             stages=tuple(str(stage) for stage in spec.get("stages") or ()),
             links=tuple(
                 LinkSpec(str(link["source"]), str(link["target"]), tuple(link.get("probes") or ()))
@@ -120,7 +121,7 @@ def _tensors(items: Sequence[Mapping[str, Any]]) -> tuple[TensorMetadata, ...]:
     )
 
 
-def _route(item: Mapping[str, Any]) -> Route:
+def _route(item: Mapping[str, Any], gateways: int) -> Route:
     name = str(item["name"])
     stops = tuple(
         Stop(str(stage["stage"]), str(stage["tier"]), int(stage["first"]), int(stage["last"]))
@@ -135,4 +136,4 @@ def _route(item: Mapping[str, Any]) -> Route:
     for left, right in pairwise(stops):
         if left.last != right.first:
             raise TableError(f"route {name!r}: stage {right.stage!r} starts at cut {right.first}, not {left.last}")
-    return Route(name, stops, codecs, None if rate in (None, "") else float(rate))
+    return Route(name, stops, codecs, None if rate in (None, "") else float(rate) / gateways)
