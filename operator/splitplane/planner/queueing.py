@@ -6,7 +6,7 @@ and errors are in docs/planner.md, "Latency". Two properties carry the search fo
 depends on that station alone, and no percentile falls when a station's wait, its variance or third cumulant grows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -82,26 +82,25 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     ``constant`` is what adds to every request without a queue (propagation), in seconds; ``arrival_scv`` is the
     squared coefficient of variation of inter-arrival times.
     """
-    loads = [rate * station.service / station.servers for station in stations]
-    utilization = np.maximum.reduce(loads)
-    waits = []
-    for station in stations:
-        # A saturated station is far beyond any use; its numbers only have to be numbers.
-        service = np.minimum(station.service, station.servers * (1.0 - 1e-9) / rate)
-        waits.append(wait(service, station.cv**2, station.servers, rate, arrival_scv))
-    service = _sum(station.service for station in stations)
-    spread = _sum((station.cv * station.service) ** 2 for station in stations)
-    coupling = coupling_of(spread, _sum(station.service**2 for station in stations))
-    skew = _sum(service_third(station.service, station.cv**2) for station in stations)
-    base = (constant + service, spread, skew)
+    # All stations at once, a row of the arrays each: numpy takes as long for four rows as for one.
+    shape = np.broadcast_shapes(*(station.service.shape for station in stations))
+    service = np.array([np.broadcast_to(station.service, shape) for station in stations])
+    servers = np.array([np.broadcast_to(station.servers, shape) for station in stations])
+    scv = np.array([station.cv**2 for station in stations]).reshape(-1, *(1 for _ in shape))
+    utilization = (rate * service / servers).max(axis=0)
+    # A saturated station is far beyond any use; its numbers only have to be numbers.
+    bearable = np.minimum(service, servers * (1.0 - 1e-9) / rate)
+    waits = wait(bearable, scv, servers, rate, arrival_scv)
+    squares = service**2
+    spread = (scv * squares).sum(axis=0)
+    coupling = coupling_of(spread, squares.sum(axis=0))
+    base = (constant + service.sum(axis=0), spread, service_third(service, scv).sum(axis=0))
     mean, variance, third = (
-        part + blend(np.add.reduce(each), np.maximum.reduce(each), coupling)
-        for part, each in zip(base, zip(*waits, strict=True), strict=True)
+        part + blend(each.sum(axis=0), each.max(axis=0), coupling) for part, each in zip(base, waits, strict=True)
     )
-    damped = [damp(each[1].copy(), each[2].copy()) for each in waits]
     steady, skewed = (
-        part + blend(np.add.reduce(each), np.maximum.reduce(each), coupling)
-        for part, each in zip(base[1:], zip(*damped, strict=True), strict=True)
+        part + blend(each.sum(axis=0), each.max(axis=0), coupling)
+        for part, each in zip(base[1:], damp(*waits[1:]), strict=True)
     )
     deviation = np.sqrt(variance)
     saturated = utilization >= 1.0
@@ -115,12 +114,7 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     )
 
 
-def _sum(arrays: Iterable[Array]) -> Array:
-    total: Array = np.add.reduce(list(arrays))
-    return total
-
-
-def wait(service: Array, scv: float, servers: Array, rate: float | Array, arrival_scv: float) -> Cumulants:
+def wait(service: Array, scv: float | Array, servers: Array, rate: float | Array, arrival_scv: float) -> Cumulants:
     """Cumulants of the wait at one station whose service has the squared coefficient of variation ``scv``.
 
     ``service`` and ``servers`` have one shape; every load is below 1. With more servers no cumulant grows.
@@ -144,7 +138,7 @@ def wait(service: Array, scv: float, servers: Array, rate: float | Array, arriva
             ratio = 4.0 * load / (arrival_scv + load**2 * (4.0 * arrival_scv + scv))
         chance *= 1.0 + (arrival_scv - 1.0) * idle * ratio
     np.clip(chance, 1e-6, 1.0, out=chance)
-    skewed = 3.0 * scv * (1.0 + scv) if scv >= 1.0 else (2.0 * scv + 1.0) * (scv + 1.0)
+    skewed = np.where(scv >= 1.0, 3.0 * scv * (1.0 + scv), (2.0 * scv + 1.0) * (scv + 1.0))
     spread = idle * (4.0 * skewed / (3.0 * (1.0 + scv) ** 2) - 2.0)
     spread += 1.0
     np.maximum(spread, 0.0, out=spread)  # the squared coefficient of variation of the wait of those who wait
@@ -179,7 +173,7 @@ def damp(variance: Array, third: Array) -> tuple[Array, Array]:
     return variance, third
 
 
-def service_third(service: Array, scv: float) -> Array:
+def service_third(service: Array, scv: float | Array) -> Array:
     """Third central moment of a gamma distributed service."""
     return 2.0 * scv**2 * service**3
 

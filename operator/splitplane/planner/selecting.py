@@ -42,22 +42,22 @@ def current_frontier(context: Context, without: tuple[Plan, ...] = (), *, rate: 
 
 
 def _best(context: Context, without: list[Plan]) -> Candidate | None:
-    frontier = _contenders(context, tuple(without))
+    frontier = _contenders(context, context.rate, tuple(without))
     if len(frontier):
         return frontier.candidate(context, pick(context.policy, frontier))
     rate = _highest_rate(context) * (1.0 - OVERLOAD_TIE)
     if not 0.0 < rate < math.inf:
         return None
-    frontier = current_frontier(context, tuple(without), rate=rate)
+    frontier = _contenders(context, rate, tuple(without))
     if not len(frontier):
         return None
     return assess(context, frontier.candidate(context, pick_cheapest(frontier)).plan)
 
 
-def _contenders(context: Context, without: tuple[Plan, ...]) -> Frontier:
+def _contenders(context: Context, rate: float, without: tuple[Plan, ...]) -> Frontier:
     if context.policy.mode is Mode.FIXED or _remembered(context) is not None:
-        return current_frontier(context, without)
-    return contenders(context, context.rate, without)
+        return current_frontier(context, without, rate=rate)
+    return contenders(context, rate, without)
 
 
 def _highest_rate(context: Context) -> float:

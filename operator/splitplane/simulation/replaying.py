@@ -21,6 +21,8 @@ SWITCH_SECONDS = 15.0
 """How long a switch takes that moves pods: both plans' pods run, the old plan serves."""
 
 _STATICS = 6
+_LEAP = 1.2
+"""How much the load must have grown since the last decision to be planned for at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +114,16 @@ def replay(ground: Ground, strategies: Mapping[str, Strategy]) -> dict[str, Metr
     scenario, width = ground.scenario, ground.width
     active: dict[str, Active | None] = dict.fromkeys(strategies)
     held: dict[str, list[Plan | None]] = {name: [] for name in strategies}
+    asked = dict.fromkeys(strategies, 0.0)
     for place in range(scenario.bins):
         now, before = place * width, scenario.seen(max(0, place - 1))
         for name, strategy in strategies.items():
             old = active[name]
-            if place % scenario.every and not (old and ground.overloads(old.plan, place - 1)):
+            leapt = place > 0 and ground.rates[place - 1] > _LEAP * asked[name]
+            if place % scenario.every and not (old and leapt and ground.overloads(old.plan, place - 1)):
                 held[name].append(old.plan if old else None)
                 continue
+            asked[name] = float(ground.rates[max(0, place - 1)])
             choice = strategy(replace(before, active=old, time=now), scenario.policy, now, ground.kept)
             if choice is not None and (old is None or choice.plan != old.plan):
                 moved = old is not None and moves_pods(old.plan, choice.plan)

@@ -1,5 +1,6 @@
 """The planner and what it is compared with, each as a function from what was measured to the plan that should serve."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,8 @@ class Choice:
 
     plan: Plan
     low_demand_since: float | None = None
+    p95_seconds: float = math.nan
+    """As predicted, where it was."""
 
 
 Strategy = Callable[[Snapshot, Policy, float, Kept], Choice | None]
@@ -72,12 +75,16 @@ def gate(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice |
         return choice
     context = build_context(snapshot, fast, kept)
     waiting = cooling_down(fast, replace(snapshot.active, last_switch_seconds=0.0), now)
-    serving, best = (assess(context, plan).predicted.p95_seconds for plan in (snapshot.active.plan, choice.plan))
-    return Choice(snapshot.active.plan) if waiting or serving * (1.0 - _GATE_GAIN) <= best else choice
+    serving = assess(context, snapshot.active.plan).predicted.p95_seconds
+    stays = waiting or serving * (1.0 - _GATE_GAIN) <= choice.p95_seconds
+    return Choice(snapshot.active.plan) if stays else choice
 
 
 def _choice(decision: Decision) -> Choice | None:
-    return None if decision.target is None else Choice(decision.target.plan, decision.low_demand_since)
+    target = decision.target
+    if target is None:
+        return None
+    return Choice(target.plan, decision.low_demand_since, target.predicted.p95_seconds)
 
 
 STRATEGIES: Mapping[str, Strategy] = {
