@@ -12,7 +12,7 @@ from splitplane.controller.control import Serving
 from splitplane.controller.realising import realise
 from splitplane.controller.rounds import Memory, Round
 from splitplane.controller.settings import Settings
-from splitplane.controller.snapshots import snapshot
+from splitplane.controller.snapshots import learnt, snapshot, speeds
 from splitplane.controller.switching import Note, abandon, begin
 from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Missing, known
@@ -70,10 +70,14 @@ class Deciding:
             return
         if control.pending is not None and memory.planned_for is not None:
             control = abandon(control)
+        if memory.learnt_of != model[1].fingerprint:
+            memory.corrections, memory.learnt_of = {}, model[1].fingerprint
+        observed = speeds(pipeline, model[1], control, this.metrics.of(this.key))
+        memory.corrections = learnt(memory.corrections, observed, control, now)
         seen = snapshot(
             pipeline, profile=model[1], profile_name=name, tiers=this.tiers, metrics=this.metrics,
             reported=this.reported, control=control, generation=this.observed.generation, now=now,
-            granted=granted,
+            granted=granted, corrections=memory.corrections,
         )  # fmt: skip
         memory.planned_at, memory.planned_for = now, situation
         if memory.kept is None or not memory.kept.fits(seen.profile):

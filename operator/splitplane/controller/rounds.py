@@ -19,6 +19,7 @@ from splitplane.controller.view import View
 from splitplane.domain.profiles import Profile
 from splitplane.domain.snapshots import Decision
 from splitplane.planner import Kept
+from splitplane.planner.learning import Correction
 
 
 @dataclass(slots=True)
@@ -36,6 +37,9 @@ class Memory:
     kept: Kept | None = None
     """What the planner keeps of the profile."""
     announcements: Announcements = field(default_factory=Announcements)
+    corrections: dict[str, Correction] = field(default_factory=dict)
+    """By tier, how much slower it is than the profile says of the model ``learnt_of``."""
+    learnt_of: str = ""
     surge: int = 0
     """How far the load was above what the plan bears, in steps, when that was looked at last."""
     contradiction: str = ""

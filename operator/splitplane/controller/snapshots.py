@@ -21,8 +21,8 @@ from splitplane.controller.pods import requests
 from splitplane.domain.measurements import Idle, Measurement, Missing, Value, known
 from splitplane.domain.profiles import Profile
 from splitplane.domain.snapshots import Active, Link, Snapshot, Tier
+from splitplane.planner.learning import UNKNOWN, Correction, learn
 
-_LEAST_CORRECTION, _MOST_CORRECTION = 0.5, 2.0
 # Ranges so short that the clock's and the queue's own noise would pass for the device's speed.
 _LEAST_RANGE_SECONDS = 1e-4
 
@@ -109,10 +109,10 @@ def links(tiers: Sequence[str], measured: PipelineMetrics, reported: Sequence[Li
     return tuple(found)
 
 
-def speed_corrections(
+def speeds(
     pipeline: InferencePipeline, profile: Profile, control: Control, measured: PipelineMetrics
 ) -> dict[str, float]:
-    """Observed over profiled compute time by tier, from the ranges that are active now; bounded against outliers."""
+    """Observed over profiled compute time by tier, from the ranges that are active now."""
     if control.active is None:
         return {}
     classes = {tier.name: tier.device_class for tier in pipeline.spec.tiers}
@@ -120,20 +120,30 @@ def speed_corrections(
     for stage in control.active.plan.stages:
         device = profile.devices.get(classes.get(stage.tier, ""))
         observed = known(measured.stage_seconds.get((stage.tier, stage.first, stage.last), Missing("")))
-        if device is None or observed is None or stage.last > profile.segments:
+        if device is None or not observed or stage.last > profile.segments:
             continue
         profiled = device.range_seconds(stage.first, stage.last)
         if profiled >= _LEAST_RANGE_SECONDS:
-            found[stage.tier] = min(_MOST_CORRECTION, max(_LEAST_CORRECTION, observed / profiled))
+            found[stage.tier] = observed / profiled
     return found
+
+
+def learnt(
+    before: Mapping[str, Correction], observed: Mapping[str, float], control: Control, now: float
+) -> dict[str, Correction]:
+    """Corrections by tier after what was observed; nothing is learnt while a switch is on, whose pods warm up."""
+    if control.pending is not None or control.switching_since is not None or control.draining:
+        return dict(before)
+    return {**before, **{tier: learn(before.get(tier, UNKNOWN), ratio, now) for tier, ratio in observed.items()}}
 
 
 def snapshot(
     pipeline: InferencePipeline, *, profile: Profile, profile_name: str, tiers: Mapping[str, TierState],
     metrics: MetricsSnapshot, reported: Sequence[LinkEstimate], control: Control, generation: int, now: float,
-    granted: Mapping[str, int],
+    granted: Mapping[str, int], corrections: Mapping[str, Correction],
 ) -> Snapshot:  # fmt: skip
-    """Everything that the planner may look at. ``granted`` holds replicas by tier, where pipelines share nodes.
+    """Everything that the planner may look at. ``granted`` holds replicas by tier, where pipelines share nodes,
+    ``corrections`` what was learnt of the tiers' speed.
 
     A plan made for another model than the pipeline now has is left out: its cuts mean nothing any more.
     """
@@ -159,7 +169,7 @@ def snapshot(
         arrival_rate=measured.arrival_rate,
         arrival_scv=1.0 if scv is None else max(0.0, scv),
         observed_p95_seconds=measured.p95_seconds,
-        speed_corrections=speed_corrections(pipeline, profile, control, measured),
+        speed_corrections={tier: correction.factor(now) for tier, correction in corrections.items()},
         active=active,
         # The plan that serves can serve, though a change of its pods may have failed.
         set_aside=control.aside_now(pipeline.metadata.generation, now) - {active.plan.digest if active else ""},
