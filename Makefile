@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz bench-data-plane kind-up kind-down kind-demo kind-test
+.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz bench-data-plane bench-leak kind-up kind-down kind-demo kind-test
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ bench-planner: env  ## Measure the planner alone: frontier, HiGHS, many pipeline
 
 bench-data-plane: env  ## Measure a hop, batching and a gateway under overload; writes build/bench/bench-data-plane.json (3 minutes)
 	@$(BIN)/python -m benchmarks.data_plane
+
+bench-leak: env  ## Attack LeNet-5 on MNIST layer by layer, beside published figures (about 6 minutes)
+	@$(BIN)/python -m benchmarks.leak
 
 lock: $(UV)  ## Resolve the dependencies anew and write requirements/*.lock
 	@UV="$(UV)" hack/lock

@@ -34,6 +34,9 @@ def test_limits_reach_the_planner_in_seconds_and_fractions() -> None:
     assert policy.raw_input_stays_trusted
     assert (policy.min_gain, policy.max_utilization, policy.cooldown_seconds) == pytest.approx((0.2, 0.65, 90))
     assert policy.gateway_tier == "edge"
+    limited = api.to_policy(_example(objectives={"maxAccuracyLoss": "0.01", "maxLeakage": "0.30"}).spec)
+    assert (limited.max_accuracy_loss, limited.max_leak) == (0.01, 0.3)
+    assert (policy.max_accuracy_loss, policy.max_leak) == (None, None)
 
 
 def test_an_absent_limit_is_no_limit_and_lossy_codecs_are_never_chosen_unasked() -> None:
@@ -116,6 +119,7 @@ def test_a_gain_that_is_no_percentage_is_left_out(fraction: float, shown: int | 
 
 _seconds = st.floats(0, 1e3, allow_nan=False).map(lambda seconds: round(seconds, 9))
 _bytes = st.integers(0, 2**50)
+_shares = st.dictionaries(st.sampled_from(("fp32", "int8")), st.integers(0, 10_000).map(lambda parts: parts / 10_000))
 _per_byte = st.floats(0, 1e-3, allow_nan=False)
 _times = st.builds(CodecTimes, encode_seconds_per_byte=_per_byte, decode_seconds_per_byte=_per_byte)
 
@@ -133,6 +137,8 @@ def _profiles(draw: st.DrawFn) -> Profile:
                 tensors=(TensorSpec(f"tensor_{index}", "FP32", draw(shapes)),),
                 wire_bytes={"fp32": draw(_bytes), "int8": draw(_bytes)},
                 schema_hash=f"{index:064x}",
+                accuracy_loss=draw(_shares),
+                leakage=draw(_shares),
             )
             for index in range(cuts)
         ),

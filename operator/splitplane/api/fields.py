@@ -112,12 +112,17 @@ _name, _name_schema = text(NAME, "must be lower-case letters, digits and inner d
 _decimal, _decimal_schema = text(
     DECIMAL, 'must be a decimal number in quotes, zero or more, without an exponent, such as "0.80"', longest=28
 )
+_share, _share_schema = text(
+    "^(0([.][0-9]{1,6})?|1([.]0{1,6})?)$", 'must be a number from 0 to 1 in quotes, such as "0.30"', longest=8
+)
 _tier, _tier_schema = text(NAME, "must be lower-case letters, digits and inner dashes, such as edge", longest=20)
 
 Name = Annotated[str, _name, _name_schema]
 TierName = Annotated[str, _tier, _tier_schema]
 DecimalString = Annotated[str, _decimal, _decimal_schema]
 """A non-negative decimal in a string: JSON numbers with a fraction do not survive every client unchanged."""
+Share = Annotated[str, _share, _share_schema]
+"""A part of a whole, as a decimal in a string."""
 Timestamp = Annotated[
     datetime, PlainSerializer(_utc, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"})
 ]

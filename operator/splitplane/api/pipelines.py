@@ -10,6 +10,7 @@ from splitplane.api.fields import (
     Metadata,
     Model,
     Name,
+    Share,
     TierName,
     between,
     distinct,
@@ -128,6 +129,12 @@ class Objectives(Model):
     """Highest 95th percentile of a request's time at the gateway. Default: no limit."""
     max_cost_per_hour: DecimalString | None = None
     """Highest cost of all replicas and of traffic, in the currency of the prices. Default: no limit."""
+    max_accuracy_loss: Share | None = None
+    """Highest loss of accuracy by lossy codecs, from 0 to 1, as ``splitplane model accuracy`` measured it; with a codec
+    that was not measured nothing crosses. Default: no limit."""
+    max_leakage: Share | None = None
+    """Highest share of the input, from 0 to 1, that the attack of ``splitplane model leak`` reconstructs from what
+    leaves the tiers marked ``trusted``, a lower bound; what was not measured does not leave. Default: no limit."""
     raw_input_stays_trusted: bool = False
     """The model's input may not leave tiers marked ``trusted``."""
     prefer: Literal["Cost", "Latency", "Privacy"] = "Cost"

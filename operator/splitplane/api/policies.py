@@ -19,6 +19,8 @@ def to_policy(spec: InferencePipelineSpec) -> Policy:
     return Policy(
         max_p95_seconds=None if limit is None else limit / 1000,
         max_cost_per_hour=None if objectives.max_cost_per_hour is None else float(objectives.max_cost_per_hour),
+        max_leak=None if objectives.max_leakage is None else float(objectives.max_leakage),
+        max_accuracy_loss=None if objectives.max_accuracy_loss is None else float(objectives.max_accuracy_loss),
         raw_input_stays_trusted=objectives.raw_input_stays_trusted,
         prefer=Preference(objectives.prefer),
         mode=Mode(partitioning.mode),

@@ -1,6 +1,7 @@
 """``ModelProfile``: what the profile jobs measured of one model, in whole units, and its way to and from the domain."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from splitplane.api.fields import (
@@ -10,6 +11,7 @@ from splitplane.api.fields import (
     Metadata,
     Model,
     Name,
+    Share,
     at_most,
     between,
     decimal_string,
@@ -51,6 +53,26 @@ class WireSize(Model):
     bytes: Count
 
 
+class CodecShare(Model):
+    """A share from 0 to 1, with a codec."""
+
+    codec: Codec
+    share: Share
+
+
+class LeakMeasurement(Model):
+    """How ``leakage`` was measured: by an attack, so a stronger attacker may see more."""
+
+    attack: _Text
+    score: _Text
+    """What the attack's result is scored by, such as SSIM."""
+    samples: Count
+    input_control: DecimalString
+    """The score of the attack on the input itself: about 1, or the attack was too weak to tell anything."""
+    shuffled_control: DecimalString
+    """The score of the attack on what belongs to other inputs: what a guess without looking is worth."""
+
+
 class ProfiledCut(Model):
     """A place where the model can be divided."""
 
@@ -59,6 +81,10 @@ class ProfiledCut(Model):
     wire_bytes: Annotated[tuple[WireSize, ...], keyed("codec", least=1, most=len(CODECS))]
     schema_hash: Annotated[str, at_most(64)]
     """Identifies names, datatypes and shapes; stages with different hashes refuse each other."""
+    accuracy_loss: Annotated[tuple[CodecShare, ...], keyed("codec", most=len(CODECS))] = ()
+    """What crossing here with a codec costs in accuracy, on calibration inputs (``splitplane model accuracy``)."""
+    leakage: Annotated[tuple[CodecShare, ...], keyed("codec", most=len(CODECS))] = ()
+    """What an attack reconstructs of the input from what crosses here, a lower bound (``splitplane model leak``)."""
 
 
 class ProfiledSegment(Model):
@@ -131,6 +157,7 @@ class ModelProfileSpec(Model):
     activation_bytes: Count
     """Peak of live activations for one sample."""
     devices: Annotated[tuple[ProfiledDevice, ...], keyed("deviceClass", most=16)] = ()
+    leak_measurement: LeakMeasurement | None = None
 
 
 class ModelProfile(Model):
@@ -138,6 +165,34 @@ class ModelProfile(Model):
 
     metadata: Metadata
     spec: ModelProfileSpec
+
+
+def codec_shares(shares: Mapping[str, float]) -> list[dict[str, str]]:
+    """Shares by codec as the resource has them, rounded up: a limit that the true one breaks is not kept."""
+    return [
+        {"codec": codec, "share": decimal_string(math.ceil(min(1.0, share) * 1e4 - 1e-6) / 1e4, digits=4)}
+        for codec, share in sorted(shares.items())
+    ]
+
+
+def with_accuracy(spec: ModelProfileSpec, losses: Sequence[Mapping[str, float]]) -> ModelProfileSpec:
+    """The profile with the accuracy loss of each cut by codec."""
+    return _with_shares(spec, "accuracy_loss", losses)
+
+
+def with_leakage(
+    spec: ModelProfileSpec, leaks: Sequence[Mapping[str, float]], measurement: LeakMeasurement
+) -> ModelProfileSpec:
+    """The profile with the leak of each cut by codec, and how it was measured."""
+    return _with_shares(spec, "leakage", leaks).model_copy(update={"leak_measurement": measurement})
+
+
+def _with_shares(spec: ModelProfileSpec, field: str, shares: Sequence[Mapping[str, float]]) -> ModelProfileSpec:
+    cuts = tuple(
+        cut.model_copy(update={field: tuple(CodecShare.model_validate(each) for each in codec_shares(found))})
+        for cut, found in zip(spec.cuts, shares, strict=True)
+    )
+    return spec.model_copy(update={"cuts": cuts})
 
 
 def to_profile(spec: ModelProfileSpec) -> Profile:
@@ -151,6 +206,8 @@ def to_profile(spec: ModelProfileSpec) -> Profile:
                 tensors=tuple(TensorSpec(t.name, t.datatype, tuple(t.sample_shape)) for t in cut.tensors),
                 wire_bytes={size.codec: size.bytes for size in cut.wire_bytes},
                 schema_hash=cut.schema_hash,
+                accuracy_loss={each.codec: float(each.share) for each in cut.accuracy_loss},
+                leakage={each.codec: float(each.share) for each in cut.leakage},
             )
             for index, cut in enumerate(spec.cuts)
         ),
@@ -252,6 +309,8 @@ def from_profile(
                     ],
                     "wireBytes": [{"codec": codec, "bytes": size} for codec, size in sorted(cut.wire_bytes.items())],
                     "schemaHash": cut.schema_hash,
+                    "accuracyLoss": codec_shares(cut.accuracy_loss),
+                    "leakage": codec_shares(cut.leakage),
                 }
                 for cut in profile.cuts
             ],

@@ -3,6 +3,7 @@
 import typer
 
 from splitplane.cli import local, model
+from splitplane.cli.calibrated import accuracy, leak
 from splitplane.cli.explain import explain
 from splitplane.cli.frontier import frontier
 from splitplane.cli.plan import plan
@@ -11,6 +12,8 @@ from splitplane.cli.simulate import simulate
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Split PyTorch models between edge and cloud."
 )
+model.app.command()(accuracy)
+model.app.command()(leak)
 app.add_typer(local.app, name="local")
 app.add_typer(model.app, name="model")
 for command in (plan, explain, frontier, simulate):

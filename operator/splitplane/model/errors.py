@@ -5,6 +5,7 @@
     ModelError
     ├── FactoryError          the factory is missing, or does not build a module that takes the declared inputs
     ├── WeightsError          the weights file is missing, altered, or lacks tensors
+    ├── CalibrationError      the file of calibration inputs is missing, or does not fit the model
     └── NotSplittableError    the module cannot be turned into one graph with a free batch dimension
 """
 
@@ -19,6 +20,10 @@ class FactoryError(ModelError):
 
 class WeightsError(ModelError):
     """Correct ``spec.model.weights``, or restore the file."""
+
+
+class CalibrationError(ModelError):
+    """Correct the file of calibration inputs, or give more of them."""
 
 
 class NotSplittableError(ModelError):

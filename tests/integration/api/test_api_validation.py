@@ -194,6 +194,8 @@ TWINS = [
     # Objectives
     Twins(_pitch_tracker, "spec/objectives/latencyP95Milliseconds", 0, 1, "greater than or equal to 1"),
     Twins(_pitch_tracker, "spec/objectives/maxCostPerHour", "2,00", "2.00", 'such as "0.80"'),
+    Twins(_pitch_tracker, "spec/objectives/maxLeakage", "1.01", "1.00", "from 0 to 1"),
+    Twins(_pitch_tracker, "spec/objectives/maxAccuracyLoss", "0,01", "0.01", "from 0 to 1"),
     Twins(_pitch_tracker, "spec/objectives/prefer", "Costs", "Cost", "supported values"),
     Twins(_pitch_tracker, "spec/objectives/prefer", "Privac", "Privacy", "supported values"),
     # Tiers

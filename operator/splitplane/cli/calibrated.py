@@ -1,0 +1,234 @@
+"""``splitplane model accuracy`` and ``leak``: what crossing a cut costs in accuracy and shows of the input.
+
+Both need real inputs, which stay on the machine that this runs on; only the shares go into the ModelProfile.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from splitplane.adapters.cluster import ClusterError
+from splitplane.adapters.connecting import connect
+from splitplane.adapters.kinds import MODEL_PROFILE
+from splitplane.api.fields import decimal_string
+from splitplane.api.profiles import LeakMeasurement, ModelProfileSpec, with_accuracy, with_leakage
+from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
+from splitplane.cli.plans import out
+from splitplane.domain.profiles import BASE_CODECS
+
+if TYPE_CHECKING:
+    from splitplane.model import Partition
+    from splitplane.model.calibration import Calibration
+    from splitplane.model.profile import Codec
+
+WeightsUri = Annotated[str, typer.Option(help="As in spec.model.weights.uri, such as file:///...safetensors.")]
+CalibrationFile = Annotated[
+    Path,
+    typer.Option(
+        "--calibration", exists=True, dir_okay=False,
+        help="Real inputs by name, samples first, and classes as 'labels' if known: .safetensors or .npz.",
+    ),
+]  # fmt: skip
+Noise = Annotated[
+    float,
+    typer.Option(min=0.0, help="Gaussian noise on what crosses, in its standard deviations: what would it cost?"),
+]
+Dropout = Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of what crosses that is set to zero.")]
+ProfileName = Annotated[
+    str | None,
+    typer.Option("--profile", help="Write the result into this ModelProfile, where the planner reads it."),
+]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The ModelProfile's namespace.")]
+
+
+def accuracy(
+    factory: Factory,
+    inputs: Inputs,
+    weights: WeightsUri,
+    calibration: CalibrationFile,
+    sha256: Sha256 = None,
+    path: Folder = None,
+    samples: Annotated[int, typer.Option(min=1, help="Use at most so many calibration inputs.")] = 1000,
+    noise: Noise = 0.0,
+    dropout: Dropout = 0.0,
+    profile: ProfileName = None,
+    namespace: Namespace = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Compare the model's answers, where it crosses each cut with each codec, with those of the unsplit fp32 model."""
+    partition, given, codecs = _load(factory, inputs, weights, sha256, path, calibration, noise, dropout)
+    from splitplane.model.accuracy import compare_codecs
+
+    given, cuts = given.first(samples), partition.graph.cuts
+    with Console(stderr=True).status("comparing") as status:
+        found = compare_codecs(partition, given, codecs, range(1, len(cuts) - 1), progress=status.update)
+    if profile is not None:
+        _refuse_defended(noise, dropout)
+        losses: list[dict[str, float]] = [{} for _ in cuts]
+        for each in found:
+            losses[each.cut][each.codec] = each.loss
+        _write(profile, namespace, partition.graph.fingerprint, lambda spec: with_accuracy(spec, losses))
+    if as_json:
+        rows = [
+            {
+                "cut": each.cut, "name": cuts[each.cut].name, "codec": each.codec, "loss": each.loss, "top1": each.top1,
+                "cosine": each.cosine, "maxError": _finite(each.max_error), "metric": each.metric,
+                "wholeMetric": each.whole_metric,
+            }
+            for each in found
+        ]  # fmt: skip
+        typer.echo(json.dumps({"samples": given.samples, "agreements": rows}, indent=2))
+        return
+    table = Table("cut", "after", "codec", "loss", "same top-1", "cosine", "largest error", "right", "right, unsplit")
+    for each in found:
+        table.add_row(
+            str(each.cut), cuts[each.cut].name, each.codec, f"{each.loss:.4f}", _share(each.top1), f"{each.cosine:.6f}",
+            f"{each.max_error:.1e}", _share(each.metric), _share(each.whole_metric),
+        )  # fmt: skip
+    out.print(table)
+    out.print(f"{given.samples} samples; a loss below 1/{given.samples} cannot be told from none.")
+
+
+def leak(
+    factory: Factory,
+    inputs: Inputs,
+    weights: WeightsUri,
+    calibration: CalibrationFile,
+    sha256: Sha256 = None,
+    path: Folder = None,
+    cut: Annotated[list[int] | None, typer.Option("--cut", help="Attack these cuts. Default: up to 6, evenly.")] = None,
+    codec: Annotated[list[str] | None, typer.Option("--codec", help="Attack these codecs.")] = None,
+    budget: Annotated[float, typer.Option(min=1.0, help="Seconds for all attacks.")] = 600.0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads to train on.")] = 2,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Tell the share of inputs that score more.")] = 0.5,
+    noise: Noise = 0.0,
+    dropout: Dropout = 0.0,
+    profile: ProfileName = None,
+    namespace: Namespace = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Train decoders to reconstruct the input from what crosses the cuts. A lower bound: others may see more."""
+    partition, given, codecs = _load(factory, inputs, weights, sha256, path, calibration, noise, dropout)
+    from splitplane.model import ModelError
+    from splitplane.model.leak import ATTACK, choose_cuts, measure_leak, spread
+
+    cuts, wanted = partition.graph.cuts, codec or ["fp32"]
+    inner = range(1, len(cuts) - 1)
+    unknown = [str(each) for each in (*(cut or ()), *wanted) if each not in inner and each not in BASE_CODECS]
+    if unknown:
+        raise typer.BadParameter(f"no cut 1 to {len(cuts) - 2} and no codec: {', '.join(unknown)}")
+    try:
+        with Console(stderr=True).status("attacking") as status:
+            report = measure_leak(
+                partition, given, {name: codecs[name] for name in wanted}, cut or choose_cuts(inner, 6),
+                budget_seconds=budget, threshold=threshold, threads=threads, progress=status.update,
+            )  # fmt: skip
+    except ModelError as error:
+        raise typer.BadParameter(str(error)) from error
+    if profile is not None:
+        _refuse_defended(noise, dropout)
+        measurement = LeakMeasurement.model_validate(
+            {
+                "attack": ATTACK, "score": report.score, "samples": report.samples,
+                "inputControl": decimal_string(report.input_control, digits=4),
+                "shuffledControl": decimal_string(report.shuffled_control, digits=4),
+            }
+        )  # fmt: skip
+        leaks = spread(report.worst(), len(cuts))
+        _write(profile, namespace, partition.graph.fingerprint, lambda spec: with_leakage(spec, leaks, measurement))
+    if as_json:
+        rows = [
+            {
+                "cut": each.cut, "name": cuts[each.cut].name, "codec": each.codec, "decoder": each.decoder,
+                "score": each.score, "psnr": each.psnr, "above": each.above, "steps": each.steps,
+                "distanceCorrelation": report.correlations[each.cut],
+            }
+            for each in report.attacks
+        ]  # fmt: skip
+        controls = {"input": report.input_control, "shuffled": report.shuffled_control}
+        told = {"attack": ATTACK, "score": report.score, "samples": report.samples, "controls": controls}
+        told |= {"rankCorrelation": report.rank_correlation, "attacks": rows}
+        typer.echo(json.dumps(told, indent=2))
+        return
+    above = f"above {threshold:g}"
+    table = Table("cut", "after", "codec", "decoder", report.score, "PSNR, dB", above, "steps", "distance corr.")
+    for each in report.attacks:
+        table.add_row(
+            str(each.cut), cuts[each.cut].name, each.codec, each.decoder, f"{each.score:.3f}", f"{each.psnr:.1f}",
+            f"{each.above:.0%}", str(each.steps), f"{report.correlations[each.cut]:.3f}",
+        )  # fmt: skip
+    out.print(table)
+    rank = report.rank_correlation
+    out.print(
+        f"Controls: the input itself {report.input_control:.3f} (should be about 1), other inputs' activations "
+        f"{report.shuffled_control:.3f}. Rank correlation of distance correlation and score: "
+        f"{'unknown' if rank is None else f'{rank:.2f}'}.\nA lower bound, by this attack: {ATTACK}; a stronger one may "
+        "see more."
+    )
+
+
+def _load(
+    factory: str, inputs: list[str], weights: str, sha256: str | None, path: list[Path] | None, calibration: Path,
+    noise: float, dropout: float,
+) -> "tuple[Partition, Calibration, Mapping[str, Codec]]":  # fmt: skip
+    source = source_of(factory, inputs, weights, sha256, path)
+    from splitplane.model import ModelError, load_partition
+    from splitplane.model.calibration import read_calibration
+    from splitplane.model.leak import defended
+    from splitplane.runtime.profiling import wire_codecs
+
+    # Zstandard loses nothing: what is true of a codec is true of it with that on top.
+    codecs = {name: codec for name, codec in wire_codecs().items() if name in BASE_CODECS}
+    if noise or dropout:
+        codecs = {name: defended(codec, noise=noise, dropout=dropout) for name, codec in codecs.items()}
+    try:
+        with Console(stderr=True).status(f"exporting {factory}"):
+            return load_partition(source, 0, None), read_calibration(calibration, source.inputs), codecs
+    except ModelError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _refuse_defended(noise: float, dropout: float) -> None:
+    if noise or dropout:
+        raise typer.BadParameter("stages apply no noise or dropout, so what was measured with it is no profile's")
+
+
+def _write(name: str, namespace: str, fingerprint: str, change: Callable[[ModelProfileSpec], ModelProfileSpec]) -> None:
+    try:
+        asyncio.run(_patch(name, namespace, fingerprint, change))
+    except ClusterError as error:
+        raise typer.BadParameter(f"ModelProfile {namespace}/{name}: {error}") from error
+
+
+async def _patch(
+    name: str, namespace: str, fingerprint: str, change: Callable[[ModelProfileSpec], ModelProfileSpec]
+) -> None:
+    cluster = await connect(component="splitplane-cli")
+    try:
+        body = await cluster.get(MODEL_PROFILE, name, namespace)
+        spec = ModelProfileSpec.parse(body["spec"])
+        if spec.fingerprint != fingerprint:
+            raise typer.BadParameter(
+                f"ModelProfile {namespace}/{name} is of another model ({spec.fingerprint}, here {fingerprint}): use "
+                "the same factory, weights, inputs and versions of the libraries as its pods do"
+            )
+        changed: dict[str, Any] = change(spec).dump()
+        kept = {key: changed[key] for key in ("cuts", "leakMeasurement") if changed.get(key) is not None}
+        version = {"resourceVersion": body["metadata"]["resourceVersion"]}
+        await cluster.merge(MODEL_PROFILE, name, namespace, {"metadata": version, "spec": kept})
+    finally:
+        await cluster.close()
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _finite(value: float) -> float | None:
+    return value if value < float("inf") else None

@@ -1,0 +1,144 @@
+"""An attack: a network that is trained to draw the input from what crosses a cut, as He, Zhang and Lee (2019) did.
+
+The attacker is given the model's answers to inputs of its own (black box), which are the calibration inputs here.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+WIDTHS = {"small": 8, "large": 24}
+"""Channels of the two decoders."""
+STEPS, BATCH, LEARNING_RATE = 1000, 32, 3e-3
+_BOTTLENECK = 256
+_SLOPE = 0.02
+"""Of what is drawn outside of 0..1, in training."""
+_LINEAR_CHANNELS = 128
+"""Up to so many channels are also drawn from directly, which a shallow cut mostly needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a trained decoder draws of the held-out samples, and the steps it was trained for."""
+
+    guesses: torch.Tensor
+    steps: int
+
+
+def draw(
+    tensors: Mapping[str, torch.Tensor], targets: torch.Tensor, held_out: int, *, width: int, seconds: float,
+    steps: int = STEPS, seed: int = 0,
+) -> Drawn:  # fmt: skip
+    """Train on all but the last ``held_out`` samples, draw those. ``targets`` are ``[n, channels, *places]`` in 0..1.
+
+    Training ends after ``steps`` or ``seconds``, whichever comes first.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    given = [_standardised(each, held_out) for each in _grids(tensors, targets.ndim - 2)]
+    known = len(targets) - held_out
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        decoder = _Decoder([tuple(each.shape[1:]) for each in given], tuple(targets.shape[1:]), width)
+    optimiser = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
+    began, done, spent = time.monotonic(), 0, 0.0
+    while spent < 1.0:
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * spent))
+        chosen = torch.randint(known, (min(BATCH, known),), generator=generator)
+        drawn = decoder([each[chosen] for each in given])
+        # Clamped as when it is scored, or plain areas would never be quite plain; not quite flat, or nothing is learnt.
+        clamped = drawn.clamp(0, 1) + _SLOPE * (drawn - drawn.clamp(0, 1))
+        loss = functional.mse_loss(clamped, targets[:-held_out][chosen])
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        done += 1
+        spent = max(done / steps, (time.monotonic() - began) / max(seconds, 1e-9))
+    with torch.inference_mode():
+        parts = [
+            decoder([each[start : start + BATCH] for each in given]) for start in range(known, len(targets), BATCH)
+        ]
+    return Drawn(torch.cat(parts).clamp(0, 1), done)
+
+
+def _grids(tensors: Mapping[str, torch.Tensor], dims: int) -> list[torch.Tensor]:
+    """Each tensor as ``[n, channels, *places]`` where it has places, else as ``[n, numbers]``."""
+    return [_grid(value.float(), dims) for value in tensors.values()]
+
+
+def _grid(value: torch.Tensor, dims: int) -> torch.Tensor:
+    value = value.nan_to_num(0.0, 0.0, 0.0)
+    if value.ndim > dims + 2:  # such as a convolution along one dimension, written in two
+        kept = [size for size in value.shape[1:] if size > 1]
+        value = value.reshape(len(value), *kept)
+    if value.ndim == dims + 2 and min(value.shape[2:]) > 1:
+        return value
+    if dims == 2 and value.ndim == 3:  # patches of a transformer, maybe with a token for the class before them
+        for extra in (0, 1):
+            side = math.isqrt(value.shape[1] - extra)
+            if side > 1 and side**2 == value.shape[1] - extra:
+                return value[:, extra:].transpose(1, 2).reshape(len(value), -1, side, side)
+    return value.flatten(1)
+
+
+def _standardised(value: torch.Tensor, held_out: int) -> torch.Tensor:
+    over = [0, *range(2, value.ndim)]
+    known = value[:-held_out]
+    mean, deviation = known.mean(over, keepdim=True), known.std(over, keepdim=True)
+    return (value - mean) / deviation.clamp_min(1e-6)
+
+
+class _Decoder(nn.Module):
+    """Brings every tensor to one grid, doubles that until it is as fine as the target, and draws."""
+
+    def __init__(self, given: Sequence[tuple[int, ...]], target: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        channels, places = target[0], target[1:]
+        dims = len(places)
+        self.places = places
+        self.mode = "bilinear" if dims == 2 else "linear"
+        conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
+        up = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dims - 1]
+        finest = max((shape[1:] for shape in given if len(shape) > 1), default=None, key=math.prod)
+        self.start = tuple(
+            max(1, min(a, b)) for a, b in zip(finest or [-(-p // 8) for p in places], places, strict=True)
+        )
+        self.stems = nn.ModuleList()
+        for shape in given:
+            if len(shape) > 1:
+                self.stems.append(nn.Sequential(conv(shape[0], width, 3, padding=1), nn.ReLU()))
+            else:
+                size = width * math.prod(self.start)
+                layers = [nn.Linear(shape[0], _BOTTLENECK), nn.ReLU(), nn.Linear(_BOTTLENECK, size), nn.ReLU()]
+                self.stems.append(nn.Sequential(*layers, nn.Unflatten(1, (width, *self.start))))
+        doublings = max(0, math.ceil(math.log2(max(p / s for p, s in zip(places, self.start, strict=True)))))
+        layers = []
+        for _ in range(doublings):
+            layers += [up(width, width, 4, stride=2, padding=1), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            conv(width, width, 3, padding=1), nn.ReLU(), conv(width, width, 3, padding=1), nn.ReLU(),
+            conv(width, channels, 3, padding=1),
+        )  # fmt: skip
+
+        direct = sum(shape[0] for shape in given if len(shape) > 1)
+        self.direct = conv(direct, channels, 5, padding=2) if 0 < direct <= _LINEAR_CHANNELS else None
+
+    def forward(self, given: Sequence[torch.Tensor]) -> torch.Tensor:
+        stems = [self._resized(stem(each), self.start) for stem, each in zip(self.stems, given, strict=True)]
+        fine = self._resized(self.body(torch.stack(stems).sum(0)), self.places)
+        drawn: torch.Tensor = self.head(fine)
+        if self.direct is not None:
+            grids = [self._resized(each, self.places) for each in given if each.ndim > 2]
+            drawn = drawn + self.direct(torch.cat(grids, 1))
+        return drawn
+
+    def _resized(self, value: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:
+        if tuple(value.shape[2:]) == places:
+            return value
+        return functional.interpolate(value, places, mode=self.mode, align_corners=False)

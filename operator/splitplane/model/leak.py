@@ -1,0 +1,236 @@
+"""How much of the input can be told from what crosses a cut: measured by an attack, so a lower bound.
+
+A stronger attacker may do better. What was not attacked counts as leaking what the nearest shallower cut that was
+attacked leaks, and with a codec of no less fidelity; before the first, as the input itself.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from splitplane.domain.profiles import BASE_CODECS
+from splitplane.model import scores
+from splitplane.model.accuracy import crossed
+from splitplane.model.calibration import Calibration
+from splitplane.model.errors import CalibrationError
+from splitplane.model.inversion import STEPS, WIDTHS, draw
+from splitplane.model.partitions import Partition
+from splitplane.model.profile import Codec
+
+ATTACK = "inversion decoder, trained on calibration inputs (after He, Zhang, Lee 2019)"
+BUDGET_SECONDS = 600.0
+"""Default time for all attacks on a model."""
+MOST_SAMPLES, LEAST_SAMPLES = 4096, 20
+HELD_OUT = 5
+"""One sample in so many is kept for scoring."""
+LARGEST_IMAGE, LONGEST_SIGNAL = 64, 1024
+"""Finer inputs are reconstructed at this size."""
+CORRELATED_SAMPLES = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """What one decoder got of the held-out samples.
+
+    ``score`` is the mean SSIM of images, or the mean share of variance explained of other inputs; ``psnr`` in dB;
+    ``above`` the share of samples whose score exceeds the threshold.
+    """
+
+    cut: int
+    codec: str
+    decoder: str
+    score: float
+    psnr: float
+    above: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeakReport:
+    """``input_control`` should be about 1, ``shuffled_control`` about what a guess without looking scores.
+
+    ``correlations`` are bias-corrected distance correlations by cut, before any codec; ``rank_correlation`` is theirs
+    with the scores.
+    """
+
+    score: str
+    samples: int
+    input_control: float
+    shuffled_control: float
+    attacks: tuple[Attack, ...]
+    correlations: Mapping[int, float]
+    rank_correlation: float | None
+
+    def worst(self) -> dict[tuple[int, str], float]:
+        """By (cut, codec), the score of the decoder that did best."""
+        found: dict[tuple[int, str], float] = {}
+        for attack in self.attacks:
+            key = attack.cut, attack.codec
+            found[key] = max(found.get(key, 0.0), attack.score)
+        return found
+
+
+def measure_leak(
+    partition: Partition,
+    calibration: Calibration,
+    codecs: Mapping[str, Codec],
+    cuts: Sequence[int],
+    *,
+    budget_seconds: float = BUDGET_SECONDS,
+    threshold: float = 0.5,
+    steps: int = STEPS,
+    threads: int = 2,
+    progress: Callable[[str], None] = lambda _: None,
+) -> LeakReport:
+    """Attack every (cut, codec) with both decoders, and the two controls. Raises :class:`CalibrationError`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _measure(partition, calibration, codecs, cuts, budget_seconds, threshold, steps, progress)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(
+    partition: Partition,
+    calibration: Calibration,
+    codecs: Mapping[str, Codec],
+    cuts: Sequence[int],
+    budget_seconds: float,
+    threshold: float,
+    steps: int,
+    progress: Callable[[str], None],
+) -> LeakReport:
+    calibration = _shuffled(calibration).first(MOST_SAMPLES)
+    targets = _targets(calibration)
+    held_out = max(1, calibration.samples // HELD_OUT)
+    jobs = [(cut, codec, decoder) for cut in sorted(cuts) for codec in codecs for decoder in WIDTHS]
+    end, left = time.monotonic() + budget_seconds, len(jobs) + 2
+    score = scores.ssim if targets.ndim == 4 else scores.explained
+
+    def attack(tensors: Mapping[str, torch.Tensor], cut: int, codec: str, decoder: str) -> Attack:
+        nonlocal left
+        seconds = max(0.0, end - time.monotonic()) / left
+        left -= 1
+        drawn = draw(tensors, targets, held_out, width=WIDTHS[decoder], seconds=seconds, steps=steps)
+        truth = targets[-held_out:]
+        each = score(drawn.guesses, truth)
+        result = Attack(
+            cut, codec, decoder, score=max(0.0, float(each.mean())),
+            psnr=float(scores.psnr(drawn.guesses, truth).mean()),
+            above=float((each > threshold).float().mean()), steps=drawn.steps,
+        )  # fmt: skip
+        progress(f"leak: cut {cut} {codec} {decoder}: {result.score:.2f}; {left} attacks to go")
+        return result
+
+    at_input = attack({"input": targets}, 0, "fp32", "large").score
+    attacks: list[Attack] = []
+    correlations: dict[int, float] = {}
+    shuffled: float | None = None
+    for cut in sorted(cuts):
+        raw = _activations(partition, calibration, cut)
+        few = min(CORRELATED_SAMPLES, calibration.samples)
+        flat = torch.cat([value[:few].float().flatten(1).nan_to_num(0.0, 0.0, 0.0) for value in raw.values()], 1)
+        correlations[cut] = scores.distance_correlation(targets[:few], flat)
+        if shuffled is None:
+            order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(1))
+            shuffled = attack({name: value[order] for name, value in raw.items()}, cut, "fp32", "large").score
+        for name, codec in codecs.items():
+            arrived = crossed(raw, codec)
+            attacks += [attack(arrived, cut, name, decoder) for decoder in WIDTHS]
+    best: dict[int, float] = {}
+    for each in attacks:
+        best[each.cut] = max(best.get(each.cut, 0.0), each.score)
+    return LeakReport(
+        score="SSIM" if targets.ndim == 4 else "share of variance explained",
+        samples=calibration.samples,
+        input_control=at_input,
+        shuffled_control=shuffled or 0.0,
+        attacks=tuple(attacks),
+        correlations=correlations,
+        rank_correlation=scores.rank_correlation(list(correlations.values()), [best[cut] for cut in correlations]),
+    )
+
+
+def spread(measured: Mapping[tuple[int, str], float], cuts: int) -> list[dict[str, float]]:
+    """What each codec leaks at each of ``cuts`` cuts, told from those that were measured and never below them.
+
+    A codec that was not measured at a cut shows no more than the next one of higher fidelity there; a cut that was not
+    measured shows no more than the nearest shallower one that was. Where there is neither, all is shown.
+    """
+    leaks: list[dict[str, float]] = []
+    for cut in range(cuts):
+        here: dict[str, float] = {}
+        for index, codec in enumerate(BASE_CODECS):
+            finer = [measured[cut, other] for other in BASE_CODECS[: index + 1] if (cut, other) in measured]
+            before = leaks[-1][codec] if leaks else 1.0
+            here[codec] = finer[-1] if finer else before
+        leaks.append(here)
+    return leaks
+
+
+def choose_cuts(candidates: Sequence[int], most: int) -> list[int]:
+    """At most so many of the cuts, evenly from the first to the last."""
+    if len(candidates) <= most:
+        return list(candidates)
+    return sorted({candidates[round(i * (len(candidates) - 1) / max(1, most - 1))] for i in range(most)})
+
+
+def defended(codec: Codec, *, noise: float, dropout: float, seed: int = 0) -> Codec:
+    """A codec before which floating tensors get Gaussian noise (in their own standard deviations) and lose elements."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def protect(value: torch.Tensor) -> torch.Tensor:
+        if not value.is_floating_point():
+            return value
+        deviation = value.float().std(correction=0)
+        value = value + (noise * deviation * torch.randn(value.shape, generator=generator)).to(value.dtype)
+        kept = torch.rand(value.shape, generator=generator) >= dropout
+        return value * kept / (1 - dropout)
+
+    return Codec(
+        encode=lambda tensors: codec.encode({name: protect(value) for name, value in tensors.items()}),
+        decode=codec.decode,
+        size=codec.size,
+    )
+
+
+def _activations(partition: Partition, calibration: Calibration, cut: int, batch: int = 64) -> dict[str, torch.Tensor]:
+    parts = []
+    for start in range(0, calibration.samples, batch):
+        inputs = {name: value[start : start + batch] for name, value in calibration.inputs.items()}
+        parts.append(partition.run(0, cut, inputs))
+    # Clones, for what is made in inference mode cannot be trained on.
+    return {name: torch.cat([part[name] for part in parts]).clone() for name in parts[0]}
+
+
+def _shuffled(calibration: Calibration) -> Calibration:
+    """Files are often sorted by class, and the last samples are held out."""
+    if calibration.samples < LEAST_SAMPLES:
+        raise CalibrationError(
+            f"leak is measured on {LEAST_SAMPLES} calibration inputs at least, better thousands; the file has "
+            f"{calibration.samples}"
+        )
+    order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(0))
+    labels = None if calibration.labels is None else calibration.labels[order]
+    return Calibration({name: value[order] for name, value in calibration.inputs.items()}, labels)
+
+
+def _targets(calibration: Calibration) -> torch.Tensor:
+    """What the attacker is after, ``[n, channels, *places]`` in 0..1: the largest input of floating numbers."""
+    floating = [value for value in calibration.inputs.values() if value.is_floating_point() and value.ndim > 1]
+    if not floating:
+        raise CalibrationError("leak is measured for images and other inputs of floating numbers, not for integers")
+    target = max(floating, key=lambda value: value[0].numel()).float()
+    if target.ndim == 4 and min(target.shape[2:]) >= 8:
+        places: tuple[int, ...] = tuple(min(size, LARGEST_IMAGE) for size in target.shape[2:])
+        target = target if places == tuple(target.shape[2:]) else functional.interpolate(target, places, mode="area")
+    else:
+        target = target.flatten(1)[:, None]
+        if target.shape[2] > LONGEST_SIGNAL:
+            target = functional.interpolate(target, LONGEST_SIGNAL, mode="linear", align_corners=False)
+    low, high = target.amin(), target.amax()
+    return (target - low) / (high - low).clamp_min(1e-12)
