@@ -1,8 +1,9 @@
 """``InferencePipeline``: what a user asks for, and the rules that make a request sensible."""
 
+from ipaddress import ip_network
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from splitplane.api.fields import (
     Codec,
@@ -285,6 +286,25 @@ class Batching(Model):
     that one sample takes, and no wait while requests come one by one."""
 
 
+def _network(text: str) -> str:
+    return str(ip_network(text))
+
+
+Network = Annotated[
+    str,
+    AfterValidator(_network),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "maxLength": 49,
+            "x-kubernetes-validations": [
+                rule("isCIDR(self) && cidr(self) == cidr(self).masked()", "must be a network, such as 10.0.0.0/8")
+            ],
+        }
+    ),
+]
+
+
 class GatewaySpec(Model):
     """Where requests come in."""
 
@@ -292,6 +312,9 @@ class GatewaySpec(Model):
     """The tier whose nodes run the gateway."""
     replicas: Annotated[int, between(1, MOST_GATEWAYS)] = 1
     """With two or more, one that is restarted or lost leaves the others serving; they are spread over nodes."""
+    trusted_proxies: Annotated[tuple[Network, ...], distinct(most=16)] = ()
+    """Networks of the proxies before the gateway, such as an ingress. Who a request is from, so that clients share
+    fairly, is then told by the ``X-Forwarded-For`` that they send; else it is the proxy."""
     resources: Resources = Resources()
 
 

@@ -171,6 +171,8 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
         SPLITPLANE_ROUTE_TABLE=pipeline.metadata.name,
         SPLITPLANE_STATE_DIR=GATEWAY_STATE_PATH,
     )
+    if spec.gateway.trusted_proxies:
+        env.append({"name": "SPLITPLANE_TRUSTED_PROXIES", "value": ",".join(spec.gateway.trusted_proxies)})
     if settings.mtls != OFF:
         volume, mount, variable = tls(pipeline.metadata.name, "gateway")
         env, volumes, mounts = [*env, variable], [*volumes, volume], [*mounts, mount]

@@ -84,7 +84,8 @@ class ModelMetadata:
 class InferRequest:
     """``outputs`` names what the client wants back (empty: everything). ``deadline`` is on ``time.monotonic``'s
     clock, ``None`` without one; ``received`` is when the whole request had arrived, on ``time.perf_counter``'s.
-    ``client`` is the address that it came from, without a port; ``identity`` the names that its certificate shows."""
+    ``client`` is the address that it came from, without a port; ``forwarded`` what proxies say of where they had it
+    from (``X-Forwarded-For``, which anybody can write); ``identity`` the names that its certificate shows."""
 
     model_name: str
     inputs: tuple[Tensor, ...]
@@ -95,6 +96,7 @@ class InferRequest:
     deadline: float | None = None
     received: float = field(default_factory=time.perf_counter)
     client: str = ""
+    forwarded: str = ""
     identity: tuple[str, ...] = ()
 
     def remaining_seconds(self) -> float | None:

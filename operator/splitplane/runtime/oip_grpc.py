@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -18,6 +19,7 @@ SERVICE = "inference.GRPCInferenceService"
 MODEL_INFER = f"/{SERVICE}/ModelInfer"
 SERVER_NAME = "splitplane"
 EXTENSIONS = ("binary_tensor_data",)
+FORWARDED = "x-forwarded-for"
 MAX_MESSAGE_BYTES = 64 << 20
 OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -65,8 +67,9 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
         names = tuple(name.decode() for name in context.peer_identities() or ())
+        forwarded = ",".join(str(value) for key, value in context.invocation_metadata() or () if key == FORWARDED)
         request = oip_wire.read_request(
-            data, deadline=deadline, client=context.peer().rpartition(":")[0], identity=names
+            data, deadline=deadline, client=address_of(context.peer()), forwarded=forwarded, identity=names
         )
         check(model, request.model_name, request.model_version)
         return oip_wire.write_response(answer(request, await model.infer(request)))
@@ -105,6 +108,11 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
         "ModelInfer": grpc.unary_unary_rpc_method_handler(_answering(infer)),
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def address_of(peer: str) -> str:
+    """The address in what gRPC says of a peer: ``ipv4:10.0.0.7:51234``, ``ipv6:%5Bfd00::7%5D:51234``."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _method(handler: Handler, form: Any) -> "grpc.RpcMethodHandler[Any, Any]":

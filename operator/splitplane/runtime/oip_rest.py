@@ -7,12 +7,21 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from splitplane.runtime import oip_json, oip_v1
-from splitplane.runtime.inference import Failure, InferenceError, Model, ModelMetadata, answer, check, invalid
+from splitplane.runtime.inference import (
+    Failure,
+    InferenceError,
+    InferRequest,
+    Model,
+    ModelMetadata,
+    answer,
+    check,
+    invalid,
+)
 from splitplane.runtime.oip_grpc import EXTENSIONS, MAX_MESSAGE_BYTES, SERVER_NAME, VERSION
 from splitplane.runtime.tensors import nbytes
 
@@ -59,7 +68,7 @@ def make_app(model: Model, registry: CollectorRegistry, *, inference: bool = Tru
                 body, header_size=_header_size(request), model_name=name, model_version=version
             ),
         )
-        response = answer(inference, await model.infer(replace(inference, client=request.remote or "")))
+        response = answer(inference, await model.infer(_sent_by(inference, request)))
         size = sum(nbytes(tensor) for tensor in response.outputs)
         content, header_size = await _maybe_off_loop(size, lambda: oip_json.write_response(response, binary))
         if header_size is None:
@@ -78,7 +87,7 @@ def make_app(model: Model, registry: CollectorRegistry, *, inference: bool = Tru
         metadata = check(model, *_named(request))
         body = await request.read()
         inference, by_rows = await _maybe_off_loop(len(body), lambda: oip_v1.read_request(body, metadata))
-        response = await model.infer(replace(inference, client=request.remote or ""))
+        response = await model.infer(_sent_by(inference, request))
         size = sum(nbytes(tensor) for tensor in response.outputs)
         content = await _maybe_off_loop(size, lambda: oip_v1.write_response(response, by_rows=by_rows))
         return web.Response(body=content, content_type="application/json")
@@ -102,6 +111,11 @@ def make_app(model: Model, registry: CollectorRegistry, *, inference: bool = Tru
         app.router.add_post("/v1/models/{name}:predict", predict)
     app.router.add_get("/metrics", metrics)
     return app
+
+
+def _sent_by(inference: InferRequest, request: web.Request) -> InferRequest:
+    forwarded = ",".join(request.headers.getall(hdrs.X_FORWARDED_FOR, ()))
+    return replace(inference, client=request.remote or "", forwarded=forwarded)
 
 
 async def serve(app: web.Application, host: str, port: int, *, drain_seconds: float = 25.0) -> web.AppRunner:

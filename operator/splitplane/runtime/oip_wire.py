@@ -48,7 +48,12 @@ _CONTENTS = {
 
 
 def read_request(
-    data: bytes, *, deadline: float | None = None, client: str = "", identity: tuple[str, ...] = ()
+    data: bytes,
+    *,
+    deadline: float | None = None,
+    client: str = "",
+    forwarded: str = "",
+    identity: tuple[str, ...] = (),
 ) -> InferRequest:
     """A ``ModelInferRequest`` as it came off the wire. Raises :class:`InferenceError` when it is malformed."""
     received = time.perf_counter()
@@ -65,6 +70,7 @@ def read_request(
         deadline=deadline_of(parameters, deadline),
         received=received,
         client=client,
+        forwarded=forwarded,
         identity=identity,
     )
 

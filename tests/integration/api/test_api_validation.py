@@ -235,6 +235,8 @@ TWINS = [
     Twins(_pitch_tracker, "spec/replanning/minGainPercent", 101, 100, TO_100),
     Twins(_pitch_tracker, "spec/replanning/maxUtilizationPercent", 96, 95, "less than or equal to 95"),
     Twins(_pitch_tracker, "spec/gateway/tier", "edgo", "edge", "must be the name of one of spec.tiers"),
+    Twins(_pitch_tracker, "spec/gateway/replicas", 17, 16, "less than or equal to 16"),
+    Twins(_pitch_tracker, "spec/gateway/trustedProxies", ["10.0.0.1/8"], ["10.0.0.0/8"], "must be a network"),
     Twins(_two_edges, "spec/gateway/tier", "edgy", "edge", "must be a tier with trusted: true"),
     Twins(_pitch_tracker, "metadata/name", "9pitch", "pitch", "a letter first: it names a Service"),
     Twins(_pitch_tracker, "metadata/name", "p" * 41, "p" * 40, "at most 45 characters"),

@@ -39,7 +39,7 @@ class Gateway:
             identity = Identity(settings.tls_dir, pipeline=settings.pipeline, namespace=settings.namespace)
         self._channels = Channels(identity=identity)
         self._checker = Checker(self.router, self._channels, Channels(identity=identity))
-        self.forwarder = Forwarder(self.router, self._channels, self._checker)
+        self.forwarder = Forwarder(self.router, self._channels, self._checker, settings.proxies)
         self._watcher = Watcher(self.router, cluster, Store(settings.state_dir), settings)
         self._acknowledger = Acknowledger(self.router, cluster, settings)
         self._prober = Prober(self.router)

@@ -12,6 +12,7 @@ from splitplane.runtime.gateway.admission import Line, Throughput, overloaded
 from splitplane.runtime.gateway.checking import Checker
 from splitplane.runtime.gateway.choosing import Choice
 from splitplane.runtime.gateway.pacing import ONCE, RETRYABLE, Patience, RetryBudget, pause_seconds
+from splitplane.runtime.gateway.proxies import Proxies
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.tables import Table
 from splitplane.runtime.hops import Call, Channels, call
@@ -63,10 +64,11 @@ class _CutOffError(_OverdueError):
 class Forwarder:
     """The model behind the gateway's fronts (``inference.Model``)."""
 
-    def __init__(self, router: Router, channels: Channels, checker: Checker) -> None:
+    def __init__(self, router: Router, channels: Channels, checker: Checker, proxies: Proxies) -> None:
         self._router = router
         self._channels = channels
         self._checker = checker
+        self._proxies = proxies
         self._budget = RetryBudget()
         self._patience: defaultdict[str, Patience] = defaultdict(Patience)
         self._turn = asyncio.Lock()
@@ -87,6 +89,7 @@ class Forwarder:
         """
         router, metrics = self._router, self._router.metrics
         metrics.read()
+        request = replace(request, client=self._proxies.client(request.client, request.forwarded))
         try:
             table = self._admit(request)
         except InferenceError as error:

@@ -1,10 +1,11 @@
 """What the pod's environment tells the gateway (docs/architecture.md, "Pods")."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from splitplane.runtime.environment import folder, required
+from splitplane.runtime.environment import SettingsError, folder, required
+from splitplane.runtime.gateway.proxies import Proxies
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Settings:
     pod_ip: str
     route_table: str
     state_dir: Path
+    proxies: Proxies = field(default_factory=Proxies)
     http_port: int = 8080
     grpc_port: int = 9000
     tls_dir: Path | None = None
@@ -43,4 +45,12 @@ class Settings:
             route_table=values["ROUTE_TABLE"],
             state_dir=Path(values["STATE_DIR"]),
             tls_dir=folder(environment, "TLS_DIR"),
+            proxies=_proxies(environment.get("SPLITPLANE_TRUSTED_PROXIES", "")),
         )
+
+
+def _proxies(text: str) -> Proxies:
+    try:
+        return Proxies(text.split(",") if text else ())
+    except ValueError as error:
+        raise SettingsError(f"SPLITPLANE_TRUSTED_PROXIES: {error}") from error
