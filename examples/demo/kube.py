@@ -77,6 +77,10 @@ class Active:
         """What this plan was expected to give when it was decided, in milliseconds."""
         return self.changes[-1].predicted_p95 if self.changes else float("nan")
 
+    def changed_for(self, reasons: frozenset[str], since: float) -> bool:
+        """Whether one of these reasons has changed the plan since then."""
+        return any(change.at >= since and change.reason in reasons for change in self.changes)
+
     def why(self, since: float) -> str:
         """Reasons of the changes made since then, in their order, each once."""
         return ", ".join(dict.fromkeys(change.reason for change in self.changes if change.at >= since)) or "none"

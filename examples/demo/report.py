@@ -17,6 +17,7 @@ from rich.table import Table
 class Request:
     """One line of the client's log."""
 
+    number: int
     due: float
     sent: float
     seconds: float
@@ -75,8 +76,16 @@ def read_log(path: Path) -> list[Request]:
     """Requests in the order in which they were sent; a last line that is still being written is left out."""
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     records = [json.loads(line) for line in lines]
-    requests = [Request(r["due"], r["sent"], r["seconds"], r["ok"], r.get("cosine"), r.get("error")) for r in records]
+    requests = [
+        Request(r["number"], r["due"], r["sent"], r["seconds"], r["ok"], r.get("cosine"), r.get("error"))
+        for r in records
+    ]
     return sorted(requests, key=lambda request: request.sent)
+
+
+def unanswered(requests: Sequence[Request]) -> int:
+    """How many of the requests that the client numbered have no line in its log."""
+    return max((request.number + 1 for request in requests), default=0) - len(requests)
 
 
 def between(requests: Sequence[Request], start: float, end: float) -> list[Request]:
@@ -116,6 +125,8 @@ def table(steps: Sequence[StepReport]) -> Table:
 
 def plot(path: Path, requests: Sequence[Request], marks: Sequence[Mark], *, title: str) -> None:
     """Latency of every request over time, goodput below, with events and new plans marked."""
+    if not requests:
+        return
     start = requests[0].sent
     times = np.array([request.sent - start for request in requests])
     latency = np.array([request.seconds * 1e3 for request in requests])

@@ -21,12 +21,13 @@ SLOW_LINK = "3Mbit"
 class Step:
     """One event. ``change`` is done to the cluster; ``rate`` is the client's pace from then on, per second.
 
-    ``settled`` says of (plan before, plan now, plan of the first steady state) whether the wanted plan serves;
-    ``within`` is how many seconds that may take.
+    ``settled`` says of (plan before, plan now, plan of the first steady state) whether the wanted plan serves, which
+    one of ``reasons`` must have brought; ``within`` is how many seconds that may take.
     """
 
     letter: str
     name: str
+    reasons: frozenset[str]
     settled: Callable[[Active, Active, Active], bool]
     change: Callable[[Site], None] = lambda _: None
     rate: float = BASE_RATE
@@ -39,27 +40,27 @@ def _is_split(plan: Active) -> bool:
 
 STEPS = (
     Step(
-        "a", f"(a) edge-cloud link drops to {SLOW_LINK}/s",
+        "a", f"(a) edge-cloud link drops to {SLOW_LINK}/s", frozenset({"LinkChanged"}),
         lambda before, now, _: _is_split(now) and now.cuts != before.cuts,
         change=lambda site: site.limit_link(SLOW_LINK),
     ),
     Step(
-        "b", f"(b) link back at {FAST_LINK}/s",
+        "b", f"(b) link back at {FAST_LINK}/s", frozenset({"LinkChanged"}),
         lambda _, now, first: now.cuts == first.cuts,
         change=lambda site: site.limit_link(FAST_LINK),
     ),
     Step(
-        "c", "(c) three times the requests",
+        "c", "(c) three times the requests", frozenset({"DemandGrew"}),
         lambda before, now, _: sum(now.replicas.values()) > sum(before.replicas.values()),
         rate=3 * BASE_RATE, within=120.0,
     ),
     Step(
-        "d", "(d) the cloud node's price doubles",
+        "d", "(d) the cloud node's price doubles", frozenset({"PriceChanged"}),
         lambda before, now, _: now.replicas != before.replicas or now.cuts != before.cuts,
         change=lambda site: site.set_cloud_price(2 * REPLICA_PRICES["cloud"]), rate=3 * BASE_RATE, within=120.0,
     ),
     Step(
-        "e", "(e) the cloud node dies",
+        "e", "(e) the cloud node dies", frozenset({"LinkChanged", "NodeLost"}),
         lambda _, now, __: bool(now.cuts) and "cloud" not in now.replicas,
         change=lambda site: site.lose_cloud(), rate=3 * BASE_RATE, within=120.0,
     ),
