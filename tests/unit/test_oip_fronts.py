@@ -291,6 +291,8 @@ def with_input(**changes: Any) -> dict[str, Any]:
         (with_input(datatype="BYTES", data=["1", "2"]), "input 'b' has datatype BYTES; expected INT64"),
         ({"inputs": INPUTS, "parameters": {"n": 1 << 64}}, "parameter 'n' fits neither int64 nor uint64"),
         ({"inputs": INPUTS, "id": "\ud800"}, "'id': a text has no UTF-8 form"),
+        ({"inputs": INPUTS, "id": True}, "'id' must be a text"),
+        ({"inputs": [{**INPUTS[0], "data": [1e39, 2.0]}, INPUTS[1]]}, "input 'a': a value lies outside FP32"),
         (b"[" * 100_000, "the request is not JSON"),
         (with_input(shape="1,2"), "input 'b': 'shape' must be a list of sizes, not '1,2'"),
         (with_input(shape=[1, 3]), "input 'b' has 2 values; shape [1, 3] takes 3"),
@@ -316,6 +318,39 @@ async def test_a_wrong_body_is_refused_with_what_is_wrong(server, body, says):
     assert status == 400
     assert says in answer["error"]
     assert list(answer) == ["error"]
+
+
+async def test_a_body_that_is_not_compressed_as_it_says_is_refused(server):
+    reader, writer = await asyncio.open_connection(*server.http_address.split(":"))
+    head = "POST /v2/models/adder/infer HTTP/1.1", "Host: here", "Content-Encoding: gzip", "Content-Length: 2000"
+    writer.write("\r\n".join((*head, "", "")).encode())
+    await writer.drain()
+    await asyncio.sleep(0.2)  # A body that comes with its head is refused by aiohttp itself.
+    writer.write(b"{" * 2000)
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
+        "error": "the body is not compressed as its Content-Encoding says"
+    }
+    writer.close()
+
+
+async def test_an_output_that_does_not_exist_is_refused_before_anything_is_computed(server):
+    await post(server, {"inputs": INPUTS, "outputs": [{"name": "product"}]})
+    with pytest.raises(tritonclient.utils.InferenceServerException, match="output 'product' does not exist"):
+        tritonclient.grpc.InferenceServerClient(server.grpc_address).infer(
+            "adder", grpc_inputs(), outputs=[tritonclient.grpc.InferRequestedOutput("product")]
+        )
+    assert server.model.seen == []
+
+
+async def test_a_model_that_is_not_served_is_unknown_also_while_nothing_is_ready(server):
+    server.model.is_ready = False
+    url = f"http://{server.http_address}/v2/models/none/ready"
+    async with aiohttp.ClientSession() as session, session.get(url) as answered:
+        assert answered.status == 404
+    with pytest.raises(tritonclient.utils.InferenceServerException, match="model 'none' is not served here"):
+        tritonclient.grpc.InferenceServerClient(server.grpc_address).is_model_ready("none")
 
 
 def binary(size: int, *, extra: bytes = b"", header_size: Callable[[int], str] = str) -> tuple[bytes, dict[str, str]]:

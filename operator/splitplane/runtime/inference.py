@@ -5,7 +5,7 @@ The gRPC and REST fronts (``oip_grpc``, ``oip_rest``) translate to and from thes
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -127,8 +127,11 @@ class Model(Protocol):
         ...
 
 
-def check(model: Model, name: str, version: str) -> ModelMetadata:
-    """The metadata of the model that a request names. Raises :class:`InferenceError` when it is not served here."""
+def check(model: Model, name: str, version: str, outputs: Iterable[str] = ()) -> ModelMetadata:
+    """The metadata of the model that a request names.
+
+    Raises :class:`InferenceError` when it is not served here, or returns no such ``outputs``.
+    """
     metadata = model.metadata()
     if name != metadata.name:
         raise InferenceError(Failure.NOT_FOUND, f"model '{name}' is not served here; '{metadata.name}' is")
@@ -137,6 +140,8 @@ def check(model: Model, name: str, version: str) -> ModelMetadata:
             Failure.NOT_FOUND,
             f"version '{version}' of model '{name}' is not served here; use {', '.join(metadata.versions)} or none",
         )
+    if metadata.outputs:  # else it is not known yet
+        _require_outputs(name, outputs, [output.name for output in metadata.outputs])
     return metadata
 
 
@@ -145,10 +150,14 @@ def select(response: InferResponse, wanted: tuple[str, ...]) -> tuple[Tensor, ..
     if not wanted:
         return response.outputs
     by_name = {tensor.name: tensor for tensor in response.outputs}
-    for name in wanted:
-        if name not in by_name:
-            raise invalid(f"output '{name}' does not exist; model '{response.model_name}' returns {', '.join(by_name)}")
+    _require_outputs(response.model_name, wanted, by_name)
     return tuple(by_name[name] for name in wanted)
+
+
+def _require_outputs(model: str, wanted: Iterable[str], known: Collection[str]) -> None:
+    for name in wanted:
+        if name not in known:
+            raise invalid(f"output '{name}' does not exist; model '{model}' returns {', '.join(known)}")
 
 
 def deadline_of(parameters: Parameters, transport_deadline: float | None = None) -> float | None:

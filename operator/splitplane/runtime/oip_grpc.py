@@ -71,7 +71,7 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
         request = oip_wire.read_request(
             data, deadline=deadline, client=address_of(context.peer()), forwarded=forwarded, identity=names
         )
-        check(model, request.model_name, request.model_version)
+        check(model, request.model_name, request.model_version, request.outputs)
         return oip_wire.write_response(answer(request, await model.infer(request)))
 
     async def server_live(_request: Any, _context: Context) -> Any:
@@ -81,10 +81,8 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
         return oip_pb2.ServerReadyResponse(ready=model.ready())
 
     async def model_ready(request: Any, _context: Context) -> Any:
-        if not model.ready():
-            return oip_pb2.ModelReadyResponse(ready=False)
         check(model, request.name, request.version)
-        return oip_pb2.ModelReadyResponse(ready=True)
+        return oip_pb2.ModelReadyResponse(ready=model.ready())
 
     async def server_metadata(_request: Any, _context: Context) -> Any:
         return oip_pb2.ServerMetadataResponse(name=SERVER_NAME, version=VERSION, extensions=EXTENSIONS)

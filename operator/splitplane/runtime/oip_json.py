@@ -204,7 +204,7 @@ def _nested(name: str, data: Any, dtype: Any = None) -> npt.NDArray[Any]:
 
 
 def _numbers(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
-    """JSON values as an array; never rounds, wraps or parses a value to make it fit."""
+    """JSON values as an array; never wraps, clips or parses a value to make it fit. Floats round to the nearest."""
     if datatype not in NUMPY_TYPES:
         hint = "can only be sent as binary data" if datatype in DATATYPE_BYTES else "is not supported"
         raise invalid(f"input '{name}': datatype '{datatype}' {hint}")
@@ -224,7 +224,10 @@ def _numbers(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
         if int(given.min()) < limits.min or int(given.max()) > limits.max:
             raise invalid(f"input '{name}': a value lies outside {datatype} ({limits.min} to {limits.max})")
     with np.errstate(over="ignore"):
-        return given.astype(target)
+        fitted = given.astype(target)
+    if target.kind == "f" and not np.isfinite(fitted[np.isfinite(given.astype(np.float64))]).all():
+        raise invalid(f"input '{name}': a value lies outside {datatype} (up to {np.finfo(target.name).max:.4g})")
+    return fitted
 
 
 def _objects(record: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
@@ -259,7 +262,7 @@ def _parameters(record: Mapping[str, Any], where: str) -> Parameters:
 
 def _id(header: Mapping[str, Any]) -> str:
     value = header.get("id", "")
-    if not isinstance(value, str | int):
+    if not isinstance(value, str | int) or isinstance(value, bool):
         raise invalid("'id' must be a text")
     text = str(value)
     _encodable(text, "'id'")

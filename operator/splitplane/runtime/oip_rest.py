@@ -54,9 +54,9 @@ def make_app(model: Model, registry: CollectorRegistry, *, inference: bool = Tru
         return web.json_response(_metadata(check(model, *_named(request))))
 
     async def model_ready(request: web.Request) -> web.Response:
-        if not model.ready():
-            return web.json_response({"name": request.match_info["name"], "ready": False}, status=503)
-        return web.json_response({"name": check(model, *_named(request)).name, "ready": True})
+        name = check(model, *_named(request)).name
+        is_ready = model.ready()
+        return web.json_response({"name": name, "ready": is_ready}, status=200 if is_ready else 503)
 
     async def infer(request: web.Request) -> web.Response:
         name, version = _named(request)
@@ -68,6 +68,7 @@ def make_app(model: Model, registry: CollectorRegistry, *, inference: bool = Tru
                 body, header_size=_header_size(request), model_name=name, model_version=version
             ),
         )
+        check(model, name, version, inference.outputs)
         response = answer(inference, await model.infer(_sent_by(inference, request)))
         size = sum(nbytes(tensor) for tensor in response.outputs)
         content, header_size = await _maybe_off_loop(size, lambda: oip_json.write_response(response, binary))
@@ -141,6 +142,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if error.status < 400:
             raise
         return _error(f"{error.reason}: {request.method} {request.path}", error.status)
+    except web.RequestPayloadError:
+        return _error("the body is not compressed as its Content-Encoding says", Failure.INVALID_ARGUMENT.http_status)
     except Exception as error:
         LOG.exception("a request failed in a way that nothing foresaw")
         return _error(f"{type(error).__name__}; the server's log says more", Failure.INTERNAL.http_status)
