@@ -326,7 +326,10 @@ def test_a_wrong_command_says_what_would_be_right(cluster: Cluster, arguments: t
 
 
 def test_commands_for_a_cluster_that_is_not_there_say_how_to_start_it(state_home: Path) -> None:
-    for arguments in (("kubeconfig",), ("status",), ("node", "stop", "edge-1"), ("install",)):
+    for arguments in (
+        ("kubeconfig",), ("status",), ("node", "stop", "edge-1"), ("install",),
+        ("link", "edge", "cloud", "--rate", "3Mbit"), ("node", "price", "cloud-1", "5"),
+    ):  # fmt: skip
         result = run(*arguments, "--name", "nobody")
         assert result.returncode == 1
         assert "splitplane local up" in result.stderr

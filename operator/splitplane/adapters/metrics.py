@@ -73,7 +73,8 @@ class Metrics(Protocol):
 class Queries:
     """The PromQL texts, for windows in seconds; each aggregates over all pipelines at once.
 
-    ``demand_window`` is short, so that a change of load is seen soon; ``window`` is longer, for means and quantiles.
+    ``demand_window`` is short, so that a change of load, and of the p95 under it, is seen soon; ``window`` is longer,
+    for the mean times of stages.
     Both should span at least four scrapes.
     """
 

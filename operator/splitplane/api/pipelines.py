@@ -149,7 +149,9 @@ class ReplicaRange(Model):
     model_config = rules(rule("self.min <= self.max", "must not be larger than max", field=".min"))
 
     min: Annotated[int, between(0, 100)] = 0
+    """The fewest that a stage keeps, however little it has to do."""
     max: Annotated[int, between(1, 100)]
+    """The most that a stage gets, however much it has to do."""
 
 
 _Labels = Annotated[

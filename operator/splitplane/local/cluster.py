@@ -133,7 +133,12 @@ class Cluster:
         self._switch(name, off=False)
 
     def set_price(self, name: str, price_per_hour: float) -> None:
-        """Change what a node costs per hour; Prometheus sees it at its next scrape."""
+        """Change what a node costs per hour; Prometheus sees it at its next scrape.
+
+        Raises:
+            LocalError: the cluster is down, or there is no such node.
+        """
+        self.require_running()
         self.config.node(name)
         write_atomically(self.paths.node_price(name), f"{price_per_hour:.10g}\n")
 
@@ -147,8 +152,9 @@ class Cluster:
         """Change rate, delay or ``down`` of a link; open connections see it within half a second.
 
         Raises:
-            LocalError: there is no such link.
+            LocalError: the cluster is down, or there is no such link.
         """
+        self.require_running()
         try:
             check_tiers(self.config, between)
         except ValueError as error:

@@ -44,7 +44,7 @@ def test_profile_jobs_leave_nothing_but_the_profile(measured: cases.Measured) ->
 def test_a_waiting_pipeline_writes_nothing(measured: cases.Measured) -> None:
     def versions() -> list[str]:
         kinds = "ipipe,rtable,mprof,deployments,services,roles"
-        return [item["metadata"]["generation"] for item in measured.ns.items(kinds) if "generation" in item["metadata"]]
+        return [item["metadata"]["resourceVersion"] for item in measured.ns.items(kinds)]
 
     before = versions(), len(measured.ns.events(measured.name))
     time.sleep(12)
