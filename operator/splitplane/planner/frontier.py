@@ -51,7 +51,7 @@ def frontier_of_lines(context: Context, rate: float, without: Collection[Plan] =
     if isinstance(known, Frontier):
         return known
     found = _frontier(context, list(build_lines(context, rate)), rate, without)
-    context.kept.keep(key, found)
+    context.kept.keep(key, found, plans=len(found))
     return found
 
 
@@ -67,7 +67,7 @@ def contenders(context: Context, rate: float, without: Collection[Plan] = ()) ->
     tables = [evaluate(context, layout, rate=rate) for layout in layouts]
     able = [np.flatnonzero(~broken(context, table)[0]) for table in tables]
     found = _assembled([table.where(places) for table, places in zip(tables, able, strict=True) if len(places)])
-    context.kept.keep(key, found)
+    context.kept.keep(key, found, plans=len(found))
     return found
 
 
@@ -82,7 +82,7 @@ def _all_plans(context: Context) -> list[Layout] | None:
         counts = [len(line.first) * line.head.most * line.tail.most for line in lines]
         few = sum(counts) <= _FEW and all(line.middle is None for line in lines)
         known = [_every_plan(context, line) for line in lines] if few else "many"
-        context.kept.keep(key, known)
+        context.kept.keep(key, known, plans=sum(map(len, known)) if few else 1)
     return None if known == "many" else known
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from splitplane.domain.profiles import Profile
 from splitplane.planner.options import CutTable, Options, crossing_options, cut_table
 
-_MOST_RESULTS = 24
+_MOST_PLANS = 6_000
+"""Plans in all results of one profile: about 2 MB."""
 
 
 class Kept:
@@ -19,7 +20,7 @@ class Kept:
         self._profile = profile
         self.table: CutTable = cut_table(profile)
         self._options: dict[tuple[str, ...], Options] = {}
-        self._results: dict[Hashable, Any] = {}
+        self._results: dict[Hashable, tuple[Any, int]] = {}
 
     def fits(self, profile: Profile) -> bool:
         return profile is self._profile or profile == self._profile
@@ -33,13 +34,14 @@ class Kept:
     def result(self, key: Hashable) -> Any:
         """What ``keep`` was given for an equal key lately; ``None`` if nothing."""
         found = self._results.pop(key, None)
-        if found is not None:
-            self._results[key] = found  # what is asked for stays longest
-        return found
+        if found is None:
+            return None
+        self._results[key] = found  # what is asked for stays longest
+        return found[0]
 
-    def keep(self, key: Hashable, result: Any) -> None:
-        """Remember the result of a search, in place of the one that was not asked for the longest."""
+    def keep(self, key: Hashable, result: Any, *, plans: int) -> None:
+        """Remember the result of a search, which holds so many plans, in place of those not asked for the longest."""
         self._results.pop(key, None)
-        self._results[key] = result
-        while len(self._results) > _MOST_RESULTS:
+        self._results[key] = result, plans
+        while len(self._results) > 1 and sum(size for _, size in self._results.values()) > _MOST_PLANS:
             del self._results[next(iter(self._results))]
