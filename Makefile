@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz bench-data-plane bench-leak kind-up kind-down kind-demo kind-test
+.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz bench-data-plane bench-leak bench-model kind-up kind-down kind-demo kind-test
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench: env binaries  ## Measure hop overhead, planner speed and operator memory;
 
 bench-planner: env  ## Measure the planner alone: frontier, HiGHS, many pipelines; writes build/bench/bench-planner.json
 	@$(BIN)/python -m benchmarks.planner
+
+bench-model: env  ## Measure exports, partitions' memory, codecs and profiles; writes build/bench/bench-model.json
+	@$(BIN)/python -m benchmarks.model
 
 bench-data-plane: env  ## Measure a hop, batching and a gateway under overload; writes build/bench/bench-data-plane.json (3 minutes)
 	@$(BIN)/python -m benchmarks.data_plane
