@@ -35,7 +35,7 @@ MODEL = "encoder"
 ROUNDS, SECONDS = 6, 1.5
 BATCHED, ALONE = Limits(samples=16), None
 SERVER = """
-import asyncio, sys
+import asyncio, os, sys
 from prometheus_client import REGISTRY
 from splitplane.model import ModelSource, load_partition
 from splitplane.runtime.stage import server
@@ -47,6 +47,7 @@ partition = load_partition(ModelSource.from_json(source), 0, None)
 settings = Settings("bench", "encoder", "edge", "encoder-stage", "127.0.0.1", "", 0, partition.last, "",
                     http_port=http_port, grpc_port=grpc_port, drain_pause_seconds=0.0)
 asyncio.run(server.run(settings, lambda: partition, lambda _core, _wall: 0.0, REGISTRY))
+os._exit(0)
 """
 
 
@@ -69,7 +70,7 @@ def encoder(tokens: int) -> Iterator[tuple[str, int]]:
             yield f"127.0.0.1:{port}", last_cut(source)
         finally:
             server.terminate()
-            server.wait(10)
+            server.wait(30)
 
 
 def last_cut(source: object) -> int:

@@ -4,6 +4,7 @@ The module has three segments over 16,384 numbers per sample: double, add one, s
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from splitplane.domain.profiles import Cut, TensorSpec
+from splitplane.runtime import tracing
 from splitplane.runtime.stage import server
 from splitplane.runtime.stage.settings import Settings
 
@@ -72,4 +74,7 @@ def serve(given: Mapping[str, Any]) -> None:
         time.sleep(given.get("seconds", 0.0))
         return float(given.get("seconds", 0.0))
 
+    if "tracing" in given:
+        os.environ.update(given["tracing"])
+        tracing.begin(os.environ, service="splitplane-stage", **settings.described())
     asyncio.run(server.run(settings, Partition, pace, REGISTRY))

@@ -2,6 +2,7 @@
 
 import base64
 import datetime as dt
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ async def test_gateway_and_stages_get_certificates_that_name_them_and_are_renewe
 
 @pytest.mark.parametrize(("mode", "mounted"), [("Off", False), ("Secrets", True), ("Authority", True)])
 def test_pods_find_their_own_certificate_where_mutual_tls_is_on(mode: str, mounted: bool):
-    settings = Settings(**{**{name: getattr(SETTINGS, name) for name in SETTINGS.__slots__}, "mtls": mode})
+    settings = replace(SETTINGS, mtls=mode)
     stage = stage_deployment(pipeline(), StageKey("edge", 0, 3, "f"), replicas=1, settings=settings)
     gateway = next(body for body in gateway_objects(pipeline(), settings) if body["kind"] == "Deployment")
     for body, role in ((stage, "stage"), (gateway, "gateway")):
@@ -77,6 +78,20 @@ def test_pods_find_their_own_certificate_where_mutual_tls_is_on(mode: str, mount
         (mount,) = (m for m in pod["containers"][0]["volumeMounts"] if m["name"] == volume["name"])
         assert mount["readOnly"]
         assert variables["SPLITPLANE_TLS_DIR"] == mount["mountPath"]
+
+
+def test_pods_send_spans_only_where_the_chart_names_an_endpoint():
+    for endpoint in ("", "http://collector:4318"):
+        settings = replace(SETTINGS, tracing_endpoint=endpoint, tracing_ratio="0.1")
+        stage = stage_deployment(pipeline(), StageKey("edge", 0, 3, "f"), replicas=1, settings=settings)
+        gateway = next(body for body in gateway_objects(pipeline(), settings) if body["kind"] == "Deployment")
+        for body in (stage, gateway):
+            env = body["spec"]["template"]["spec"]["containers"][0]["env"]
+            found = {each["name"]: each["value"] for each in env if each["name"].startswith("OTEL_")}
+            assert bool(found) is bool(endpoint)
+            if endpoint:
+                assert found["OTEL_EXPORTER_OTLP_ENDPOINT"] == endpoint
+                assert found["OTEL_TRACES_SAMPLER_ARG"] == "0.1"
 
 
 def test_a_mode_that_does_not_exist_is_refused_with_those_that_do():

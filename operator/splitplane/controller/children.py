@@ -90,6 +90,7 @@ def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, 
         "SPLITPLANE_FINGERPRINT": key.fingerprint,
     }
     env = _model_variables(pipeline, tier, **resident)
+    env = [*env, *_tracing(settings)]
     if settings.mtls != OFF:
         volume, mount, variable = tls(pipeline.metadata.name, "stage")
         env, volumes, mounts = [*env, variable], [*volumes, volume], [*mounts, mount]
@@ -173,6 +174,7 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
     )
     if spec.gateway.trusted_proxies:
         env.append({"name": "SPLITPLANE_TRUSTED_PROXIES", "value": ",".join(spec.gateway.trusted_proxies)})
+    env += _tracing(settings)
     if settings.mtls != OFF:
         volume, mount, variable = tls(pipeline.metadata.name, "gateway")
         env, volumes, mounts = [*env, variable], [*volumes, volume], [*mounts, mount]
@@ -300,6 +302,18 @@ def _model_variables(pipeline: InferencePipeline, tier: TierSpec, **more: str) -
         **more,
     )
     return own + [variable.dump() for variable in model.env]
+
+
+def _tracing(settings: Settings) -> list[Object]:
+    """OpenTelemetry's own variables."""
+    if not settings.tracing_endpoint:
+        return []
+    values = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": settings.tracing_endpoint,
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": settings.tracing_ratio,
+    }
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def _pull_policy(pipeline: InferencePipeline) -> Object:

@@ -28,6 +28,10 @@ class Settings:
     """How long an old plan's pods stay for requests in flight. Above the gateway's own time-out of requests."""
     mtls: str = OFF
     """Whether pods of a pipeline talk over mutual TLS, and who issues the certificates: one of :data:`MTLS`."""
+    tracing_endpoint: str = ""
+    """Where gateways and stages send spans (OTLP over HTTP); empty: nowhere."""
+    tracing_ratio: str = "1"
+    """Share of the requests without a caller's trace that are traced."""
     namespace: str = ""
     """The operator's own."""
     profile_deadline: int = 900
@@ -45,6 +49,8 @@ class Settings:
                 http_port=int(environment.get("SPLITPLANE_HTTP_PORT", "8080")),
                 window=_seconds(environment, "SPLITPLANE_PROMETHEUS_WINDOW_SECONDS", 60),
                 demand_window=_seconds(environment, "SPLITPLANE_DEMAND_WINDOW_SECONDS", 30),
+                tracing_endpoint=environment.get("SPLITPLANE_TRACING_ENDPOINT", ""),
+                tracing_ratio=environment.get("SPLITPLANE_TRACING_RATIO", "1"),
                 mtls=_one_of(environment, "SPLITPLANE_MTLS", MTLS),
                 namespace=environment.get("SPLITPLANE_NAMESPACE", ""),
             )

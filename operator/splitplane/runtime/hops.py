@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from splitplane.domain.peers import STAGE
-from splitplane.runtime import mtls, oip_wire
+from splitplane.runtime import mtls, oip_wire, tracing
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
 from splitplane.runtime.oip_grpc import KEEPALIVE_MILLISECONDS, MODEL_INFER, OPTIONS
 
@@ -112,7 +112,8 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
         method: Method = channels.get(address).unary_unary(MODEL_INFER)
         started = time.perf_counter()
         try:
-            answer = await method(data, timeout=remaining)
+            with tracing.calling("hop", **{"server.address": address, "splitplane.attempt": attempt}) as metadata:
+                answer = await method(data, timeout=remaining, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() in LOST and attempt < len(addresses[:2]):
                 continue

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from splitplane.runtime import grpc_standard, oip_pb2, oip_wire
+from splitplane.runtime import grpc_standard, oip_pb2, oip_wire, tracing
 from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check
 from splitplane.runtime.mtls import Identity
 
@@ -74,6 +74,12 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
         check(model, request.model_name, request.model_version, request.outputs)
         return oip_wire.write_response(answer(request, await model.infer(request)))
 
+    async def traced_infer(data: bytes, context: Context) -> bytes:
+        if not tracing.on():
+            return await infer(data, context)
+        with tracing.serving("ModelInfer", context.invocation_metadata() or ()):
+            return await infer(data, context)
+
     async def server_live(_request: Any, _context: Context) -> Any:
         return oip_pb2.ServerLiveResponse(live=True)
 
@@ -103,7 +109,7 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
         "ModelReady": _method(model_ready, oip_pb2.ModelReadyRequest),
         "ServerMetadata": _method(server_metadata, oip_pb2.ServerMetadataRequest),
         "ModelMetadata": _method(model_metadata, oip_pb2.ModelMetadataRequest),
-        "ModelInfer": grpc.unary_unary_rpc_method_handler(_answering(infer)),
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(_answering(traced_infer)),
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from splitplane.runtime import oip_json, oip_v1
+from splitplane.runtime import oip_json, oip_v1, tracing
 from splitplane.runtime.inference import (
     Failure,
     InferenceError,
@@ -59,6 +59,10 @@ def make_app(model: Model, registry: CollectorRegistry, *, inference: bool = Tru
         return web.json_response({"name": name, "ready": is_ready}, status=200 if is_ready else 503)
 
     async def infer(request: web.Request) -> web.Response:
+        with tracing.serving("infer", request.headers):
+            return await _infer(request)
+
+    async def _infer(request: web.Request) -> web.Response:
         name, version = _named(request)
         check(model, name, version)
         body = await request.read()

@@ -8,6 +8,7 @@ import sys
 
 from splitplane.adapters.cluster import ClusterError
 from splitplane.adapters.connecting import connect
+from splitplane.runtime import tracing
 from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.settings import Settings
@@ -41,7 +42,9 @@ def main() -> int:
         logger.error("%s", error)
         return 2
     try:
+        tracing.begin(os.environ, service="splitplane-gateway", **settings.described())
         asyncio.run(_run(settings))
+        tracing.end()
     except (ClusterError, OSError, RuntimeError, SettingsError) as error:
         logger.error("%s", error)
         return 1

@@ -29,6 +29,13 @@ class Settings:
     drain_seconds: float = 25.0
     """Longest wait for requests inside after that; less than a pod's termination grace period."""
 
+    def described(self) -> dict[str, str]:
+        """What tells this pod from others in a trace, by OpenTelemetry's names."""
+        return {
+            "service.namespace": self.namespace, "service.instance.id": self.pod_ip,
+            "splitplane.pipeline": self.pipeline, "splitplane.tier": self.tier,
+        }  # fmt: skip
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Raises ``SettingsError`` naming what is missing."""

@@ -14,7 +14,7 @@ import traceback
 from prometheus_client import REGISTRY
 
 from splitplane.model import ModelError, ModelSource, libraries, load_partition
-from splitplane.runtime import emulation
+from splitplane.runtime import emulation, tracing
 from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.stage import server
 from splitplane.runtime.stage.computing import Runnable
@@ -49,10 +49,12 @@ def main() -> int:
     try:
         settings = Settings.from_environment(os.environ)
         libraries.use_threads(settings.threads)
+        tracing.begin(os.environ, service="splitplane-stage", **settings.described())
         emulation.speed_factor()  # a wrong one should end the start, not each request
         # The libraries stay as long as the process: looking through them once more would hold requests up for 0.2 s.
         gc.freeze()
         asyncio.run(server.run(settings, lambda: load(settings), emulation.pace, REGISTRY))
+        tracing.end()
     except (SettingsError, ModelError, FingerprintError) as error:
         LOG.error("cannot start: %s", " ".join(str(error).split()))
         return os.EX_CONFIG

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from splitplane.domain.peers import GATEWAY, STAGE
 from splitplane.domain.profiles import CODECS, Cut
-from splitplane.runtime import codecs, hops
+from splitplane.runtime import codecs, hops, tracing
 from splitplane.runtime.inference import (
     Failure,
     InferenceError,
@@ -94,6 +94,8 @@ class StageModel:
         item = Item(request.inputs, own.codec if rest else "fp32")
         done = await self._worker.join(work, item, work.samples, deadline=request.deadline)
         computed: Computed = done.result
+        steps = {"queue": done.queue_seconds, "decode": computed.decode, "compute": computed.compute}
+        tracing.tell({**steps, "encode": computed.encode}, **{"splitplane.range": f"{own.first}-{own.last}"})
         trace = HopTrace(
             stage=own.stage,
             tier=own.tier,

@@ -32,6 +32,13 @@ class Settings:
     drain_seconds: float = 25.0
     """Longest wait for accepted requests after that; both together are less than a pod's grace (60 s)."""
 
+    def described(self) -> dict[str, str]:
+        """What tells this pod from others in a trace, by OpenTelemetry's names."""
+        return {
+            "service.namespace": self.namespace, "service.instance.id": self.pod_name,
+            "splitplane.pipeline": self.pipeline, "splitplane.tier": self.tier,
+        }  # fmt: skip
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Raises :class:`SettingsError` that names what is missing or malformed."""
