@@ -19,6 +19,7 @@ import psutil
 from benchmarks._report import Row, row, write
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.profiles import from_profile
+from splitplane.api.tensors import Tensor
 from splitplane.controller.naming import image_of, profile_name
 from splitplane.local import binaries, install
 from splitplane.local.cluster import Cluster
@@ -129,7 +130,7 @@ def _profile(pipeline: dict[str, Any]) -> dict[str, Any]:
     parsed = InferencePipeline.parse(pipeline)
     model = parsed.spec.model
     profile = crepe()
-    tensor = model.inputs
+    tensor = tuple(Tensor(name=each.name, datatype=each.datatype, shape=each.shape) for each in model.inputs)
     spec = from_profile(
         profile, factory=model.factory, weights_sha256=model.weights.sha256, inputs=tensor, outputs=tensor,
         segment_names=[f"segment-{index}" for index in range(profile.segments)],

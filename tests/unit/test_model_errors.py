@@ -42,6 +42,18 @@ def test_the_environment_variable_is_read_back(source: ModelSource) -> None:
     assert ModelSource.from_json(environment(source)) == source
 
 
+def test_free_dimensions_are_read_from_the_variable(source: ModelSource) -> None:
+    told = json.loads(environment(source))
+    entry = {"name": "image", "datatype": "FP32", "shape": [-1, 3, 64, 96]}
+    free = [{"dimension": 3, "name": "width"}, {"dimension": 2, "name": "height"}]
+    (spec,) = ModelSource.from_json(json.dumps({**told, "inputs": [{**entry, "freeDimensions": free}]})).inputs
+    assert (spec.shape, spec.free) == ((3, 64, 96), (None, "height", "width"))
+    assert spec.declared_shape == (-1, 3, -1, -1)
+    free[0]["dimension"] = 4
+    with pytest.raises(FactoryError, match="none of its 3 after the batch"):
+        ModelSource.from_json(json.dumps({**told, "inputs": [{**entry, "freeDimensions": free}]}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -2,9 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
+import yaml
 
+from splitplane.api.pipelines import InferencePipeline
+from splitplane.controller.profiling import merged
 from splitplane.domain.codecs import encoded_bytes, raw_bytes
 from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
 from splitplane.domain.profiles_io import ProfileResult, from_dict, to_dict
@@ -12,7 +16,7 @@ from splitplane.domain.profiles_io import ProfileResult, from_dict, to_dict
 
 def result() -> ProfileResult:
     specs = (
-        TensorSpec("frames", "FP32", (4,)),
+        TensorSpec("frames", "FP32", (4,), ("length",)),
         TensorSpec("conv1", "FP32", (2, 3)),
         TensorSpec("output_0", "FP32", (5,)),
     )
@@ -99,3 +103,12 @@ def test_unknown_codec_and_datatype_are_refused() -> None:
         encoded_bytes(TensorSpec("x", "FP32", (1,)), "zip")
     with pytest.raises(ValueError, match="no fixed size"):
         raw_bytes(TensorSpec("x", "BYTES", (1,)))
+
+
+def test_sizes_that_may_differ_are_told_to_clients_as_any_size() -> None:
+    path = Path(__file__).parents[2] / "examples" / "pitch-tracker.yaml"
+    documents = yaml.safe_load_all(path.read_text())
+    (body,) = (each for each in documents if each and each["kind"] == "InferencePipeline")
+    pipeline = InferencePipeline.parse({part: body[part] for part in ("metadata", "spec")})
+    spec = merged(pipeline, None, from_dict(json.loads(json.dumps(to_dict(result())))))
+    assert [tensor.shape for tensor in (*spec.inputs, *spec.outputs)] == [(-1, -1), (-1, 5)]

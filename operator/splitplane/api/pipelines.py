@@ -35,7 +35,7 @@ from splitplane.api.pods import (
 )
 from splitplane.api.routes import MOST_GATEWAYS
 from splitplane.api.statuses import PipelineStatus
-from splitplane.api.tensors import Tensors
+from splitplane.api.tensors import ModelInputs
 
 KIND = "InferencePipeline"
 PLURAL = "inferencepipelines"
@@ -116,7 +116,7 @@ class ModelSpec(Model):
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     image_pull_secrets: PullSecrets = ()
     weights: Weights
-    inputs: Tensors
+    inputs: ModelInputs
     """The model's inputs in the order of its arguments; the first dimension is the batch, -1."""
     env: Env = ()
     volumes: Volumes = ()

@@ -214,4 +214,4 @@ def merged(pipeline: InferencePipeline, known: ModelProfileSpec | None, result: 
 
 
 def _tensor(spec: TensorSpec) -> Tensor:
-    return Tensor.model_validate({"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]})
+    return Tensor.model_validate({"name": spec.name, "datatype": spec.datatype, "shape": list(spec.declared_shape)})

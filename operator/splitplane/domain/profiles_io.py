@@ -111,11 +111,13 @@ def from_dict(data: Mapping[str, Any]) -> ProfileResult:
 
 
 def _spec_to_dict(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
+    found: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
+    return found | {"free": list(spec.free)} if spec.free else found
 
 
 def _spec_from_dict(data: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(str(data["name"]), str(data["datatype"]), tuple(int(size) for size in data["shape"]))
+    free = tuple(None if name is None else str(name) for name in data.get("free", ()))
+    return TensorSpec(str(data["name"]), str(data["datatype"]), tuple(int(size) for size in data["shape"]), free)
 
 
 def _device_to_dict(device: DeviceProfile) -> dict[str, Any]:

@@ -52,8 +52,11 @@ def _input_spec(entry: Mapping[str, Any]) -> TensorSpec:
     if datatype not in DATATYPE_BYTES:
         raise ValueError(f"input {name}: datatype {datatype} is not one of {', '.join(DATATYPE_BYTES)}")
     if not shape or shape[0] != -1 or any(size < 1 for size in shape[1:]):
-        raise ValueError(f"input {name}: shape {list(shape)} must be -1 (the batch), then fixed sizes of at least 1")
-    return TensorSpec(name, datatype, shape[1:])
+        raise ValueError(f"input {name}: shape {list(shape)} must be -1 (the batch), then sizes of at least 1")
+    free = {int(each["dimension"]): str(each["name"]) for each in entry.get("freeDimensions", ())}
+    if not all(0 < dimension < len(shape) for dimension in free):
+        raise ValueError(f"input {name}: a free dimension is none of its {len(shape) - 1} after the batch")
+    return TensorSpec(name, datatype, shape[1:], tuple(free.get(i) for i in range(1, len(shape))) if free else ())
 
 
 def build_module(source: ModelSource, *, lean: bool = True) -> nn.Module:

@@ -74,6 +74,12 @@ def _pulling() -> Object:
     return resource
 
 
+def _free() -> Object:
+    resource = _pitch_tracker()
+    resource["spec"]["model"]["inputs"][0]["freeDimensions"] = [{"dimension": 1, "name": "samples"}]
+    return resource
+
+
 def _route_table() -> Object:
     tensor = {"name": "frames", "datatype": "FP32", "shape": [-1, 1024]}
     stages = [
@@ -173,6 +179,8 @@ TWINS = [
     Twins(_pitch_tracker, "spec/model/weights/sha256", SHA.replace("9f", "9F"), SHA, "see sha256sum"),
     Twins(_pitch_tracker, "spec/model/inputs/0/shape/0", 1, -1, "must be -1", "spec.model.inputs[0].shape"),
     Twins(_pitch_tracker, "spec/model/inputs/0/shape/1", 0, 1, "must be at least 1", "spec.model.inputs[0].shape"),
+    Twins(_free, "spec/model/inputs/0/freeDimensions/0/dimension", 2, 1, "must be one of shape", "spec.model.inputs[0].freeDimensions"),
+    Twins(_free, "spec/model/inputs/0/freeDimensions/0/name", "1s", "s1s", "letters, digits and underscores"),
     Twins(_pitch_tracker, "spec/model/inputs/0/datatype", "FP3", "FP32", "supported values"),
     Twins(_sentence_encoder, "spec/model/inputs/1/name", "input_ids", "input_id", "Duplicate value", "spec.model.inputs[1]"),
     Twins(_pulling, "spec/model/image", "runtime 1", "runtime:1", "must be an image reference"),
