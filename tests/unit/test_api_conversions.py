@@ -99,6 +99,13 @@ def test_a_prediction_is_shown_in_the_statuss_units() -> None:
     }  # fmt: skip
 
 
+def test_leak_and_loss_are_shown_where_they_were_measured() -> None:
+    predicted = Prediction(0.1, 0.1, 0.3, 13.4, leak=0.31239, accuracy_loss=None)
+    assert api.policies.from_shares(predicted) == {"leakage": "0.3124", "accuracyLoss": None}
+    plan = api.from_plan(Plan(stages=(Stage("edge", 0, 3, 0, 7, 2),)), generation=1).dump()
+    assert api.PlanStatus.parse(plan | api.policies.from_shares(predicted)).leakage == "0.3124"
+
+
 @given(st.builds(Prediction, *[st.floats(0) | st.just(math.nan)] * 4))
 def test_whatever_is_predicted_the_status_can_hold_it_or_leaves_it_out(predicted: Prediction) -> None:
     plan = api.from_plan(Plan(stages=(Stage("edge", 0, 3, 0, 7, 2),)), generation=1).dump()

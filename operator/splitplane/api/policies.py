@@ -97,6 +97,12 @@ def from_plan(
     )
 
 
+def from_shares(predicted: Prediction) -> dict[str, str | None]:
+    """A prediction's leak and loss of accuracy as the status shows them; what was not measured is ``None``."""
+    shares = {"leakage": predicted.leak, "accuracyLoss": predicted.accuracy_loss}
+    return {name: None if share is None else decimal_or_none(share, digits=4) for name, share in shares.items()}
+
+
 def from_prediction(predicted: Prediction) -> dict[str, int | str | None]:
     """A prediction as the status shows it. What is not finite is ``None``: a merge patch removes the old number."""
     milliseconds = predicted.p95_seconds * 1000

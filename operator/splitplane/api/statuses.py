@@ -62,6 +62,11 @@ class PlanStatus(Model):
     requests_per_second: DecimalString | None = None
     max_rate_per_second: DecimalString | None = None
     """Highest rate at which no stage or link is busier than ``maxUtilizationPercent``."""
+    leakage: DecimalString | None = None
+    """What an attack reconstructs of the input from what leaves the trusted tiers, 0 to 1: a lower bound, by the attack
+    that the ModelProfile names. Absent where it was not measured."""
+    accuracy_loss: DecimalString | None = None
+    """What the codecs cost in accuracy, 0 to 1. Absent where it was not measured."""
     since: Timestamp | None = None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from splitplane.api.fields import decimal_or_none
 from splitplane.api.pipelines import InferencePipeline
-from splitplane.api.policies import from_plan, from_prediction, percent
+from splitplane.api.policies import from_plan, from_prediction, from_shares, percent
 from splitplane.api.statuses import DECISIONS
 from splitplane.controller.conditions import Facts, merge, verdicts
 from splitplane.controller.control import Control, Serving
@@ -116,7 +116,7 @@ def _plan(facts: Facts, cut_names: list[str]) -> Json:
     assert active is not None
     predicted = _current_prediction(facts.decision, active)
     plan = _written(active, observed, cut_names, generation=observed.generation)
-    plan.update(from_prediction(predicted))
+    plan.update(from_prediction(predicted) | from_shares(predicted))
     plan["since"] = timestamp(control.since)
     rate = known(facts.arrival_rate)
     plan["requestsPerSecond"] = None if rate is None else decimal_or_none(_rounded(rate), digits=3)
@@ -183,7 +183,7 @@ def _pending(control: Control, observed: Observed, cut_names: list[str]) -> Json
     if pending is None:
         return None
     plan = _written(pending.serving, observed, cut_names, generation=observed.generation + 1)
-    plan.update(from_prediction(pending.serving.predicted))
+    plan.update(from_prediction(pending.serving.predicted) | from_shares(pending.serving.predicted))
     return {
         "generation": observed.generation + 1,
         "plan": plan,
