@@ -105,8 +105,8 @@ def noisy_accuracy(model: LeNet, layer: str, noise: float, inputs: torch.Tensor,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=36.0, help="for each attack")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=120.0, help="at most, for each attack")
+    parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
     torch.set_num_threads(1)
     prepare()

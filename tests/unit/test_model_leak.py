@@ -12,6 +12,7 @@ from splitplane.model import CalibrationError, load_partition, scores
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.inversion import draw
 from splitplane.model.leak import choose_cuts, defended, measure_leak, spread
+from splitplane.model.targets import target_of
 from splitplane.runtime.profiling import wire_codecs
 from tests.support import blobs
 
@@ -53,6 +54,8 @@ def test_what_was_not_attacked_leaks_as_much_as_the_nearest_shallower_cut_that_w
     # int8 at cut 4 shows no more than fp32 does there.
     assert [each["int8"] for each in leaks] == [1.0, 1.0, 0.6, 0.6, 0.3, 0.3]
     assert leaks[2]["fp16"] == 0.8
+    # Whoever has what crosses cut 2 can compute what crosses cut 4.
+    assert spread({(2, "fp32"): 0.4, (4, "fp32"): 0.6}, 6)[3]["fp32"] == 0.6
 
 
 def test_cuts_are_chosen_evenly_with_both_ends() -> None:
@@ -96,20 +99,32 @@ def test_deeper_cuts_and_noise_leak_less_and_the_controls_tell_that_the_attack_w
     assert {each.decoder for each in report.attacks} == {"small", "large"}
 
 
-def test_too_few_inputs_and_integers_are_refused(files: tuple[blobs.ModelSource, Path]) -> None:
+def test_too_few_inputs_are_refused(files: tuple[blobs.ModelSource, Path]) -> None:
     partition = load_partition(files[0], 0, None)
     few = read_calibration(files[1], blobs.INPUTS).first(10)
     with pytest.raises(CalibrationError, match="20 calibration inputs at least"):
         measure_leak(partition, few, wire_codecs(), [1])
-    tokens = Calibration({"ids": torch.ones(30, 8, dtype=torch.int64)}, None)
-    with pytest.raises(CalibrationError, match="not for integers"):
-        measure_leak(partition, tokens, wire_codecs(), [1])
 
 
 def test_a_signal_of_one_dimension_is_scored_by_the_variance_explained() -> None:
     truth = torch.sin(torch.linspace(0, 6, 64))[None].repeat(3, 1)
     assert scores.explained(truth, truth).tolist() == pytest.approx([1.0] * 3)
     assert scores.explained(torch.full_like(truth, float(truth.mean())), truth).tolist() == pytest.approx([0.0] * 3)
+
+
+def test_tokens_are_recovered_from_their_embeddings_and_not_from_those_of_others() -> None:
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(1, 40, (300, 12), generator=generator)
+    ids[:, 9:] = 0  # padding, which is not asked for
+    target = target_of(Calibration({"ids": ids, "mask": (ids > 0).long()}, None))
+    table = torch.randn(40, 24, generator=generator)
+    seen = target.attack({"x": table[ids]}, 60, width=8, seconds=60, steps=200)
+    blind = target.attack({"x": table[ids.flip(0)]}, 60, width=8, seconds=60, steps=200)
+    pooled = target.attack({"x": table[ids].mean(1)}, 60, width=8, seconds=60, steps=200)
+    assert float(seen.scores.mean()) > 0.95
+    assert float(blind.scores.mean()) < 0.1
+    assert float(pooled.scores.mean()) < 0.5
+    assert target.score == "share of tokens recovered"
 
 
 def test_the_command_names_its_attack_and_its_controls(files: tuple[blobs.ModelSource, Path]) -> None:

@@ -116,7 +116,7 @@ def leak(
     """Train decoders to reconstruct the input from what crosses the cuts. A lower bound: others may see more."""
     partition, given, codecs = _load(factory, inputs, weights, sha256, path, calibration, noise, dropout)
     from splitplane.model import ModelError
-    from splitplane.model.leak import ATTACK, choose_cuts, measure_leak, spread
+    from splitplane.model.leak import ATTACK, WEAKEST_CONTROL, choose_cuts, measure_leak, spread
 
     cuts, wanted = partition.graph.cuts, codec or ["fp32"]
     inner = range(1, len(cuts) - 1)
@@ -133,6 +133,11 @@ def leak(
         raise typer.BadParameter(str(error)) from error
     if profile is not None:
         _refuse_defended(noise, dropout)
+        if report.input_control < WEAKEST_CONTROL:
+            raise typer.BadParameter(
+                f"the attack gets only {report.input_control:.2f} of the input itself, so it is too weak to be a "
+                "measure: give it a larger --budget or more calibration inputs"
+            )
         measurement = LeakMeasurement.model_validate(
             {
                 "attack": ATTACK, "score": report.score, "samples": report.samples,
@@ -159,8 +164,9 @@ def leak(
     above = f"above {threshold:g}"
     table = Table("cut", "after", "codec", "decoder", report.score, "PSNR, dB", above, "steps", "distance corr.")
     for each in report.attacks:
+        psnr = "" if each.psnr is None else f"{each.psnr:.1f}"
         table.add_row(
-            str(each.cut), cuts[each.cut].name, each.codec, each.decoder, f"{each.score:.3f}", f"{each.psnr:.1f}",
+            str(each.cut), cuts[each.cut].name, each.codec, each.decoder, f"{each.score:.3f}", psnr,
             f"{each.above:.0%}", str(each.steps), f"{report.correlations[each.cut]:.3f}",
         )  # fmt: skip
     out.print(table)

@@ -5,7 +5,7 @@ The attacker is given the model's answers to inputs of its own (black box), whic
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,10 @@ WIDTHS = {"small": 8, "large": 24}
 """Channels of the two decoders."""
 STEPS, BATCH, LEARNING_RATE = 1000, 32, 3e-3
 _BOTTLENECK = 256
+_HIDDEN = 16
+"""Hidden units of a guesser of tokens, for each of its width."""
+_MOST_ANYWHERE = 8192
+"""Larger tensors without places (such as masks) are left out when tokens are guessed."""
 _SLOPE = 0.02
 """Of what is drawn outside of 0..1, in training."""
 _LINEAR_CHANNELS = 128
@@ -38,32 +42,81 @@ def draw(
 
     Training ends after ``steps`` or ``seconds``, whichever comes first.
     """
-    generator = torch.Generator().manual_seed(seed)
     given = [_standardised(each, held_out) for each in _grids(tensors, targets.ndim - 2)]
     known = len(targets) - held_out
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         decoder = _Decoder([tuple(each.shape[1:]) for each in given], tuple(targets.shape[1:]), width)
-    optimiser = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
-    began, done, spent = time.monotonic(), 0, 0.0
-    while spent < 1.0:
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * spent))
-        chosen = torch.randint(known, (min(BATCH, known),), generator=generator)
+
+    def loss(chosen: torch.Tensor) -> torch.Tensor:
         drawn = decoder([each[chosen] for each in given])
         # Clamped as when it is scored, or plain areas would never be quite plain; not quite flat, or nothing is learnt.
         clamped = drawn.clamp(0, 1) + _SLOPE * (drawn - drawn.clamp(0, 1))
-        loss = functional.mse_loss(clamped, targets[:-held_out][chosen])
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        done += 1
-        spent = max(done / steps, (time.monotonic() - began) / max(seconds, 1e-9))
+        return functional.mse_loss(clamped, targets[:-held_out][chosen])
+
+    done = _train(decoder, loss, known, seconds=seconds, steps=steps, seed=seed)
     with torch.inference_mode():
         parts = [
             decoder([each[start : start + BATCH] for each in given]) for start in range(known, len(targets), BATCH)
         ]
     return Drawn(torch.cat(parts).clamp(0, 1), done)
+
+
+def guess_tokens(
+    tensors: Mapping[str, torch.Tensor], targets: torch.Tensor, held_out: int, *, width: int, seconds: float,
+    steps: int = STEPS, seed: int = 0,
+) -> Drawn:  # fmt: skip
+    """As :func:`draw`, for classes ``[n, places]``: the guesses are those of the held-out samples."""
+    given = _by_place(tensors, targets.shape[1], held_out)
+    known, classes = len(targets) - held_out, int(targets.max()) + 1
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        hidden = _HIDDEN * width
+        decoder = nn.Sequential(nn.Linear(given.shape[2], hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+    def loss(chosen: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(decoder(given[chosen]).flatten(0, 1), targets[chosen].flatten())
+
+    done = _train(decoder, loss, known, seconds=seconds, steps=steps, seed=seed)
+    with torch.inference_mode():
+        parts = [decoder(given[start : start + BATCH]).argmax(2) for start in range(known, len(targets), BATCH)]
+    return Drawn(torch.cat(parts), done)
+
+
+def _by_place(tensors: Mapping[str, torch.Tensor], places: int, held_out: int) -> torch.Tensor:
+    """``[n, places, numbers]``: what belongs to a place, what belongs to none at each of them, and the place itself."""
+    samples = len(next(iter(tensors.values())))
+    parts = [torch.eye(places)[None].expand(samples, -1, -1)]
+    for value in tensors.values():
+        value = value.float().nan_to_num(0.0, 0.0, 0.0)
+        if value.ndim == 3 and value.shape[1] == places:
+            part = value
+        elif value[0].numel() <= _MOST_ANYWHERE:
+            part = value.flatten(1)[:, None].expand(-1, places, -1)
+        else:
+            continue
+        known = part[:-held_out].flatten(0, 1)
+        parts.append((part - known.mean(0)) / known.std(0).clamp_min(1e-6))
+    return torch.cat(parts, 2)
+
+
+def _train(
+    decoder: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], known: int, *, seconds: float, steps: int,
+    seed: int,
+) -> int:  # fmt: skip
+    """Train for ``steps`` or ``seconds``, whichever ends first, the rate falling to nothing; returns the steps done."""
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
+    began, done, spent = time.monotonic(), 0, 0.0
+    while spent < 1.0:
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * spent))
+        optimiser.zero_grad()
+        loss(torch.randint(known, (min(BATCH, known),), generator=generator)).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        done += 1
+        spent = max(done / steps, (time.monotonic() - began) / max(seconds, 1e-9))
+    return done
 
 
 def _grids(tensors: Mapping[str, torch.Tensor], dims: int) -> list[torch.Tensor]:

@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from splitplane.domain.profiles import BASE_CODECS
 from splitplane.model import scores
 from splitplane.model.accuracy import crossed
 from splitplane.model.calibration import Calibration
 from splitplane.model.errors import CalibrationError
-from splitplane.model.inversion import STEPS, WIDTHS, draw
+from splitplane.model.inversion import STEPS, WIDTHS
 from splitplane.model.partitions import Partition
 from splitplane.model.profile import Codec
+from splitplane.model.targets import target_of
 
 ATTACK = "inversion decoder, trained on calibration inputs (after He, Zhang, Lee 2019)"
 BUDGET_SECONDS = 600.0
@@ -26,8 +26,8 @@ BUDGET_SECONDS = 600.0
 MOST_SAMPLES, LEAST_SAMPLES = 4096, 20
 HELD_OUT = 5
 """One sample in so many is kept for scoring."""
-LARGEST_IMAGE, LONGEST_SIGNAL = 64, 1024
-"""Finer inputs are reconstructed at this size."""
+WEAKEST_CONTROL = 0.9
+"""An attack that scores less on the input itself is too weak for its other scores to mean anything."""
 CORRELATED_SAMPLES = 400
 
 
@@ -35,7 +35,8 @@ CORRELATED_SAMPLES = 400
 class Attack:
     """What one decoder got of the held-out samples.
 
-    ``score`` is the mean SSIM of images, or the mean share of variance explained of other inputs; ``psnr`` in dB;
+    ``score`` is the mean SSIM of images, the mean share of tokens recovered, or the mean share of variance explained of
+    other inputs; ``psnr`` in dB, not of tokens;
     ``above`` the share of samples whose score exceeds the threshold.
     """
 
@@ -43,7 +44,7 @@ class Attack:
     codec: str
     decoder: str
     score: float
-    psnr: float
+    psnr: float | None
     above: float
     steps: int
 
@@ -105,28 +106,24 @@ def _measure(
     progress: Callable[[str], None],
 ) -> LeakReport:
     calibration = _shuffled(calibration).first(MOST_SAMPLES)
-    targets = _targets(calibration)
+    target = target_of(calibration)
     held_out = max(1, calibration.samples // HELD_OUT)
     jobs = [(cut, codec, decoder) for cut in sorted(cuts) for codec in codecs for decoder in WIDTHS]
     end, left = time.monotonic() + budget_seconds, len(jobs) + 2
-    score = scores.ssim if targets.ndim == 4 else scores.explained
 
     def attack(tensors: Mapping[str, torch.Tensor], cut: int, codec: str, decoder: str) -> Attack:
         nonlocal left
         seconds = max(0.0, end - time.monotonic()) / left
         left -= 1
-        drawn = draw(tensors, targets, held_out, width=WIDTHS[decoder], seconds=seconds, steps=steps)
-        truth = targets[-held_out:]
-        each = score(drawn.guesses, truth)
+        got = target.attack(tensors, held_out, width=WIDTHS[decoder], seconds=seconds, steps=steps)
         result = Attack(
-            cut, codec, decoder, score=max(0.0, float(each.mean())),
-            psnr=float(scores.psnr(drawn.guesses, truth).mean()),
-            above=float((each > threshold).float().mean()), steps=drawn.steps,
+            cut, codec, decoder, score=max(0.0, float(got.scores.mean())), psnr=got.psnr,
+            above=float((got.scores > threshold).float().mean()), steps=got.steps,
         )  # fmt: skip
         progress(f"leak: cut {cut} {codec} {decoder}: {result.score:.2f}; {left} attacks to go")
         return result
 
-    at_input = attack({"input": targets}, 0, "fp32", "large").score
+    at_input = attack({"input": target.numbers}, 0, "fp32", "large").score
     attacks: list[Attack] = []
     correlations: dict[int, float] = {}
     shuffled: float | None = None
@@ -134,7 +131,7 @@ def _measure(
         raw = _activations(partition, calibration, cut)
         few = min(CORRELATED_SAMPLES, calibration.samples)
         flat = torch.cat([value[:few].float().flatten(1).nan_to_num(0.0, 0.0, 0.0) for value in raw.values()], 1)
-        correlations[cut] = scores.distance_correlation(targets[:few], flat)
+        correlations[cut] = scores.distance_correlation(target.numbers[:few], flat)
         if shuffled is None:
             order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(1))
             shuffled = attack({name: value[order] for name, value in raw.items()}, cut, "fp32", "large").score
@@ -145,7 +142,7 @@ def _measure(
     for each in attacks:
         best[each.cut] = max(best.get(each.cut, 0.0), each.score)
     return LeakReport(
-        score="SSIM" if targets.ndim == 4 else "share of variance explained",
+        score=target.score,
         samples=calibration.samples,
         input_control=at_input,
         shuffled_control=shuffled or 0.0,
@@ -161,6 +158,11 @@ def spread(measured: Mapping[tuple[int, str], float], cuts: int) -> list[dict[st
     A codec that was not measured at a cut shows no more than the next one of higher fidelity there; a cut that was not
     measured shows no more than the nearest shallower one that was. Where there is neither, all is shown.
     """
+    # What a deeper cut shows, a shallower one must show, whatever this attack got of it.
+    measured = {
+        (cut, codec): max(score for (other, same), score in measured.items() if same == codec and other >= cut)
+        for cut, codec in measured
+    }
     leaks: list[dict[str, float]] = []
     for cut in range(cuts):
         here: dict[str, float] = {}
@@ -217,20 +219,3 @@ def _shuffled(calibration: Calibration) -> Calibration:
     order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(0))
     labels = None if calibration.labels is None else calibration.labels[order]
     return Calibration({name: value[order] for name, value in calibration.inputs.items()}, labels)
-
-
-def _targets(calibration: Calibration) -> torch.Tensor:
-    """What the attacker is after, ``[n, channels, *places]`` in 0..1: the largest input of floating numbers."""
-    floating = [value for value in calibration.inputs.values() if value.is_floating_point() and value.ndim > 1]
-    if not floating:
-        raise CalibrationError("leak is measured for images and other inputs of floating numbers, not for integers")
-    target = max(floating, key=lambda value: value[0].numel()).float()
-    if target.ndim == 4 and min(target.shape[2:]) >= 8:
-        places: tuple[int, ...] = tuple(min(size, LARGEST_IMAGE) for size in target.shape[2:])
-        target = target if places == tuple(target.shape[2:]) else functional.interpolate(target, places, mode="area")
-    else:
-        target = target.flatten(1)[:, None]
-        if target.shape[2] > LONGEST_SIGNAL:
-            target = functional.interpolate(target, LONGEST_SIGNAL, mode="linear", align_corners=False)
-    low, high = target.amin(), target.amax()
-    return (target - low) / (high - low).clamp_min(1e-12)
