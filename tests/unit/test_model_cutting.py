@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import ModelGraph, ModelSource, Partition, WeightsError, export, load_partition
-from splitplane.model.cutting import MAX_CUTS
+from splitplane.model.pruning import MAX_CUTS
 from tests.support.model_zoo import HAND_MADE, TRAINED, Model
 
 Make = Callable[[Callable[[], nn.Module], tuple[TensorSpec, ...]], ModelSource]

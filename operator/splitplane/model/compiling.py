@@ -10,7 +10,7 @@ from torch import fx
 
 from splitplane.model.graphs import Program, Value
 from splitplane.model.sizes import Sizes, emit, expression, solve
-from splitplane.model.tracing import Kind, is_size
+from splitplane.model.traced import Kind, is_size
 
 
 def constants(program: Program, nodes: set[fx.Node], weights: Mapping[str, torch.Tensor]) -> dict[fx.Node, object]:

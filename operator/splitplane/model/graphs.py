@@ -13,12 +13,15 @@ from torch import fx
 from splitplane.domain.codecs import encoded_bytes
 from splitplane.domain.profiles import CODECS, Cut, TensorSpec, Work
 from splitplane.model.crossing import Crossing, Form
-from splitplane.model.cutting import Place, find_places, is_rearrangement
+from splitplane.model.cutting import find_places
 from splitplane.model.errors import FactoryError, NotSplittableError
+from splitplane.model.flow import Place
 from splitplane.model.naming import segment_names
+from splitplane.model.operations import is_rearrangement
 from splitplane.model.sizes import Sizes, expression
 from splitplane.model.source import ModelSource
-from splitplane.model.tracing import Kind, Traced, trace
+from splitplane.model.traced import Kind, Traced
+from splitplane.model.tracing import trace
 from splitplane.model.weights import WeightsFile, tensor_bytes
 from splitplane.model.whole import describe_whole
 from splitplane.model.work import flops, moved_bytes

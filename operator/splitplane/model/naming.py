@@ -5,8 +5,9 @@ from itertools import pairwise
 
 from torch import fx
 
-from splitplane.model.cutting import Place, is_heavy, is_rearrangement
-from splitplane.model.tracing import Traced, is_size
+from splitplane.model.flow import Place
+from splitplane.model.operations import is_heavy, is_rearrangement
+from splitplane.model.traced import Traced, is_size
 
 WORTH_A_NAME = 0.01
 """A cut is named after the last value that crosses it and is at least this share of its bytes; masks are less."""

@@ -1,0 +1,86 @@
+"""A model's flat graph, and what each of its values depends on."""
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from splitplane.model.crossing import Crossing, crossing
+from splitplane.model.sizes import Sizes
+
+
+class Kind(enum.IntEnum):
+    """What a node's value depends on."""
+
+    CONSTANT = 0
+    """On weights and buffers only: evaluated once, when a partition is loaded."""
+    SIZE = 1
+    """On the free sizes too: recomputed in every range, never sent."""
+    DATA = 2
+    """On the values of the inputs."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A flat graph of what the outputs need, in the order in which it runs; ``kinds`` covers all but the output."""
+
+    graph: fx.Graph
+    root: torch.nn.Module
+    """Holds the subgraphs that control-flow nodes call."""
+    inputs: Mapping[str, fx.Node]
+    outputs: tuple[fx.Node, ...]
+    weights: Mapping[fx.Node, str]
+    """Placeholders whose values lie in the weights file, by their names there; tied ones have one name."""
+    aliases: Mapping[str, tuple[str, ...]]
+    """All names of tied weights: a file may hold any one of them."""
+    parameters: frozenset[fx.Node]
+    constants: Mapping[fx.Node, torch.Tensor]
+    """Placeholders whose values the constructor made: in no weights file, or persisted by older releases only."""
+    constant_names: Mapping[fx.Node, str]
+    sizes: Sizes
+    kinds: Mapping[fx.Node, Kind] = field(repr=False)
+
+    def crossing(self, node: fx.Node) -> Crossing | None:
+        """How this node's value would cross a cut; ``None`` if it cannot."""
+        return crossing(node.meta.get("val"), self.sizes)
+
+    def needed(self, start: Iterable[fx.Node], end: Iterable[fx.Node]) -> set[fx.Node]:
+        """All nodes that compute ``end`` from ``start``, constants and sizes included, ``start`` excluded.
+
+        Inputs of the model are part of the answer if ``end`` cannot be computed from ``start``.
+        """
+        return needed(start, end, self.sizes)
+
+
+def needed(start: Iterable[fx.Node], end: Iterable[fx.Node], sizes: Sizes) -> set[fx.Node]:
+    known, found, stack = set(start), set(), list(end)
+    while stack:
+        node = stack.pop()
+        if node in known or node in found:
+            continue
+        found.add(node)
+        if not is_size(node, sizes):
+            stack.extend(node.all_input_nodes)
+    return found
+
+
+def is_size(node: fx.Node, sizes: Sizes) -> bool:
+    """Whether this node is a size that follows from the free ones, so that no range needs what it was read from."""
+    return isinstance(value := node.meta.get("val"), torch.SymInt) and sizes.knows(value)
+
+
+def classify(graph: fx.Graph, inputs: frozenset[fx.Node], sizes: Sizes) -> dict[fx.Node, Kind]:
+    kinds: dict[fx.Node, Kind] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        if node in inputs:
+            kinds[node] = Kind.DATA
+        elif is_size(node, sizes):
+            # However it was reached, the tensors that cross a cut tell it.
+            kinds[node] = Kind.SIZE
+        else:
+            kinds[node] = max((kinds[source] for source in node.all_input_nodes), default=Kind.CONSTANT)
+    return kinds
