@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz bench-data-plane bench-leak bench-model kind-up kind-down kind-demo kind-test
+.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz bench-data-plane bench-leak bench-model sweep-models kind-up kind-down kind-demo kind-test
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ bench-planner: env  ## Measure the planner alone: frontier, HiGHS, many pipeline
 
 bench-model: env  ## Measure exports, partitions' memory, codecs and profiles; writes build/bench/bench-model.json
 	@$(BIN)/python -m benchmarks.model
+
+sweep-models: env  ## Cut every architecture at true size at every cut, and compare with the eager model (half an hour); MODELS="gpt2 ..." for some
+	@$(BIN)/python -m benchmarks.equivalence $(MODELS)
 
 bench-data-plane: env  ## Measure a hop, batching and a gateway under overload; writes build/bench/bench-data-plane.json (3 minutes)
 	@$(BIN)/python -m benchmarks.data_plane
