@@ -3,14 +3,17 @@
 import contextlib
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from splitplane.runtime import oip_pb2, oip_wire
+from splitplane.runtime import codecs, oip_pb2, oip_wire
 from splitplane.runtime.inference import InferenceError, InferRequest, InferResponse, Tensor
 from splitplane.runtime.tensors import to_array
 
@@ -75,6 +78,48 @@ def test_contents_may_lie_anywhere_in_a_message():
 def test_received_contents_are_views_of_the_message():
     data = oip_wire.write_request(InferRequest(model_name="m", inputs=(Tensor("x", "UINT8", (4,), b"1234"),)))
     assert oip_wire.read_request(data).inputs[0].data.obj is data
+
+
+@given(TENSORS, st.text(max_size=40))
+def test_contents_lie_aligned_so_that_they_can_be_computed_on_where_they_are(tensors, name):
+    request = oip_wire.write_request(InferRequest(model_name=name, inputs=tensors))
+    response = oip_wire.write_response(InferResponse(model_name=name, outputs=tensors))
+    for data, found in (
+        (request, oip_wire.read_request(request).inputs),
+        (response, oip_wire.read_response(response).outputs),
+    ):
+        start = np.frombuffer(data, np.uint8).ctypes.data if data else 0
+        for tensor in found:
+            if len(tensor.data):
+                assert (np.frombuffer(tensor.data, np.uint8).ctypes.data - start) % 16 == 0
+
+
+ACTIVATION_BYTES = 600_000
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Bytes of Python's and numpy's memory that the work needs at most, beyond what was there."""
+    tracemalloc.start()
+    kept = work()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del kept
+    return most
+
+
+def test_a_hop_copies_an_activation_once_into_the_message_that_it_sends_and_never_else():
+    sent = torch.randn(1, 150, 1000)
+    (tensor,) = codecs.encode({"x": sent}, "fp32")
+    assert np.frombuffer(tensor.data, np.uint8).ctypes.data == sent.data_ptr()
+    request = InferRequest(model_name="m", inputs=(tensor,))
+    assert ACTIVATION_BYTES <= peak(lambda: oip_wire.write_request(request)) < ACTIVATION_BYTES + 20_000
+    data = oip_wire.write_request(request)
+    assert peak(lambda: oip_wire.read_request(data)) < 20_000
+    received = oip_wire.read_request(data).inputs
+    decoded = codecs.decode(received)["x"]
+    inside = decoded.data_ptr() - np.frombuffer(data, np.uint8).ctypes.data
+    assert 0 < inside <= len(data) - ACTIVATION_BYTES
+    assert torch.equal(decoded, sent)
 
 
 @given(st.binary(max_size=60))

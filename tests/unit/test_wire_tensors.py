@@ -14,6 +14,7 @@ from splitplane.runtime.tensors import (
     to_torch,
     torch_datatype,
     torch_dtype,
+    view_torch,
 )
 
 DECLARED = (TensorMetadata("x", "FP32", (-1, 2)), TensorMetadata("mask", "INT64", (-1, 2)))
@@ -91,3 +92,16 @@ def test_big_endian_arrays_are_turned_round():
 def test_arrays_without_a_datatype_are_refused():
     with pytest.raises(ValueError, match="complex128 has no Open Inference Protocol datatype"):
         from_array("x", np.zeros(2, complex))
+
+
+def test_a_view_of_received_bytes_is_a_copy_only_where_they_lie_askew():
+    message = bytearray(np.arange(5, dtype=np.float32).tobytes())
+    straight = view_torch(Tensor("x", "FP32", (5,), memoryview(message)))
+    askew = view_torch(Tensor("x", "FP32", (4,), memoryview(message)[1:17]))
+    before = askew.clone()
+    message[:] = bytes(len(message))
+    assert straight.tolist() == [0] * 5
+    assert torch.equal(askew, before)
+    with pytest.raises(InferenceError):
+        view_torch(Tensor("x", "FP32", (3,), b"12345"))
+    assert view_torch(Tensor("x", "FP32", (0, 3), b"")).shape == (0, 3)

@@ -101,5 +101,8 @@ def check_rebuilt(name: str, held: torch.Tensor, rebuilt: torch.Tensor) -> None:
 
 def _whole(source: ModelSource, _first: int, _last: int) -> Code:
     module = load_whole(source)
+    # A module may write to what it is given, which may be a view of received bytes; exported code never does.
     names = [spec.name for spec in source.inputs]
-    return lambda *tensors: run_whole(source, module, dict(zip(names, tensors, strict=True)))
+    return lambda *tensors: run_whole(
+        source, module, {name: tensor.clone() for name, tensor in zip(names, tensors, strict=True)}
+    )

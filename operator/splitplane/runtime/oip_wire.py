@@ -28,6 +28,10 @@ from splitplane.runtime.tensors import BYTES, NUMPY_TYPES, from_elements, nbytes
 
 _RAW_INPUTS = oip_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _RAW_OUTPUTS = oip_pb2.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
+_PADDING = 1000
+"""A field that the protocol does not have, so that readers skip it: fills up to where contents lie aligned."""
+_ALIGNMENT = 16
+"""As the memory of a message does; no element is larger."""
 _FIXED_SIZES = {1: 8, 5: 4}
 _LENGTH_DELIMITED = 2
 
@@ -121,11 +125,12 @@ def _split(data: bytes, number: int) -> tuple[bytes, list[memoryview]]:
             if kind == _LENGTH_DELIMITED:
                 size, position = _read_varint(data, position)
                 end = position + size
-                if tag >> 3 == number:
+                if tag >> 3 in (number, _PADDING):
                     if end > len(data):
                         raise ValueError
                     header.append(view[start:field])
-                    contents.append(view[position:end])
+                    if tag >> 3 == number:
+                        contents.append(view[position:end])
                     start = end
                 position = end
             elif kind == 0:
@@ -173,13 +178,29 @@ def _malformed() -> InferenceError:
 
 
 def _join(message: Any, described: Any, tensors: Sequence[Tensor], number: int) -> bytes:
-    tag = _varint(number << 3 | _LENGTH_DELIMITED)
-    contents: list[Buffer] = []
+    """Contents lie aligned in the message, so that the reader computes on them where they are."""
     for tensor in tensors:
         entry = described.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         _write_parameters(entry.parameters, tensor.parameters)
-        contents += (tag, _varint(nbytes(tensor)), tensor.data)
-    return b"".join((message.SerializeToString(), *contents))
+    parts: list[Buffer] = [message.SerializeToString()]
+    position = len(parts[0])
+    tag = _varint(number << 3 | _LENGTH_DELIMITED)
+    for tensor in tensors:
+        before = tag + _varint(nbytes(tensor))
+        before = _padding(position + len(before)) + before
+        parts += (before, tensor.data)
+        position += len(before) + nbytes(tensor)
+    return b"".join(parts)
+
+
+def _padding(position: int) -> bytes:
+    """What brings the position to the next multiple of the alignment: nothing, or a field of padding."""
+    missing = -position % _ALIGNMENT
+    if missing == 0:
+        return b""
+    head = _varint(_PADDING << 3 | _LENGTH_DELIMITED)
+    size = (missing - len(head) - 1) % _ALIGNMENT
+    return head + bytes((size, *bytes(size)))
 
 
 def _read_parameters(parameters: Any) -> Parameters:

@@ -175,6 +175,23 @@ def to_torch(tensor: Tensor) -> "torch.Tensor":
     return flat.view(torch_dtype(tensor.datatype)).reshape(tensor.shape)
 
 
+def view_torch(tensor: Tensor) -> "torch.Tensor":
+    """The tensor over the bytes that came, which nobody may write to; a copy only where they lie askew.
+
+    Raises :class:`InferenceError` when the bytes do not fit.
+    """
+    import torch
+
+    check_size(tensor)
+    dtype = torch_dtype(tensor.datatype)
+    if nbytes(tensor) == 0:
+        return torch.empty(tensor.shape, dtype=dtype)
+    flat = torch.frombuffer(tensor.data, dtype=torch.uint8)
+    if flat.data_ptr() % dtype.itemsize:
+        return to_torch(tensor)
+    return flat.view(dtype).reshape(tensor.shape)
+
+
 def from_torch(name: str, value: "torch.Tensor") -> Tensor:
     """A tensor over the memory of a torch tensor (copied only if it is not contiguous or not on the CPU)."""
     import torch

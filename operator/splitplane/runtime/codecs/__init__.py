@@ -8,6 +8,7 @@ the whole model would return them too. ``+zstd`` compresses what the base codec 
 Every wire tensor keeps the bytes that its datatype and shape promise, as the Open Inference Protocol wants.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,9 +23,14 @@ from splitplane.runtime.codecs.affine import AFFINE, Affine
 from splitplane.runtime.codecs.form import CODEC, DATATYPE, Codec, malformed, metadata, original_shape
 from splitplane.runtime.codecs.halves import Half
 from splitplane.runtime.inference import Tensor, TensorMetadata
-from splitplane.runtime.tensors import from_torch, to_torch, torch_datatype
+from splitplane.runtime.tensors import from_torch, torch_datatype, view_torch
 
 __all__ = ["AFFINE", "CODEC", "CODECS", "DATATYPE", "decode", "described", "encode"]
+
+# torch says once per process that a view of received bytes must not be written to. Nobody does (model/partitions).
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.frombuffer(b"0", dtype=torch.uint8)
 
 Array = torch.Tensor | npt.NDArray[Any]
 
@@ -54,7 +60,8 @@ def encode(tensors: Mapping[str, Array], codec: str) -> tuple[Tensor, ...]:
 def decode(tensors: Iterable[Tensor]) -> dict[str, torch.Tensor]:
     """Undo :func:`encode`; tensors without the parameter ``splitplane_codec`` are raw.
 
-    Raises :class:`InferenceError` when bytes do not fit, a codec is unknown, or a companion tensor is missing.
+    These are views of what came, and not to be written to. Raises :class:`InferenceError` when bytes do not fit, a
+    codec is unknown, or a companion tensor is missing.
     """
     by_name = {tensor.name: zstd.decompress(tensor) for tensor in tensors}
     companions = _companions(by_name.values())
@@ -63,7 +70,7 @@ def decode(tensors: Iterable[Tensor]) -> dict[str, torch.Tensor]:
         used = tensor.parameters.get(CODEC, "fp32")
         if used == "fp32":
             if name not in companions:
-                values[name] = to_torch(tensor)
+                values[name] = view_torch(tensor)
         elif used in _CODECS:
             values[name] = _CODECS[str(used)].decode(tensor, by_name.get(name + AFFINE))
         else:

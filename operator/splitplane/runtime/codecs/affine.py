@@ -18,7 +18,7 @@ from splitplane.domain.codecs import AFFINE_BITS, affine_groups
 from splitplane.domain.profiles import TensorSpec
 from splitplane.runtime.codecs.form import encoded, malformed, original_dtype, original_shape
 from splitplane.runtime.inference import Tensor
-from splitplane.runtime.tensors import from_torch, to_torch, torch_datatype
+from splitplane.runtime.tensors import from_torch, torch_datatype, view_torch
 
 AFFINE = ":affine"
 
@@ -50,7 +50,7 @@ class Affine:
     def decode(self, tensor: Tensor, companion: Tensor | None) -> torch.Tensor:
         if companion is None:
             raise malformed(tensor, f"{self._name} needs its scales and offsets in a tensor '{tensor.name}{AFFINE}'")
-        codes, affine, shape = to_torch(tensor), to_torch(companion), original_shape(tensor)
+        codes, affine, shape = view_torch(tensor), view_torch(companion), original_shape(tensor)
         channels = shape[1] if len(shape) > 1 else 1
         if affine.shape not in ((2, channels), (2, 1)) or affine.dtype != torch.float32 or not shape:
             raise malformed(

@@ -6,7 +6,7 @@ import torch
 
 from splitplane.runtime.codecs.form import encoded, original_dtype
 from splitplane.runtime.inference import Tensor
-from splitplane.runtime.tensors import to_torch
+from splitplane.runtime.tensors import view_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,4 +27,4 @@ class Half:
         return [encoded(name, half, self.name, value)]
 
     def decode(self, tensor: Tensor, _companion: Tensor | None) -> torch.Tensor:
-        return to_torch(tensor).to(original_dtype(tensor))
+        return view_torch(tensor).to(original_dtype(tensor))
