@@ -8,7 +8,7 @@ import pytest
 from gateway_rig import PIPELINE, WIDTH, MemoryCluster, StageProcess, gateway, route, stages, table, until
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
-from splitplane.runtime.gateway.admission import NARROWEST, STALE_SECONDS, Line, Throughput, overloaded
+from splitplane.runtime.gateway.admission import NARROWEST, STALE_SECONDS, TELLING, Line, Throughput, overloaded
 from splitplane.runtime.inference import Failure, InferenceError
 from tests.support.constant_rate import Client
 
@@ -18,7 +18,7 @@ def steady(*, servers: int, seconds: float, requests: int) -> Throughput:
     throughput = Throughput()
     for turn in range(requests):
         now = turn * seconds
-        marks = [throughput.begin(now) for _ in range(servers)]
+        marks = [throughput.begin(now, alone=False) for _ in range(servers)]
         for mark in marks:
             throughput.answered(mark, now + seconds, seconds)
     return throughput
@@ -43,6 +43,18 @@ def test_a_request_that_cannot_make_its_deadline_is_told_when_to_come_again():
         throughput.check(3, 0.4, 2.0)
     assert caught.value.failure is Failure.RESOURCE_EXHAUSTED
     assert caught.value.retry_seconds == pytest.approx(0.1)
+
+
+def test_neither_requests_that_were_alone_nor_the_first_after_a_stall_tell_how_many_there_can_be():
+    throughput = Throughput()
+    for turn in range(20):
+        throughput.answered(throughput.begin(turn / 2, alone=True), turn / 2 + 0.4, 0.4)
+    assert throughput.expected_seconds(50, 10.0) == pytest.approx(0.4)
+    stalled = [throughput.begin(10.0, alone=False) for _ in range(20)]
+    for number, mark in enumerate(stalled):
+        throughput.answered(mark, 12.0 + number / 1000, 0.4)
+        assert throughput.expected_seconds(50, 12.1) <= 1.01 * 51 * 2.0 / TELLING
+    assert throughput.expected_seconds(50, 12.1) == pytest.approx(51 / 10, rel=0.02)
 
 
 class Turns:
@@ -73,7 +85,7 @@ class Turns:
 
 def test_a_queue_that_has_built_up_does_not_make_every_deadline_hopeless():
     throughput = Throughput()
-    marks = [throughput.begin(0.0) for _ in range(50)]
+    marks = [throughput.begin(0.0, alone=False) for _ in range(50)]
     for position, mark in enumerate(marks, start=1):
         throughput.answered(mark, 0.1 * position, 0.1)
     throughput.check(0, 0.2, 5.0)

@@ -14,12 +14,15 @@ import contextlib
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from math import inf
 
 from splitplane.runtime.inference import Failure, InferenceError
 
 SAMPLES = 32
 STALE_SECONDS = 10.0
 """Older answers tell nothing: a request that seems hopeless is let in again to see."""
+TELLING = 8
+"""So many answers to requests that were not alone tell how many there can be; the first after a stall tell of that."""
 MARGIN = 1.25
 """A request is let in when so many times its expected duration is within its deadline."""
 NARROWEST, WIDEST = 8, 128
@@ -32,14 +35,17 @@ class _Sample:
     at: float
     rate: float
     unqueued: float
+    alone: bool
+    """No other request was under way: its rate is what there can be at least, not at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """When a request came in, and how many had been answered by then."""
+    """When a request came in, how many had been answered by then, and whether no other was under way."""
 
     at: float
     answered: int
+    alone: bool
 
 
 class Throughput:
@@ -49,21 +55,22 @@ class Throughput:
         self._answered = 0
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES)
 
-    def begin(self, now: float) -> Mark:
-        return Mark(now, self._answered)
+    def begin(self, now: float, *, alone: bool) -> Mark:
+        return Mark(now, self._answered, alone)
 
     def answered(self, mark: Mark, now: float, unqueued_seconds: float) -> None:
         """A request was served; without waiting for others it would have taken ``unqueued_seconds``."""
         self._answered += 1
         rate = (self._answered - mark.answered) / max(now - mark.at, 1e-6)
-        self._samples.append(_Sample(now, rate, unqueued_seconds))
+        self._samples.append(_Sample(now, rate, unqueued_seconds, mark.alone))
 
     def expected_seconds(self, ahead: int, now: float) -> float | None:
         """What a request will take that has ``ahead`` others before it; ``None`` when nothing was answered lately."""
         recent = [sample for sample in self._samples if now - sample.at <= STALE_SECONDS]
         if not recent:
             return None
-        rate = max(sample.rate for sample in recent)
+        enough = sum(not sample.alone for sample in recent) >= TELLING
+        rate = max(sample.rate for sample in recent) if enough else inf
         return max((ahead + 1) / rate, min(sample.unqueued for sample in recent))
 
     def check(self, ahead: int, remaining: float, now: float) -> None:

@@ -97,7 +97,7 @@ class Forwarder:
             raise
         metrics.admitted()
         admitted = router.clock()
-        mark = self._throughput.begin(admitted)
+        mark = self._throughput.begin(admitted, alone=self._line.under_way == 0)
         deadline = admitted + table.timeout_seconds
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
@@ -243,34 +243,42 @@ class Forwarder:
     async def _wait(self, sending: "asyncio.Future[Call]", choice: Choice) -> Call:
         """The answer. Gives up once a link on the way has fallen, or the endpoints are dead, if another way is free."""
         patience = self._patience[choice.route.name].seconds()
-        overdue = 0
         until = self._router.clock() + patience
+        overdue = 0
+        doubt: asyncio.Future[frozenset[str]] | None = None
         crosses = bool(choice.route.crossings(self._router.tier))
-        while True:
-            cut_off = self._router.cut_off(choice.route)
-            if cut_off and self._way_round(frozenset()):
-                raise _CutOffError(Failure.UNAVAILABLE, f"no answer over {choice.route.name}: a link is down")
-            seconds = max(0.0, until - self._router.clock())
-            awaited: set[asyncio.Future[Any]] = {sending, self._router.links.fall()} if crosses else {sending}
-            await asyncio.wait(
-                awaited,
-                timeout=min(seconds, CUT_OFF_SECONDS) if cut_off else seconds,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if sending.done():
-                return sending.result()
-            if self._router.clock() < until:
-                continue
-            dead = await self._checker.suspect(choice.addresses)
-            if sending.done():
-                return sending.result()
-            overdue += 1
-            if self._way_round(frozenset(choice.addresses)) and (dead or overdue >= OVERDUE_ROUNDS):
-                raise _OverdueError(
-                    Failure.UNAVAILABLE, f"no answer over {choice.route.name}; dead: {sorted(dead) or 'none'}"
-                )
-            patience *= 2
-            until = self._router.clock() + patience
+        try:
+            while True:
+                cut_off = self._router.cut_off(choice.route)
+                if cut_off and self._way_round(frozenset()):
+                    raise _CutOffError(Failure.UNAVAILABLE, f"no answer over {choice.route.name}: a link is down")
+                # Nothing may keep from hearing that the link has fallen, or from the answer.
+                awaited: set[asyncio.Future[Any]] = {sending}
+                if crosses:
+                    awaited.add(self._router.links.fall())
+                if doubt is not None:
+                    awaited.add(doubt)
+                seconds = None if doubt is not None else max(0.0, until - self._router.clock())
+                if cut_off:
+                    seconds = CUT_OFF_SECONDS if seconds is None else min(seconds, CUT_OFF_SECONDS)
+                await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    return sending.result()
+                if doubt is None:
+                    if self._router.clock() >= until:
+                        doubt = asyncio.ensure_future(self._checker.suspect(choice.addresses))
+                elif doubt.done():
+                    dead, doubt = doubt.result(), None
+                    overdue += 1
+                    if self._way_round(frozenset(choice.addresses)) and (dead or overdue >= OVERDUE_ROUNDS):
+                        raise _OverdueError(
+                            Failure.UNAVAILABLE, f"no answer over {choice.route.name}; dead: {sorted(dead) or 'none'}"
+                        )
+                    patience *= 2
+                    until = self._router.clock() + patience
+        finally:
+            if doubt is not None:
+                doubt.cancel()
 
     def _way_round(self, avoid: frozenset[str]) -> bool:
         """Whether a request could go now over links that pass something, without ``avoid``."""

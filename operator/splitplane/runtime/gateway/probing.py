@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 PROBE = "/splitplane.LinkProbe/Probe"
 ROUND_SECONDS = 3.0
 FIRST_ROUNDS = 2
-PULSE_SECONDS = 0.4
+PULSE_SECONDS = 0.25
 """Between two signs of life of a link."""
 SMALLEST_BYTES = 16_384
 LARGEST_BYTES = 262_144

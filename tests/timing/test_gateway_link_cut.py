@@ -1,0 +1,175 @@
+"""How fast a gateway leaves a link that is cut, by itself, and takes it again: emulated link, real stages."""
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from splitplane.adapters.kinds import POD, ROUTE_TABLE
+from splitplane.local.files import write_json
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+
+import tritonclient.grpc.aio as triton
+from gateway_rig import (
+    PIPELINE,
+    WIDTH,
+    MemoryCluster,
+    StageProcess,
+    frames,
+    free_address,
+    gateway,
+    route,
+    stages,
+    table,
+    until,
+)
+
+from splitplane.runtime.gateway.app import Gateway
+
+EDGE_CLOUD = ("edge", "cloud")
+PROXY_PORT = 3128
+RATE = 25.0
+PROMPT_SECONDS = 0.5
+SLACK_SECONDS = 0.3
+"""Until the emulated link has read that it is down, and for a machine with other work."""
+
+
+class Site:
+    """An edge and a cloud stage, a link target in the cloud, and the link."""
+
+    def __init__(self, folder: Path, edge: StageProcess, cloud: StageProcess) -> None:
+        self.edge, self.cloud, self.target, self.near = edge, cloud, free_address(), free_address()
+        self._links, self.config = folder / "links.json", folder / "uplink.json"
+        self.set(down=False)
+        nodes = [("gateway", "edge", self.near), ("target", "cloud", self.target), ("e", "edge", edge.ip),
+                 ("c", "cloud", cloud.ip)]  # fmt: skip
+        write_json(self.config, {
+            "port": PROXY_PORT, "links": str(self._links),
+            "nodes": [{"name": n, "tier": t, "address": a, "cidr": f"{a}/32"} for n, t, a in nodes],
+        })  # fmt: skip
+
+    def set(self, *, down: bool) -> float:
+        write_json(self._links, [{"between": ["edge", "cloud"], "rate": "100Mbit", "delay": "5ms", "down": down}])
+        return time.monotonic()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("link-cut")
+    with stages(StageProcess("small-edge", "edge", (0, 3)), StageProcess("small-cloud", "cloud", (0, 3))) as found:
+        site = Site(folder, *found)
+        target = {**os.environ, "SPLITPLANE_POD_IP": site.target}
+        programs = [
+            subprocess.Popen([sys.executable, "-m", "splitplane.local.uplink", "--config", str(site.config)],
+                             stderr=subprocess.DEVNULL),
+            subprocess.Popen([sys.executable, "-m", "splitplane.runtime.link_target"], env=target,
+                             stderr=subprocess.DEVNULL),
+        ]  # fmt: skip
+        yield site
+        for program in programs:
+            program.terminate()
+            program.wait(10)
+
+
+@pytest.fixture
+async def serving(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
+    """A gateway that goes to the cloud, and can do without; neither operator nor API server has a part in it."""
+    site.set(down=False)
+    monkeypatch.setenv("grpc_proxy", f"http://{site.near}:{PROXY_PORT}")
+    cluster = MemoryCluster()
+    for process in (site.edge, site.cloud):
+        cluster.put(POD, process.pod)
+    routes = (route(("small-cloud", "cloud", 0, 3)), route(("small-edge", "edge", 0, 3)))
+    links = [{"source": "edge", "target": "cloud", "probes": [f"{site.target}:9000"]}]
+    cluster.put(ROUTE_TABLE, table(1, *routes, links=links))
+    async with gateway(cluster, tmp_path) as running:
+        monkeypatch.setenv("no_grpc_proxy", running.settings.pod_ip)
+        await until(lambda: all(running.router.endpoints.ready(s) for s in ("small-edge", "small-cloud")))
+        await until(lambda: EDGE_CLOUD in running.router.links.estimates(running.router.clock()))
+        await asyncio.sleep(2.0)
+        yield running
+
+
+class Answers:
+    """Requests at a constant rate: when each was sent, how long it took, and which way it went."""
+
+    def __init__(self, running: Gateway) -> None:
+        self._address = f"{running.settings.pod_ip}:9000"
+        self.all: list[tuple[float, float, str]] = []
+        self.errors: list[str] = []
+
+    async def __aenter__(self) -> "Answers":
+        self._client = triton.InferenceServerClient(self._address)
+        self._sending = asyncio.create_task(self._send())
+        self._tasks: list[asyncio.Task[None]] = []
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sending.cancel()
+        await asyncio.gather(*self._tasks)
+        await self._client.close()
+
+    async def _send(self) -> None:
+        while True:
+            self._tasks.append(asyncio.create_task(self._one()))
+            await asyncio.sleep(1 / RATE)
+
+    async def _one(self) -> None:
+        sent = time.monotonic()
+        tensor = triton.InferInput("frames", [1, WIDTH], "FP32")
+        tensor.set_data_from_numpy(frames())
+        try:
+            answer = await self._client.infer(PIPELINE, [tensor], client_timeout=15.0)
+        except Exception as error:
+            self.errors.append(str(error))
+            return
+        plan = answer.get_response().parameters["splitplane_plan"].string_param
+        self.all.append((sent, time.monotonic() - sent, plan))
+
+    def between(self, start: float, end: float) -> list[tuple[float, float, str]]:
+        return sorted(answer for answer in self.all if start <= answer[0] < end)
+
+
+async def test_a_cut_link_is_left_within_two_seconds_and_taken_again_when_it_heals(
+    site: Site, serving: Gateway
+) -> None:
+    async with Answers(serving) as answers:
+        await asyncio.sleep(2.0)
+        cut = site.set(down=True)
+        await asyncio.sleep(6.0)
+        healed = site.set(down=False)
+        await asyncio.sleep(4.0)
+    end = time.monotonic()
+    assert answers.errors == []
+    assert {plan for _, _, plan in answers.between(cut - 1.5, cut - 0.1)} == {"cloud:0-3"}
+    held_up = max(sent + seconds - cut for sent, seconds, _ in answers.between(cut - 0.1, healed) if seconds > 0.2)
+    assert held_up <= 2.0 + SLACK_SECONDS
+    later = answers.between(cut + 2.0 + SLACK_SECONDS, healed)
+    assert {plan for _, _, plan in later} == {"edge:0-3"}
+    assert max(seconds for _, seconds, _ in later) < PROMPT_SECONDS
+    back = next(sent - healed for sent, _, plan in answers.between(healed, end) if plan == "cloud:0-3")
+    assert back <= 2.0 + SLACK_SECONDS
+    print(f"held up for {held_up:.2f} s, back after {back:.2f} s")
+
+
+async def test_a_link_that_only_hiccups_is_kept(site: Site, serving: Gateway) -> None:
+    falls = 0
+    before = False
+    async with Answers(serving) as answers:
+        for down in itertools.islice(itertools.cycle((True, False)), 10):
+            site.set(down=down)
+            for _ in range(8 if down else 20):
+                await asyncio.sleep(0.1)
+                now = EDGE_CLOUD in serving.router.links.down
+                falls, before = falls + (now and not before), now
+        await asyncio.sleep(1.0)
+    assert answers.errors == []
+    assert falls == 0
+    assert {plan for _, _, plan in answers.all} == {"cloud:0-3"}
