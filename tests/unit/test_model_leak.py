@@ -1,6 +1,7 @@
 """What an attack gets of the input, and what is made of cuts that were not attacked."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,10 @@ def test_deeper_cuts_and_noise_leak_less_and_the_controls_tell_that_the_attack_w
     assert worst[1, "fp32"] > worst[1, "noisy"]
     assert report.correlations[1] > report.correlations[last]
     assert {each.decoder for each in report.attacks} == {"small", "large"}
+    hasty = replace(report.attacks[0], steps=10)
+    assert "trained for 10 steps" in replace(report, input_control=0.95, attacks=(hasty, *report.attacks)).weakness
+    assert "only 0.50 of the input" in replace(report, input_control=0.5).weakness
+    assert replace(report, input_control=0.95).weakness == ""
 
 
 def test_too_few_inputs_are_refused(files: tuple[blobs.ModelSource, Path]) -> None:

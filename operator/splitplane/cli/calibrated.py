@@ -105,6 +105,7 @@ def leak(
     cut: Annotated[list[int] | None, typer.Option("--cut", help="Attack these cuts. Default: up to 6, evenly.")] = None,
     codec: Annotated[list[str] | None, typer.Option("--codec", help="Attack these codecs.")] = None,
     budget: Annotated[float, typer.Option(min=1.0, help="Seconds for all attacks.")] = 600.0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that each decoder is trained for, if time allows.")] = 1000,
     threads: Annotated[int, typer.Option(min=1, help="Threads to train on.")] = 2,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Tell the share of inputs that score more.")] = 0.5,
     noise: Noise = 0.0,
@@ -116,7 +117,7 @@ def leak(
     """Train decoders to reconstruct the input from what crosses the cuts. A lower bound: others may see more."""
     partition, given, codecs = _load(factory, inputs, weights, sha256, path, calibration, noise, dropout)
     from splitplane.model import ModelError
-    from splitplane.model.leak import ATTACK, WEAKEST_CONTROL, choose_cuts, measure_leak, spread
+    from splitplane.model.leak import ATTACK, choose_cuts, measure_leak, spread
 
     cuts, wanted = partition.graph.cuts, codec or ["fp32"]
     inner = range(1, len(cuts) - 1)
@@ -127,16 +128,15 @@ def leak(
         with Console(stderr=True).status("attacking") as status:
             report = measure_leak(
                 partition, given, {name: codecs[name] for name in wanted}, cut or choose_cuts(inner, 6),
-                budget_seconds=budget, threshold=threshold, threads=threads, progress=status.update,
+                budget_seconds=budget, threshold=threshold, steps=steps, threads=threads, progress=status.update,
             )  # fmt: skip
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
     if profile is not None:
         _refuse_defended(noise, dropout)
-        if report.input_control < WEAKEST_CONTROL:
+        if report.weakness:
             raise typer.BadParameter(
-                f"the attack gets only {report.input_control:.2f} of the input itself, so it is too weak to be a "
-                "measure: give it a larger --budget or more calibration inputs"
+                f"{report.weakness}: too weak for a limit to rest on. Give a larger --budget, fewer cuts, more inputs"
             )
         measurement = LeakMeasurement.model_validate(
             {

@@ -26,8 +26,8 @@ BUDGET_SECONDS = 600.0
 MOST_SAMPLES, LEAST_SAMPLES = 4096, 20
 HELD_OUT = 5
 """One sample in so many is kept for scoring."""
-WEAKEST_CONTROL = 0.9
-"""An attack that scores less on the input itself is too weak for its other scores to mean anything."""
+WEAKEST_CONTROL, FEWEST_STEPS = 0.9, 100
+"""Attacks that score less on the input itself, or were trained for less, are too weak for a limit to rest on them."""
 CORRELATED_SAMPLES = 400
 
 
@@ -64,6 +64,14 @@ class LeakReport:
     attacks: tuple[Attack, ...]
     correlations: Mapping[int, float]
     rank_correlation: float | None
+
+    @property
+    def weakness(self) -> str:
+        """Why the attacks are too weak for a limit to rest on them; empty if they are not."""
+        if self.input_control < WEAKEST_CONTROL:
+            return f"the attack gets only {self.input_control:.2f} of the input itself"
+        fewest = min(attack.steps for attack in self.attacks)
+        return f"an attack was trained for {fewest} steps only, not {FEWEST_STEPS}" if fewest < FEWEST_STEPS else ""
 
     def worst(self) -> dict[tuple[int, str], float]:
         """By (cut, codec), the score of the decoder that did best."""

@@ -47,7 +47,7 @@ def test_measured_shares_reach_the_planner_by_the_profile(
         profiles = client.CustomObjectsApi(connection)
         profiles.create_namespaced_custom_object(body=written(graph, "blobs", graph.fingerprint), **WHERE)
         profiles.create_namespaced_custom_object(body=written(graph, "other", "f" * 32), **WHERE)
-        for command, more in (("accuracy", []), ("leak", ["--cut", "2", "--budget", "12", "--threads", "1"])):
+        for command, more in (("accuracy", []), ("leak", ["--cut", "2", "--steps", "150", "--threads", "1"])):
             done = CliRunner().invoke(app, ["model", command, *arguments(source, calibration, "blobs"), *more])
             assert done.exit_code == 0, done.output
         body: Any = profiles.get_namespaced_custom_object(name="blobs", **WHERE)
