@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz bench-data-plane bench-leak bench-model sweep-models kind-up kind-down kind-demo kind-test
+.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz chaos bench-data-plane bench-leak bench-model sweep-models kind-up kind-down kind-demo kind-test
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test-unit: env binaries peers  ## Run the tests that start no cluster
 
 fuzz: env  ## Send 20,000 malformed requests to both protocol fronts (a few minutes)
 	@SPLITPLANE_FUZZ_REQUESTS=20000 $(BIN)/python -m pytest tests/unit/test_oip_malformed.py $(PYTEST_ARGS)
+
+chaos: env binaries  ## Do every fault to a cluster under load and write what clients saw to docs/faults.md (about 20 minutes)
+	@$(BIN)/python -m tests.chaos --write $(CHAOS_ARGS)
 
 lint: env  ## Check format, lint, types, import layers, generated files and locks
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Faults under load, on the embedded cluster: `make chaos` (docs/faults.md)."""

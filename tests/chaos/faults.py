@@ -1,0 +1,217 @@
+"""The faults, what is promised of each, and how each is done to the cluster."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.chaos.site import PIPELINE, WHOLE, Site, split
+from tests.support import operator_cases as cases
+
+SPLIT = "edge:0-1|cloud:1-4 fp32"
+EDGE_ONLY = "edge:0-4"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """``run`` does it and waits until the pipeline is as before; it returns a remark for the table.
+
+    ``scale`` is the share of it that a short run does. ``may_resend``: the requests that were in a gateway when it died
+    are lost to it, and their clients may send them again; in all other cases nothing reaches a client.
+    """
+
+    key: str
+    name: str
+    run: Callable[[Site, float], str]
+    may_resend: bool = False
+
+
+def _resplits(site: Site, scale: float) -> str:
+    count = max(4, round(50 * scale))
+    before = {pod["metadata"]["uid"] for pod in site.pods("stage")}
+    for number in range(count):
+        cut = 2 + number % 2
+        site.apply(partitioning=split(cut))
+        site.settled(f"edge:0-{cut}|cloud:{cut}-4 fp32", every=0.1)
+    site.apply(partitioning=split(1))
+    site.settled(SPLIT)
+    assert {pod["metadata"]["uid"] for pod in site.pods("stage")} == before, "a re-split moved a pod"
+    return f"{count} re-splits, no pod moved"
+
+
+def _switches(site: Site, scale: float) -> str:
+    count = max(2, 2 * round(5 * scale))
+    for number in range(count):
+        if number % 2:
+            site.apply(partitioning=split(1))
+            site.settled(SPLIT)
+        else:
+            site.apply(partitioning=WHOLE)
+            site.settled(EDGE_ONLY)
+    return f"{count} switches between edge-only and split"
+
+
+def _scaling(site: Site, scale: float) -> str:
+    for edge, cloud in ((3, 3), (1, 1), (2, 2)):
+        site.apply(edge=edge, cloud=cloud, partitioning=split(1))
+        site.settled(SPLIT, edge=edge, cloud=cloud)
+    return "2, 3, 1, 2 replicas of both stages"
+
+
+def _update(site: Site, scale: float) -> str:
+    before = {pod["metadata"]["name"] for pod in site.pods("stage")}
+    for image in ("splitplane/runtime:next", ""):
+        site.apply(partitioning=split(1), image=image)
+
+        def updated(old: set[str] = before) -> bool:
+            return not old & {pod["metadata"]["name"] for pod in site.pods("stage")}
+
+        cases.wait(updated, seconds=120, what="pods of the new image only")
+        site.settled(SPLIT)
+        before = {pod["metadata"]["name"] for pod in site.pods("stage")}
+    return "to a new runtime image and back"
+
+
+def _operator_killed(site: Site, scale: float) -> str:
+    count = max(2, round(20 * scale))
+    moments = random.Random(14)
+    for number in range(count):
+        # In turn a switch that moves a pod and one that does not.
+        target, summary = (
+            (split(1), SPLIT),
+            (WHOLE, EDGE_ONLY),
+            (split(1), SPLIT),
+            (split(2), "edge:0-2|cloud:2-4 fp32"),
+        )[number % 4]
+        site.apply(partitioning=target)
+        time.sleep(moments.uniform(0.0, 6.0 if number % 4 in (1, 2) else 1.0))
+        site.replace_operator()
+        site.settled(summary, seconds=120)
+    site.apply(partitioning=split(1))
+    site.settled(SPLIT)
+    return f"{count} times, at random moments of a switch"
+
+
+def _gateway_restarted(site: Site, scale: float) -> str:
+    for name in site.gateways():
+        site.ns("delete", "pod", name, "--wait=false")
+
+        def replaced(old: str = name) -> bool:
+            return old not in site.gateways() and len(site.gateways()) == 2
+
+        cases.wait(replaced, seconds=60, what="2 gateways")
+    return "both of two replicas, one after the other"
+
+
+def _gateway_killed(site: Site, scale: float) -> str:
+    (name, *_) = site.gateways()
+    site.kill("runtime.gateway", name)
+    time.sleep(3)
+    cases.wait(lambda: len(site.gateways()) == 2, seconds=60, what="2 gateways")
+    return "SIGKILL; one of two replicas"
+
+
+def _stage_killed(site: Site, scale: float) -> str:
+    for tier in ("edge", "cloud"):
+        pod = site.pods("stage", **{"splitplane.dev/tier": tier})[0]["metadata"]["name"]
+        site.kill("runtime.stage", pod)
+        time.sleep(3)
+        site.settled(SPLIT)
+    return "SIGKILL; an edge and a cloud replica"
+
+
+@contextmanager
+def _off(site: Site, node: str) -> Iterator[None]:
+    site.cluster.stop_node(node)
+    try:
+        yield
+    finally:
+        site.cluster.start_node(node)
+
+
+def _node_lost(site: Site, scale: float) -> str:
+    # An edge node would take a gateway with it: its requests are the client's to send again.
+    with _off(site, "cloud-1"):
+        time.sleep(20)
+    site.settled(SPLIT)
+    return "power cut of one of two cloud nodes, 20 s"
+
+
+def _edge_node_lost(site: Site, scale: float) -> str:
+    with _off(site, "edge-2"):
+        time.sleep(20)
+    cases.wait(lambda: len(site.gateways()) == 2, seconds=60, what="2 gateways")
+    site.settled(SPLIT)
+    return "power cut of one of two edge nodes with a stage and a gateway, 20 s"
+
+
+def _link_cut(site: Site, scale: float) -> str:
+    cut = time.time()
+    site.link(down=True)
+    time.sleep(10)
+    healed = time.time()
+    site.link(down=False)
+    time.sleep(10)
+    records = site.between(cut, time.time())
+    held_up = [r.sent + r.seconds - cut for r in records if r.sent < healed and r.seconds > 0.2]
+    away = max(held_up, default=0.0)
+    assert {r.plan for r in records if cut + away < r.sent < healed} == {EDGE_ONLY}, "not edge-only while it was cut"
+    back = next(r.sent - healed for r in records if r.sent > healed and "cloud" in r.plan)
+    site.settled(SPLIT)
+    return f"edge-only, and nobody waits, after {away:.1f} s; split again {back:.1f} s after the link"
+
+
+def _link_flapping(site: Site, scale: float) -> str:
+    seconds = max(10, round(60 * scale))
+    for _ in range(seconds // 2):
+        site.link(down=True)
+        time.sleep(1)
+        site.link(down=False)
+        time.sleep(1)
+    site.settled(SPLIT)
+    return f"down and up by the second for {seconds} s"
+
+
+def _prometheus_gone(site: Site, scale: float) -> str:
+    seconds = max(20, round(300 * scale))
+    before = site.status()["plan"]["generation"]
+    with site.without("prometheus"):
+        time.sleep(seconds)
+    assert site.status()["plan"]["generation"] == before, "the plan changed without metrics"
+    return f"{seconds} s; the plan is held"
+
+
+def _api_gone(site: Site, scale: float) -> str:
+    seconds = max(15, round(120 * scale))
+    with site.without("kube-apiserver"):
+        time.sleep(seconds)
+    cases.wait(lambda: _answers(site), seconds=60, what="the API server")
+    site.settled(SPLIT, seconds=120)
+    return f"{seconds} s"
+
+
+def _answers(site: Site) -> bool:
+    try:
+        site.ns.get("ipipe", PIPELINE)
+    except AssertionError:
+        return False
+    return True
+
+
+FAULTS = (
+    Fault("resplits", "re-splits inside what is resident", _resplits),
+    Fault("switches", "switches that move residency", _switches),
+    Fault("scaling", "scale up and down", _scaling),
+    Fault("update", "rolling update", _update),
+    Fault("operator", "operator killed in a switch", _operator_killed),
+    Fault("gateway", "gateway replica restarted", _gateway_restarted),
+    Fault("stage", "stage pod killed", _stage_killed),
+    Fault("gateway-killed", "gateway pod killed", _gateway_killed, may_resend=True),
+    Fault("cloud-node", "cloud node lost", _node_lost),
+    Fault("edge-node", "edge node lost", _edge_node_lost, may_resend=True),
+    Fault("cut", "link cut for 10 s", _link_cut),
+    Fault("flapping", "link flapping", _link_flapping),
+    Fault("prometheus", "Prometheus gone", _prometheus_gone),
+    Fault("api", "API server gone", _api_gone),
+)

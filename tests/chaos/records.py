@@ -1,0 +1,75 @@
+"""What the client's log says of a stretch of time. Pure but for reading the file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SLOW_SECONDS = 0.5
+"""An answer that takes longer was held up: without a fault, one takes some milliseconds."""
+QUIET_SECONDS = 1.0
+"""So long without a disturbed request ends a disturbance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request. ``again`` counts how often its client had to send it anew; ``plan`` is the route that served it."""
+
+    sent: float
+    seconds: float
+    ok: bool
+    again: int
+    plan: str = ""
+    error: str = ""
+
+    @property
+    def disturbed(self) -> bool:
+        return not self.ok or self.again > 0 or self.seconds > SLOW_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One fault's row. ``resent`` are requests that their client had to send again; ``failed`` had no right answer."""
+
+    fault: str
+    requests: int
+    failed: int
+    resent: int
+    recovered_seconds: float
+    """Of the longest disturbance: from its first request to the answer to its last."""
+    p99_milliseconds: float
+    note: str = ""
+
+
+def read(path: Path) -> list[Record]:
+    """In the order of sending; a last line that is still being written is left out."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return sorted((Record(**json.loads(line)) for line in lines), key=lambda record: record.sent)
+
+
+def measure(fault: str, records: Sequence[Record], *, note: str = "") -> Measured:
+    seconds = [record.seconds for record in records if record.ok]
+    return Measured(
+        fault=fault,
+        requests=len(records),
+        failed=sum(not record.ok for record in records),
+        resent=sum(record.again > 0 for record in records),
+        recovered_seconds=round(longest_disturbance(records), 2),
+        p99_milliseconds=round(float(np.percentile(seconds, 99)) * 1e3) if seconds else float("nan"),
+        note=note,
+    )
+
+
+def longest_disturbance(records: Sequence[Record]) -> float:
+    """Seconds; 0 when no request was disturbed."""
+    longest, began, last = 0.0, None, 0.0
+    for record in records:
+        if not record.disturbed:
+            continue
+        if began is None or record.sent - last > QUIET_SECONDS:
+            began = record.sent
+        last = max(last, record.sent + record.seconds)
+        longest = max(longest, last - began)
+    return longest

@@ -1,0 +1,33 @@
+"""What is told of a fault from the client's log."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.records import Record, longest_disturbance, measure, read
+
+
+def record(sent: float, seconds: float = 0.01, *, ok: bool = True, again: int = 0) -> Record:
+    return Record(sent, seconds, ok, again)
+
+
+def test_a_disturbance_lasts_from_its_first_request_to_its_last_answer() -> None:
+    calm = [record(at / 10) for at in range(100)]
+    held_up = [record(3.0, 2.0), record(3.5, 1.5), record(4.0, 0.6)]
+    assert longest_disturbance(sorted(calm + held_up, key=lambda r: r.sent)) == pytest.approx(2.0)
+
+
+def test_calm_between_two_disturbances_is_not_part_of_either() -> None:
+    assert longest_disturbance([record(1.0, 0.6), record(9.0, 0.9)]) == pytest.approx(0.9)
+
+
+def test_a_request_that_never_got_an_answer_is_disturbed_and_failed() -> None:
+    measured = measure("x", [record(0.0), record(1.0, 20.0, ok=False), record(2.0, again=2)])
+    assert (measured.requests, measured.failed, measured.resent) == (3, 1, 1)
+    assert measured.recovered_seconds == pytest.approx(20.0)
+
+
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text('{"sent": 2.0, "seconds": 0.1, "ok": true, "again": 0}\n{"sent": 1.0, "sec')
+    assert read(log) == [Record(2.0, 0.1, True, 0)]
