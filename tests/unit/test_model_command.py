@@ -31,6 +31,8 @@ def test_inspect_lists_cuts_with_what_crosses_them_and_needs_no_weights() -> Non
     assert max(len(cut["tensors"]) for cut in cuts) == 3
     layers = ((64, 32), (32, 16), (16, 8), (16, 16), (32, 32), (64, 64))
     assert sum(cut["weightBytesAfter"] for cut in cuts) == 4 * sum(wide * out + out for wide, out in layers)
+    products = 2 * sum(wide * out for wide, out in layers)
+    assert products <= sum(cut["flopsAfter"] for cut in cuts) <= 1.2 * products
 
 
 def test_inspect_says_why_and_where_a_model_cannot_be_split(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def inspect(
             graph = export(source)
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
+    work = graph.work()
     if as_json:
         rows = [
             {
@@ -45,13 +46,23 @@ def inspect(
                 "tensors": {each.name: [each.datatype, *each.declared_shape] for each in cut.tensors},
                 "wireBytes": dict(cut.wire_bytes),
                 "weightBytesAfter": graph.weight_bytes[cut.index] if cut.index < len(graph.segments) else 0,
+                "flopsAfter": work[cut.index].flops if cut.index < len(graph.segments) else 0,
+                "movedBytesAfter": work[cut.index].moved_bytes if cut.index < len(graph.segments) else 0,
             }
             for cut in graph.cuts
         ]
         report = {"fingerprint": graph.fingerprint, "cuts": rows, "refusal": str(graph.refusal or "") or None}
         typer.echo(json.dumps(report, indent=2))
         return
-    table = Table("cut", "after", "what crosses", *(f"{codec}, kB" for codec in BASE_CODECS), "weights to the next, MB")
+    table = Table(
+        "cut",
+        "after",
+        "what crosses",
+        *(f"{codec}, kB" for codec in BASE_CODECS),
+        "weights to the next, MB",
+        "GFLOP",
+        "moved, MB",
+    )
     for column in table.columns[3:]:
         column.justify = "right"
     for cut in graph.cuts:
@@ -60,7 +71,15 @@ def inspect(
             cut.name,
             ", ".join(f"{each.datatype} {list(each.declared_shape)}" for each in cut.tensors),
             *(f"{cut.wire_bytes[codec] / 1e3:.1f}" for codec in BASE_CODECS),
-            f"{graph.weight_bytes[cut.index] / 1e6:.1f}" if cut.index < len(graph.segments) else "",
+            *(
+                (
+                    f"{graph.weight_bytes[cut.index] / 1e6:.1f}",
+                    f"{work[cut.index].flops / 1e6:.1f}",
+                    f"{work[cut.index].moved_bytes / 1e6:.1f}",
+                )
+                if cut.index < len(graph.segments)
+                else ()
+            ),
         )
     out.print(table)
     if graph.refusal is not None:
