@@ -60,7 +60,7 @@ def inspect(
         "what crosses",
         *(f"{codec}, kB" for codec in BASE_CODECS),
         "weights to the next, MB",
-        "GFLOP",
+        "MFLOP",
         "moved, MB",
     )
     for column in table.columns[3:]:
