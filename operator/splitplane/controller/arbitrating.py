@@ -21,7 +21,6 @@ from splitplane.domain.snapshots import Mode, Policy, Snapshot
 from splitplane.planner import Kept
 from splitplane.planner.arbitration import Settlement, arbitrate
 from splitplane.planner.claims import Claim, Need, Room
-from splitplane.planner.highs import solve
 from splitplane.planner.offers import offers, wish
 
 _log = logging.getLogger(__name__)
@@ -134,6 +133,9 @@ class Arbiter:
     def _settle(
         self, shared: Mapping[Key, Sequence[str]], rooms: Sequence[Room]
     ) -> tuple[dict[Key, Claim], Settlement]:
+        # HiGHS takes 10 MB of memory: only where pipelines do compete.
+        from splitplane.planner.highs import solve
+
         claims = {}
         for key, tiers in shared.items():
             standing = self._standing[key]

@@ -27,7 +27,7 @@ def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
     cost, late, requests = _outcomes(ground, plans)
     share = SWITCH_SECONDS / (ground.scenario.every * ground.width)
     moves = np.array([[share * moves_pods(old, new) for new in plans] for old in plans])
-    most = (1.0 - within) * requests + 1e-9
+    most = (1.0 - within + 1e-9) * requests
     # The price of a late request is searched at which the cheapest schedule serves just enough.
     low, high = 0.0, 1e-6
     best, missed = _schedule(cost, late, moves, high)
