@@ -7,17 +7,13 @@ answered within it counts. The gateway and the client share a process, the stage
 """
 
 import asyncio
-import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks._report import Row, row, write
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
+from tests.support import gateway_rig as rig
 from tests.support.constant_rate import Client
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
-
-import gateway_rig as rig  # type: ignore[import-not-found]
 
 STAGE_SECONDS, DEADLINE_SECONDS = 0.02, 1.0
 RATES = (40.0, 50.0, 75.0, 150.0)

@@ -24,12 +24,12 @@ from splitplane.model import ModelSource, export
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "models"
-sys.path.insert(0, str(ROOT / "tests" / "unit"))
 sys.path.insert(0, str(EXAMPLES))
 
 import pitch_tracker  # noqa: E402
 import tritonclient.grpc as triton  # noqa: E402
-from gateway_rig import free_address  # noqa: E402
+
+from tests.support.gateway_rig import free_address  # noqa: E402
 
 Kubectl = Callable[..., str]
 FRAMES = np.random.default_rng(5).standard_normal((2, 1024)).astype(np.float32)

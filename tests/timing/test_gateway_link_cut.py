@@ -10,14 +10,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc.aio as triton
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.local.files import write_json
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-
-import tritonclient.grpc.aio as triton
-from gateway_rig import (
+from splitplane.runtime.gateway.app import Gateway
+from tests.support.gateway_rig import (
     PIPELINE,
     WIDTH,
     MemoryCluster,
@@ -30,8 +28,6 @@ from gateway_rig import (
     table,
     until,
 )
-
-from splitplane.runtime.gateway.app import Gateway
 
 EDGE_CLOUD = ("edge", "cloud")
 PROXY_PORT = 3128

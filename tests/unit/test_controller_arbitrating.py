@@ -4,11 +4,11 @@ import copy
 from typing import Any
 
 import pytest
-from controller_cases import pod, tier
-from controller_world import KEY, World, measured
 
 from splitplane.adapters.metrics import MetricsSnapshot
 from splitplane.domain.resources import pod_requests
+from tests.support.controller_cases import pod, tier
+from tests.support.controller_world import KEY, World, measured
 
 OTHER = ("shop", "viewer")
 BOTH = (KEY, OTHER)

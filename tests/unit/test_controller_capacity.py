@@ -1,10 +1,10 @@
 """How many replicas a tier can hold, and what one costs there."""
 
 import pytest
-from controller_cases import node, pod
 
 from splitplane.controller.capacity import Placement, capacity, replica_price, tolerates
 from splitplane.domain.measurements import Error, Missing, Value
+from tests.support.controller_cases import node, pod
 
 EDGE = Placement(
     {"splitplane.dev/tier": "edge"},

@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from controller_cases import SETTINGS, pipeline
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
-from fake_cluster import FakeCluster
 
 from splitplane.adapters.kinds import SECRET
 from splitplane.controller.certificates import AUTHORITY_SECRET, Certificates, load_authority
 from splitplane.controller.children import StageKey, gateway_objects, stage_deployment
 from splitplane.controller.settings import Settings
+from tests.support.controller_cases import SETTINGS, pipeline
+from tests.support.fake_cluster import FakeCluster
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 

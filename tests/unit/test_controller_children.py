@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from controller_cases import SETTINGS, pipeline, pipeline_body, serving, tier
 
 from splitplane.api.routes import RouteTableSpec
 from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
@@ -19,6 +18,7 @@ from splitplane.controller.control import Control, Draining
 from splitplane.controller.naming import profile_name
 from splitplane.controller.route_tables import batching, links, live_routes, route_table
 from splitplane.domain.profiles import DeviceProfile, Profile
+from tests.support.controller_cases import SETTINGS, pipeline, pipeline_body, serving, tier
 
 GOLDEN = Path(__file__).parent / "controller_golden"
 STAGE = StageKey("edge", 0, 3, "fingerprint")

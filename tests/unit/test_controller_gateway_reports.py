@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from controller_cases import SETTINGS, pipeline
-from controller_world import KEY, World
-
 from splitplane.api.routes import GatewayReport
 from splitplane.controller import children
 from splitplane.controller.gateway_reports import gone, merged, present
 from splitplane.runtime.gateway.tables import parse_table
+from tests.support.controller_cases import SETTINGS, pipeline
+from tests.support.controller_world import KEY, World
 
 
 def report(generation: int, ready: int = 1, in_flight: int = 0, bandwidth: str = "") -> GatewayReport:

@@ -7,8 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from controller_cases import SETTINGS, node, pipeline_body, tier
-from controller_world import KEY, World, measured
 
 from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
 from splitplane.controller.reconciling import Reconciler
@@ -17,6 +15,8 @@ from splitplane.domain.measurements import Error, Value
 from splitplane.domain.snapshots import Decision
 from splitplane.domain.times import timestamp
 from splitplane.planner import load_call, plan
+from tests.support.controller_cases import SETTINGS, node, pipeline_body, tier
+from tests.support.controller_world import KEY, World, measured
 
 
 @pytest.fixture

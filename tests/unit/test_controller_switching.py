@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from controller_cases import serving
 from hypothesis import given
 from hypothesis import strategies as st
 
 from splitplane.controller.control import CONTROL_ANNOTATION as ANNOTATION
 from splitplane.controller.control import Control, Draining, dump, load
 from splitplane.controller.switching import Observed, advance, begin, is_ready, make_room, required
+from tests.support.controller_cases import serving
 
 OLD, NEW = serving(3, name="old"), serving(4, name="new")
 SERVES = Control(active=OLD, since=100.0)

@@ -14,7 +14,13 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton_grpc
-from gateway_rig import (
+from tritonclient.utils import InferenceServerException
+
+from splitplane.adapters.kinds import POD, ROUTE_TABLE
+from splitplane.runtime.gateway.app import Gateway
+from splitplane.runtime.inference import InferRequest
+from splitplane.runtime.tensors import from_array, to_array
+from tests.support.gateway_rig import (
     ALONE,
     PIPELINE,
     SPLIT,
@@ -30,12 +36,6 @@ from gateway_rig import (
     table,
     until,
 )
-from tritonclient.utils import InferenceServerException
-
-from splitplane.adapters.kinds import POD, ROUTE_TABLE
-from splitplane.runtime.gateway.app import Gateway
-from splitplane.runtime.inference import InferRequest
-from splitplane.runtime.tensors import from_array, to_array
 
 CLIENT = """
 import json, sys

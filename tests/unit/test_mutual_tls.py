@@ -9,7 +9,6 @@ import aiohttp
 import grpc
 import grpc.aio
 import pytest
-from gateway_rig import PIPELINE, SPLIT, MemoryCluster, StageProcess, expected, frames, gateway, put_all, table, until
 
 from splitplane.adapters.kinds import ROUTE_TABLE
 from splitplane.controller.authority import Pair, issue, new_authority
@@ -20,6 +19,18 @@ from splitplane.runtime.inference import Failure, InferenceError, InferRequest
 from splitplane.runtime.mtls import Identity
 from splitplane.runtime.routes import ROUTE, Hop, encode_route
 from splitplane.runtime.tensors import from_array, to_array
+from tests.support.gateway_rig import (
+    PIPELINE,
+    SPLIT,
+    MemoryCluster,
+    StageProcess,
+    expected,
+    frames,
+    gateway,
+    put_all,
+    table,
+    until,
+)
 
 NOW = dt.datetime.now(dt.UTC)
 

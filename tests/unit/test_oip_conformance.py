@@ -134,7 +134,7 @@ def test_tritonclient_is_told_what_is_wrong(fronts: Fronts, kind: str, model_nam
 
 def test_kserves_clients_get_back_what_they_send(fronts: Fronts):
     assert PEERS.exists(), "its environment is missing: run `make peers`"
-    script = Path(__file__).with_name("oip_kserve_cases.py")
+    script = Path(__file__).parents[1] / "support" / "oip_kserve_cases.py"
     command = [str(PEERS), str(script), fronts.grpc_address, fronts.http_address]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -15,11 +15,11 @@ import grpc
 import grpc.aio
 import psutil
 import pytest
-from forking import FORKED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from splitplane.runtime import oip_grpc, oip_pb2
+from tests.support.forking import FORKED
 from tests.support.fronts import DATATYPES, Echo, Fronts, serving
 
 REQUESTS = int(os.environ.get("SPLITPLANE_FUZZ_REQUESTS", "600"))

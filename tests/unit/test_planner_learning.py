@@ -3,11 +3,11 @@
 import random
 
 import pytest
-from controller_cases import serving
 
 from splitplane.controller.control import Control, Pending
 from splitplane.controller.snapshots import learnt
 from splitplane.planner.learning import MOST, NOISE, UNKNOWN, learn
+from tests.support.controller_cases import serving
 
 
 def observe(ratios: list[float], *, every: float = 60.0) -> float:

@@ -14,12 +14,23 @@ import aiohttp
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton_grpc
-from gateway_rig import PIPELINE, SPLIT, WIDTH, MemoryCluster, StageProcess, gateway, put_all, stages, table, until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from splitplane.adapters.kinds import ROUTE_TABLE
 from splitplane.runtime import tracing
+from tests.support.gateway_rig import (
+    PIPELINE,
+    SPLIT,
+    WIDTH,
+    MemoryCluster,
+    StageProcess,
+    gateway,
+    put_all,
+    stages,
+    table,
+    until,
+)
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"

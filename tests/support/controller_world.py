@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from controller_cases import SETTINGS, node, pipeline_body
-from fake_cluster import FakeCluster
-
 from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
 from splitplane.controller.reconciling import Reconciler
 from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Value
 from splitplane.domain.profiles import DeviceProfile, Profile, TensorSpec, Work
 from splitplane.domain.profiles_io import ProfileResult, to_dict
+from tests.support.controller_cases import SETTINGS, node, pipeline_body
+from tests.support.fake_cluster import FakeCluster
 from tests.support.planner_cases import crepe
 
 KEY = ("shop", "tracker")

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc.aio
-from gateway_rig import ALONE, free_address, table, until
 from prometheus_client import CollectorRegistry, generate_latest
 
 from splitplane.runtime.gateway.linkbook import LinkName
@@ -14,6 +13,7 @@ from splitplane.runtime.gateway.probing import Prober
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.link_target import make_grpc_server
 from splitplane.runtime.metrics import GatewayMetrics
+from tests.support.gateway_rig import ALONE, free_address, table, until
 
 EDGE_CLOUD: LinkName = ("edge", "cloud")
 

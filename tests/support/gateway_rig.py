@@ -11,17 +11,17 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import gateway_stage
 import grpc
 import numpy as np
 import numpy.typing as npt
-from forking import FORKED
 
 from splitplane.adapters.cluster import Change, Object, Unavailable
 from splitplane.adapters.kinds import POD, ROUTE_TABLE, Kind
 from splitplane.runtime import oip_pb2
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.settings import Settings
+from tests.support import gateway_stage
+from tests.support.forking import FORKED
 
 WIDTH = gateway_stage.WIDTH
 PIPELINE = "small"
