@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Protocol
 
 import torch
@@ -21,9 +20,12 @@ from splitplane.runtime.tensors import torch_dtype
 
 PAYS = 0.85
 """A larger batch must take at most so much of the time per sample that the smaller one takes."""
+MISSES = 2
+"""So many sizes in a row that do not pay end the search: kernels are not equally good at all."""
 KNOWN_SECONDS = 60.0
 """Older timings are forgotten, so that what did not pay is tried again now and then."""
-TIMINGS = 7
+TIMINGS, TRIES = 7, 3
+"""How many timings of a size are kept, and how many it takes to judge a larger one: its first run sets kernels up."""
 WAIT_SHARE, LIMIT_SHARE = 0.25, 0.1
 """The wait for others, unless it is given: of the time of one sample, and of the longest that a batch may take."""
 EXPECTED_WITHIN = 4.0
@@ -52,7 +54,7 @@ class Sizes:
         best, seconds = 1, self._per_sample(1)
         if seconds is None:
             return 1
-        size = 2
+        size, missed = 2, 0
         while size <= limits.samples:
             each = self._per_sample(size)
             guess = seconds if each is None else each
@@ -60,10 +62,12 @@ class Sizes:
                 return best
             if each is None:
                 return size
-            if each > PAYS * seconds:
+            if each <= PAYS * seconds:
+                best, seconds, missed = size, each, 0
+            elif (missed := missed + 1) == MISSES:
                 return best
-            best, seconds, size = size, each, 2 * size
-        return limits.samples
+            size *= 2
+        return limits.samples if 2 * best > limits.samples else best
 
     def patience(self, limits: Limits) -> tuple[int, float]:
         """As ``worker.Batch`` has it: the last batch's size is expected again, if that was just now."""
@@ -83,7 +87,8 @@ class Sizes:
     def _per_sample(self, size: int) -> float | None:
         newest = self._clock() - KNOWN_SECONDS
         found = [seconds for at, seconds in self._timings.get(size, ()) if at >= newest]
-        return median(found) if found else None
+        # The quickest, since what slows a run is others who want the core.
+        return min(found) if len(found) >= (1 if size == 1 else TRIES) else None
 
 
 def _step(samples: int) -> int:
