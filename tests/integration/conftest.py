@@ -1,21 +1,16 @@
 """The embedded control plane for tests: one cluster per session, a fresh namespace per test."""
 
-import json
 import os
 import signal
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from splitplane.local import binaries
 from splitplane.local.cluster import Cluster
 from splitplane.local.config import ClusterConfig
-
-Kubectl = Callable[..., str]
+from tests.support.kubectl import Kubectl, kubectl_for
 
 
 @pytest.fixture(scope="session")
@@ -80,19 +75,3 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
     kubectl("create", "namespace", name)
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
-
-
-def kubectl_for(kubeconfig: Path) -> Kubectl:
-    program = binaries.ensure("kubectl")
-
-    def run(*arguments: str, stdin: Any = None, check: bool = True, timeout: float = 60) -> str:
-        text = stdin if stdin is None or isinstance(stdin, str) else json.dumps(stdin)
-        result = subprocess.run(
-            [str(program), f"--kubeconfig={kubeconfig}", *arguments],
-            input=text, capture_output=True, text=True, check=False, timeout=timeout,
-        )  # fmt: skip
-        if check and result.returncode:
-            pytest.fail(f"kubectl {' '.join(arguments)}: {result.stderr.strip()}")
-        return result.stdout if check else result.stdout + result.stderr
-
-    return run

@@ -17,7 +17,6 @@ import pytest
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller import children
 from splitplane.domain.profiles import TensorSpec
-from splitplane.local import binaries
 from splitplane.local.cluster import Cluster
 from splitplane.local.config import ClusterConfig
 from splitplane.model import ModelSource, export
@@ -30,23 +29,10 @@ import pitch_tracker  # noqa: E402
 import tritonclient.grpc as triton  # noqa: E402
 
 from tests.support.gateway_rig import free_address  # noqa: E402
+from tests.support.kubectl import Kubectl, kubectl_for  # noqa: E402
 
-Kubectl = Callable[..., str]
 FRAMES = np.random.default_rng(5).standard_normal((2, 1024)).astype(np.float32)
 SECONDS = 60.0
-
-
-def kubectl_for(kubeconfig: Path) -> Kubectl:
-    program = binaries.ensure("kubectl")
-
-    def run(*arguments: str, stdin: Any = None) -> str:
-        text = None if stdin is None else json.dumps(stdin)
-        command = [str(program), f"--kubeconfig={kubeconfig}", *arguments]
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr.strip()}"
-        return done.stdout
-
-    return run
 
 
 def wait(condition: Callable[[], Any], *, seconds: float = SECONDS, what: str = "the condition") -> None:
@@ -209,8 +195,10 @@ def test_routes_are_followed_acknowledged_and_kept_while_stages_and_the_api_serv
         return processes[-1]
 
     def status() -> dict[str, Any]:
+        """Of the gateway that is furthest: one that ended leaves its own, for the operator to clear away."""
         told = json.loads(kubectl("-n", ns, "get", "rtable", "tracker", "-o", "json")).get("status", {})
-        return next(iter(told.get("gateways", {}).values()), {})
+        gateways = told.get("gateways", {}).values()
+        return max(gateways, key=lambda gateway: gateway["acknowledgedGeneration"], default={})
 
     try:
         edge = start("stage", "edge", SPLITPLANE_TIER="edge", SPLITPLANE_RESIDENT="0:7", **shared)
