@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How fast a machine is, and what else it does, is no property of the code.
+hypothesis.settings.register_profile("splitplane", deadline=None)
+hypothesis.settings.load_profile("splitplane")
 
 TESTS = Path(__file__).parent
 

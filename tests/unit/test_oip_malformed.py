@@ -168,7 +168,6 @@ def sender() -> Iterator[Sender]:
 # On two noisy cores the time of an example says nothing; hangs have their own bound.
 FUZZ = settings(
     max_examples=REQUESTS // 2,
-    deadline=None,
     database=None,
     derandomize=REQUESTS < 1000,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

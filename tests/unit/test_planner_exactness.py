@@ -175,7 +175,7 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows)
 def test_the_filter_keeps_exactly_the_plans_that_nothing_beats(plans: list[tuple[int, int, int, int]]):
     cost, p95, leak, loss = (np.array(column, dtype=np.float64) for column in np.array(plans).reshape(-1, 4).T)
@@ -244,7 +244,7 @@ def test_two_way_splits_equal_the_minimum_cut_of_dads(seed: int):
     assert min(means) == pytest.approx(seconds, rel=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.floats(1.0, 5.0), st.integers(1, 9), st.integers(0, 5), st.integers(0, 9)), min_size=1),
     st.lists(st.tuples(st.floats(1.0, 9.0), st.integers(1, 9), st.integers(0, 5), st.integers(0, 9)), min_size=1),

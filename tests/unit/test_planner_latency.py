@@ -132,7 +132,7 @@ def test_a_further_replica_never_makes_a_wait_longer_or_more_variable(scv: float
 cumulant = st.floats(0.0, 10.0)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(cumulant, cumulant, cumulant, st.integers(0, 2), st.floats(0.0, 5.0))
 def test_p95_never_falls_when_a_cumulant_grows(mean: float, variance: float, third: float, which: int, more: float):
     cumulants = [np.array([value]) for value in (mean, variance + 1e-9, third)]

@@ -16,7 +16,7 @@ rates = st.floats(0.05, 14.0)
 megabits = st.floats(0.5, 200.0)
 scvs = st.sampled_from((0.0, 0.5, 1.0, 3.0))
 FREE = replace(POLICY, max_p95_seconds=None, max_cost_per_hour=None)
-quick = settings(max_examples=80, deadline=None)
+quick = settings(max_examples=80)
 
 
 def at(rate: float, bandwidth: float = 50.0, scv: float = 0.0) -> Snapshot:
