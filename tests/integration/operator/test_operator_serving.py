@@ -25,7 +25,7 @@ def test_the_status_says_what_serves_and_why(measured: cases.Measured) -> None:
     assert status["observedGeneration"] == 1
     assert {c["type"]: c["status"] for c in status["conditions"]} == {
         "Ready": "True", "Progressing": "False", "Degraded": "False", "MetricsAvailable": "True",
-        "PlanFeasible": "True", "Reconciling": "False", "Stalled": "False",
+        "PlanFeasible": "True", "CapacityGranted": "True", "Reconciling": "False", "Stalled": "False",
     }  # fmt: skip
     assert status["plan"]["summary"].startswith("edge:0-")
     assert status["plan"]["predictedP95Milliseconds"] >= 1
