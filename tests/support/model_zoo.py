@@ -65,7 +65,7 @@ def vit_b(*, small: bool = False) -> nn.Module:
 def swin_tiny(*, small: bool = False) -> nn.Module:
     from transformers import SwinConfig, SwinModel
 
-    config = {"image_size": 64, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    config = {"image_size": 64, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 8}
     return SwinModel(SwinConfig(**(config if small else {})))
 
 

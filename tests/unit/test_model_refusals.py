@@ -95,9 +95,48 @@ class Caching(Base):
         return self.layer(x)
 
 
+class CallCounting(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return self.layer(x)
+
+
+class Settling(Base):
+    """Lowers its window to the size of its input, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = 100
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.window = min(self.window, x.shape[1])
+        return self.layer(x.relu()) * self.window
+
+
+def test_what_a_first_call_sets_once_and_for_all_is_no_state(make: Make) -> None:
+    source = make(Settling)
+    partition = load_partition(source, 0, None)
+    assert partition.graph.refusal is None
+    x = torch.randn(3, 64)
+    model = Settling()
+    model.load_state_dict(load_file(str(source.weights_uri).removeprefix("file://")))
+    with torch.no_grad():
+        expected = model(x)
+    assert torch.allclose(partition.run(0, partition.last, {"x": x})["output_0"], expected)
+
+
 @pytest.mark.parametrize(
     ("factory", "reason", "line"),
     [
+        (
+            CallCounting,
+            "forward of CallCounting writes to its attribute calls: it keeps state",
+            "self.calls = self.calls + 1",
+        ),
         (Branching, "depends on the values of its inputs", "if bool(x.sum() > 0)"),
         (Looping, "depends on the values of its inputs", "range(int(x.abs().max()) % 3)"),
         (OneByOne, "its code works for a batch of 2 only", "for sample in x.unbind(0)"),

@@ -33,18 +33,26 @@ def trace(source: ModelSource) -> Traced:
         for spec in source.inputs
     }
     arguments = bind_inputs(source, module, examples)
-    watch = CallWatch(module)
-    try:
-        program = export_program(source, module, arguments, watch)
-    finally:
-        watch.end()
-    if watch.changed is not None:
-        child, name = watch.changed
+    program, watch = _watched(source, module, arguments)
+    if watch.changed and watch.settle():
+        program, watch = _watched(source, module, arguments)
+    if watch.changed:
+        child, name = next(iter(watch.changed))
         raise NotSplittableError(
             f"forward of {type(child).__name__} writes to its attribute {name}: it keeps state between calls",
             line_of_attribute(child, name),
         )
     return _read(source, module, program)
+
+
+def _watched(
+    source: ModelSource, module: nn.Module, arguments: Mapping[str, object]
+) -> tuple[ExportedProgram, CallWatch]:
+    watch = CallWatch(module)
+    try:
+        return export_program(source, module, arguments, watch), watch
+    finally:
+        watch.end()
 
 
 def _fake(parameter: nn.Parameter, mode: FakeTensorMode) -> nn.Parameter:

@@ -22,8 +22,8 @@ class CallWatch:
     """Looks at a module just before and after each call."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.changed: tuple[nn.Module, str] | None = None
-        """The first plain attribute that a call gave another value, and whose it is."""
+        self.changed: dict[tuple[nn.Module, str], object] = {}
+        """Plain attributes that a call gave another value, and whose they are; by the values."""
         self.demands: list[traceback.StackSummary] = []
         """Where the last call asked something of a free size that must hold from then on."""
         self._before = {child: _held(child) for child in module.modules()}
@@ -31,6 +31,15 @@ class CallWatch:
             module.register_forward_pre_hook(lambda *call: self._look_before(call), with_kwargs=True),
             module.register_forward_hook(lambda *_: self._look_after()),
         )
+
+    def settle(self) -> bool:
+        """Give the attributes the values that the call gave them, if all are plain ones: then a further call may change
+        nothing more (Swin lowers its window to the size of its input). Export has put back the old ones."""
+        if not all(type(value) in (bool, int, float, str) for value in self.changed.values()):
+            return False
+        for (child, name), value in self.changed.items():
+            setattr(child, name, value)
+        return True
 
     def end(self) -> None:
         for hook in self._hooks:
@@ -49,7 +58,7 @@ class CallWatch:
             after = _held(child)
             for name in (*after, *before):
                 if name not in before or name not in after or not _same(before[name], after[name]):
-                    self.changed = self.changed or (child, name)
+                    self.changed[child, name] = after.get(name)
 
 
 class _Noted(list[Any]):
