@@ -28,7 +28,6 @@ ATTEMPTS = 6
 """Tries in a row that bring no byte further."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
 REPORT_SECONDS = 5.0
-_READ_BYTES = 1 << 20
 
 
 def fetched(uri: str, sha256: str, *, folder: Path | None = None) -> Path:
