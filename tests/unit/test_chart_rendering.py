@@ -15,6 +15,7 @@ import yaml
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller import children
 from splitplane.controller.settings import Settings
+from splitplane.domain.quantities import parse_quantity
 from splitplane.local import binaries
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +225,38 @@ def test_values_of_the_user_reach_the_operator() -> None:
     assert {"name": "SPLITPLANE_DEMAND_WINDOW_SECONDS", "value": "12"} in container["env"]
 
 
+DIGEST = f"sha256:{'5e' * 32}"
+
+
+def test_images_can_be_pinned_by_digest() -> None:
+    documents = _render("--set", f"image.operator.digest={DIGEST},image.runtime.digest={DIGEST},image.runtime.tag=v9")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    _, target = _pod(_one(documents, "DaemonSet"))
+    _, operator = _pod(_one(documents, "Deployment"))
+    named = {variable["name"]: variable.get("value") for variable in operator["env"]}
+    pinned = f"splitplane/operator:{version}@{DIGEST}"
+    assert (operator["image"], target["image"], named["SPLITPLANE_OPERATOR_IMAGE"]) == (pinned,) * 3
+    assert named["SPLITPLANE_RUNTIME_IMAGE"] == f"splitplane/runtime:v9@{DIGEST}"
+
+
+def test_values_may_have_the_forms_that_kubernetes_has(tmp_path: Path) -> None:
+    values = {
+        "resources": {"requests": {"cpu": 0.5, "memory": "256Mi"}, "limits": {"cpu": 2, "memory": 1073741824}},
+        "linkTarget": {"resources": {"requests": {"cpu": "10m"}}},
+        "imagePullSecrets": [{"name": "one"}, "two"],
+    }
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    documents = _render("--values", str(file))
+    for kind in ("Deployment", "DaemonSet"):
+        assert _pod(_one(documents, kind))[0]["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+    _, container = _pod(_one(documents, "Deployment"))
+    assert container["resources"]["requests"] == values["resources"]["requests"]
+    assert parse_quantity(str(container["resources"]["limits"]["memory"])) == 2**30
+    lint = _helm("lint", "--strict", str(CHART), *PROMETHEUS, "--values", str(file))
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+
+
 def test_installing_without_prometheus_says_what_to_set() -> None:
     done = _template()
     assert done.returncode != 0
@@ -239,6 +272,10 @@ def test_installing_without_prometheus_says_what_to_set() -> None:
         ("image.operator.pullPolicy=Sometimes", "pullPolicy"),
         ("linkTarget.enabled=7", "enabled"),
         ("resources.request.cpu=1", "request"),
+        ("resources.requests.cpu=-1", "cpu"),
+        ("resources.requests.memory=256MB", "memory"),
+        ("image.operator.digest=5e5e", "digest"),
+        ("imagePullSecrets[0].secret=pull", "imagePullSecrets"),
     ],
 )
 def test_a_mistyped_value_is_refused_by_name(setting: str, named: str) -> None:
