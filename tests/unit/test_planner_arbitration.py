@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -76,6 +78,13 @@ def test_the_programmes_answer_is_the_best_of_all_choices(seed: int) -> None:
     best = best_of_all(claims, rooms)
     assert value(claims, settled.chosen) == pytest.approx(best, rel=2e-3)
     check_nodes(claims, rooms, settled)
+
+
+def test_settling_claims_prints_nothing() -> None:
+    """In a process of its own: HiGHS would print its banner at its first use only."""
+    program = "from tests.unit.test_planner_arbitration import *; arbitrate(*scarce(4, 2), solve)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -93,7 +93,8 @@ def _solver(
     model.a_matrix_.value_ = value[order].astype(np.float64)
     kinds = highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger
     model.integrality_ = [kinds[int(each)] for each in whole]
-    solver = highspy.Highs()  # type: ignore[no-untyped-call]
+    # highspy.Highs prints a banner before anybody can ask it to be quiet.
+    solver: highspy.Highs = highspy._Highs()  # type: ignore[attr-defined]
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("time_limit", seconds)
