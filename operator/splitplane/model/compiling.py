@@ -1,7 +1,7 @@
 """From the nodes of a range to code that takes what crosses its first cut and gives what crosses its last."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -42,32 +42,43 @@ def _evaluate(node: fx.Node, values: Mapping[fx.Node, object]) -> object:
     return node.target(*arguments, **keywords)
 
 
-def compile_range(program: Program, first: int, last: int, values: Mapping[fx.Node, object]) -> fx.GraphModule:
-    """Straight-line code for the range; ``values`` holds its constants."""
-    traced, nodes = program.traced, program.nodes(first, last)
+def compile_range(
+    program: Program, first: int, last: int, values: Mapping[fx.Node, object], mark: Callable[[], None] | None = None
+) -> fx.GraphModule:
+    """Straight-line code for the range; ``values`` holds its constants.
+
+    With ``mark``, the code calls it each time that it has done all that is needed for a cut after ``first``.
+    """
+    traced = program.traced
     code, copies, root = fx.Graph(), dict[fx.Node, Any](), dict[str, object]()
     received = [(value, code.placeholder(value.name)) for value in program.crossing(first)]
     symbols = _read_sizes(code, program.sizes, received)
     for value, given in received:
         if value.node is not None:
             copies[value.node] = value.crossing.emit_receiving(code, given)
-    for node in traced.graph.nodes:
-        if node not in nodes or node in copies or traced.kinds.get(node) is Kind.CONSTANT:
-            continue
-        if is_size(node, traced.sizes):
-            copies[node] = emit(code, expression(node.meta["val"]), symbols)
-            continue
-        for source in node.all_input_nodes:
-            if source not in copies:
-                root[source.name] = values[source]
-                copies[source] = code.get_attr(source.name)
-        copies[node] = _copy(code, node, copies)
+    for cut in (last,) if mark is None else range(first + 1, last + 1):
+        if mark is not None and cut > first + 1:
+            code.call_function(mark)
+        nodes = program.nodes(first, cut)
+        for node in traced.graph.nodes:
+            if node not in nodes or node in copies or traced.kinds.get(node) is Kind.CONSTANT:
+                continue
+            if is_size(node, traced.sizes):
+                copies[node] = emit(code, expression(node.meta["val"]), symbols)
+                continue
+            for source in node.all_input_nodes:
+                if source not in copies:
+                    root[source.name] = values[source]
+                    copies[source] = code.get_attr(source.name)
+            copies[node] = _copy(code, node, copies)
     sent = []
     for value in program.crossing(last):
         whole = symbols[value.symbol] if value.node is None else copies[value.node]
         sent.append(value.crossing.emit_sending(code, whole, symbols[program.sizes.batch]))
+    if mark is not None:
+        code.call_function(mark)
     code.output(tuple(sent))
-    code.eliminate_dead_code()
+    code.eliminate_dead_code(lambda node: node.is_impure() or node.target is mark)
     return fx.GraphModule(_holder(root), code)
 
 

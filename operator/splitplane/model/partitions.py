@@ -17,6 +17,12 @@ from splitplane.model.whole import check_fits, load_whole, run_whole
 Code = Callable[..., tuple[torch.Tensor, ...]]
 """Takes the tensors of a cut in the order of its schema, gives those of another."""
 
+Mark = Callable[[], None]
+
+
+Compile = Callable[[int, int, Mark | None], Code]
+"""Makes code for a range, which calls the mark, if there is one, each time that a cut after the first is reached."""
+
 
 class Partition:
     """Segments ``[first, last)`` of a model with their weights.
@@ -24,7 +30,7 @@ class Partition:
     Every active range is compiled once, on first use, into straight-line code. Threads may share a partition.
     """
 
-    def __init__(self, graph: ModelGraph, first: int, last: int, compile_range: Callable[[int, int], Code]) -> None:
+    def __init__(self, graph: ModelGraph, first: int, last: int, compile_range: Compile) -> None:
         self.graph = graph
         self.first = first
         self.last = last
@@ -46,12 +52,23 @@ class Partition:
                 for spec, result in zip(self.graph.cuts[last].tensors, results, strict=True)
             }
 
+    def marked(self, mark: Mark) -> Callable[[Mapping[str, torch.Tensor]], None]:
+        """What runs all that is resident, and calls ``mark`` each time that a cut after the first is reached."""
+        check, code = InputCheck(self.graph, self.first), self._compile(self.first, self.last, mark)
+
+        def run(tensors: Mapping[str, torch.Tensor]) -> None:
+            arguments = check(tensors)
+            with torch.inference_mode():
+                code(*arguments)
+
+        return run
+
     def _prepare(self, first: int, last: int) -> tuple[InputCheck, Code]:
         if not self.first <= first < last <= self.last:
             raise ValueError(f"range {first}:{last} is empty or not inside the resident range {self.first}:{self.last}")
         with self._lock:
             if (first, last) not in self._compiled:
-                self._compiled[first, last] = InputCheck(self.graph, first), self._compile(first, last)
+                self._compiled[first, last] = InputCheck(self.graph, first), self._compile(first, last, None)
             return self._compiled[first, last]
 
 
@@ -73,7 +90,7 @@ def load_weights(graph: ModelGraph, first: int, last: int | None) -> Partition:
     return Partition(graph, first, end, _ranges(graph, graph.program, first, end))
 
 
-def _ranges(graph: ModelGraph, program: Program, first: int, last: int) -> Callable[[int, int], Code]:
+def _ranges(graph: ModelGraph, program: Program, first: int, last: int) -> Compile:
     traced, nodes = program.traced, program.resident(first, last)
     expected = {traced.weights[node]: node.meta["val"] for node in nodes if node in traced.weights}
     file = WeightsFile.open(graph.source)
@@ -84,7 +101,7 @@ def _ranges(graph: ModelGraph, program: Program, first: int, last: int) -> Calla
     for name, tensor in file.read_held(rebuilt).items():
         check_rebuilt(name, tensor, rebuilt[name])
     values = constants(program, nodes, weights)
-    return lambda start, end: compile_range(program, start, end, values)
+    return lambda start, end, mark: compile_range(program, start, end, values, mark)
 
 
 def check_rebuilt(name: str, held: torch.Tensor, rebuilt: torch.Tensor) -> None:
@@ -99,10 +116,16 @@ def check_rebuilt(name: str, held: torch.Tensor, rebuilt: torch.Tensor) -> None:
         )
 
 
-def _whole(source: ModelSource, _first: int, _last: int) -> Code:
+def _whole(source: ModelSource, _first: int, _last: int, mark: Mark | None) -> Code:
     module = load_whole(source)
     # A module may write to what it is given, which may be a view of received bytes; exported code never does.
     names = [spec.name for spec in source.inputs]
-    return lambda *tensors: run_whole(
-        source, module, {name: tensor.clone() for name, tensor in zip(names, tensors, strict=True)}
-    )
+
+    def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = {name: tensor.clone() for name, tensor in zip(names, tensors, strict=True)}
+        outputs = run_whole(source, module, given)
+        if mark is not None:
+            mark()
+        return outputs
+
+    return run

@@ -1,20 +1,18 @@
 """Measure a model on this device: time of every prefix, of other batch sizes and thread counts, codecs, memory.
 
-Prefixes ``[0, i)`` are run as wholes, never summed from parts: caches and allocator behave as they will in service.
-Other batch sizes and thread counts are timed at a few cuts, between which the batch of one tells the course.
+The whole is run, and the clock read as it reaches each cut: nothing is run in parts that are summed, so caches and
+allocator behave as they will in service.
 
 On an emulated device the core's time is measured and multiplied by its speed factor, as a stage paces itself.
 """
 
 import statistics
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from splitplane.domain.codecs import raw_bytes
@@ -22,7 +20,7 @@ from splitplane.domain.profiles import ZSTD, CodecTimes, Cut, Timing
 from splitplane.model.memory import available_bytes, peak_bytes, reset_peak, resident_bytes
 from splitplane.model.partitions import Partition
 from splitplane.model.samples import sample
-from splitplane.model.timing import Clock, Tensors, time_prefixes
+from splitplane.model.timing import WARM_UP, Clock, Tensors, time_prefixes
 
 BUDGET_SECONDS = 16.0
 """Default time for all measuring after the model is loaded."""
@@ -30,9 +28,7 @@ OWN_SHARE, OTHER_SHARE = 0.4, 0.45
 """Parts of the budget for the batch of one on all threads, and for all other batch sizes and thread counts; the rest is
 for codecs."""
 BATCHES = (1, 4, 16)
-ANCHORS = (6, 3, 2, 1)
-"""At how many cuts another batch size is timed: as many as its time allows."""
-OTHER_ROUNDS = 2, 6
+OTHER_ROUNDS = 2, 20
 REPORT_SECONDS = 2.0
 CODEC_REPEATS = 7
 
@@ -92,19 +88,16 @@ def measure(
     reset_peak()
     partition.run(0, partition.last, inputs)
     activation = max(0, peak_bytes() - before)
-    for cut in range(1, cuts):  # compiles the prefix and warms it up
-        partition.run(0, cut, inputs)
     # An emulated device shares its core with others: what it waits for them is no time of its own.
     clock = time.perf_counter if slowdown == 1.0 else time.thread_time
     own = time_prefixes(
-        partition, range(1, cuts), inputs, clock=clock, end=report.started + OWN_SHARE * budget_seconds,
+        partition, inputs, clock=clock, end=report.started + OWN_SHARE * budget_seconds,
         each_round=lambda rounds, seconds: report(f"round {rounds}: the whole model took {seconds * 1000:.1f} ms"),
     )  # fmt: skip
-    prefixes = (0.0, *own.seconds)
     until = time.monotonic() + OTHER_SHARE * budget_seconds
-    others = _other_timings(partition, prefixes, batches, activation, clock, until, report)
+    others = _other_timings(partition, own.seconds[-1], batches, activation, clock, until, report)
     return Measured(
-        prefix_seconds=tuple(slowdown * seconds for seconds in prefixes),
+        prefix_seconds=tuple(slowdown * seconds for seconds in own.seconds),
         time_cv=own.cv,
         rounds=own.rounds,
         threads=torch.get_num_threads(),
@@ -149,44 +142,29 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _other_timings(
-    partition: Partition, prefixes: Sequence[float], batches: Sequence[int], activation: int, clock: Clock,
+    partition: Partition, own_seconds: float, batches: Sequence[int], activation: int, clock: Clock,
     until: float, report: _Reporter,
 ) -> list[Timing]:  # fmt: skip
-    """As many as the time and the memory allow, the quickest first."""
+    """As many as the time and the memory allow, the quickest first. ``own_seconds`` is a sample on all threads."""
     most = torch.get_num_threads()
     wanted = [(batch * most / threads, batch, threads) for batch in batches for threads in thread_counts(most)]
     wanted = sorted(each for each in wanted if each[1:] != (1, most))
     found = []
     for index, (times, batch, threads) in enumerate(wanted):
         left = until - time.monotonic()
-        each = left / (len(wanted) - index)
-        if (OTHER_ROUNDS[0] + 1) * times * prefixes[-1] > left or batch * activation > available_bytes() / 2:
+        least = (OTHER_ROUNDS[0] + WARM_UP) * times * own_seconds
+        if least > left or batch * activation > available_bytes() / 2:
             continue
-        anchors = _anchors(prefixes, times, each)
         try:
             with _threads(threads):
                 inputs = sample(partition.graph.inputs, batch=batch)
-                partition.run(0, partition.last, inputs)
-                end = min(until, time.monotonic() + each)
-                timed = time_prefixes(partition, anchors, inputs, clock=clock, end=end, bounds=OTHER_ROUNDS)
+                end = min(until, time.monotonic() + left / (len(wanted) - index))
+                timed = time_prefixes(partition, inputs, clock=clock, end=end, bounds=OTHER_ROUNDS)
         except (RuntimeError, ValueError):  # some models that cannot be split take a batch of one only
             continue
-        course = np.interp(prefixes, [0.0, *(prefixes[cut] for cut in anchors)], [0.0, *timed.seconds])
-        found.append(Timing(batch, threads, tuple(map(float, course)), timed.cv))
+        found.append(Timing(batch, threads, timed.seconds, timed.cv))
         report(f"batch {batch} on {threads} threads took {timed.seconds[-1] * 1000:.1f} ms")
     return found
-
-
-def _anchors(prefixes: Sequence[float], times: float, seconds: float) -> list[int]:
-    """Cuts that are evenly apart in time, the last among them, as many as can be timed in ``seconds``."""
-    last = len(prefixes) - 1
-    anchors = [last]
-    for count in ANCHORS:
-        reached = {bisect_left(prefixes, prefixes[-1] * step / count) for step in range(1, count)}
-        anchors = sorted({last, *(cut for cut in reached if 0.0 < prefixes[cut] < prefixes[-1])})
-        if (OTHER_ROUNDS[0] + 1) * times * sum(prefixes[cut] for cut in anchors) <= seconds:
-            break
-    return anchors
 
 
 def _compressed(partition: Partition, codecs: Mapping[str, Codec], inputs: Tensors) -> tuple[Cut, ...]:
