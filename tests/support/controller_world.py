@@ -11,6 +11,7 @@ from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Value
 from splitplane.domain.profiles import DeviceProfile, Profile, TensorSpec, Work
 from splitplane.domain.profiles_io import ProfileResult, to_dict
+from splitplane.domain.times import timestamp
 from tests.support.controller_cases import SETTINGS, node, pipeline_body
 from tests.support.fake_cluster import FakeCluster
 from tests.support.planner_cases import crepe
@@ -60,6 +61,10 @@ class World:
     clock: Clock = field(default_factory=Clock)
     metrics: MetricsSnapshot = field(default_factory=measured)
     gateway_admits: bool = True
+    unmeasurable: frozenset[str] = frozenset()
+    """Device classes on which profile jobs fail."""
+    busy: frozenset[str] = frozenset()
+    """Device classes on which profile jobs never end."""
 
     def __post_init__(self) -> None:
         for name, where in (("e1", "edge"), ("e2", "edge"), ("c1", "cloud")):
@@ -98,6 +103,12 @@ class World:
         for name, job in self.cluster.of("Job").items():
             if "status" not in job:
                 device = job["metadata"]["labels"]["splitplane.dev/device-class"]
+                if device in self.busy:
+                    continue
+                if device in self.unmeasurable:
+                    failed = {"type": "Failed", "status": "True", "lastTransitionTime": timestamp(self.clock.time)}
+                    self.cluster.put({**job, "status": {"conditions": [failed]}})
+                    continue
                 found = self.cluster.of("ConfigMap")[name]
                 self.cluster.put({**found, "data": {"result.json": result(device, 1.0 if "edge" in device else 0.2)}})
                 self.cluster.put({**job, "status": {"conditions": [{"type": "Complete", "status": "True"}]}})

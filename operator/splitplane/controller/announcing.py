@@ -16,6 +16,7 @@ _BAD = {
     "MetricsAvailable": "False",
     "PlanFeasible": "False",
     "CapacityGranted": "False",
+    "ModelMeasured": "False",
     "Stalled": "True",
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 from splitplane.controller.arbitrating import Grant
 from splitplane.controller.control import Control
 from splitplane.controller.switching import Observed
+from splitplane.domain.estimates import Estimate
 from splitplane.domain.measurements import Error, Measurement, Missing, Stale, explain
 from splitplane.domain.snapshots import Decision
 from splitplane.domain.times import timestamp
@@ -41,6 +42,7 @@ class Facts:
     waiting: tuple[tuple[str, str], ...] = ()
     suspended: bool = False
     grant: Grant | None = None
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 def verdicts(facts: Facts) -> list[Verdict]:
@@ -58,6 +60,7 @@ def verdicts(facts: Facts) -> list[Verdict]:
         _metrics(facts),
         _feasible(facts),
         _granted(facts),
+        _measured(facts),
         Verdict("Reconciling", "True", *progress) if progress else Verdict("Reconciling", "False", "Settled"),
         Verdict("Stalled", "True", *stalled) if stalled else Verdict("Stalled", "False", "NotStalled"),
     ]
@@ -175,6 +178,20 @@ def _granted(facts: Facts) -> Verdict:
         return Verdict("CapacityGranted", "True", "AsAsked")
     advice = "Add nodes, or raise spec.priority."
     return Verdict("CapacityGranted", "False", "GaveWay", f"{facts.grant.why}. {advice}")
+
+
+def _measured(facts: Facts) -> Verdict:
+    measuring = [waited for waited in facts.waiting if waited[0].startswith("Profil")]
+    if facts.control.active is None and measuring:
+        return Verdict("ModelMeasured", "Unknown", *measuring[0])
+    if not facts.estimates:
+        return Verdict("ModelMeasured", "True", "Measured")
+    which = "; ".join(f"device class {name} by {each.basis}" for name, each in sorted(facts.estimates.items()))
+    message = (
+        f"times are estimated, and may be several times off, of {which}. They are learnt from what stages take"
+        " meanwhile, and replaced once measuring succeeds."
+    )
+    return Verdict("ModelMeasured", "False", "Estimated", message)
 
 
 def _feasible(facts: Facts) -> Verdict:

@@ -70,8 +70,16 @@ class Deciding:
             return
         if control.pending is not None and memory.planned_for is not None:
             control = abandon(control)
-        if memory.learnt_of != model[1].fingerprint:
-            memory.corrections, memory.learnt_of = {}, model[1].fingerprint
+        # What was learnt of an estimate is no news of the measurement that has replaced it.
+        learnt_of = {
+            tier.name: (model[1].fingerprint, model[1].devices.get(tier.device_class)) for tier in pipeline.spec.tiers
+        }
+        memory.corrections = {
+            tier: correction
+            for tier, correction in memory.corrections.items()
+            if memory.learnt_of.get(tier) == learnt_of.get(tier)
+        }
+        memory.learnt_of = learnt_of
         observed = speeds(pipeline, model[1], control, this.metrics.of(this.key))
         memory.corrections = learnt(memory.corrections, observed, control, now)
         seen = snapshot(

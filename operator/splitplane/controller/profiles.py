@@ -1,4 +1,7 @@
-"""Carrying out what ``profiling.py`` decides: jobs, their results, and the ModelProfile that pipelines share."""
+"""Carrying out what ``profiling.py`` decides: jobs, their results, and the ModelProfile that pipelines share.
+
+A device class whose measurement is late or has failed is planned for with an estimate, until it is measured.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,9 +9,9 @@ from dataclasses import dataclass, field
 from splitplane.adapters.cluster import Cluster, Conflict
 from splitplane.adapters.kinds import CONFIG_MAP, JOB, MODEL_PROFILE, ROLE, ROLE_BINDING, SERVICE_ACCOUNT
 from splitplane.api.pipelines import InferencePipeline
-from splitplane.api.profiles import ModelProfileSpec
+from splitplane.api.profiles import ModelProfileSpec, to_profile
 from splitplane.controller.children import profile_objects
-from splitplane.controller.control import load
+from splitplane.controller.control import Serving, load
 from splitplane.controller.naming import image_of, profile_name
 from splitplane.controller.objects import (
     APP,
@@ -25,7 +28,9 @@ from splitplane.controller.profiling import (
     Collect,
     Create,
     Failed,
+    Step,
     Wait,
+    has_failed,
     job_of,
     merged,
     next_steps,
@@ -34,14 +39,25 @@ from splitplane.controller.profiling import (
 )
 from splitplane.controller.settings import Settings
 from splitplane.controller.view import View
+from splitplane.domain.estimates import Estimate, estimate
+from splitplane.domain.profiles import Profile
+
+_PATIENCE_SECONDS = 120.0
+"""How long a measurement is waited for, from when it was first missed, before an estimate stands in for it."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What is known of a model. ``version`` tells two states of the profile apart; ``spec`` is absent at first."""
+    """What is known of a model. ``version`` tells two states of the profile apart; ``spec`` is absent at first.
+
+    ``estimates`` stand in for device classes that it lacks; ``pending`` are classes that lack even these, and are about
+    to be measured.
+    """
 
     spec: ModelProfileSpec | None = None
     version: str = ""
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    pending: frozenset[str] = frozenset()
     problems: list[tuple[str, str]] = field(default_factory=list)
     waiting: list[tuple[str, str]] = field(default_factory=list)
 
@@ -54,17 +70,21 @@ class Profiles:
         self._view = view
         self._settings = settings
         self._parsed: dict[Key, tuple[str, ModelProfileSpec]] = {}
+        self._profiles: dict[Key, tuple[str, Profile]] = {}
+        self._missed: dict[tuple[Key, str], float] = {}
+        """Since when a profile has lacked a device class that its pipelines have nodes of."""
 
     async def ensure(
-        self, pipeline: InferencePipeline, *, name: str, active: str, ready_nodes: Mapping[str, int],
+        self, pipeline: InferencePipeline, *, name: str, active: Serving | None, ready_nodes: Mapping[str, int],
         pods: Sequence[Object], now: float,
     ) -> Outcome:  # fmt: skip
-        """Bring measuring a step further. ``active`` names the profile of the plan that serves, if any."""
+        """Bring measuring a step further. ``active`` is the plan that serves, if any."""
         namespace = pipeline.metadata.namespace
         pipeline_key = namespace, pipeline.metadata.name
         outcome = self._known((namespace, name))
         profiled = frozenset(device.device_class for device in outcome.spec.devices) if outcome.spec else frozenset()
         jobs = self._view.jobs_of(pipeline_key)
+        steps: list[Step] = []
         if not pipeline.spec.suspend:
             steps = next_steps(
                 pipeline, profile_name=name, profiled=profiled, jobs=jobs, pods=pods,
@@ -74,6 +94,7 @@ class Profiles:
             )  # fmt: skip
             for step in steps:
                 await self._carry_out(step, pipeline, name, outcome)
+        self._estimate(pipeline, name, steps, outcome, active=active, ready_nodes=ready_nodes, now=now)
         for job in stale_jobs(jobs, profile_name=name):
             await self._remove(namespace, job)
         mine = {
@@ -81,9 +102,58 @@ class Profiles:
             for body in self._view.profiles_in(namespace)
             if any(ref["uid"] == pipeline.metadata.uid for ref in body["metadata"].get("ownerReferences") or ())
         }
-        for used in mine | {name, active} - {""}:
+        for used in mine | {name, active.model if active else ""} - {""}:
             await self._share((namespace, used))
         return outcome
+
+    def _estimate(
+        self, pipeline: InferencePipeline, name: str, steps: Sequence[Step], outcome: Outcome,
+        *, active: Serving | None, ready_nodes: Mapping[str, int], now: float,
+    ) -> None:  # fmt: skip
+        """Estimate what is not measured, where nobody should wait for that any longer."""
+        key = pipeline.metadata.namespace, name
+        measured = {device.device_class for device in outcome.spec.devices} if outcome.spec else set()
+        # A result that was not taken over is of another model: pods of that class would refuse to serve.
+        unusable = {step.tier.device_class for step in steps if isinstance(step, Collect)}
+        missing = (
+            {tier.device_class for tier in pipeline.spec.tiers if ready_nodes.get(tier.name)} - measured - unusable
+        )
+        self._missed = {
+            (other, missed): since
+            for (other, missed), since in self._missed.items()
+            if other != key or (outcome.spec is not None and missed not in measured)
+        }
+        failed = {step.tier.device_class for step in steps if has_failed(step)}
+        if outcome.spec is None or not missing:
+            outcome.pending = frozenset(missing)
+            return
+        classes = {tier.name: tier.device_class for tier in pipeline.spec.tiers}
+        stages = active.plan.stages if active is not None and active.model == name else ()
+        relied_on = {classes.get(stage.tier, "") for stage in stages}  # as after a restart
+        estimates = {}
+        for device_class in sorted(missing):
+            since = self._missed.setdefault((key, device_class), now)
+            late = now - since > _PATIENCE_SECONDS
+            if device_class in failed | relied_on or late:
+                found = estimate(self._profile(key), device_class, self._others(key))
+                if found is not None:
+                    estimates[device_class] = found
+        outcome.estimates = estimates
+        outcome.pending = frozenset(missing - estimates.keys())
+
+    def _profile(self, key: Key) -> Profile:
+        """A known profile as the planner sees it, made anew only when it changed."""
+        known = self._known(key)
+        assert known.spec is not None
+        cached = self._profiles.get(key)
+        if cached is None or cached[0] != known.version:
+            cached = self._profiles[key] = (known.version, to_profile(known.spec))
+        return cached[1]
+
+    def _others(self, key: Key) -> list[Profile]:
+        """Profiles of the namespace's other models, in the order of their names."""
+        others = sorted(key_of(body) for body in self._view.profiles_in(key[0]))
+        return [self._profile(other) for other in others if other != key and self._known(other).spec is not None]
 
     def _measuring(self) -> list[Object]:
         """Jobs of all pipelines that may be measuring now; one that no node takes does not keep others waiting."""
@@ -109,7 +179,7 @@ class Profiles:
         return Outcome(spec=cached[1], version=version)
 
     async def _carry_out(
-        self, step: Create | Collect | Wait | Failed, pipeline: InferencePipeline, name: str,
+        self, step: Step, pipeline: InferencePipeline, name: str,
         outcome: Outcome,
     ) -> None:  # fmt: skip
         tier = step.tier
@@ -119,12 +189,12 @@ class Profiles:
                 message = f"measuring the model on tier {tier.name} (device class {tier.device_class})"
                 outcome.waiting.append(("Profiling", message))
             case Collect(name=job):
-                outcome.waiting.append(("Profiling", f"taking over what was measured on tier {tier.name}"))
                 try:
                     await self._collect(pipeline, job, name)
                 except ValueError as error:
                     outcome.problems.append(("ProfileUnusable", f"tier {tier.name}: {error}"))
-                    outcome.waiting.pop()
+                known = self._known((pipeline.metadata.namespace, name))
+                outcome.spec, outcome.version = known.spec, known.version
             case Wait(reason=reason, message=message):
                 outcome.waiting.append((reason, message))
             case Failed(message=message):

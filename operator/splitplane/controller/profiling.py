@@ -51,11 +51,12 @@ class Collect:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A job is under way, or stands in line."""
+    """A job is under way, or stands in line; ``attempt`` counts from 1."""
 
     tier: TierSpec
     reason: str
     message: str
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ class Failed:
 
 
 Step = Create | Collect | Wait | Failed
+
+
+def has_failed(step: Step) -> bool:
+    """Whether measuring a class has failed before: it may never succeed, as where the whole model does not fit."""
+    return isinstance(step, Failed) or (isinstance(step, Create | Wait) and step.attempt > 1)
 
 
 def next_steps(
@@ -129,8 +135,8 @@ def _of_job(
     own = [pod for pod in pods if job_of(pod) == name]
     if is_true(job, "Complete"):
         return Collect(tier, name)
+    attempt = int(annotations_of(job).get(ATTEMPT_ANNOTATION, "1"))
     if is_true(job, "Failed"):
-        attempt = int(annotations_of(job).get(ATTEMPT_ANNOTATION, "1"))
         failed = condition_of(job, "Failed")
         since = instant(failed.get("lastTransitionTime")) or now
         retry = since + min(_LAST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
@@ -140,7 +146,7 @@ def _of_job(
         return Failed(tier, name, words or failed.get("message") or "the job gave no reason", retry)
     detail = next((text for pod in own if (text := pod_trouble(pod))), "") or _data(config_map).get(PROGRESS, "")
     message = f"measuring the model on tier {tier.name} (device class {tier.device_class})"
-    return Wait(tier, "Profiling", f"{message}: {detail}" if detail else message)
+    return Wait(tier, "Profiling", f"{message}: {detail}" if detail else message, attempt)
 
 
 def job_of(pod: Object) -> str:

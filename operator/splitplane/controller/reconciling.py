@@ -155,7 +155,7 @@ class Reconciler:
         pipeline = this.pipeline
         name = self._profile_name(pipeline)
         outcome = await self._profiles.ensure(
-            pipeline, name=name, active=this.control.active.model if this.control.active else "",
+            pipeline, name=name, active=this.control.active,
             ready_nodes={tier: len(state.capacity.ready) for tier, state in this.tiers.items()},
             pods=self._view.pods_of((pipeline.metadata.namespace, pipeline.metadata.name), "profile"), now=this.now,
         )  # fmt: skip
@@ -163,10 +163,15 @@ class Reconciler:
         this.waiting += outcome.waiting
         if outcome.spec is None:
             return None
-        if memory.profile is None or memory.profile[0] != outcome.version:
-            memory.profile = (outcome.version, outcome.spec, to_profile(outcome.spec))
-        if outcome.waiting and (this.control.active is None or this.control.active.model != name):
-            return None  # the first plan for a model waits until all tiers that can be measured are
+        this.estimates = outcome.estimates
+        devices = {name: each.device for name, each in outcome.estimates.items()}
+        version = f"{outcome.version} {[(name, each.prefix_seconds[-1]) for name, each in devices.items()]}"
+        if memory.profile is None or memory.profile[0] != version:
+            profile = to_profile(outcome.spec)
+            profile = replace(profile, devices={**profile.devices, **devices})
+            memory.profile = (version, outcome.spec, profile)
+        if outcome.pending and (this.control.active is None or this.control.active.model != name):
+            return None  # the first plan for a model waits a while for tiers that can be measured
         return memory.profile[1], memory.profile[2]
 
     # Routes and pods

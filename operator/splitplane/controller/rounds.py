@@ -1,6 +1,6 @@
 """What one round about one pipeline rests on (``Round``), and what is remembered between rounds (``Memory``)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitplane.adapters.metrics import MetricsSnapshot
@@ -16,7 +16,8 @@ from splitplane.controller.profiling import pod_trouble
 from splitplane.controller.snapshots import TierState, tier_states
 from splitplane.controller.switching import Note, Observed
 from splitplane.controller.view import View
-from splitplane.domain.profiles import Profile
+from splitplane.domain.estimates import Estimate
+from splitplane.domain.profiles import DeviceProfile, Profile
 from splitplane.domain.snapshots import Decision
 from splitplane.planner import Kept
 from splitplane.planner.learning import Correction
@@ -38,8 +39,8 @@ class Memory:
     """What the planner keeps of the profile."""
     announcements: Announcements = field(default_factory=Announcements)
     corrections: dict[str, Correction] = field(default_factory=dict)
-    """By tier, how much slower it is than the profile says of the model ``learnt_of``."""
-    learnt_of: str = ""
+    """By tier, how much slower it is than ``learnt_of`` says: the model's fingerprint and the tier's device."""
+    learnt_of: dict[str, tuple[str, DeviceProfile | None]] = field(default_factory=dict)
     surge: int = 0
     """How far the load was above what the plan bears, in steps, when that was looked at last."""
     contradiction: str = ""
@@ -66,6 +67,8 @@ class Round:
     notes: list[Note] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     waiting: list[tuple[str, str]] = field(default_factory=list)
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    """By device class, what plans count on where the model was not measured."""
 
     @property
     def key(self) -> Key:

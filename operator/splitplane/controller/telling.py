@@ -54,6 +54,7 @@ class Telling:
             waiting=tuple(this.waiting),
             suspended=pipeline.spec.suspend,
             grant=self._arbiter.grant(key),
+            estimates=this.estimates,
         )
         before = this.body.get("status") or {}
         current = memory.profile if self._view.profile((key[0], name)) is not None else None
