@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz chaos bench-data-plane bench-leak bench-model sweep-models kind-up kind-down kind-demo kind-test
+.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz chaos bench-data-plane bench-leak bench-model sweep-models kind-up kind-down kind-demo kind-test manifest
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,14 @@ bench-data-plane: env  ## Measure a hop, batching and a gateway under overload; 
 
 bench-leak: env  ## Attack LeNet-5 on MNIST layer by layer, beside published figures (about 6 minutes)
 	@$(BIN)/python -m benchmarks.leak
+
+MANIFEST ?= build/install.yaml
+manifest: env  ## Render one file for `kubectl apply`: needs PROMETHEUS_URL; more values by HELM_ARGS; writes build/install.yaml
+	@test -n "$(PROMETHEUS_URL)" || { echo "Set PROMETHEUS_URL, such as http://prometheus.monitoring:9090"; exit 1; }
+	@mkdir -p "$(dir $(MANIFEST))"
+	@helm="$$($(BIN)/python -c 'from splitplane.local import binaries; print(binaries.ensure("helm"))')" && \
+	  "$$helm" template splitplane charts/splitplane --namespace splitplane-system --set namespace.create=true \
+	    --set prometheus.url="$(PROMETHEUS_URL)" $(HELM_ARGS) >"$(MANIFEST).part" && mv "$(MANIFEST).part" "$(MANIFEST)"
 
 lock: $(UV)  ## Resolve the dependencies anew and write requirements/*.lock
 	@UV="$(UV)" hack/lock

@@ -14,6 +14,7 @@ import yaml
 
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller import children
+from splitplane.controller.certificates import AUTHORITY_SECRET
 from splitplane.controller.settings import Settings
 from splitplane.domain.quantities import parse_quantity
 from splitplane.local import binaries
@@ -261,6 +262,42 @@ def test_installing_without_prometheus_says_what_to_set() -> None:
     done = _template()
     assert done.returncode != 0
     assert re.search(r"prometheus\.url is required: --set prometheus\.url=http://", done.stderr)
+
+
+def _notes(*arguments: str) -> str:
+    done = _helm("install", "splitplane", str(CHART), "--namespace=n", "--dry-run=client", *PROMETHEUS, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\nNOTES:\n", 1)[1]
+
+
+def test_the_notes_tell_what_an_uninstall_keeps_and_how_to_remove_it() -> None:
+    crds = {yaml.safe_load(path.read_text())["metadata"]["name"] for path in (ROOT / "crds").glob("*.yaml")}
+    plain, own_authority = _notes(), _notes("--set", "mtls.mode=Authority")
+    for notes in (plain, own_authority):
+        (line,) = [line for line in notes.splitlines() if "kubectl delete crd" in line]
+        assert crds == set(line.split()[3:])
+    command = f"kubectl delete secret {AUTHORITY_SECRET} --namespace n"
+    assert command in own_authority
+    assert command not in plain
+
+
+def test_the_namespace_is_rendered_only_for_a_file_of_its_own() -> None:
+    assert "Namespace" not in {document["kind"] for document in _render()}
+    made = _one(_render("--set", "namespace.create=true"), "Namespace")["metadata"]
+    assert made["name"] == "splitplane-system"
+    assert made["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_tracing_variables_are_there_only_with_an_endpoint() -> None:
+    def variables(*arguments: str) -> dict[str, Any]:
+        _, container = _pod(_one(_render(*arguments), "Deployment"))
+        return {each["name"]: each.get("value") for each in container["env"] if "TRACING" in each["name"]}
+
+    # An empty value would be dropped by the API server, and every `kubectl apply` would change the Deployment again.
+    assert variables() == {}
+    assert variables("--set", "tracing.endpoint=http://otel:4318", "--set-string", "tracing.ratio=0.5") == {
+        "SPLITPLANE_TRACING_ENDPOINT": "http://otel:4318", "SPLITPLANE_TRACING_RATIO": "0.5",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
