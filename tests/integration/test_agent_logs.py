@@ -10,9 +10,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from agent_pods import Kubectl, Pods, container, pod, until
 
 from splitplane.local import binaries
+from tests.support.agent_pods import Kubectl, Pods, container, pod, until
 
 pytestmark = pytest.mark.integration
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_pods import Kubectl, Object, Pods, container, pod, until
 
 from splitplane.local.cluster import Cluster
+from tests.support.agent_pods import Kubectl, Object, Pods, container, pod, until
 
 pytestmark = pytest.mark.integration
 

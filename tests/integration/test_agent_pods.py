@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_pods import Kubectl, Object, Pods, container, pod, until
+
+from tests.support.agent_pods import Kubectl, Object, Pods, container, pod, until
 
 pytestmark = pytest.mark.integration
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from agent_pods import Kubectl, Object, Pods, container, pod, until
 
 from splitplane.local.agent import volumes
 from splitplane.local.agent.addresses import AddressPool
@@ -20,6 +19,7 @@ from splitplane.local.agent.pod_volumes import PodVolumes
 from splitplane.local.agent.services import Services
 from splitplane.local.agent.starts import Turns
 from splitplane.local.cluster import Cluster
+from tests.support.agent_pods import Kubectl, Object, Pods, container, pod, until
 
 pytestmark = pytest.mark.integration
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_pods import Object, Pods, container, pod
 
 from splitplane.domain.times import timestamp
 from splitplane.local import report
@@ -26,6 +25,7 @@ from splitplane.local.cluster import Cluster
 from splitplane.local.config import ClusterConfig
 from splitplane.local.errors import LocalError
 from splitplane.local.processes import Process, marked
+from tests.support.agent_pods import Object, Pods, container, pod
 
 pytestmark = pytest.mark.integration
 

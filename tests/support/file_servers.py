@@ -92,7 +92,7 @@ def web_server(folder: Path, *, token: str | None = None) -> Iterator[int]:
     ports: list[int] = []
 
     @web.middleware
-    async def guard(request: web.Request, handler):  # type: ignore[no-untyped-def]
+    async def guard(request: web.Request, handler):
         if token is not None and request.headers.get("Authorization") != f"Bearer {token}":
             return web.Response(status=401)
         return await handler(request)
@@ -114,7 +114,7 @@ def web_server(folder: Path, *, token: str | None = None) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _loop_thread(serve) -> Iterator[None]:  # type: ignore[no-untyped-def]
+def _loop_thread(serve) -> Iterator[None]:
     ready, ends = threading.Event(), []
 
     async def main() -> None:
@@ -176,7 +176,7 @@ def digest_of(content: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _program(command, log: Path, path: str) -> Iterator[int]:  # type: ignore[no-untyped-def]
+def _program(command, log: Path, path: str) -> Iterator[int]:
     port = _free_port()
     words = command(port) if callable(command) else [*command, str(port)]
     with log.open("w") as file:

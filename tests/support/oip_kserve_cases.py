@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,9 @@ async def main(grpc_address: str, http_address: str) -> dict[str, str]:
 
             given = request(datatype, binary=binary)
             form = "binary" if binary else "typed"
-            case(f"grpc {datatype} {form}", lambda given=given: grpc_client.infer(given), check)
+            case(f"grpc {datatype} {form}", partial(grpc_client.infer, given), check)
             if not (datatype == "BYTES" and not binary):  # this client sends no texts as JSON
-                case(f"rest {datatype} {form}", lambda given=given: rest.infer(url, given, model_name="echo"), check)
+                case(f"rest {datatype} {form}", partial(rest.infer, url, given, model_name="echo"), check)
     yes = bool
     case("grpc live", grpc_client.is_server_live, yes)
     case("grpc ready", grpc_client.is_server_ready, yes)

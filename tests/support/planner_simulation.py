@@ -43,7 +43,8 @@ def _simulate(lines: Sequence[Line], requests: int, rng: np.random.Generator) ->
         spec = [line.stations[place] if place < len(line.stations) else (0.0, 0.0, 1) for line in lines]
         order = np.argsort(times, axis=1, kind="stable")
         reached = np.take_along_axis(times, order, axis=1)
-        left = _serve(reached, *(np.array(column) for column in zip(*spec, strict=True)), rng)
+        means, scvs, servers = (np.array(column) for column in zip(*spec, strict=True))
+        left = _serve(reached, means, scvs, servers, rng)
         np.put_along_axis(times, order, left, axis=1)
     return times - arrivals
 

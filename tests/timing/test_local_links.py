@@ -25,6 +25,11 @@ UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 Call = Callable[[bytes], Awaitable[bytes]]
 
 
+def method(channel: grpc.aio.Channel, path: str) -> Call:
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+    return call
+
+
 class Emulation:
     """Two edge nodes and a cloud node on subnets of this test process, and the link between their tiers."""
 
@@ -77,7 +82,9 @@ async def _bytes(request: bytes, context: object) -> bytes:
 async def cloud(emulation: Emulation) -> AsyncIterator[str]:
     """A gRPC server in the cloud that is also reachable at an address of the edge."""
     server = grpc.aio.server(options=UNLIMITED)
-    methods = {name: grpc.unary_unary_rpc_method_handler(f) for name, f in (("Up", _size), ("Down", _bytes))}
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        name: grpc.unary_unary_rpc_method_handler(f) for name, f in (("Up", _size), ("Down", _bytes))
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", methods),))
     port = server.add_insecure_port(f"{emulation.cloud}.0.9:0")
     server.add_insecure_port(f"{emulation.other_edge}.0.9:{port}")
@@ -125,8 +132,8 @@ async def within_tolerance(measure: Callable[[], Awaitable[float]], wanted: floa
 async def test_a_link_has_its_rate_and_delay_in_both_directions(
     emulation: Emulation, channel: grpc.aio.Channel, rate: str, delay: str, size: int
 ) -> None:
-    up: Call = channel.unary_unary("/test/Up")
-    down: Call = channel.unary_unary("/test/Down")
+    up: Call = method(channel, "/test/Up")
+    down: Call = method(channel, "/test/Down")
     bare = await round_trip(up)
     await emulation.change(rate, delay)
     one_way = float(delay.removesuffix("ms")) / 1e3
@@ -151,7 +158,7 @@ async def test_all_connections_of_all_nodes_of_a_tier_share_its_link(
     async with grpc.aio.insecure_channel(cloud, options=[*UNLIMITED, ("grpc.use_local_subchannel_pool", 1)]) as other:
         await asyncio.wait_for(other.channel_ready(), 20)
         await emulation.change("10Mbit")
-        calls: list[Call] = [one.unary_unary("/test/Up") for one in (channel, other)]
+        calls: list[Call] = [method(one, "/test/Up") for one in (channel, other)]
 
         async def four_at_once() -> float:
             started = time.perf_counter()
@@ -162,7 +169,7 @@ async def test_all_connections_of_all_nodes_of_a_tier_share_its_link(
 
 
 async def test_a_message_that_meets_an_idle_link_gets_no_burst(emulation: Emulation, channel: grpc.aio.Channel) -> None:
-    up: Call = channel.unary_unary("/test/Up")
+    up: Call = method(channel, "/test/Up")
     bare = await round_trip(up)
     await emulation.change("3Mbit")
 
@@ -181,14 +188,14 @@ async def test_the_own_tier_is_reached_without_the_proxy(
     await emulation.change("100kbit", "200ms")
     near = f"{emulation.other_edge}.0.9:{cloud.rsplit(':', 1)[1]}"
     async with grpc.aio.insecure_channel(near, options=UNLIMITED) as direct:
-        call: Call = direct.unary_unary("/test/Up")
+        call: Call = method(direct, "/test/Up")
         assert await asyncio.wait_for(call(bytes(1_000_000)), 10) == (1_000_000).to_bytes(8, "big")  # 80 s by the link
 
 
 async def test_a_cut_link_holds_open_connections_and_a_mended_one_delivers(
     emulation: Emulation, channel: grpc.aio.Channel
 ) -> None:
-    up: Call = channel.unary_unary("/test/Up")
+    up: Call = method(channel, "/test/Up")
     await emulation.change(down=True)
     waiting = asyncio.ensure_future(up(b"patience"))
     done, _ = await asyncio.wait([waiting], timeout=1.0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from splitplane import api
 from splitplane.api.policies import percent
+from splitplane.api.tensors import Tensor
 from splitplane.domain.measurements import Missing, Value
 from splitplane.domain.plans import Plan, Prediction, Stage
 from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
@@ -170,12 +171,13 @@ def _profiles(draw: st.DrawFn) -> Profile:
 
 @given(_profiles())
 def test_a_profile_survives_the_resource_to_the_nanosecond_and_the_byte(profile: Profile) -> None:
+    tensors = tuple(Tensor.parse(tensor.dump()) for tensor in _example().spec.model.inputs)
     spec = api.from_profile(
         profile,
         factory="module:build",
         weights_sha256="0" * 64,
-        inputs=_example().spec.model.inputs,
-        outputs=_example().spec.model.inputs,
+        inputs=tensors,
+        outputs=tensors,
         segment_names=[f"segment {index}" for index in range(profile.segments)],
     )
     again = api.to_profile(api.ModelProfileSpec.parse(spec.dump()))

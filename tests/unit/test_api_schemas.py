@@ -33,7 +33,9 @@ def test_committed_files_are_what_the_models_give() -> None:
     assert crds.main(["--check", "--root", str(ROOT)]) == 0
 
 
-def test_check_names_the_file_that_is_out_of_date_and_the_cure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_check_names_the_file_that_is_out_of_date_and_the_cure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "pyproject.toml").touch()
     assert crds.main(["--root", str(tmp_path)]) == 0
     stale = tmp_path / "crds" / "splitplane.dev_routetables.yaml"

@@ -38,8 +38,9 @@ class Server:
             if isinstance(event, Exception):
                 raise event
             if isinstance(event, asyncio.Event):
-                await event.wait()
-            yield event
+                await event.wait()  # never set: the stream stays open until it is cancelled
+            else:
+                yield event
 
 
 @pytest.fixture(autouse=True)

@@ -43,8 +43,8 @@ class SharedWorld(World):
             name: body for name, body in self.cluster.of("Deployment").items() if not name.endswith("-gateway")
         }
         for name in self.cluster.of("Pod"):
-            deployment, _, number = name.partition(".")
-            if int(number) >= deployments.get(deployment, {"spec": {"replicas": 0}})["spec"]["replicas"]:
+            deployment, _, place = name.partition(".")
+            if int(place) >= deployments.get(deployment, {"spec": {"replicas": 0}})["spec"]["replicas"]:
                 self.cluster.remove("Pod", name, "shop")
         for name, body in deployments.items():
             for number in range(body["spec"]["replicas"]):

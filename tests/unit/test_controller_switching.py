@@ -1,6 +1,7 @@
 """Make before break: when routes move, when old pods go, and what happens when new pods do not come."""
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,10 +17,9 @@ ALL_OLD = {"edge-old": 2, "cloud-old": 1}
 ALL = {**ALL_OLD, "edge-new": 2, "cloud-new": 1}
 
 
-def observed(generation: int = 5, acknowledged: int = 5, **more: object) -> Observed:
-    return Observed(
-        generation=generation, acknowledged=acknowledged, **{"ready": ALL_OLD, "slots": {"edge": 9, "cloud": 9}, **more}
-    )  # type: ignore[arg-type]
+def observed(generation: int = 5, acknowledged: int = 5, **more: Any) -> Observed:
+    given: dict[str, Any] = {"ready": ALL_OLD, "slots": {"edge": 9, "cloud": 9}, **more}
+    return Observed(generation=generation, acknowledged=acknowledged, **given)
 
 
 TIGHT = observed(slots={"edge": 2, "cloud": 2})

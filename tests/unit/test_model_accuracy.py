@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from splitplane.cli import app
-from splitplane.model import CalibrationError, Partition, load_partition
+from splitplane.model import CalibrationError, ModelSource, Partition, load_partition
 from splitplane.model.accuracy import compare_codecs
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.profile import Codec
@@ -21,17 +22,17 @@ SAMPLES = 40
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[blobs.ModelSource, Path]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSource, Path]:
     return blobs.write(tmp_path_factory.mktemp("blobs"), SAMPLES)
 
 
 @pytest.fixture(scope="module")
-def partition(files: tuple[blobs.ModelSource, Path]) -> Partition:
+def partition(files: tuple[ModelSource, Path]) -> Partition:
     return load_partition(files[0], 0, None)
 
 
 @pytest.fixture(scope="module")
-def calibration(files: tuple[blobs.ModelSource, Path]) -> Calibration:
+def calibration(files: tuple[ModelSource, Path]) -> Calibration:
     return read_calibration(files[1], blobs.INPUTS)
 
 
@@ -77,7 +78,12 @@ def test_without_labels_the_loss_is_how_often_the_answer_is_another(
 
 def test_samples_cross_apart_as_requests_of_one_do(partition: Partition, calibration: Calibration) -> None:
     sizes = []
-    watched = codec(lambda value: sizes.append(len(value)) or value)
+
+    def watch(value: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(value))
+        return value
+
+    watched = codec(watch)
     compare_codecs(partition, calibration.first(5), {"watched": watched}, [1])
     assert sizes == [1] * 5
 
@@ -91,15 +97,13 @@ def test_samples_cross_apart_as_requests_of_one_do(partition: Partition, calibra
         ({"image": np.array([{}], dtype=object)}, "cannot read calibration inputs"),
     ],
 )
-def test_calibration_files_that_do_not_fit_are_refused(
-    tensors: dict[str, np.ndarray], message: str, tmp_path: Path
-) -> None:
-    np.savez(tmp_path / "inputs.npz", **tensors)
+def test_calibration_files_that_do_not_fit_are_refused(tensors: dict[str, Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "inputs.npz", allow_pickle=True, **tensors)
     with pytest.raises(CalibrationError, match=message):
         read_calibration(tmp_path / "inputs.npz", blobs.INPUTS)
 
 
-def test_the_command_tells_loss_for_each_cut_and_codec(files: tuple[blobs.ModelSource, Path]) -> None:
+def test_the_command_tells_loss_for_each_cut_and_codec(files: tuple[ModelSource, Path]) -> None:
     source, calibration = files
     arguments = ["--input", "image:FP32:-1,1,12,12", "--weights", str(source.weights_uri)]
     arguments += ["--calibration", str(calibration), "--samples", "20"]

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from splitplane.cli import app
-from splitplane.model import CalibrationError, load_partition, scores
+from splitplane.model import CalibrationError, ModelSource, load_partition, scores
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.inversion import draw
 from splitplane.model.leak import choose_cuts, defended, measure_leak, spread
@@ -77,12 +77,12 @@ def test_the_decoder_draws_what_it_is_shown_and_nothing_where_there_is_nothing()
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[blobs.ModelSource, Path]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSource, Path]:
     return blobs.write(tmp_path_factory.mktemp("blobs"), 240)
 
 
 def test_deeper_cuts_and_noise_leak_less_and_the_controls_tell_that_the_attack_works(
-    files: tuple[blobs.ModelSource, Path],
+    files: tuple[ModelSource, Path],
 ) -> None:
     partition = load_partition(files[0], 0, None)
     last = len(partition.graph.cuts) - 2
@@ -104,7 +104,7 @@ def test_deeper_cuts_and_noise_leak_less_and_the_controls_tell_that_the_attack_w
     assert replace(report, input_control=0.95).weakness == ""
 
 
-def test_too_few_inputs_are_refused(files: tuple[blobs.ModelSource, Path]) -> None:
+def test_too_few_inputs_are_refused(files: tuple[ModelSource, Path]) -> None:
     partition = load_partition(files[0], 0, None)
     few = read_calibration(files[1], blobs.INPUTS).first(10)
     with pytest.raises(CalibrationError, match="20 calibration inputs at least"):
@@ -132,7 +132,7 @@ def test_tokens_are_recovered_from_their_embeddings_and_not_from_those_of_others
     assert target.score == "share of tokens recovered"
 
 
-def test_the_command_names_its_attack_and_its_controls(files: tuple[blobs.ModelSource, Path]) -> None:
+def test_the_command_names_its_attack_and_its_controls(files: tuple[ModelSource, Path]) -> None:
     source, calibration = files
     arguments = ["--input", "image:FP32:-1,1,12,12", "--weights", str(source.weights_uri), "--cut", "1"]
     arguments += ["--calibration", str(calibration), "--budget", "4", "--threads", "1"]

@@ -157,7 +157,7 @@ def test_what_was_not_used_for_longest_makes_room(
         def free(self) -> int:
             return 12_500_000 - sum(path.stat().st_size for path in cache.iterdir())
 
-    monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: Full())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Full())
     check(opened(f"http://127.0.0.1:{web}/model%20v1.safetensors", origin), origin)
     assert [len(set(path.name)) == 1 and path.name[0] for path in cache.glob("[abc]" * 64)] == ["c"]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -81,7 +81,9 @@ async def answered(channels: Channels, address: str) -> None:
     """Wait until a stage answers these channels."""
     async with asyncio.timeout(60):
         while True:
-            method = channels.get(address).unary_unary("/inference.GRPCInferenceService/ServerReady")
+            method: Callable[..., Awaitable[bytes]] = channels.get(address).unary_unary(
+                "/inference.GRPCInferenceService/ServerReady"
+            )
             try:
                 if await method(b"", timeout=5):
                     return

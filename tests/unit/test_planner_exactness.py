@@ -249,7 +249,7 @@ def test_two_way_splits_equal_the_minimum_cut_of_dads(seed: int):
     st.lists(st.tuples(st.floats(1.0, 5.0), st.integers(1, 9), st.integers(0, 5), st.integers(0, 9)), min_size=1),
     st.lists(st.tuples(st.floats(1.0, 9.0), st.integers(1, 9), st.integers(0, 5), st.integers(0, 9)), min_size=1),
 )
-def test_a_cover_never_claims_more_than_is_known(known: list[tuple], asked: list[tuple]):
+def test_a_cover_never_claims_more_than_is_known(known: list[tuple[float, ...]], asked: list[tuple[float, ...]]):
     leaks = np.array([plan[2] / 5.0 for plan in (*known, *asked)])
     losses = np.array([plan[3] for plan in (*known, *asked)])
     cover = Cover(leaks, losses, 1.0, 4.0)

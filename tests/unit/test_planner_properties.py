@@ -155,6 +155,7 @@ def test_the_active_plan_stays_while_its_link_is_not_measured(bandwidth: Measure
     remembered = plan(snapshot, POLICY, 500.0)
     assert remembered.target.plan == first.target.plan
     assert remembered.target.predicted.p95_seconds == pytest.approx(first.target.predicted.p95_seconds)
+    assert snapshot.active is not None
     forgotten = plan(replace(snapshot, active=replace(snapshot.active, inputs=None)), POLICY, 500.0)
     assert (forgotten.gate, forgotten.target.plan) == ("metrics", first.target.plan)
 

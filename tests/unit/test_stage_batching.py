@@ -305,7 +305,7 @@ async def test_every_request_of_a_batch_gets_its_own_answer_and_shapes_are_never
             for turn in range(20):
                 value, width, samples = number + turn / 100, 1 + number % 3, 1 + number % 2
                 answer = await stage.send(value, width, Limits(samples=16), samples)
-                assert torch.equal(answer, torch.full((samples, width), 2 * torch.tensor(value)))
+                assert torch.equal(answer, 2 * torch.full((samples, width), value))
 
         await asyncio.gather(*(client(number) for number in range(24)))
         assert max(samples for samples, _ in stage.partition.shapes) > 4
@@ -316,6 +316,7 @@ async def test_every_request_of_a_batch_gets_its_own_answer_and_shapes_are_never
         assert sample("splitplane_stage_duration_seconds_count", {**common, "range": "0-1"}) == 24 * 20
         # The planner hears what a request takes by itself, batched or not.
         seconds = sample("splitplane_stage_duration_seconds_sum", {**common, "range": "0-1"})
+        assert seconds is not None
         assert 0.003 < seconds / (24 * 20) < 0.02
 
 
@@ -333,7 +334,7 @@ async def test_an_unlucky_request_fails_alone():
                 *(stage.send(value, 3, Limits(samples=16)) for value in (1.0, 2.0, -13.0, 4.0)), return_exceptions=True
             )
             assert isinstance(answers[2], InferenceError)
-            assert [float(answers[index][0, 0]) for index in (0, 1, 3)] == [2, 4, 8]
+            assert [float(answer[0, 0]) for answer in answers if isinstance(answer, torch.Tensor)] == [2, 4, 8]
 
 
 async def test_a_codec_of_one_request_does_not_depend_on_the_others_in_its_batch():

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -35,10 +36,14 @@ async def waiting(worker: Worker, depth: int) -> None:
 
 
 async def test_work_is_done_in_order_on_another_thread():
-    worker, order = Worker(10), []
-    results = await asyncio.gather(
-        *(worker.run(lambda i=i: (order.append(i), threading.current_thread().name)[1]) for i in range(10))
-    )
+    worker = Worker(10)
+    order: list[int] = []
+
+    def work(number: int) -> str:
+        order.append(number)
+        return threading.current_thread().name
+
+    results = await asyncio.gather(*(worker.run(partial(work, number)) for number in range(10)))
     assert order == list(range(10))
     assert {done.result for done in results} == {"compute"}
     assert worker.depth == 0

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -87,8 +88,8 @@ async def running(
 X = from_torch("x", torch.tensor([[1.0, 3.0]]))
 
 
-def request(*hops: Hop, **changes: object) -> InferRequest:
-    parameters = {ROUTE: encode_route(hops), GENERATION: 5} if hops else {}
+def request(*hops: Hop, **changes: Any) -> InferRequest:
+    parameters: dict[str, Any] = {ROUTE: encode_route(hops), GENERATION: 5} if hops else {}
     return replace(InferRequest(model_name="p", inputs=(X,), parameters=parameters), **changes)
 
 
@@ -239,7 +240,12 @@ async def test_a_stage_that_drains_is_not_ready_but_answers():
 
 async def test_emulated_slowness_counts_as_compute():
     async with running() as stage:
-        stage.model._computer.pace = lambda _core, _wall: time.sleep(0.05) or 0.05
+
+        def slow(_core: float, _wall: float) -> float:
+            time.sleep(0.05)
+            return 0.05
+
+        stage.model._computer.pace = slow
         await send(stage.address, request())
         labels = {"namespace": "n", "pipeline": "p", "tier": "edge", "range": "0-3"}
         seconds = stage.registry.get_sample_value("splitplane_stage_duration_seconds_sum", labels)
@@ -249,9 +255,9 @@ async def test_emulated_slowness_counts_as_compute():
         assert squared == pytest.approx(seconds**2)
 
 
-async def test_an_unforeseen_failure_is_an_internal_error_that_tells_no_details(caplog):
+async def test_an_unforeseen_failure_is_an_internal_error_that_tells_no_details(caplog, monkeypatch):
     async with running() as stage:
-        stage.partition.run = lambda *_: 1 // 0
+        monkeypatch.setattr(stage.partition, "run", lambda *_: 1 // 0)
         error = await refused(stage.address, request())
         assert (error.failure, error.message) == (Failure.INTERNAL, "ZeroDivisionError; the server's log says more")
         assert "integer division" in caplog.text

@@ -8,10 +8,10 @@ constants are never sent.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import networkx as nx  # type: ignore[import-untyped]
+import networkx as nx
 import sympy  # type: ignore[import-untyped]
 import torch
-from networkx.algorithms.flow import edmonds_karp  # type: ignore[import-untyped]
+from networkx.algorithms.flow import edmonds_karp
 from torch import fx
 
 from splitplane.model.operations import is_heavy

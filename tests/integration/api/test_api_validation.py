@@ -145,7 +145,8 @@ class Twins:
 
     def resource(self, value: Any) -> Object:
         resource: Object = self.base()
-        *parents, last = (int(part) if part.isdecimal() else part for part in self.path.split("/"))
+        parts: list[Any] = [int(part) if part.isdecimal() else part for part in self.path.split("/")]
+        *parents, last = parts
         target: Any = functools.reduce(lambda node, part: node[part], parents, resource)
         target[last] = value
         return resource
@@ -328,7 +329,7 @@ def _create(api: client.CustomObjectsApi, resource: Object) -> str:
     except client.ApiException as error:
         if error.status not in (400, 422):
             raise
-        return str(json.loads(error.body)["message"])
+        return str(json.loads(error.body or "{}")["message"])
     return ""
 
 
@@ -380,7 +381,7 @@ def test_least_pipeline_gets_its_defaults(api: client.CustomObjectsApi) -> None:
             "gateway": {"tier": "edge"},
         },
     }
-    made = api.create_namespaced_custom_object(
+    made: Any = api.create_namespaced_custom_object(
         "splitplane.dev", "v1alpha1", "default", "inferencepipelines", least, dry_run="All"
     )
     assert made["status"] == {"observedGeneration": -1}

@@ -73,7 +73,7 @@ async def test_another_split_then_a_higher_minimum_take_over_without_a_lost_requ
         ns.apply(cases.pipeline("moving", cases.model(digest), *two, partitioning=split))
         await until(
             lambda: ns.status("moving").get("replicas") == "edge 2/2, cloud 1/1",
-            seconds=120, what=lambda: f"two replicas on edge; status {ns.status('moving')}",
+            seconds=120, what="two replicas on edge",
         )  # fmt: skip
     assert requests.failures == []
     status = ns.status("moving")

@@ -103,11 +103,10 @@ class Pods:
 
         return str(until(f"pod {name} waiting with {reason}", look).get("message", ""))
 
-    def output(self, name: str) -> Object:
+    def output(self, name: str) -> Any:
         """What a completed pod has printed, as JSON."""
         self.phase(name, "Succeeded")
-        found: Object = json.loads(self("logs", name))
-        return found
+        return json.loads(self("logs", name))
 
     def events(self, name: str) -> list[tuple[str, str]]:
         """(reason, message) of a pod's events."""
