@@ -241,7 +241,7 @@ def test_images_can_be_pinned_by_digest() -> None:
 
 
 def test_values_may_have_the_forms_that_kubernetes_has(tmp_path: Path) -> None:
-    values = {
+    values: dict[str, Any] = {
         "resources": {"requests": {"cpu": 0.5, "memory": "256Mi"}, "limits": {"cpu": 2, "memory": 1073741824}},
         "linkTarget": {"resources": {"requests": {"cpu": "10m"}}},
         "imagePullSecrets": [{"name": "one"}, "two"],
