@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from benchmarks import planner_arbitration, planner_fleet, planner_frontier, simulation
+from benchmarks import planner_arbitration, planner_fleet, planner_frontier, planner_sites, simulation
 from benchmarks._report import Row, row, write
 from splitplane.domain.measurements import Value
 from splitplane.planner import plan
@@ -25,12 +25,14 @@ LIMIT_MILLISECONDS = 20.0
 
 
 def main() -> list[Row]:
-    """All of it (benchmarks/planner_frontier.py, planner_fleet.py, planner_arbitration.py, simulation.py)."""
+    """All of it (benchmarks/planner_frontier.py, planner_fleet.py, planner_arbitration.py, planner_sites.py,
+    simulation.py)."""
     return [
         *decisions(),
         *planner_frontier.main(),
         *planner_fleet.main(),
         *planner_arbitration.main(),
+        *planner_sites.main(),
         *simulation.main(),
     ]
 

@@ -4,6 +4,7 @@ from splitplane.planner.context import ContradictionError
 from splitplane.planner.keeping import Kept
 from splitplane.planner.planning import choose, explain, frontier, plan
 from splitplane.planner.replay import dump_call, from_dict, load_call, to_dict
+from splitplane.planner.sites import plan_sites
 
 __all__ = [
     "ContradictionError",
@@ -15,5 +16,6 @@ __all__ = [
     "frontier",
     "load_call",
     "plan",
+    "plan_sites",
     "to_dict",
 ]
