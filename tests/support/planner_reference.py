@@ -23,6 +23,7 @@ class Row:
     utilization: float
     leak: float
     loss: int
+    uses: tuple[int, ...] = ()  # stages with pay-per-use
 
     @property
     def traits(self) -> tuple[float, ...]:
@@ -67,13 +68,13 @@ def enumerate_rows(snapshot: Snapshot, policy: Policy) -> Iterator[Row]:
                 if not all(_may_hold(snapshot, policy, tier, first, last) for tier, first, last in held):
                     continue
                 offered = [[c for c in policy.codecs if c in snapshot.profile.cuts[cut].wire_bytes] for cut in cuts]
-                for codecs in product(*offered):
-                    for counts in product(*(_counts(tier) for tier in tiers)):
+                for codecs, uses in product(product(*offered), _uses(tiers)):
+                    for counts in product(*(_counts(tier, k in uses) for k, tier in enumerate(tiers))):
                         stages = tuple(
                             (tier.name, first, last, replicas)
                             for tier, first, last, replicas in zip(tiers, bounds, bounds[1:], counts, strict=False)
                         )
-                        row = _row(snapshot, policy, stages, codecs)
+                        row = _row(snapshot, policy, stages, codecs, uses)
                         if row is not None:
                             yield row
 
@@ -105,9 +106,16 @@ def _near(rows: list[Row], name: str, tolerance: float) -> list[Row]:
     return [row for row in rows if getattr(row, name) <= least + abs(least) * tolerance]
 
 
-def _counts(tier: Tier) -> range:
+def _uses(tiers: tuple[Tier, ...]) -> list[tuple[int, ...]]:
+    """Sets of stages with pay-per-use: none, the first, the last, or both, where tiers offer it."""
+    ends = sorted({0, len(tiers) - 1})
+    able = [k for k in ends if tiers[k].pay_per_use is not None]
+    return [chosen for count in range(len(able) + 1) for chosen in combinations(able, count)]
+
+
+def _counts(tier: Tier, use: bool) -> range:
     high = min(tier.max_replicas, tier.slots)
-    return range(min(high, max(1, tier.min_replicas)), high + 1)
+    return range(min(high, max(0 if use else 1, tier.min_replicas)), high + 1)
 
 
 def _may_hold(snapshot: Snapshot, policy: Policy, tier: Tier, first: int, last: int) -> bool:
@@ -118,13 +126,15 @@ def _may_hold(snapshot: Snapshot, policy: Policy, tier: Tier, first: int, last: 
 
 
 def _row(
-    snapshot: Snapshot, policy: Policy, stages: tuple[tuple[str, int, int, int], ...], codecs: tuple[str, ...]
-) -> Row | None:
+    snapshot: Snapshot, policy: Policy, stages: tuple[tuple[str, int, int, int], ...], codecs: tuple[str, ...],
+    uses: tuple[int, ...],
+) -> Row | None:  # fmt: skip
     profile = snapshot.profile
     tiers = {tier.name: tier for tier in snapshot.tiers}
     rate = max(0.01, known(snapshot.arrival_rate) or 0.0)
     cost, fixed, leak, loss = 0.0, 0.0, 0.0, 0
     stations: list[tuple[float, float, int]] = []
+    alone: list[tuple[float, float]] = []
     path: list[tuple[str, str]] = []
     answer = profile.cuts[-1].wire_bytes["fp32"]
     at = policy.gateway_tier
@@ -154,8 +164,15 @@ def _row(
                 return None
         if k + 1 < len(stages):
             service += profiled.codec_times[codecs[k]].encode_seconds_per_byte * full[last].wire_bytes["fp32"]
-        stations.append((service, profiled.time_cv, count))
         cost += count * (known(tier.price_per_hour) or 0.0)
+        if k in uses and (terms := tier.pay_per_use) is not None:
+            lost = _overflow(count, rate * service, snapshot.arrival_scv)
+            per_request = terms.price_per_request + terms.price_per_second * (service + terms.extra_seconds)
+            cost += 3600 * rate * lost * per_request
+            fixed += terms.extra_seconds * min(1.0, 20 * lost)
+            alone.append((service, profiled.time_cv))
+        else:
+            stations.append((service, profiled.time_cv, count))
         at = name
     for source, target in reversed(path):
         bandwidth, delay = _link(snapshot, source, target)
@@ -164,8 +181,19 @@ def _row(
         cost += answer * rate * 3600 / 2**30 * tiers[source].egress_price_per_gib
     if policy.max_accuracy_loss is not None and loss * 0.001 > policy.max_accuracy_loss * (1 + 1e-9):
         return None
-    p95, utilization = respond(stations, fixed, rate, snapshot.arrival_scv)
-    return Row(stages, codecs, p95, cost, utilization, leak, loss)
+    p95, utilization = respond(stations, alone, fixed, rate, snapshot.arrival_scv)
+    return Row(stages, codecs, p95, cost, utilization, leak, loss, uses)
+
+
+def _overflow(servers: int, offered: float, scv: float) -> float:
+    """Erlang's B by Hayward's approximation, between whole numbers of servers linear in the logarithm."""
+    z = (1 + scv) / 2
+    below = math.floor(servers / z)
+    low = high = 1.0
+    for count in range(1, below + 2):
+        low, high = high, offered / z * high / (count + offered / z * high)
+    part = servers / z - below
+    return float(low ** (1 - part) * high**part)
 
 
 def _loss(snapshot: Snapshot, codec: str, cut: int) -> int:
@@ -186,20 +214,24 @@ def _link(snapshot: Snapshot, source: str, target: str) -> tuple[float, float]:
     return known(link.bandwidth_bytes_per_second) or 1.0, known(link.delay_seconds) or 0.0
 
 
-def respond(stations: list[tuple[float, float, int]], fixed: float, rate: float, scv: float) -> tuple[float, float]:
-    """95th percentile and highest utilisation of a line of (service, coefficient of variation, servers) stations."""
-    busiest = max(rate * service / servers for service, _, servers in stations)
+def respond(
+    stations: list[tuple[float, float, int]], alone: list[tuple[float, float]], fixed: float, rate: float, scv: float
+) -> tuple[float, float]:
+    """95th percentile and highest utilisation of a line of (service, coefficient of variation, servers) stations, and
+    of (service, coefficient of variation) where nobody queues."""
+    busiest = max((rate * service / servers for service, _, servers in stations), default=0.0)
     if busiest >= 1:
         return math.inf, busiest
-    waits = [_wait(*station, rate, scv) for station in stations]
-    spreads = [(cv * service) ** 2 for service, cv, _ in stations]
-    coupling = min(1.0, math.sqrt(sum(spreads) / sum(service**2 for service, _, _ in stations)))
+    waits = [_wait(*station, rate, scv) for station in stations] or [(0.0, 0.0, 0.0)]
+    services = [*((service, cv) for service, cv, _ in stations), *alone]
+    spreads = [(cv * service) ** 2 for service, cv in services]
+    coupling = min(1.0, math.sqrt(sum(spreads) / sum(service**2 for service, _ in services)))
     mean, variance, third = (
         max(cumulant) + coupling * (sum(cumulant) - max(cumulant)) for cumulant in zip(*waits, strict=True)
     )
-    mean += fixed + sum(service for service, _, _ in stations)
+    mean += fixed + sum(service for service, _ in services)
     variance += sum(spreads)
-    third += sum(2 * cv**4 * service**3 for service, cv, _ in stations)
+    third += sum(2 * cv**4 * service**3 for service, cv in services)
     deviation = math.sqrt(variance)
     skew = min(2.585, third / (deviation**3 + 1e-300))
     p95 = mean + deviation * (1.6449 + skew * (0.2880 - 0.0557 * skew))

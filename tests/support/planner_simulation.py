@@ -36,7 +36,7 @@ def percentile(times: Array, share: float) -> Array:
 
 
 def _simulate(lines: Sequence[Line], requests: int, rng: np.random.Generator) -> Array:
-    gaps = np.stack([_gaps(line, requests, rng) for line in lines])
+    gaps = np.stack([gaps(line, requests, rng) for line in lines])
     arrivals = np.cumsum(gaps, axis=1)
     times = arrivals.copy()
     for place in range(max(len(line.stations) for line in lines)):
@@ -68,7 +68,7 @@ def _serve(reached: Array, mean: Array, cv: Array, servers: NDArray[np.int64], r
     return left
 
 
-def _gaps(line: Line, requests: int, rng: np.random.Generator) -> Array:
+def gaps(line: Line, requests: int, rng: np.random.Generator) -> Array:
     """Inter-arrival times: constant, gamma distributed (up to exponential), or hyperexponential with balanced means."""
     scv, mean = line.arrival_scv, 1.0 / line.rate
     if scv == 0.0:

@@ -71,6 +71,19 @@ def test_other_kinds_of_plan_are_shown_with_the_limits_that_they_break(profile: 
     assert "|cloud:" in line(output, "other-split")
 
 
+def test_pay_per_use_takes_what_is_left_beyond_the_replicas_that_pay(profile: str):
+    """A replica in the cloud costs 0.30 per hour; the same seconds by the use cost a fifth more."""
+    asked = ("plan", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--pay-per-use", "cloud=0.0001/s,30ms")
+    quiet, busy = (run(*asked, "--rate", rate, "--price", "edge=3") for rate in ("1", "20"))
+    assert "2+0 & pay-per-use" in line(quiet, "chosen")
+    assert "& pay-per-use" in line(busy, "chosen")
+    assert "+0 & pay-per-use" not in line(busy, "chosen")
+    told = [line(output, "cloud: replicas pay").split("; paid by the use: ") for output in (quiet, busy)]
+    assert told[0][0].split("from ")[1].startswith("1: ")
+    assert told[0][1] == "100.0% of the requests"
+    assert 5.0 < float(told[1][1].split("%")[0]) < 80.0
+
+
 def test_a_recorded_call_replays(profile: str):
     call = run(
         "plan", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--price", "cloud=0.60", "--record"
@@ -138,6 +151,8 @@ def test_the_frontier_is_drawn(profile: str, tmp_path: Path):
         ("--price", "moon=1", "moon"),
         ("--price", "cloud=cheap", "cloud=0.30"),
         ("--without", "moon", "moon"),
+        ("--pay-per-use", "moon=1", "moon"),
+        ("--pay-per-use", "cloud=cheap", "cloud=0.00002/s,40ms"),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "explain", "frontier"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from splitplane.domain.measurements import Value
 from splitplane.domain.profiles import CodecTimes, DeviceProfile, Profile
-from splitplane.domain.snapshots import Link, Policy, Preference, Snapshot, Tier
+from splitplane.domain.snapshots import Link, PayPerUse, Policy, Preference, Snapshot, Tier
 from splitplane.planner import plan
 from splitplane.planner import search as searching
 from splitplane.planner.choice import pick
@@ -47,6 +47,53 @@ def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_frontier_of_a_thousand_random_pipelines_is_that_of_a_full_enumeration(batch: int):
     sizes = [assert_exact(*random_case(seed), f"seed {seed}") for seed in range(100 * batch, 100 * (batch + 1))]
     assert np.mean(np.array(sizes) > 1) > 0.4, "too few of the cases have a choice"
+
+
+def with_use(seed: int) -> tuple[Snapshot, Policy]:
+    """A random pipeline, some of whose tiers offer capacity that is paid by the use."""
+    snapshot, policy = random_case(seed)
+    rng = random.Random(seed)
+    hourly = {tier.name: known_price(tier) for tier in snapshot.tiers}
+
+    def offer(tier: Tier) -> PayPerUse | None:
+        if rng.random() < 0.3:
+            return None
+        # A replica that is busy all the time costs from a tenth to twice of what the same use does.
+        second = hourly[tier.name] / 3600.0 * rng.uniform(0.5, 10.0)
+        by_time = rng.random() < 0.5
+        return PayPerUse(0.0 if by_time else 0.1 * second, second if by_time else 0.0, rng.choice((0.0, 0.05, 0.3)))
+
+    return replace(snapshot, tiers=tuple(replace(tier, pay_per_use=offer(tier)) for tier in snapshot.tiers)), policy
+
+
+def known_price(tier: Tier) -> float:
+    return max(0.02, tier.price_per_hour.value) if isinstance(tier.price_per_hour, Value) else 0.1
+
+
+@pytest.mark.parametrize("batch", range(4))
+@pytest.mark.usefixtures("bounded")
+def test_the_frontier_with_pay_per_use_is_that_of_a_full_enumeration(batch: int):
+    sizes, paid = [], 0
+    for seed in range(20_000 + 50 * batch, 20_000 + 50 * (batch + 1)):
+        case = with_use(seed)
+        sizes.append(assert_exact(*case, f"seed {seed}"))
+        context = build_context(*case)
+        found = frontier_of_lines(context, context.rate)
+        paid += any(table.layout.pay_per_use for table in found.tables)
+    assert np.mean(np.array(sizes) > 1) > 0.4
+    assert paid > 10, "too few of the cases use what they offer"
+
+
+def test_the_best_of_all_plans_with_pay_per_use_is_the_best_of_the_frontier():
+    for seed in range(21_000, 21_080):
+        snapshot, policy = with_use(seed)
+        context = build_context(snapshot, policy)
+        whole, found = contenders(context, context.rate), frontier_of_lines(context, context.rate)
+        assert bool(len(whole)) == bool(len(found)), seed
+        if len(found):
+            picked, best = (each.candidate(context, pick(policy, each)) for each in (whole, found))
+            assert picked.predicted.cost_per_hour == pytest.approx(best.predicted.cost_per_hour, rel=1e-9), seed
+            assert picked.predicted.p95_seconds == best.predicted.p95_seconds, seed
 
 
 def test_the_best_of_all_plans_that_carry_the_load_is_the_best_of_the_frontier():

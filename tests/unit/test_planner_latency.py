@@ -10,9 +10,19 @@ from hypothesis import strategies as st
 from splitplane.domain.plans import Plan, Stage
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess
-from splitplane.planner.queueing import Response, Station, damp, percentile_95, respond, round_up, wait, waiting_chance
+from splitplane.planner.queueing import (
+    Response,
+    Station,
+    damp,
+    overflow_share,
+    percentile_95,
+    respond,
+    round_up,
+    wait,
+    waiting_chance,
+)
 from tests.support.planner_cases import POLICY, SNAPSHOT
-from tests.support.planner_simulation import Line, percentile, simulate
+from tests.support.planner_simulation import Line, gaps, percentile, simulate
 
 
 def predict(line: Line) -> Response:
@@ -179,3 +189,49 @@ def test_the_highest_rate_keeps_the_busiest_station_at_the_ceiling():
     context = build_context(SNAPSHOT, POLICY)
     plan = Plan((Stage("edge", 0, 6, 0, 6, 3),))
     assert assess(context, plan).predicted.max_rate_per_second == pytest.approx(3 * 0.7 / (8 * 0.0502 + 0.002))
+
+
+def served_elsewhere(servers: int, service: float, cv: float, scv: float, requests: int = 60_000) -> float:
+    """Share of requests that find all servers busy, by an event simulation in which those go away."""
+    rng = np.random.default_rng(7)
+    at = np.cumsum(gaps(Line((), rate=1.0, arrival_scv=scv), requests, rng))
+    times = rng.standard_gamma(1.0 / cv**2, size=requests) * service * cv**2
+    free = np.zeros(servers)
+    lost = 0
+    for arrival, seconds in zip(at.tolist(), times.tolist(), strict=True):
+        first = int(free.argmin())
+        if free[first] > arrival:
+            lost += 1
+        else:
+            free[first] = arrival + seconds
+    return lost / requests
+
+
+@pytest.mark.parametrize(("servers", "service"), [(1, 0.4), (2, 1.5), (4, 3.0), (8, 5.0)])
+@pytest.mark.parametrize(("scv", "within"), [(1.0, 0.06), (2.0, 0.25), (0.5, 0.30)])
+def test_what_finds_all_replicas_busy_agrees_with_an_event_simulation(
+    servers: int, service: float, scv: float, within: float
+):
+    predicted = overflow_share(np.array([float(servers)]), np.array([service]), scv)[0]
+    assert predicted == pytest.approx(served_elsewhere(servers, service, 0.3, scv), rel=within)
+
+
+@given(st.floats(0.01, 40.0), st.floats(0.1, 4.0))
+def test_with_more_replicas_less_is_paid_by_the_use(offered: float, scv: float):
+    share = overflow_share(np.arange(33.0), np.full(33, offered), scv)
+    assert share[0] == 1.0
+    assert (np.diff(share) <= 0.0).all()
+
+
+def test_where_nobody_queues_only_who_is_served_elsewhere_takes_longer():
+    def of(servers: float) -> Response:
+        station = Station(np.array([0.2]), 0.0, np.array([servers]), extra=0.5)
+        return respond([station], constant=np.zeros(1), rate=5.0, arrival_scv=1.0)
+
+    none, one, many = of(0.0), of(1.0), of(16.0)
+    assert none.mean[0] == pytest.approx(0.7)
+    assert none.p95[0] == pytest.approx(0.7, rel=0.005)
+    assert one.mean[0] == pytest.approx(0.2 + 0.5 * 0.5)  # Erlang's B of one server with one busy on average
+    assert one.p95[0] == pytest.approx(0.7, rel=0.005)
+    assert many.p95[0] == pytest.approx(0.2, rel=0.005)
+    assert np.isinf(none.capacity[0])

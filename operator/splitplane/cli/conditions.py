@@ -1,6 +1,7 @@
 """A pipeline, its profile and the conditions that a user states, as the planner's arguments; no cluster is asked."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +14,7 @@ from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.policies import spec_price, to_policy, to_tier
 from splitplane.api.profiles import ModelProfile, to_profile
 from splitplane.domain.measurements import Value
-from splitplane.domain.snapshots import Link, Policy, Snapshot
+from splitplane.domain.snapshots import Link, PayPerUse, Policy, Snapshot
 from splitplane.local.config import parse_delay, parse_rate
 
 M = TypeVar("M", bound=Model)
@@ -29,6 +30,15 @@ Bandwidth = Annotated[
     typer.Option(metavar="[A:B=]RATE[,DELAY]", help="Of all links, as 50Mbit, or of one, as edge:cloud=50Mbit,2ms."),
 ]
 Price = Annotated[list[str] | None, typer.Option(metavar="TIER=PRICE", help="Per replica-hour, for pricePerHour.")]
+PerUse = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pay-per-use",
+        metavar="TIER=PRICE[/s][,DELAY]",
+        help="Capacity of a tier that is paid by the request, or (/s) by the second that one takes, and by how much"
+        " longer one takes there: cloud=0.00002/s,40ms. Only weighed: the operator has none.",
+    ),
+]
 Without = Annotated[list[str] | None, typer.Option(metavar="TIER", help="A tier without ready nodes.")]
 
 Texts = Sequence[str] | None
@@ -38,12 +48,14 @@ _UNLIMITED_BYTES_PER_SECOND = 1.25e11
 
 def arguments(
     file: Path, profile: Path, *,
-    rate: float, scv: float, bandwidth: Texts, price: Texts, without: Texts,
+    rate: float, scv: float, bandwidth: Texts, price: Texts, without: Texts, per_use: Texts = None,
 ) -> tuple[Snapshot, Policy]:  # fmt: skip
     """What the planner would be asked. Raises ``typer.BadParameter``, saying what to write instead."""
     try:
         pipeline, measured = _read(InferencePipeline, file), _read(ModelProfile, profile)
-        snapshot = _snapshot(pipeline, measured, rate, scv, bandwidth or (), price or (), without or ())
+        snapshot = _snapshot(
+            pipeline, measured, rate, scv, bandwidth or (), price or (), without or (), per_use or ()
+        )  # fmt: skip
         return snapshot, to_policy(pipeline.spec)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise typer.BadParameter(str(error)) from error
@@ -62,14 +74,15 @@ def _read(kind: type[M], path: Path) -> M:
 
 def _snapshot(
     pipeline: InferencePipeline, profile: ModelProfile, rate: float, scv: float,
-    bandwidths: Sequence[str], prices: Sequence[str], without: Sequence[str],
+    bandwidths: Sequence[str], prices: Sequence[str], without: Sequence[str], per_use: Sequence[str],
 ) -> Snapshot:  # fmt: skip
     names = [tier.name for tier in pipeline.spec.tiers]
     stated = {}
     for text in prices:
         tier, _, amount = text.partition("=")
         stated[tier] = Value(_number(amount, text, "cloud=0.30"))
-    for name in (*stated, *without):
+    offers = dict(_per_use(text) for text in per_use)
+    for name in (*stated, *without, *offers):
         if name not in names:
             raise ValueError(f"the pipeline has no tier {name!r}: its tiers are {', '.join(names)}")
     links = {(link.source, link.target): link for text in bandwidths for link in _links(text, names)}
@@ -78,11 +91,14 @@ def _snapshot(
         time=0.0,
         profile=to_profile(profile.spec),
         tiers=tuple(
-            to_tier(
-                tier,
-                price_per_hour=stated.get(tier.name) or spec_price(tier),
-                slots=0 if tier.name in without else tier.replicas.max,
-                ready_nodes=0 if tier.name in without else 1,
+            replace(
+                to_tier(
+                    tier,
+                    price_per_hour=stated.get(tier.name) or spec_price(tier),
+                    slots=0 if tier.name in without else tier.replicas.max,
+                    ready_nodes=0 if tier.name in without else 1,
+                ),
+                pay_per_use=offers.get(tier.name),
             )
             for tier in pipeline.spec.tiers
         ),
@@ -104,6 +120,17 @@ def _links(text: str, tiers: Sequence[str]) -> list[Link]:
     bandwidth = Value(_UNLIMITED_BYTES_PER_SECOND if bits is None else bits / 8.0)
     pairs = [(source, target)] if one else [(a, b) for a in tiers for b in tiers if a != b]
     return [Link(*pair, bandwidth, Value(parse_delay(delay or "0"))) for pair in pairs]
+
+
+def _per_use(text: str) -> tuple[str, PayPerUse]:
+    """A tier and what it offers: ``cloud=0.0001``, ``cloud=0.00002/s,40ms``."""
+    tier, _, numbers = text.partition("=")
+    price, _, delay = numbers.partition(",")
+    amount = _number(price.removesuffix("/s"), text, "cloud=0.0001, or cloud=0.00002/s,40ms")
+    extra = parse_delay(delay or "0")
+    if price.endswith("/s"):
+        return tier, PayPerUse(price_per_second=amount, extra_seconds=extra)
+    return tier, PayPerUse(price_per_request=amount, extra_seconds=extra)
 
 
 def _number(text: str, whole: str, example: str) -> float:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from splitplane.cli.conditions import Bandwidth, File, Price, ProfileFile, Rate, Scv, Without, arguments
+from splitplane.cli.conditions import Bandwidth, File, PerUse, Price, ProfileFile, Rate, Scv, Without, arguments
 from splitplane.cli.plans import out, per_thousand, show
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.plans import Candidate
@@ -22,6 +22,7 @@ def frontier(
     scv: Scv = 1.0,
     bandwidth: Bandwidth = None,
     price: Price = None,
+    per_use: PerUse = None,
     without: Without = None,
     most: Annotated[int, typer.Option(help="Rows to print, spread evenly by cost.", min=2)] = 30,
     plot: Annotated[Path | None, typer.Option(help="Draw p95 over cost into a file (PNG, SVG or PDF).")] = None,
@@ -29,7 +30,7 @@ def frontier(
 ) -> None:
     """Show the plans to choose from: every other plan is at most as good in p95, cost, leak and accuracy loss."""
     snapshot, policy = arguments(
-        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without
+        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without, per_use=per_use
     )  # fmt: skip
     try:
         plans = find(snapshot, policy)

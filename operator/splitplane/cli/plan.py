@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from splitplane.cli.conditions import Bandwidth, File, Price, ProfileFile, Rate, Scv, Without, arguments
-from splitplane.cli.plans import out, show
+from splitplane.cli.conditions import Bandwidth, File, PerUse, Price, ProfileFile, Rate, Scv, Without, arguments
+from splitplane.cli.plans import out, show, told_indifference
 from splitplane.planner import dump_call
 from splitplane.planner import plan as decide
 
@@ -20,12 +20,13 @@ def plan(
     scv: Scv = 1.0,
     bandwidth: Bandwidth = None,
     price: Price = None,
+    per_use: PerUse = None,
     without: Without = None,
     record: Annotated[bool, typer.Option(help="Print the planner's arguments as one line of JSON instead.")] = False,
 ) -> None:
     """Show the plan for a pipeline, its routes, and what other kinds of plan would give."""
     snapshot, policy = arguments(
-        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without
+        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without, per_use=per_use
     )  # fmt: skip
     if record:
         typer.echo(dump_call(snapshot, policy, snapshot.time))
@@ -38,3 +39,6 @@ def plan(
     chosen = [("chosen", decision.target)] if decision.target else []
     ways_out = [("way out", route) for route in decision.routes[1:]]
     show([*chosen, *ways_out, *decision.alternatives.items()], rate=rate)
+    if decision.target is not None:
+        for line in told_indifference(snapshot, policy, decision.target.plan):
+            out.print(line, markup=False)

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from splitplane.domain.plans import Candidate
+from splitplane.domain.plans import Candidate, Plan
+from splitplane.domain.snapshots import Policy, Snapshot
+from splitplane.planner import indifference
 
 out = Console(highlight=False, soft_wrap=True)
 if not out.is_terminal:
@@ -29,7 +31,7 @@ def _cells(candidate: Candidate, rate: float) -> tuple[str, ...]:
     predicted = candidate.predicted
     return (
         str(candidate.plan),
-        "+".join(str(stage.replicas) for stage in candidate.plan.stages),
+        "+".join(stage.capacity for stage in candidate.plan.stages),
         _milliseconds(predicted.p50_seconds),
         _milliseconds(predicted.p95_seconds),
         _milliseconds(predicted.p99_seconds),
@@ -37,9 +39,19 @@ def _cells(candidate: Candidate, rate: float) -> tuple[str, ...]:
         _number(per_thousand(candidate, rate), ".3g"),
         _number(predicted.leak, ".2f"),
         _number(predicted.accuracy_loss, ".2%"),
-        f"{predicted.max_rate_per_second:.2f}/s",
+        "any" if math.isinf(predicted.max_rate_per_second) else f"{predicted.max_rate_per_second:.2f}/s",
         ", ".join(candidate.violations),
     )
+
+
+def told_indifference(snapshot: Snapshot, policy: Policy, plan: Plan) -> list[str]:
+    """From which rate on replicas cost less than pay-per-use, a line for each stage whose tier offers that."""
+    lines = []
+    for stage in indifference(snapshot, policy, plan):
+        rates = [f"{number}: {rate:.3g}/s" for number, rate in enumerate(stage.rates, start=1) if math.isfinite(rate)]
+        pays = f"replica by replica from {', '.join(rates)}" if rates else "at no rate"
+        lines.append(f"{stage.tier}: replicas pay {pays}; paid by the use: {stage.share:.1%} of the requests")
+    return lines
 
 
 def per_thousand(candidate: Candidate, rate: float) -> float:

@@ -1,7 +1,7 @@
 """Plans: who runs which segments, how tensors cross, and what that is predicted to give."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,7 +9,8 @@ class Stage:
     """A partition at its place in a route.
 
     Requests run the active range ``[first, last)``; pods keep the resident range
-    ``[resident_first, resident_last)``, which contains it.
+    ``[resident_first, resident_last)``, which contains it. With ``pay_per_use`` a request that finds every replica
+    busy runs on capacity that is paid by the request; such a stage may do without replicas.
     """
 
     tier: str
@@ -18,12 +19,18 @@ class Stage:
     resident_first: int
     resident_last: int
     replicas: int
+    pay_per_use: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.resident_first <= self.first < self.last <= self.resident_last:
             raise ValueError(f"active range [{self.first}, {self.last}) is empty or not inside the resident range")
-        if self.replicas < 1:
+        if self.replicas < (0 if self.pay_per_use else 1):
             raise ValueError(f"a stage needs at least one replica, not {self.replicas}")
+
+    @property
+    def capacity(self) -> str:
+        """Its replicas, for people."""
+        return f"{self.replicas} & pay-per-use" if self.pay_per_use else str(self.replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,8 @@ class Plan:
     @property
     def digest(self) -> str:
         """Ten hexadecimal digits that name this plan: equal plans have equal names."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:10]
+        paid = [str(place) for place, stage in enumerate(self.stages) if stage.pay_per_use]
+        return hashlib.sha256(" ".join((repr(self), *paid)).encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,27 @@ from splitplane.domain.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)
+class PayPerUse:
+    """Capacity of a tier that is there when a request comes, and paid by what runs on it.
+
+    A request costs ``price_per_request`` and ``price_per_second`` of its service, and takes ``extra_seconds`` longer
+    than on a replica of the tier.
+    """
+
+    price_per_request: float = 0.0
+    price_per_second: float = 0.0
+    extra_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Tier:
     """A kind of node as the user named it, and what the cluster has of it now.
 
     ``price_per_hour`` is the price of one replica-hour. ``memory_limit_bytes`` is the pod's limit, ``None`` when
     the user set none. ``slots`` is the number of replicas that ready nodes can hold in all, this pipeline's own
     running replicas included. ``granted`` is how many of them it may have while pipelines that share these nodes want
-    more than there are (``planner.arbitration``); ``None`` while nobody has to give way.
+    more than there are (``planner.arbitration``); ``None`` while nobody has to give way. ``pay_per_use`` is what the
+    tier offers beside replicas.
     """
 
     name: str
@@ -30,6 +44,7 @@ class Tier:
     slots: int
     ready_nodes: int
     granted: int | None = None
+    pay_per_use: PayPerUse | None = None
 
     @property
     def most_replicas(self) -> int:

@@ -2,7 +2,7 @@
 
 from splitplane.planner.context import ContradictionError
 from splitplane.planner.keeping import Kept
-from splitplane.planner.planning import choose, explain, frontier, plan
+from splitplane.planner.planning import choose, explain, frontier, indifference, plan
 from splitplane.planner.replay import dump_call, from_dict, load_call, to_dict
 from splitplane.planner.sites import plan_sites
 
@@ -14,6 +14,7 @@ __all__ = [
     "explain",
     "from_dict",
     "frontier",
+    "indifference",
     "load_call",
     "plan",
     "plan_sites",

@@ -40,6 +40,10 @@ class Site:
     def name(self) -> str:
         return self.tier.name
 
+    def fewest(self, *, pay_per_use: bool) -> int:
+        """Replicas of a stage here at least: none need wait for requests that others can be paid to serve."""
+        return min(self.high, self.tier.min_replicas) if pay_per_use else self.low
+
 
 @dataclass(frozen=True, slots=True)
 class Wire:

@@ -12,9 +12,9 @@ from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Direction, Site, Wire, crossings
 from splitplane.planner.layouts import Layout, layout_of
 from splitplane.planner.options import LOSS_STEP, loss_steps
-from splitplane.planner.queueing import Response, Station, respond
+from splitplane.planner.queueing import Response, Station, overflow_share, respond
 from splitplane.planner.residency import fits, trusted
-from splitplane.planner.stations import egress_cost, round_cost, stage_seconds
+from splitplane.planner.stations import egress_cost, round_cost, stage_seconds, use_cost
 
 _SLACK = 1e-9
 
@@ -102,8 +102,12 @@ def evaluate(
             loss = loss + table.loss[place]
             steps = steps + loss_steps(table.loss[place])
             loss_measured &= table.loss_measured[place]
-        stations.append(_stage(context, site, layout, k))
+        stage = _stage(context, site, layout, k)
+        stations.append(stage)
         cost += layout.replicas[k] * context.weight(site)
+        if k in layout.pay_per_use and site.tier.pay_per_use is not None:
+            share = overflow_share(stage.servers, rate * stage.service, context.arrival_scv)
+            cost += share * use_cost(site.tier.pay_per_use, stage.service, rate)
     answer = np.full(len(layout), context.answer_bytes)
     for hop in reversed(hops):
         if hop is not None:
@@ -165,6 +169,7 @@ def violations(context: Context, plan: Plan) -> tuple[str, ...]:
         or plan.stages[-1].last != end
         or len(plan.stages) > policy.max_partitions
         or not set(plan.codecs) <= codecs
+        or any(stage.pay_per_use and context.tiers[stage.tier].pay_per_use is None for stage in plan.stages)
     ):
         return (*broken, "spec")
     if any(not _fewest(context, stage) <= stage.replicas <= _most(context, stage) for stage in plan.stages):
@@ -225,7 +230,7 @@ def _ungranted(context: Context, plan: Plan, tier: str) -> bool:
 def _fewest(context: Context, stage: Stage) -> int:
     """The tier's minimum, or what its nodes can hold if that is less."""
     site = context.sites.get(stage.tier)
-    return 1 if site is None else site.low
+    return 1 if site is None else site.fewest(pay_per_use=stage.pay_per_use)
 
 
 def _most(context: Context, stage: Stage) -> int:
@@ -271,7 +276,9 @@ def _stage(context: Context, site: Site, layout: Layout, k: int) -> Station:
         decoded=layout.codecs[k - 1] if k > 0 else None,
         encoded=layout.codecs[k] if k + 1 < len(layout.tiers) else None,
     )  # fmt: skip
-    return Station(service, site.device.time_cv, layout.replicas[k].astype(np.float64))
+    terms = site.tier.pay_per_use if k in layout.pay_per_use else None
+    extra = None if terms is None else terms.extra_seconds
+    return Station(service, site.device.time_cv, layout.replicas[k].astype(np.float64), extra)
 
 
 def _link(bandwidth: float | Array, sent: Array) -> Station:

@@ -9,7 +9,7 @@ from splitplane.planner.context import Context
 def describe(candidate: Candidate) -> str:
     """A plan with its replicas and predictions, short enough for a line of a table."""
     predicted = candidate.predicted
-    replicas = "+".join(str(stage.replicas) for stage in candidate.plan.stages)
+    replicas = "+".join(stage.capacity for stage in candidate.plan.stages)
     cost = "cost unknown" if math.isnan(predicted.cost_per_hour) else f"{predicted.cost_per_hour:.2f}/h"
     broken = f", breaks {', '.join(candidate.violations)}" if candidate.violations else ""
     return f"{candidate.plan} x{replicas} (p95 {milliseconds(predicted.p95_seconds)}, {cost}{broken})"

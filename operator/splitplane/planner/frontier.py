@@ -1,7 +1,8 @@
 """The frontier: plans that no other beats or equals in cost, p95, leak and accuracy loss."""
 
+import math
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -79,7 +80,11 @@ def _all_plans(context: Context) -> list[Layout] | None:
     known = context.kept.result(key)
     if known is None:
         lines = list(build_lines(context, TRICKLE))
-        counts = [len(line.first) * line.head.most * line.tail.most for line in lines]
+        counts = [
+            len(line.first)
+            * math.prod(context.sites[tier].high + (place in line.pay_per_use) for place, tier in enumerate(line.tiers))
+            for line in lines
+        ]
         few = sum(counts) <= _FEW and all(line.middle is None for line in lines)
         known = [_every_plan(context, line) for line in lines] if few else "many"
         context.kept.keep(key, known, plans=sum(map(len, known)) if few else 1)
@@ -88,12 +93,15 @@ def _all_plans(context: Context) -> list[Layout] | None:
 
 def _every_plan(context: Context, line: Line) -> Layout:
     """All rows of a line of one or two tiers with all numbers of replicas."""
-    tiers = [context.sites[tier] for tier in line.tiers]
-    ranges = [np.arange(site.low, site.high + 1) for site in tiers]
+    ends = [context.sites[tier] for tier in line.tiers]
+    ranges = [
+        np.arange(site.fewest(pay_per_use=place in line.pay_per_use), site.high + 1) for place, site in enumerate(ends)
+    ]
     grids = [grid.ravel() for grid in np.meshgrid(np.arange(len(line.first)), *ranges, indexing="ij")]
     first, second = line.first[grids[0]], line.second[grids[0]]
-    replicas = (grids[1], np.ones_like(first), grids[-1])
-    return line.layout(context.profile.segments, first, second, replicas)
+    ones = np.ones_like(first)
+    layout = line.layout(context.profile.segments, first, second, (ones, ones, ones))
+    return replace(layout, replicas=tuple(grids[1:]))
 
 
 def frontier_of_other_splits(context: Context, plan: Plan) -> Frontier:
@@ -183,6 +191,8 @@ def _find(context: Context, line: Line, plan: Plan) -> Numbers | None:
     """A plan by its numbers within a line; ``None`` if it is not of that line."""
     if tuple(stage.tier for stage in plan.stages) != line.tiers:
         return None
+    if frozenset(place for place, stage in enumerate(plan.stages) if stage.pay_per_use) != line.pay_per_use:
+        return None
     places = [
         _place(options, cut, context.table.codecs.index(codec))
         for options, cut, codec in zip(
@@ -209,7 +219,7 @@ def _place(options: Options, cut: int, codec: int) -> int | None:
 
 def _same(layout: Layout, other: Layout) -> Bools:
     """Rows of ``layout`` that are the one plan of ``other``."""
-    if layout.tiers != other.tiers:
+    if (layout.tiers, layout.pay_per_use) != (other.tiers, other.pay_per_use):
         return np.zeros(len(layout), dtype=np.bool_)
     columns = zip(
         (*layout.bounds, *layout.codecs, *layout.replicas), (*other.bounds, *other.codecs, *other.replicas), strict=True
@@ -224,7 +234,10 @@ def _limits(context: Context) -> Hashable:
     return (
         (context.gateway, policy.raw_input_stays_trusted, policy.max_leak, policy.max_accuracy_loss),
         (policy.codecs, policy.max_partitions),
-        tuple((tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes) for tier in context.tiers.values()),
+        tuple(
+            (tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes, tier.pay_per_use, tier.min_replicas)
+            for tier in context.tiers.values()
+        ),
         tuple((site.name, site.low, site.high) for site in context.sites.values() if context.affordable(site)),
     )
 

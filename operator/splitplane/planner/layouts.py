@@ -1,6 +1,6 @@
 """Plans as columns for one pass of numpy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,29 +16,32 @@ class Layout:
 
     ``bounds[k]`` is where stage ``k`` starts (``bounds[-1]`` is the model's output), ``codecs[k]`` indexes
     the profile's codecs (``CutTable``) for the crossing after stage ``k``, ``replicas[k]`` counts stage ``k``'s pods.
+    ``pay_per_use`` holds the stages that send what finds those busy to capacity that is paid by the request.
     """
 
     tiers: tuple[str, ...]
     bounds: tuple[Ints, ...]
     codecs: tuple[Ints, ...]
     replicas: tuple[Ints, ...]
+    pay_per_use: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.bounds[0])
 
     def where(self, mask: Bools | Ints) -> "Layout":
         """The rows of a mask, or those at given places."""
-        columns = (tuple(column[mask] for column in part) for part in (self.bounds, self.codecs, self.replicas))
-        return Layout(self.tiers, *columns)
+        bounds, codecs, replicas = (
+            tuple(column[mask] for column in part) for part in (self.bounds, self.codecs, self.replicas)
+        )
+        return replace(self, bounds=bounds, codecs=codecs, replicas=replicas)
 
     def plan(self, context: Context, row: int) -> Plan:
         """The plan of one row, with the residency that its stages get."""
         stages = []
         for k, tier in enumerate(self.tiers):
             first, last = int(self.bounds[k][row]), int(self.bounds[k + 1][row])
-            stages.append(
-                Stage(tier, first, last, *resident_range(context, tier, first, last), int(self.replicas[k][row]))
-            )
+            resident, replicas = resident_range(context, tier, first, last), int(self.replicas[k][row])
+            stages.append(Stage(tier, first, last, *resident, replicas, pay_per_use=k in self.pay_per_use))
         return Plan(tuple(stages), tuple(context.table.codecs[int(codec[row])] for codec in self.codecs))
 
 
@@ -56,13 +59,18 @@ def layout_of(context: Context, plan: Plan) -> Layout:
         (*(np.array([stage.first]) for stage in plan.stages), np.array([plan.stages[-1].last])),
         tuple(np.array([context.table.codecs.index(codec)]) for codec in plan.codecs),
         tuple(np.array([stage.replicas]) for stage in plan.stages),
+        frozenset(place for place, stage in enumerate(plan.stages) if stage.pay_per_use),
     )
 
 
 def with_replicas(context: Context, plan: Plan) -> Layout | None:
     """The plan's routing with every number of replicas; ``None`` where one of its tiers cannot hold any."""
     sites = [context.sites.get(stage.tier) for stage in plan.stages]
-    ranges = [np.arange(site.low, site.high + 1) for site in sites if site is not None]
+    ranges = [
+        np.arange(site.fewest(pay_per_use=stage.pay_per_use), site.high + 1)
+        for site, stage in zip(sites, plan.stages, strict=True)
+        if site is not None
+    ]
     if len(ranges) < len(sites):
         return None
     grids = [grid.ravel() for grid in np.meshgrid(*ranges, indexing="ij")]
@@ -73,4 +81,5 @@ def with_replicas(context: Context, plan: Plan) -> Layout | None:
         tuple(zeros + bound[0] for bound in single.bounds),
         tuple(zeros + codec[0] for codec in single.codecs),
         tuple(grids),
+        single.pay_per_use,
     )

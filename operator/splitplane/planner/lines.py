@@ -48,6 +48,8 @@ class Line:
     after: Options
     first: Ints
     second: Ints
+    pay_per_use: frozenset[int] = frozenset()
+    """Stages whose overflow is paid by the use: the first or the last."""
 
     def other_than(self, cuts: tuple[int, ...]) -> "Line":
         """The rows that are not cut there."""
@@ -65,12 +67,19 @@ class Line:
         """Rows by their options and (head, middle, tail) replicas as a layout; ``end`` is the model's output."""
         crossings = ((), ((self.after, second),), ((self.before, first), (self.after, second)))[len(self.tiers) - 1]
         zeros = np.zeros_like(second)
+        head, middle, tail = replicas
+        counts = self.replicas(first, second, head, tail)
         return Layout(
             self.tiers,
             (zeros, *(options.cut[places] for options, places in crossings), zeros + end),
             tuple(options.codec[places] for options, places in crossings),
-            tuple(replicas[stage] for stage in ((2,), (0, 2), (0, 1, 2))[len(self.tiers) - 1]),
+            tuple((counts[0], middle, counts[1])[stage] for stage in ((2,), (0, 2), (0, 1, 2))[len(self.tiers) - 1]),
+            self.pay_per_use,
         )
+
+    def replicas(self, first: Ints, second: Ints, head: Ints, tail: Ints) -> tuple[Ints, Ints]:
+        """Replicas of head and tail, from what counts them in the search."""
+        return _counted(self.head, first, head), _counted(self.tail, second, tail)
 
 
 def highest_rate(context: Context) -> float:
@@ -94,63 +103,87 @@ def build_lines(context: Context, rate: float) -> Iterator[Line]:
         for tiers in combinations(usable, count):
             hops = [hop for hop in pairwise((context.gateway, *tiers)) if hop[0] != hop[1]]
             if all(hop in context.wires and not context.wires[hop].remembered for hop in hops):
-                line = _build(context, rate, tiers, hops)
-                if line is not None and len(line.first):
-                    yield line
+                for pay_per_use in _ways_to_pay(context, tiers):
+                    line = _build(context, rate, tiers, hops, pay_per_use)
+                    if line is not None and len(line.first):
+                        yield line
 
 
-def _build(context: Context, rate: float, tiers: Sequence[str], hops: Sequence[Direction]) -> Line | None:
+def _ways_to_pay(context: Context, tiers: Sequence[str]) -> Iterator[frozenset[int]]:
+    """Sets of stages whose overflow is paid by the use. One between two others always has replicas for all."""
+    ends = [place for place in {0, len(tiers) - 1} if context.tiers[tiers[place]].pay_per_use is not None]
+    for count in range(len(ends) + 1):
+        yield from (frozenset(places) for places in combinations(ends, count))
+
+
+def _counted(side: Side, option: Ints, count: Ints) -> Ints:
+    return count if side.use is None else side.use.replicas.take(option * side.most + count - 1)
+
+
+def _build(
+    context: Context, rate: float, tiers: Sequence[str], hops: Sequence[Direction], pay_per_use: frozenset[int]
+) -> Line | None:
     sites = [context.sites[tier] for tier in tiers]
     shared = common(context, rate, tiers, hops)
     leaky = context.policy.max_leak is not None and shared.leak[0] > context.policy.max_leak
     if leaky or not shared.bears(rate, ceiling(context)).all():
         return None
     if len(sites) == 1:
-        return _whole(context, rate, sites[0], shared)
+        return _whole(context, rate, sites[0], shared, pay_per_use)
     options = context.options
-    near, out, able_near = _leaving(context, rate, sites[0], sites[1], options)
-    far, into, able_far = _arriving(context, rate, sites[-2], sites[-1], options)
+    uses = 0 in pay_per_use, len(sites) - 1 in pay_per_use
+    near, out, able_near = _leaving(context, rate, sites[0], sites[1], options, pay_per_use=uses[0])
+    far, into, able_far = _arriving(context, rate, sites[-2], sites[-1], options, pay_per_use=uses[1])
     if len(sites) == 2:
         able = able_near & able_far
-        head = side(context, rate, sites[0], near[able], out.where(able))
-        tail = side(context, rate, sites[1], far[able], shared)
+        head = side(context, rate, sites[0], near[able], out.where(able), pay_per_use=uses[0])
+        tail = side(context, rate, sites[1], far[able], shared, pay_per_use=uses[1])
         rows = np.arange(np.count_nonzero(able))
-        return Line(tuple(tiers), head, None, tail, options.where(able), options.where(able), rows, rows)
+        able_options = options.where(able)
+        return Line(tuple(tiers), head, None, tail, able_options, able_options, rows, rows, pay_per_use)
     before, after = options.where(able_near), options.where(able_far)
-    head = side(context, rate, sites[0], near[able_near], out.where(able_near))
-    tail = side(context, rate, sites[2], far[able_far], into.where(able_far).beside(shared))
+    head = side(context, rate, sites[0], near[able_near], out.where(able_near), pay_per_use=uses[0])
+    tail = side(context, rate, sites[2], far[able_far], into.where(able_far).beside(shared), pay_per_use=uses[1])
     first, second = _pairs(context, tiers[1], before, after)
-    return Line(tuple(tiers), head, middle(context, sites[1], before, after), tail, before, after, first, second)
+    between = middle(context, sites[1], before, after)
+    return Line(tuple(tiers), head, between, tail, before, after, first, second, pay_per_use)
 
 
-def _whole(context: Context, rate: float, site: Site, shared: Passage) -> Line:
+def _whole(context: Context, rate: float, site: Site, shared: Passage, pay_per_use: frozenset[int]) -> Line:
     start, end = np.zeros(1, dtype=np.int64), np.array([context.profile.segments])
     service = stage_seconds(context, site, start, end)
-    rows = np.flatnonzero(holds(context, site.name, start, end) & carries(context, rate, site, service))
-    tail = side(context, rate, site, service, shared)
-    return Line((site.name,), NOTHING, None, tail, context.options, context.options, rows, rows)
+    able = holds(context, site.name, start, end)
+    if not pay_per_use:
+        able &= carries(context, rate, site, service)
+    rows = np.flatnonzero(able)
+    tail = side(context, rate, site, service, shared, pay_per_use=bool(pay_per_use))
+    return Line((site.name,), NOTHING, None, tail, context.options, context.options, rows, rows, pay_per_use)
 
 
 def _leaving(
-    context: Context, rate: float, source: Site, target: Site, options: Options
+    context: Context, rate: float, source: Site, target: Site, options: Options, *, pay_per_use: bool
 ) -> tuple[Array, Passage, Bools]:
     """Service of the first stage up to each option, its link to the next, and which options are possible."""
     start = np.zeros_like(options.cut)
     service = stage_seconds(context, source, start, options.cut, encoded=options.codec)
     link = crossing(context, rate, source, target, options)
-    able = carries(context, rate, source, service) & link.bears(rate, ceiling(context))
+    able = link.bears(rate, ceiling(context))
+    if not pay_per_use:
+        able &= carries(context, rate, source, service)
     able &= holds(context, source.name, start, options.cut) & _admissible(context, target, options)
     return service, link, able
 
 
 def _arriving(
-    context: Context, rate: float, source: Site, target: Site, options: Options
+    context: Context, rate: float, source: Site, target: Site, options: Options, *, pay_per_use: bool
 ) -> tuple[Array, Passage, Bools]:
     """Service of the last stage from each option on, its link from the one before, and which options are possible."""
     end = np.full_like(options.cut, context.profile.segments)
     service = stage_seconds(context, target, options.cut, end, decoded=options.codec)
     link = crossing(context, rate, source, target, options)
-    able = carries(context, rate, target, service) & link.bears(rate, ceiling(context))
+    able = link.bears(rate, ceiling(context))
+    if not pay_per_use:
+        able &= carries(context, rate, target, service)
     able &= holds(context, target.name, options.cut, end) & _admissible(context, target, options)
     return service, link, able
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from splitplane.domain.plans import Candidate, Stage
+from splitplane.domain.plans import Candidate, Plan, Stage
 from splitplane.domain.snapshots import Action, Active, Decision, Mode, Policy, Snapshot
 from splitplane.planner import gates
 from splitplane.planner.baselines import baselines, other_split
@@ -15,6 +15,8 @@ from splitplane.planner.context import Context, build_context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.explain import conditions, describe, why_nothing_fits
 from splitplane.planner.keeping import Kept
+from splitplane.planner.paying import Indifference
+from splitplane.planner.paying import indifference as indifference_of
 from splitplane.planner.routes import admissible_routes
 from splitplane.planner.selecting import best_plan, current_frontier
 
@@ -49,6 +51,11 @@ def frontier(snapshot: Snapshot, policy: Policy, *, kept: Kept | None = None) ->
     context = build_context(snapshot, policy, kept)
     found = current_frontier(context)
     return [found.candidate(context, int(place)) for place in np.lexsort((found.p95, found.cost))]
+
+
+def indifference(snapshot: Snapshot, policy: Policy, plan: Plan) -> tuple[Indifference, ...]:
+    """From which rates on replicas of the plan's stages cost less than pay-per-use, where tiers offer that."""
+    return indifference_of(build_context(snapshot, policy), plan)
 
 
 def _decide(context: Context, now: float, *, thorough: bool) -> Decision:

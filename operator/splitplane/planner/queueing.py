@@ -35,11 +35,16 @@ _P99 = (2.326, 2.686, 3.023, 3.33, 3.605, 3.845, 4.051, 4.368, 4.573, 4.687, 4.7
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """One place where requests queue: ``service`` in seconds with coefficient of variation ``cv``, ``servers`` >= 1."""
+    """One place where requests queue: ``service`` in seconds with coefficient of variation ``cv``, ``servers`` >= 1.
+
+    With ``extra`` nobody queues: who finds all servers busy (there may be none) is served elsewhere, which takes so
+    many seconds longer.
+    """
 
     service: Array
     cv: float
     servers: Array
+    extra: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +92,24 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     service = np.array([np.broadcast_to(station.service, shape) for station in stations])
     servers = np.array([np.broadcast_to(station.servers, shape) for station in stations])
     scv = np.array([station.cv**2 for station in stations]).reshape(-1, *(1 for _ in shape))
-    utilization = (rate * service / servers).max(axis=0)
+    lossy = np.array([station.extra is not None for station in stations])
+    busy = rate * service / np.maximum(servers, 1.0)
+    busy[lossy] = 0.0
+    utilization = busy.max(axis=0)
     # A saturated station is far beyond any use; its numbers only have to be numbers.
     bearable = np.minimum(service, servers * (1.0 - 1e-9) / rate)
-    waits = wait(bearable, scv, servers, rate, arrival_scv)
+    waits = wait(bearable, scv, np.maximum(servers, 1.0), rate, arrival_scv)
+    for cumulant in waits:
+        cumulant[lossy] = 0.0
+    extra, felt = _elsewhere(stations, rate, arrival_scv)
     squares = service**2
     spread = (scv * squares).sum(axis=0)
     coupling = coupling_of(spread, squares.sum(axis=0))
     base = (constant + service.sum(axis=0), spread, service_third(service, scv).sum(axis=0))
-    mean, variance, third = (
+    plain, variance, third = (
         part + blend(each.sum(axis=0), each.max(axis=0), coupling) for part, each in zip(base, waits, strict=True)
     )
+    mean, variance, third = plain + extra[0], variance + extra[1], third + extra[2]
     steady, skewed = (
         part + blend(each.sum(axis=0), each.max(axis=0), coupling)
         for part, each in zip(base[1:], damp(*waits[1:]), strict=True)
@@ -108,10 +120,54 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
         mean=np.where(saturated, np.inf, mean),
         deviation=deviation,
         skewness=third / np.maximum(deviation, _TINY) ** 3,
-        p95=np.where(saturated, np.inf, percentile_95(mean, steady, skewed)),
+        p95=np.where(saturated, np.inf, percentile_95(plain + felt, steady, skewed)),
         utilization=utilization,
-        capacity=rate / np.maximum(utilization, _TINY),
+        capacity=np.where(utilization > 0.0, rate / np.maximum(utilization, _TINY), np.inf),
     )
+
+
+def _elsewhere(stations: Sequence[Station], rate: float | Array, arrival_scv: float) -> tuple[Cumulants, float | Array]:
+    """Cumulants of what requests take longer elsewhere, and of that what the 95th percentile feels."""
+    zero = np.zeros(())
+    mean, variance, third, felt = zero, zero, zero, zero
+    for station in stations:
+        if station.extra is not None:
+            share = overflow_share(station.servers, rate * station.service, arrival_scv)
+            variation = share * (1.0 - share)
+            mean = mean + share * station.extra
+            variance = variance + variation * station.extra**2
+            third = third + variation * (1.0 - 2.0 * share) * station.extra**3
+            felt = felt + felt_extra(share, station.extra)
+    return (mean, variance, third), felt
+
+
+def felt_extra(share: Array, extra: float) -> Array:
+    """What the 95th percentile feels of ``extra`` seconds that a share of the requests takes longer: all of them if
+    that is one in twenty. Below, what lies in proportion, which is more than there is."""
+    return extra * np.minimum(1.0, 20.0 * share)
+
+
+def overflow_share(servers: Array, offered: Array, arrival_scv: float) -> Array:
+    """Share of the requests that find all servers busy where nobody queues (Erlang's B), by busy servers ``offered``.
+
+    Exact for Poisson arrivals, whatever the spread of service. Others by Hayward's approximation: as with fewer or
+    more servers and less or more load, in proportion to the peakedness ``(1 + arrival_scv) / 2`` of a renewal stream.
+    With more servers it never grows.
+    """
+    peakedness = (1.0 + arrival_scv) / 2.0
+    servers, offered = np.broadcast_arrays(servers / peakedness, offered / peakedness)
+    below = np.floor(servers)
+    share = np.ones(offered.shape)
+    low = share
+    for count in range(1, int(servers.max(initial=0.0)) + 2):
+        low = np.where(below == count - 1.0, share, low)
+        share = offered * share / (count + offered * share)
+        # Between whole numbers of servers the logarithm is taken to be linear.
+        if peakedness != 1.0:
+            place = np.flatnonzero(below == count - 1.0)
+            part = (servers - below).take(place)
+            low.put(place, low.take(place) ** (1.0 - part) * share.take(place) ** part)
+    return low
 
 
 def wait(service: Array, scv: float | Array, servers: Array, rate: float | Array, arrival_scv: float) -> Cumulants:

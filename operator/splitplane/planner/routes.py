@@ -96,6 +96,7 @@ def _layout(context: Context, plan: Plan, stages: Sequence[Stage]) -> Layout | N
         (ends[0], *cuts, ends[1]),
         tuple(codecs),
         tuple(np.full(rows, stage.replicas) for stage in stages),
+        frozenset(place for place, stage in enumerate(stages) if stage.pay_per_use),
     )
 
 

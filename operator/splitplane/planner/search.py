@@ -117,6 +117,7 @@ class _Search:
         middle = line.middle
         self.prices = {HEAD: line.head.price, MIDDLE: middle.price if middle else 0.0, TAIL: line.tail.price}
         self.most = {HEAD: line.head.most, MIDDLE: middle.most if middle else 1, TAIL: line.tail.most}
+        self.ends = {HEAD: line.head, TAIL: line.tail}
         able = sum(stage for stage, most in self.most.items() if most > 1)
         # Single stages first: what they give rules out much of the rest.
         self.sets = sorted((s for s in range(1, 8) if s & able == s), key=lambda s: (s.bit_count(), s))
@@ -218,7 +219,9 @@ class _Search:
         extra = [count - least[row] for count, least in zip((head, middle, tail), fewest, strict=True)]
         able = np.flatnonzero(np.minimum.reduce(extra) >= 0)
         row, head, middle, tail = (column[able] for column in (row, head, middle, tail))
-        cost = rows.cost[row] + sum(price * more[able] for price, more in zip(self.prices.values(), extra, strict=True))
+        cost = rows.cost[row]
+        for stage, option, more in zip(self.prices, (rows.first[row], row, rows.second[row]), extra, strict=True):
+            cost = cost + self.growth(stage, option, np.ones_like(row), more[able])
         waits = self.middle_waits(rows.seconds[row], middle)
         return self.existing(rows, _Nodes(
             row=row, head=head, middle=middle, tail=tail, growing=np.zeros_like(row), cost=cost,
@@ -230,7 +233,12 @@ class _Search:
         """The corners of ``family(n, stages)`` for all nodes ``n``, where the family is not ruled out."""
         places = np.flatnonzero((nodes.growing & stages) == stages)
         row = nodes.row.take(places)
-        cost = nodes.cost.take(places) + sum(price for stage, price in self.prices.items() if stage & stages)
+        cost = nodes.cost.take(places)
+        for stage, option, count in (
+            (HEAD, rows.first, nodes.head), (MIDDLE, rows.least, nodes.middle), (TAIL, rows.second, nodes.tail)
+        ):  # fmt: skip
+            if stage & stages:
+                cost += self.growth(stage, option.take(row), count.take(places), 1)
         open_ = self.cover.lowest(rows.floor.take(row), cost) > rows.bound.take(row)
         for stage, count in ((HEAD, nodes.head), (MIDDLE, nodes.middle), (TAIL, nodes.tail)):
             if stage & stages:
@@ -263,6 +271,15 @@ class _Search:
             p95=self.p95(rows, row, head, tail, waits), bound=bound, mean=waits[0], variance=waits[1], third=waits[2],
         ))  # fmt: skip
 
+    def growth(self, stage: int, option: Ints, count: Ints, more: Ints | int) -> Array:
+        """What so many ``more`` than ``count`` replicas of a stage add to the cost."""
+        use = None if stage == MIDDLE else self.ends[stage].use
+        if use is None:
+            return np.asarray(self.prices[stage] * more, dtype=np.float64)
+        place = option * self.most[stage] + (count - 1)
+        # Beyond the last place there is nothing to be found; the caller leaves that out.
+        return use.cost.take(place + more, mode="clip") - use.cost.take(place)
+
     def middle_waits(self, seconds: Array, servers: Ints) -> Cumulants:
         middle = self.line.middle
         if middle is None:
@@ -287,13 +304,20 @@ class _Search:
             line = blend(total, largest, coupling)
             line += service if row is None else service.take(row)
             sums.append(line)
+        for side, place in ((self.line.head, near), (self.line.tail, far)):
+            if side.use is not None:
+                sums[0] += side.use.felt.take(place)
         return percentile_95(*sums)
 
     def existing(self, rows: _Rows, nodes: _Nodes) -> _Nodes:
         """The nodes with an infinite p95 for plans that are left out: nobody finds them, but their families count."""
+        if not self.without:
+            return nodes
+        options = rows.first.take(nodes.row), rows.second.take(nodes.row)
+        heads, tails = self.line.replicas(*options, nodes.head, nodes.tail)
         for first, second, head, middle, tail in self.without:
-            left_out = (rows.first.take(nodes.row) == first) & (rows.second.take(nodes.row) == second)
-            left_out &= (nodes.head == head) & (nodes.middle == middle) & (nodes.tail == tail)
+            left_out = (options[0] == first) & (options[1] == second)
+            left_out &= (heads == head) & (nodes.middle == middle) & (tails == tail)
             nodes.p95[left_out] = np.inf
         return nodes
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from splitplane.domain.snapshots import PayPerUse
 from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Direction, Site
 from splitplane.planner.options import Options
-from splitplane.planner.queueing import Cumulants, damp, service_third, wait
-from splitplane.planner.stations import codec_seconds, egress_cost
+from splitplane.planner.queueing import Cumulants, damp, felt_extra, overflow_share, service_third, wait
+from splitplane.planner.stations import codec_seconds, egress_cost, use_cost
 
 _SLACK = 1e-9
 
@@ -36,6 +37,19 @@ class Side:
     capacity: Array
     leak: Array
     loss: Ints
+    use: "Use | None" = None
+    """Where what finds all replicas busy is paid by the use. Counts of replicas are places in its tables then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A stage with pay-per-use, flat over (option, place): replicas, what they and the rest cost with the links, and
+    what the 95th percentile feels of the rest. Places hold the numbers of replicas that no larger one is as cheap as,
+    in rising order; where there are fewer than others have, the last is repeated."""
+
+    replicas: Ints
+    cost: Array
+    felt: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +140,12 @@ def common(context: Context, rate: float, tiers: Sequence[str], hops: Sequence[D
     )
 
 
-def side(context: Context, rate: float, site: Site, service: Array, passage: Passage) -> Side:
+def side(
+    context: Context, rate: float, site: Site, service: Array, passage: Passage, *, pay_per_use: bool = False
+) -> Side:
     """A stage of the given mean service, by option, and the links beside it."""
+    if pay_per_use and site.tier.pay_per_use is not None:
+        return _side_with_use(context, rate, site, site.tier.pay_per_use, service, passage)
     scv, price = site.device.time_cv**2, context.weight(site)
     least = np.maximum(site.low, replicas(context, rate, service))
     servers = np.maximum(np.arange(1.0, site.high + 1.0), least[:, None].astype(np.float64))
@@ -155,6 +173,48 @@ def side(context: Context, rate: float, site: Site, service: Array, passage: Pas
         / np.maximum.reduce([service / site.high, *(link + 0.0 * service for link in passage.links)]),
         leak=np.broadcast_to(passage.leak, service.shape),
         loss=np.broadcast_to(passage.loss, service.shape),
+    )
+
+
+def _side_with_use(
+    context: Context, rate: float, site: Site, terms: PayPerUse, service: Array, passage: Passage
+) -> Side:
+    """The same where nobody queues at the stage: cost falls, then rises with replicas, what is felt never rises."""
+    scv, price = site.device.time_cv**2, context.weight(site)
+    counts = np.arange(site.fewest(pay_per_use=True), site.high + 1)
+    share = overflow_share(counts[None, :].astype(np.float64), rate * service[:, None], context.arrival_scv)
+    cost = counts * price + share * use_cost(terms, service, rate)[:, None] + passage.spend[:, None]
+    # A number of replicas is of use only while no larger one is as cheap.
+    later = np.minimum.accumulate(cost[:, ::-1], axis=1)[:, ::-1]
+    useful = np.concatenate([cost[:, :-1] < later[:, 1:], np.ones((len(service), 1), dtype=np.bool_)], axis=1)
+    places = np.argsort(~useful, axis=1, kind="stable")
+    places = np.take_along_axis(places, np.minimum(np.arange(len(counts)), useful.sum(axis=1)[:, None] - 1), axis=1)
+    felt = np.minimum.accumulate(np.take_along_axis(felt_extra(share, terms.extra_seconds), places, axis=1), axis=1)
+    cost = np.take_along_axis(cost, places, axis=1)
+    most = int(useful.sum(axis=1).max(initial=1))
+    unlimited = np.full_like(service, np.inf)
+    links = [_link_wait(context, rate, link + 0.0 * service) for link in passage.links] or [(0.0 * service,) * 3]
+    total, largest = (
+        [np.repeat(merge([link[k] for link in links]), most) for k in range(3)]
+        for merge in (np.add.reduce, np.maximum.reduce)
+    )
+    return Side(
+        total=(total[0], total[1], total[2]),
+        largest=(largest[0], largest[1], largest[2]),
+        service=service + sum(passage.links) + passage.delay,
+        variance=scv * service**2,
+        third=service_third(service, scv),
+        square=service**2 + sum(link**2 for link in passage.links),
+        cost=cost[:, 0],
+        price=price,
+        least=np.ones(len(service), dtype=np.int64),
+        most=most,
+        capacity=np.minimum.reduce(
+            [ceiling(context) / (link + 0.0 * service) for link in passage.links] or [unlimited]
+        ),
+        leak=np.broadcast_to(passage.leak, service.shape),
+        loss=np.broadcast_to(passage.loss, service.shape),
+        use=Use(counts[places[:, :most]].ravel(), cost[:, :most].ravel(), felt[:, :most].ravel()),
     )
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from splitplane.domain.snapshots import PayPerUse
 from splitplane.planner.arrays import Array, Ints
 from splitplane.planner.context import Context, Site
 
@@ -38,6 +39,12 @@ def codec_seconds(context: Context, site: Site) -> tuple[Array, Array]:
 def egress_cost(context: Context, tier: str, sent: Array, rate: float | Array) -> Array:
     """Price per hour of ``sent`` bytes per request that leave ``tier``."""
     return sent * (rate * 3600.0 / GIB * context.tiers[tier].egress_price_per_gib)
+
+
+def use_cost(terms: PayPerUse, seconds: Array, rate: float | Array) -> Array:
+    """Price per hour of ``rate`` requests per second, which take ``seconds`` each, where all are paid by the use."""
+    price: Array = rate * 3600.0 * (terms.price_per_request + terms.price_per_second * (seconds + terms.extra_seconds))
+    return price
 
 
 def round_cost(cost: Array) -> Array:
