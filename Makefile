@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz chaos bench-data-plane bench-leak bench-model sweep-models kind-up kind-down kind-demo kind-test manifest
+.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz chaos bench-data-plane bench-predictions bench-leak bench-model sweep-models kind-up kind-down kind-demo kind-test manifest
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +64,9 @@ sweep-models: env  ## Cut every architecture at true size at every cut, and comp
 
 bench-data-plane: env  ## Measure a hop, batching and a gateway under overload; writes build/bench/bench-data-plane.json (4 minutes)
 	@$(BIN)/python -m benchmarks.data_plane
+
+bench-predictions: env binaries  ## Hold predicted p95 against what clients see, three plans at five rates on the embedded cluster (about 20 minutes)
+	@PYTHONPATH=examples:. $(BIN)/python -m benchmarks.predictions
 
 bench-leak: env  ## Attack LeNet-5 on MNIST layer by layer, beside published figures (about 6 minutes)
 	@$(BIN)/python -m benchmarks.leak

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +23,12 @@ class Embedded:
 
     patience = 1.0
 
-    def __init__(self, *, name: str, keep: bool, out: Path, console: Console, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, *, name: str, keep: bool, out: Path, console: Console, say: Callable[[str], None],
+        frame_seconds: Mapping[str, float] = FRAME_SECONDS,
+    ) -> None:  # fmt: skip
         self.name, self.keep, self.out, self.console, self.say = name, keep, out, console, say
+        self.frame_seconds = frame_seconds
         self.config = yaml.safe_load(CONFIG.read_text())
         self.kube: Kube
 
@@ -54,11 +58,11 @@ class Embedded:
         here = frame_seconds()
         for node in self.config["nodes"]:
             if tier := node.get("tier"):
-                node["speedFactor"] = round(max(1.0, FRAME_SECONDS[tier] / here), 2)
+                node["speedFactor"] = round(max(1.0, self.frame_seconds[tier] / here), 2)
                 node["pricePerHour"] = self._node_price(node, REPLICA_PRICES[tier])
         path = self.out / "cluster.yaml"
         path.write_text(yaml.safe_dump(self.config, sort_keys=False))
-        emulated = ", ".join(f"{tier} devices {seconds * 1e3:.0f} ms" for tier, seconds in FRAME_SECONDS.items())
+        emulated = ", ".join(f"{tier} devices {seconds * 1e3:.0f} ms" for tier, seconds in self.frame_seconds.items())
         self.say(f"One frame takes {here * 1e3:.0f} ms on one thread here; emulated: {emulated}")
         return path
 
