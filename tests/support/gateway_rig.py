@@ -8,12 +8,15 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import numpy.typing as npt
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.cluster import Change, Object, Unavailable
 from splitplane.adapters.kinds import POD, ROUTE_TABLE, Kind
@@ -237,3 +240,62 @@ def expected(batch: int = 1, value: float = 1.0) -> npt.NDArray[np.float32]:
 def put_all(cluster: MemoryCluster, *processes: StageProcess) -> None:
     for process in processes:
         cluster.put(POD, process.pod)
+
+
+async def infer(client: Any, *, timeout: float = 15.0, batch: int = 1, value: float = 1.0) -> Any:
+    tensor = triton.InferInput("frames", [batch, WIDTH], "FP32")
+    tensor.set_data_from_numpy(frames(batch, value))
+    return await client.infer(PIPELINE, [tensor], client_timeout=timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A request that was answered rightly: when it was sent, how long it took, and the route that served it."""
+
+    sent: float
+    seconds: float
+    plan: str
+
+
+class Load:
+    """Requests over gRPC at a constant rate, whatever comes back, which is kept."""
+
+    def __init__(self, running: Gateway, *, rate: float = 50.0, timeout: float = 15.0) -> None:
+        self._running, self._rate, self._timeout = running, rate, timeout
+        self.answers: list[Answer] = []
+        self.errors: list[str] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Load":
+        self._client = triton.InferenceServerClient(f"{self._running.settings.pod_ip}:9000")
+        self._sending = asyncio.create_task(self._send())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sending.cancel()
+        await asyncio.gather(*self._tasks)
+        await self._client.close()
+
+    @property
+    def plans(self) -> list[str]:
+        return [answer.plan for answer in self.answers]
+
+    def between(self, start: float, end: float) -> list[Answer]:
+        """In the order of sending; times are ``time.monotonic``'s."""
+        return sorted((a for a in self.answers if start <= a.sent < end), key=lambda answer: answer.sent)
+
+    async def _send(self) -> None:
+        while True:
+            self._tasks.append(asyncio.create_task(self._one()))
+            await asyncio.sleep(1 / self._rate)
+
+    async def _one(self) -> None:
+        sent = time.monotonic()
+        try:
+            answer = await infer(self._client, timeout=self._timeout)
+            np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
+        except (InferenceServerException, AssertionError) as error:
+            self.errors.append(str(error))
+            return
+        plan = answer.get_response().parameters["splitplane_plan"].string_param
+        self.answers.append(Answer(sent, time.monotonic() - sent, plan))

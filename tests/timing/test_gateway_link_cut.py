@@ -10,17 +10,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import tritonclient.grpc.aio as triton
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.local.files import write_json
 from splitplane.runtime.gateway.app import Gateway
 from tests.support.gateway_rig import (
-    PIPELINE,
-    WIDTH,
+    Load,
     MemoryCluster,
     StageProcess,
-    frames,
     free_address,
     gateway,
     route,
@@ -93,64 +90,24 @@ async def serving(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yield running
 
 
-class Answers:
-    """Requests at a constant rate: when each was sent, how long it took, and which way it went."""
-
-    def __init__(self, running: Gateway) -> None:
-        self._address = f"{running.settings.pod_ip}:9000"
-        self.all: list[tuple[float, float, str]] = []
-        self.errors: list[str] = []
-
-    async def __aenter__(self) -> "Answers":
-        self._client = triton.InferenceServerClient(self._address)
-        self._sending = asyncio.create_task(self._send())
-        self._tasks: list[asyncio.Task[None]] = []
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._sending.cancel()
-        await asyncio.gather(*self._tasks)
-        await self._client.close()
-
-    async def _send(self) -> None:
-        while True:
-            self._tasks.append(asyncio.create_task(self._one()))
-            await asyncio.sleep(1 / RATE)
-
-    async def _one(self) -> None:
-        sent = time.monotonic()
-        tensor = triton.InferInput("frames", [1, WIDTH], "FP32")
-        tensor.set_data_from_numpy(frames())
-        try:
-            answer = await self._client.infer(PIPELINE, [tensor], client_timeout=15.0)
-        except Exception as error:
-            self.errors.append(str(error))
-            return
-        plan = answer.get_response().parameters["splitplane_plan"].string_param
-        self.all.append((sent, time.monotonic() - sent, plan))
-
-    def between(self, start: float, end: float) -> list[tuple[float, float, str]]:
-        return sorted(answer for answer in self.all if start <= answer[0] < end)
-
-
 async def test_a_cut_link_is_left_within_two_seconds_and_taken_again_when_it_heals(
     site: Site, serving: Gateway
 ) -> None:
-    async with Answers(serving) as answers:
+    async with Load(serving, rate=RATE) as load:
         await asyncio.sleep(2.0)
         cut = site.set(down=True)
         await asyncio.sleep(6.0)
         healed = site.set(down=False)
         await asyncio.sleep(4.0)
     end = time.monotonic()
-    assert answers.errors == []
-    assert {plan for _, _, plan in answers.between(cut - 1.5, cut - 0.1)} == {"cloud:0-3"}
-    held_up = max(sent + seconds - cut for sent, seconds, _ in answers.between(cut - 0.1, healed) if seconds > 0.2)
+    assert load.errors == []
+    assert {answer.plan for answer in load.between(cut - 1.5, cut - 0.1)} == {"cloud:0-3"}
+    held_up = max(a.sent + a.seconds - cut for a in load.between(cut - 0.1, healed) if a.seconds > 0.2)
     assert held_up <= 2.0 + SLACK_SECONDS
-    later = answers.between(cut + 2.0 + SLACK_SECONDS, healed)
-    assert {plan for _, _, plan in later} == {"edge:0-3"}
-    assert max(seconds for _, seconds, _ in later) < PROMPT_SECONDS
-    back = next(sent - healed for sent, _, plan in answers.between(healed, end) if plan == "cloud:0-3")
+    later = load.between(cut + 2.0 + SLACK_SECONDS, healed)
+    assert {answer.plan for answer in later} == {"edge:0-3"}
+    assert max(answer.seconds for answer in later) < PROMPT_SECONDS
+    back = next(a.sent - healed for a in load.between(healed, end) if a.plan == "cloud:0-3")
     assert back <= 2.0 + SLACK_SECONDS
     print(f"held up for {held_up:.2f} s, back after {back:.2f} s")
 
@@ -158,7 +115,7 @@ async def test_a_cut_link_is_left_within_two_seconds_and_taken_again_when_it_hea
 async def test_a_link_that_only_hiccups_is_kept(site: Site, serving: Gateway) -> None:
     falls = 0
     before = False
-    async with Answers(serving) as answers:
+    async with Load(serving, rate=RATE) as load:
         for down in itertools.islice(itertools.cycle((True, False)), 10):
             site.set(down=down)
             for _ in range(8 if down else 20):
@@ -166,6 +123,6 @@ async def test_a_link_that_only_hiccups_is_kept(site: Site, serving: Gateway) ->
                 now = EDGE_CLOUD in serving.router.links.down
                 falls, before = falls + (now and not before), now
         await asyncio.sleep(1.0)
-    assert answers.errors == []
+    assert load.errors == []
     assert falls == 0
-    assert {plan for _, _, plan in answers.all} == {"cloud:0-3"}
+    assert set(load.plans) == {"cloud:0-3"}

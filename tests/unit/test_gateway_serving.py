@@ -25,11 +25,13 @@ from tests.support.gateway_rig import (
     PIPELINE,
     SPLIT,
     WIDTH,
+    Load,
     MemoryCluster,
     StageProcess,
     expected,
     frames,
     gateway,
+    infer,
     put_all,
     route,
     stages,
@@ -75,45 +77,6 @@ def cluster(pods: tuple[StageProcess, ...]) -> MemoryCluster:
     memory = MemoryCluster()
     put_all(memory, *pods)
     return memory
-
-
-class Load:
-    """Requests at a constant rate over gRPC; counts what comes back."""
-
-    def __init__(self, running: Gateway, *, rate: float = 50.0, timeout: float = 15.0) -> None:
-        self._running, self._rate, self._timeout = running, rate, timeout
-        self.errors: list[str] = []
-        self.plans: list[str] = []
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> "Load":
-        self._client = triton_grpc.InferenceServerClient(f"{self._running.settings.pod_ip}:9000")
-        self._sending = asyncio.create_task(self._send())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._sending.cancel()
-        await asyncio.gather(*self._tasks)
-        await self._client.close()
-
-    async def _send(self) -> None:
-        while True:
-            self._tasks.append(asyncio.create_task(self._one()))
-            await asyncio.sleep(1 / self._rate)
-
-    async def _one(self) -> None:
-        try:
-            answer = await infer(self._client, timeout=self._timeout)
-            np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
-            self.plans.append(answer.get_response().parameters["splitplane_plan"].string_param)
-        except (InferenceServerException, AssertionError) as error:
-            self.errors.append(str(error))
-
-
-async def infer(client: Any, *, timeout: float = 15.0, batch: int = 1, value: float = 1.0) -> Any:
-    tensor = triton_grpc.InferInput("frames", [batch, WIDTH], "FP32")
-    tensor.set_data_from_numpy(frames(batch, value))
-    return await client.infer(PIPELINE, [tensor], client_timeout=timeout)
 
 
 @pytest.fixture
