@@ -10,8 +10,12 @@ from tests.support.controller_cases import SETTINGS, pipeline
 from tests.support.controller_world import KEY, World
 
 
-def report(generation: int, ready: int = 1, in_flight: int = 0, bandwidth: str = "") -> GatewayReport:
-    link = {"source": "edge", "target": "cloud"} | ({"bandwidthBytesPerSecond": bandwidth} if bandwidth else {})
+def report(
+    generation: int, ready: int = 1, in_flight: int = 0, bandwidth: str = "", delay: int | None = None
+) -> GatewayReport:
+    link: dict[str, Any] = {"source": "edge", "target": "cloud"}
+    link |= {"bandwidthBytesPerSecond": bandwidth} if bandwidth else {}
+    link |= {} if delay is None else {"delayMicroseconds": delay}
     return GatewayReport.model_validate(
         {
             "acknowledgedGeneration": generation,
@@ -40,6 +44,13 @@ def test_the_last_gateway_to_follow_decides_and_requests_are_added_up() -> None:
     assert {entry.generation: entry.requests for entry in both.in_flight} == {6: 3, 7: 4}
     assert [link.bandwidth_bytes_per_second for link in both.links] == ["5000"]
     assert merged([]).acknowledged_generation == -1
+
+
+def test_of_a_shared_link_the_most_that_passes_and_the_shortest_delay_count() -> None:
+    reports = [report(1, bandwidth="9000", delay=400), report(1, bandwidth="10000"), report(1, delay=300), report(1)]
+    for order in (reports, reports[::-1]):
+        (link,) = merged(order).links
+        assert (link.bandwidth_bytes_per_second, link.delay_microseconds) == ("10000", 300)
 
 
 def test_an_endpoint_that_one_gateway_has_not_admitted_is_not_ready() -> None:

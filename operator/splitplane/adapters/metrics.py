@@ -90,7 +90,7 @@ class Queries:
         ranges = f"{_OWN}, tier, range"
         stage = "splitplane_stage_duration_seconds"
         buckets = rate("splitplane_request_duration_seconds_bucket", self.demand_window, f"{_OWN}, le")
-        link = f"avg by ({_OWN}, source, target)"
+        link = f"{_OWN}, source, target"
         return {
             # Demand: what was let in, and what found no room.
             "arrivals": f"{rate(admitted, self.demand_window)} + {rate(rejected, self.demand_window)}",
@@ -98,8 +98,9 @@ class Queries:
             "scv": f"max by ({_OWN}) (splitplane_arrival_scv)",
             "p95": f"histogram_quantile(0.95, {buckets})",
             "stages": f"{rate(f'{stage}_sum', self.window, ranges)} / {rate(f'{stage}_count', self.window, ranges)}",
-            "bandwidth": f"{link} (splitplane_link_bandwidth_bytes_per_second)",
-            "delay": f"{link} (splitplane_link_delay_seconds)",
+            # Of several gateways the one that others leave most room to, as ``controller.gateway_reports`` has it.
+            "bandwidth": f"max by ({link}) (splitplane_link_bandwidth_bytes_per_second)",
+            "delay": f"min by ({link}) (splitplane_link_delay_seconds)",
             "prices": "max by (node) (node_total_hourly_cost)",
         }
 

@@ -1,10 +1,13 @@
 """What a pipeline's gateways report, taken together: a switch waits for the last of them. Pure."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from splitplane.api.routes import GatewayReport, LinkEstimate
 from splitplane.controller.objects import Object, is_true
+
+T = TypeVar("T")
 
 
 def present(
@@ -53,15 +56,25 @@ def merged(reports: Collection[GatewayReport]) -> GatewayReport:
 
 
 def _links(reports: Iterable[GatewayReport]) -> Sequence[LinkEstimate]:
-    """For each link the report of the gateway that knows most: through which most passes."""
-    best: dict[tuple[str, str], LinkEstimate] = {}
-    for report in reports:
-        for link in report.links:
-            key = (link.source, link.target)
-            if key not in best or _known(link) > _known(best[key]):
-                best[key] = link
-    return [best[key] for key in sorted(best)]
+    """Of each link the most that a gateway measured to pass, and the shortest delay, as ``adapters.metrics`` has it.
+
+    Gateways share a link: what keeps one of them from seeing all of it is what the others send.
+    """
+    found: dict[tuple[str, str], LinkEstimate] = {}
+    for link in (link for report in reports for link in report.links):
+        known = found.setdefault((link.source, link.target), link)
+        found[link.source, link.target] = LinkEstimate(
+            source=link.source,
+            target=link.target,
+            bandwidth_bytes_per_second=_of(
+                lambda pair: max(pair, key=float), known.bandwidth_bytes_per_second, link.bandwidth_bytes_per_second
+            ),
+            delay_microseconds=_of(min, known.delay_microseconds, link.delay_microseconds),
+        )
+    return [found[key] for key in sorted(found)]
 
 
-def _known(link: LinkEstimate) -> float:
-    return -1.0 if link.bandwidth_bytes_per_second is None else float(link.bandwidth_bytes_per_second)
+def _of(choose: Callable[[list[T]], T], *values: T | None) -> T | None:
+    """Chosen of those that are known, if any is."""
+    known = [value for value in values if value is not None]
+    return choose(known) if known else None
