@@ -39,16 +39,19 @@ def kept_promise(fault: Fault, measured: Measured) -> bool:
     return measured.failed == 0 and measured.resent <= (IN_FLIGHT if fault.may_resend else 0)
 
 
-def table(rows: dict[str, Measured]) -> str:
-    lines = [
-        "| fault | requests | failed | sent again by the client | time to recover | p99 during | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    lines += [
-        f"| {fault.name} | {row.requests} | {row.failed} | {row.resent} | {row.recovered_seconds:.1f} s "
+def table(rows: dict[str, Measured], before: str = "") -> str:
+    """The rows measured here; of other faults, those of the table before."""
+    told = {line.split("|")[1].strip(): line for line in before.splitlines()}
+    told |= {
+        fault.name: f"| {fault.name} | {row.requests} | {row.failed} | {row.resent} | {row.recovered_seconds:.1f} s "
         f"| {row.p99_milliseconds:.0f} ms | {row.note} |"
         for fault in FAULTS
         if (row := rows.get(fault.key)) is not None
+    }
+    lines = [
+        "| fault | requests | failed | sent again by the client | time to recover | p99 during | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        *(told[fault.name] for fault in FAULTS if fault.name in told),
     ]
     return "\n".join(lines) + "\n"
 
@@ -60,7 +63,8 @@ def keep(rows: dict[str, Measured]) -> None:
 
 def write_page(rows: dict[str, Measured]) -> None:
     before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(before + BEGIN + table(rows) + END + rest.split(END)[1])
+    old, after = rest.split(END)
+    PAGE.write_text(before + BEGIN + table(rows, old) + END + after)
 
 
 def main() -> int:

@@ -11,6 +11,8 @@ from tests.support import operator_cases as cases
 
 SPLIT = "edge:0-1|cloud:1-4 fp32"
 EDGE_ONLY = "edge:0-4"
+AFTERWARDS_SECONDS = 15.0
+"""How long a fault of an instant is looked at: what it leaves behind may show late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def _gateway_restarted(site: Site, scale: float) -> str:
 def _gateway_killed(site: Site, scale: float) -> str:
     (name, *_) = site.gateways()
     site.kill("runtime.gateway", name)
-    time.sleep(3)
+    time.sleep(AFTERWARDS_SECONDS)
     cases.wait(lambda: len(site.gateways()) == 2, seconds=60, what="2 gateways")
     return "SIGKILL; one of two replicas"
 
@@ -116,7 +118,7 @@ def _stage_killed(site: Site, scale: float) -> str:
     for tier in ("edge", "cloud"):
         pod = site.pods("stage", **{"splitplane.dev/tier": tier})[0]["metadata"]["name"]
         site.kill("runtime.stage", pod)
-        time.sleep(3)
+        time.sleep(AFTERWARDS_SECONDS)
         site.settled(SPLIT)
     return "SIGKILL; an edge and a cloud replica"
 
