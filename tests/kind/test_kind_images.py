@@ -13,6 +13,7 @@ PROGRAMS = {
     "runtime.link_target": ("operator", "set SPLITPLANE_POD_IP"),
     "runtime.stage": ("runtime", "set SPLITPLANE_NAMESPACE"),
     "runtime.profile_job": ("runtime", "set SPLITPLANE_NAMESPACE"),
+    "runtime.calibration_job": ("runtime", "set SPLITPLANE_NAMESPACE"),
 }
 """By module: its image, and the last words of one that is started without the variables that a pod would have."""
 

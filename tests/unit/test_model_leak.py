@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 from typer.testing import CliRunner
 
 from splitplane.cli import app
+from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult
+from splitplane.domain.leaks import choose_cuts, spread
 from splitplane.model import CalibrationError, ModelSource, load_partition, scores
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.inversion import draw
-from splitplane.model.leak import choose_cuts, defended, measure_leak, spread
+from splitplane.model.leak import defended, measure_leak
 from splitplane.model.targets import target_of
+from splitplane.runtime.calibration_job import Settings, calibrate
 from splitplane.runtime.profiling import wire_codecs
 from tests.support import blobs
 
@@ -143,3 +147,30 @@ def test_the_command_names_its_attack_and_its_controls(files: tuple[ModelSource,
     report = json.loads(done.output)
     assert {"input", "shuffled"} == report["controls"].keys()
     assert {each["cut"] for each in report["attacks"]} == {1}
+
+
+def test_a_calibration_job_measures_what_it_is_asked_for_and_nothing_else(
+    files: tuple[ModelSource, Path],
+) -> None:
+    source, calibration = files
+    model = {
+        "name": "blobs", "factory": source.factory, "weights": {"uri": source.weights_uri},
+        "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 12, 12]}],
+    }  # fmt: skip
+    digest = sha256(calibration.read_bytes()).hexdigest()
+    request = CalibrationRequest(calibration.as_uri(), digest, 8.0, ((1, "int8"), (2, "int8")), ((1, "fp32"),))
+    environment = {
+        "SPLITPLANE_NAMESPACE": "n", "SPLITPLANE_RESULT_CONFIGMAP": "r", "SPLITPLANE_MODEL": json.dumps(model),
+        "SPLITPLANE_CALIBRATION": json.dumps(request.to_dict()),
+    }  # fmt: skip
+    told: list[str] = []
+    settings = Settings.from_environment(environment)
+    result = calibrate(settings, told.append)
+    assert set(result.losses) == {(1, "int8"), (2, "int8")}
+    assert result.leak is not None
+    assert set(result.leak.scores) == {(1, "fp32")}
+    assert "attacks to go" in told[-1]
+    assert CalibrationResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    wrong = replace(settings, request=replace(request, sha256="0" * 64))
+    with pytest.raises(CalibrationError, match="wrong sha256"):
+        calibrate(wrong, told.append)

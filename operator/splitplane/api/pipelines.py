@@ -59,6 +59,11 @@ _URI = text(
     " s3://<bucket>/<key> or oci://<registry>/<repository>:<tag>, without . or .. in it",
     longest=1024,
 )
+_LOCAL_URI = text(
+    f"^(file://|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?)(/{_PART})+$",
+    "must be pvc://<claim>/<path>, or file:///<path in the runtime image or a mounted volume>, without . or .. in it",
+    longest=1024,
+)
 _SHA256 = text(
     r"^[0-9a-f]{64}$", "must be the file's SHA-256 as 64 lower-case hexadecimal digits (see sha256sum)", longest=64
 )
@@ -97,6 +102,18 @@ class Weights(Model):
     ``ca.crt``. It is mounted on every tier that holds a part of the model: let it permit reading, and nothing else."""
 
 
+class CalibrationInputs(Model):
+    """Real inputs of the model, on which a job of the operator measures accuracy loss and leak, where limits on these
+    are set: for the cuts and codecs that a plan could use, once for each model. They are read on trusted tiers only."""
+
+    uri: Annotated[str, *_LOCAL_URI]
+    """A ``.safetensors`` or ``.npz`` file with a tensor ``[samples, ...]`` for each input, and ``labels`` if known."""
+    sha256: Annotated[str, *_SHA256]
+    """SHA-256 of the file; the job refuses any other."""
+    budget_core_seconds: Annotated[int, between(10, 1_000_000)] = 1200
+    """What measuring may take: ten minutes of two cores, unless told otherwise."""
+
+
 class ModelSpec(Model):
     """The model, and the pods' surroundings that it needs."""
 
@@ -118,6 +135,8 @@ class ModelSpec(Model):
     weights: Weights
     inputs: ModelInputs
     """The model's inputs in the order of its arguments; the first dimension is the batch, -1."""
+    calibration: CalibrationInputs | None = None
+    """Default: accuracy loss and leak are measured by nobody but ``splitplane model accuracy`` and ``leak``."""
     env: Env = ()
     volumes: Volumes = ()
     volume_mounts: VolumeMounts = ()
@@ -131,11 +150,12 @@ class Objectives(Model):
     max_cost_per_hour: DecimalString | None = None
     """Highest cost of all replicas and of traffic, in the currency of the prices. Default: no limit."""
     max_accuracy_loss: Share | None = None
-    """Highest loss of accuracy by lossy codecs, from 0 to 1, as ``splitplane model accuracy`` measured it; with a codec
-    that was not measured nothing crosses. Default: no limit."""
+    """Highest loss of accuracy by lossy codecs, from 0 to 1, as measured on ``model.calibration`` or by ``splitplane
+    model accuracy``; with a codec that was not measured nothing crosses. Default: no limit."""
     max_leakage: Share | None = None
-    """Highest share of the input, from 0 to 1, that the attack of ``splitplane model leak`` reconstructs from what
-    leaves the tiers marked ``trusted``, a lower bound; what was not measured does not leave. Default: no limit."""
+    """Highest share of the input, from 0 to 1, that an attack reconstructs from what leaves the tiers marked
+    ``trusted``, a lower bound, as measured on ``model.calibration`` or by ``splitplane model leak``; what was not
+    measured does not leave. Default: no limit."""
     raw_input_stays_trusted: bool = False
     """The model's input may not leave tiers marked ``trusted``."""
     prefer: Literal["Cost", "Latency", "Privacy"] = "Cost"
@@ -341,6 +361,11 @@ class InferencePipelineSpec(Model):
             "!self.objectives.rawInputStaysTrusted || !self.tiers.exists(t, t.name == self.gateway.tier && !t.trusted)",
             "must be a tier with trusted: true, because of objectives.rawInputStaysTrusted",
             field=".gateway.tier",
+        ),
+        rule(
+            "!has(self.model.calibration) || self.tiers.exists(t, t.trusted)",
+            "model.calibration needs a tier with trusted: true, to be read there; mark one, or remove it",
+            field=".tiers",
         ),
         rule(
             f"!has(self.partitioning.fixed) || {_STAGES}.all(s, self.tiers.exists(t, t.name == s.tier))",

@@ -60,6 +60,14 @@ class CodecShare(Model):
     share: Share
 
 
+class AttackedCut(Model):
+    """What the better of the decoders got where a cut was crossed with a codec."""
+
+    cut: Annotated[int, between(0, _MAX_CUTS)]
+    codec: Codec
+    score: Share
+
+
 class LeakMeasurement(Model):
     """How ``leakage`` was measured: by an attack, so a stronger attacker may see more."""
 
@@ -71,6 +79,8 @@ class LeakMeasurement(Model):
     """The score of the attack on the input itself: about 1, or the attack was too weak to tell anything."""
     shuffled_control: DecimalString
     """The score of the attack on what belongs to other inputs: what a guess without looking is worth."""
+    attacked: Annotated[tuple[AttackedCut, ...], ordered(most=256)] = ()
+    """What was attacked; all else counts as leaking what a shallower cut or a finer codec leaks."""
 
 
 class ProfiledCut(Model):
@@ -167,12 +177,32 @@ class ModelProfile(Model):
     spec: ModelProfileSpec
 
 
+def share_string(share: float) -> str:
+    """A share rounded up to four places: a limit that the true one breaks is not kept."""
+    return decimal_string(math.ceil(min(1.0, share) * 1e4 - 1e-6) / 1e4, digits=4)
+
+
+def leak_measurement(
+    attacked: Mapping[tuple[int, str], float], *, attack: str, score: str, samples: int, input_control: float,
+    shuffled_control: float,
+) -> LeakMeasurement:  # fmt: skip
+    """How a leak was measured, and what of by (cut, codec)."""
+    return LeakMeasurement.model_validate(
+        {
+            "attack": attack, "score": score, "samples": samples,
+            "inputControl": decimal_string(input_control, digits=4),
+            "shuffledControl": decimal_string(shuffled_control, digits=4),
+            "attacked": [
+                {"cut": cut, "codec": codec, "score": share_string(value)}
+                for (cut, codec), value in sorted(attacked.items())
+            ],
+        }
+    )  # fmt: skip
+
+
 def codec_shares(shares: Mapping[str, float]) -> list[dict[str, str]]:
-    """Shares by codec as the resource has them, rounded up: a limit that the true one breaks is not kept."""
-    return [
-        {"codec": codec, "share": decimal_string(math.ceil(min(1.0, share) * 1e4 - 1e-6) / 1e4, digits=4)}
-        for codec, share in sorted(shares.items())
-    ]
+    """Shares by codec as the resource has them."""
+    return [{"codec": codec, "share": share_string(share)} for codec, share in sorted(shares.items())]
 
 
 def with_accuracy(spec: ModelProfileSpec, losses: Sequence[Mapping[str, float]]) -> ModelProfileSpec:

@@ -16,10 +16,10 @@ from rich.table import Table
 from splitplane.adapters.cluster import ClusterError
 from splitplane.adapters.connecting import connect
 from splitplane.adapters.kinds import MODEL_PROFILE
-from splitplane.api.fields import decimal_string
-from splitplane.api.profiles import LeakMeasurement, ModelProfileSpec, with_accuracy, with_leakage
+from splitplane.api.profiles import ModelProfileSpec, leak_measurement, with_accuracy, with_leakage
 from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
 from splitplane.cli.plans import out
+from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
 from splitplane.domain.profiles import BASE_CODECS
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def leak(
     """Train decoders to reconstruct the input from what crosses the cuts. A lower bound: others may see more."""
     partition, given, codecs = _load(factory, inputs, weights, sha256, path, calibration, noise, dropout)
     from splitplane.model import ModelError
-    from splitplane.model.leak import ATTACK, choose_cuts, measure_leak, spread
+    from splitplane.model.leak import ATTACK, measure_leak
 
     cuts, wanted = partition.graph.cuts, codec or ["fp32"]
     inner = range(1, len(cuts) - 1)
@@ -127,7 +127,7 @@ def leak(
     try:
         with Console(stderr=True).status("attacking") as status:
             report = measure_leak(
-                partition, given, {name: codecs[name] for name in wanted}, cut or choose_cuts(inner, 6),
+                partition, given, {name: codecs[name] for name in wanted}, cut or choose_cuts(inner, MOST_CUTS),
                 budget_seconds=budget, threshold=threshold, steps=steps, threads=threads, progress=status.update,
             )  # fmt: skip
     except ModelError as error:
@@ -138,12 +138,9 @@ def leak(
             raise typer.BadParameter(
                 f"{report.weakness}: too weak for a limit to rest on. Give a larger --budget, fewer cuts, more inputs"
             )
-        measurement = LeakMeasurement.model_validate(
-            {
-                "attack": ATTACK, "score": report.score, "samples": report.samples,
-                "inputControl": decimal_string(report.input_control, digits=4),
-                "shuffledControl": decimal_string(report.shuffled_control, digits=4),
-            }
+        measurement = leak_measurement(
+            report.worst(), attack=ATTACK, score=report.score, samples=report.samples,
+            input_control=report.input_control, shuffled_control=report.shuffled_control,
         )  # fmt: skip
         leaks = spread(report.worst(), len(cuts))
         _write(profile, namespace, partition.graph.fingerprint, lambda spec: with_leakage(spec, leaks, measurement))

@@ -17,6 +17,7 @@ _BAD = {
     "PlanFeasible": "False",
     "CapacityGranted": "False",
     "ModelMeasured": "False",
+    "LimitsMeasured": "False",
     "Stalled": "True",
 }
 

@@ -1,5 +1,7 @@
 """The Kubernetes objects that a pipeline is made of, as pure functions of the pipeline. Golden tests pin them."""
 
+import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ from splitplane.controller.pods import (
     GRACE_SECONDS,
     GRPC_PORT,
     HTTP_PORT,
+    calibration_volumes,
     compute_threads,
     container_safety,
     environment,
@@ -29,6 +32,7 @@ from splitplane.controller.pods import (
     weights_variables,
 )
 from splitplane.controller.settings import OFF, Settings
+from splitplane.domain.calibrations import CalibrationRequest
 
 DESIRED_ANNOTATION = "splitplane.dev/desired"
 """Digest of the object as it was applied last: what has not changed is not sent again."""
@@ -234,12 +238,33 @@ def profile_objects(
 ) -> list[Object]:
     """ConfigMap for the result, rights to write it and nothing else, and the Job that measures on the tier."""
     more = {TIER_LABEL: tier.name, DEVICE_CLASS_LABEL: tier.device_class, PROFILE_LABEL: profile}
-    metadata = _metadata(pipeline, name, "profile", **more)
+    template = profile_template(pipeline, tier, settings)
+    seconds = settings.profile_deadline
+    return _job_objects(pipeline, template, "profile", more, name=name, attempt=attempt, seconds=seconds)
+
+
+def calibration_objects(
+    pipeline: InferencePipeline, tier: TierSpec, request: CalibrationRequest,
+    *, name: str, profile: str, attempt: int, settings: Settings,
+) -> list[Object]:  # fmt: skip
+    """The same for the Job that measures accuracy loss and leak."""
+    template = calibration_template(pipeline, tier, settings)
+    variable = {"name": "SPLITPLANE_CALIBRATION", "value": json.dumps(request.to_dict(), sort_keys=True)}
+    template["spec"]["containers"][0]["env"].append(variable)
+    more = {TIER_LABEL: tier.name, PROFILE_LABEL: profile}
+    seconds = settings.profile_deadline + math.ceil(request.seconds)
+    return _job_objects(pipeline, template, "calibration", more, name=name, attempt=attempt, seconds=seconds)
+
+
+def _job_objects(
+    pipeline: InferencePipeline, template: Object, component: str, more: dict[str, str],
+    *, name: str, attempt: int, seconds: int,
+) -> list[Object]:  # fmt: skip
+    metadata = _metadata(pipeline, name, component, **more)
     rights = [
         {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "patch"]},
     ]
-    template = profile_template(pipeline, tier, settings)
-    template["metadata"] = {"labels": labels(pipeline.metadata.name, "profile", **more)}
+    template["metadata"] = {"labels": labels(pipeline.metadata.name, component, **more)}
     pod = template["spec"]
     pod["serviceAccountName"] = name
     pod["containers"][0]["env"].append({"name": "SPLITPLANE_RESULT_CONFIGMAP", "value": name})
@@ -247,17 +272,13 @@ def profile_objects(
     return [
         # Applied without data: server-side apply leaves alone what the job wrote.
         finished({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}),
-        *service_account_objects(pipeline, name, "profile", rights),
+        *service_account_objects(pipeline, name, component, rights),
         finished(
             {
                 "apiVersion": "batch/v1",
                 "kind": "Job",
                 "metadata": job_metadata,
-                "spec": {
-                    "backoffLimit": 0,
-                    "activeDeadlineSeconds": settings.profile_deadline,
-                    "template": template,
-                },
+                "spec": {"backoffLimit": 0, "activeDeadlineSeconds": seconds, "template": template},
             }
         ),
     ]
@@ -265,12 +286,28 @@ def profile_objects(
 
 def profile_template(pipeline: InferencePipeline, tier: TierSpec, settings: Settings) -> Object:
     """Pod of a profile job, but for what its own name decides: the name covers this."""
+    variables = {"SPLITPLANE_DEVICE_CLASS": tier.device_class}
+    return _job_template(pipeline, tier, settings, "profile", variables)
+
+
+def calibration_template(pipeline: InferencePipeline, tier: TierSpec, settings: Settings) -> Object:
+    """Pod of a calibration job, but for what its own name decides, and what it is asked for."""
+    template = _job_template(pipeline, tier, settings, "calibration", {})
+    volumes, mounts = calibration_volumes(pipeline.spec.model)
+    template["spec"]["volumes"] += volumes
+    template["spec"]["containers"][0]["volumeMounts"] += mounts
+    return template
+
+
+def _job_template(
+    pipeline: InferencePipeline, tier: TierSpec, settings: Settings, component: str, variables: dict[str, str]
+) -> Object:
     image, volumes, mounts, pull = model_pod(pipeline, tier, settings.runtime_image)
     container: Object = {
-        "name": "profile",
+        "name": component,
         "image": image,
-        "args": ["python", "-m", "splitplane.runtime.profile_job"],
-        "env": _model_variables(pipeline, tier, SPLITPLANE_DEVICE_CLASS=tier.device_class),
+        "args": ["python", "-m", f"splitplane.runtime.{component}_job"],
+        "env": _model_variables(pipeline, tier, **variables),
         "resources": tier.resources.dump(),
         "volumeMounts": mounts,
         **container_safety(),

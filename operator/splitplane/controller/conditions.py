@@ -12,6 +12,8 @@ from splitplane.domain.measurements import Error, Measurement, Missing, Stale, e
 from splitplane.domain.snapshots import Decision
 from splitplane.domain.times import timestamp
 
+LIMITS = "LimitsMeasured"
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -43,6 +45,7 @@ class Facts:
     suspended: bool = False
     grant: Grant | None = None
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    limits: Verdict | None = None
 
 
 def verdicts(facts: Facts) -> list[Verdict]:
@@ -61,6 +64,7 @@ def verdicts(facts: Facts) -> list[Verdict]:
         _feasible(facts),
         _granted(facts),
         _measured(facts),
+        facts.limits or Verdict(LIMITS, "True", "NoneSet"),
         Verdict("Reconciling", "True", *progress) if progress else Verdict("Reconciling", "False", "Settled"),
         Verdict("Stalled", "True", *stalled) if stalled else Verdict("Stalled", "False", "NotStalled"),
     ]

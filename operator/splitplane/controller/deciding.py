@@ -101,7 +101,7 @@ class Deciding:
             memory.contradiction = str(error)
             return
         memory.contradiction = ""
-        memory.decision = decision
+        memory.decision, memory.asked = decision, (seen, policy)
         if decision.action is not Action.HOLD:
             # All that the decision rests on: it can be made and explained again (`splitplane explain --call`).
             _log.info("%s of %s: %s", decision.action, "/".join(this.key), dump_call(seen, policy, now))

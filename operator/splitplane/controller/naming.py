@@ -61,6 +61,10 @@ def profile_job_name(pipeline: str, tier: TierSpec, profile: str, template: Any)
     return f"{pipeline}-profile-{tier.name}-{digest([profile, template])}"
 
 
+def calibration_job_name(pipeline: str, tier: TierSpec, profile: str, wanted: Any, template: Any) -> str:
+    return f"{pipeline}-measure-{tier.name}-{digest([profile, wanted, template])}"
+
+
 def tier_of(spec: InferencePipelineSpec, name: str) -> TierSpec:
     """The tier called ``name``. Raises ``KeyError`` when the spec has none."""
     for tier in spec.tiers:

@@ -16,6 +16,7 @@ _WEIGHTS_VOLUME = "splitplane-weights"
 _CACHE_VOLUME, _CACHE_PATH = "splitplane-weights-cache", f"{WEIGHTS_PATH}/.cache"
 _SECRET_VOLUME, _SECRET_PATH = "splitplane-weights-secret", f"{WEIGHTS_PATH}/.credentials"
 """No claim has such a name, so neither path meets that of a ``pvc://``."""
+CALIBRATION_PATH, _CALIBRATION_VOLUME = "/calibration", "splitplane-calibration"
 _SCRATCH_VOLUME = "splitplane-scratch"
 
 TLS_PATH = "/var/run/splitplane/tls"
@@ -93,6 +94,17 @@ def model_volumes(model: ModelSpec, tier: TierSpec) -> tuple[list[Object], list[
         volumes.append({"name": _SECRET_VOLUME, "secret": {"secretName": model.weights.secret_ref.name}})
         mounts.append({"name": _SECRET_VOLUME, "mountPath": _SECRET_PATH, "readOnly": True})
     return [*volumes, *_scratch_volume()], [*mounts, *_scratch_mount()]
+
+
+def calibration_volumes(model: ModelSpec) -> tuple[list[Object], list[Object]]:
+    """Volume and mount of the claim that real inputs lie on; none where they lie in the image or a user's volume."""
+    uri = "" if model.calibration is None else model.calibration.uri
+    if not uri.startswith("pvc://"):
+        return [], []
+    claim = uri.removeprefix("pvc://").partition("/")[0]
+    source = {"claimName": claim, "readOnly": True}
+    mount: Object = {"name": _CALIBRATION_VOLUME, "mountPath": f"{CALIBRATION_PATH}/{claim}", "readOnly": True}
+    return [{"name": _CALIBRATION_VOLUME, "persistentVolumeClaim": source}], [mount]
 
 
 def weights_variables(model: ModelSpec, tier: TierSpec) -> dict[str, str]:

@@ -15,6 +15,7 @@ from splitplane.controller.control import Serving, load
 from splitplane.controller.naming import image_of, profile_name
 from splitplane.controller.objects import (
     APP,
+    COMPONENT_LABEL,
     NAME_LABEL,
     Key,
     Object,
@@ -22,6 +23,7 @@ from splitplane.controller.objects import (
     is_terminating,
     is_true,
     key_of,
+    labels_of,
 )
 from splitplane.controller.pods import owner
 from splitplane.controller.profiling import (
@@ -89,14 +91,14 @@ class Profiles:
             steps = next_steps(
                 pipeline, profile_name=name, profiled=profiled, jobs=jobs, pods=pods,
                 config_maps={job: body for job in jobs if (body := self._view.config_map((namespace, job)))},
-                other_jobs=self._measuring(),
+                other_jobs=self.measuring(),
                 ready_nodes=ready_nodes, now=now, settings=self._settings,
             )  # fmt: skip
             for step in steps:
                 await self._carry_out(step, pipeline, name, outcome)
         self._estimate(pipeline, name, steps, outcome, active=active, ready_nodes=ready_nodes, now=now)
         for job in stale_jobs(jobs, profile_name=name):
-            await self._remove(namespace, job)
+            await self.remove(namespace, job)
         mine = {
             key_of(body)[1]
             for body in self._view.profiles_in(namespace)
@@ -155,7 +157,7 @@ class Profiles:
         others = sorted(key_of(body) for body in self._view.profiles_in(key[0]))
         return [self._profile(other) for other in others if other != key and self._known(other).spec is not None]
 
-    def _measuring(self) -> list[Object]:
+    def measuring(self) -> list[Object]:
         """Jobs of all pipelines that may be measuring now; one that no node takes does not keep others waiting."""
         stuck = {
             (pod["metadata"].get("namespace", ""), job_of(pod))
@@ -165,7 +167,10 @@ class Profiles:
         return [
             job
             for job in self._view.jobs()
-            if not is_true(job, "Complete") and not is_true(job, "Failed") and key_of(job) not in stuck
+            if labels_of(job).get(COMPONENT_LABEL) == "profile"
+            and not is_true(job, "Complete")
+            and not is_true(job, "Failed")
+            and key_of(job) not in stuck
         ]
 
     def _known(self, key: Key) -> Outcome:
@@ -217,10 +222,11 @@ class Profiles:
         namespace = pipeline.metadata.namespace
         result = read_result(self._view.config_map((namespace, job)))
         known = self._known((namespace, name)).spec
-        await self._write((namespace, name), merged(pipeline, known, result))
-        await self._remove(namespace, job)
+        await self.write((namespace, name), merged(pipeline, known, result))
+        await self.remove(namespace, job)
 
-    async def _write(self, key: Key, spec: ModelProfileSpec) -> None:
+    async def write(self, key: Key, spec: ModelProfileSpec) -> None:
+        """Write a ModelProfile over the one that was seen last. Raises :class:`Conflict` if it has changed since."""
         seen = self._view.profile(key)
         metadata: Object = {
             "name": key[1],
@@ -262,7 +268,7 @@ class Profiles:
             return
         known = self._known(key).spec
         if known is not None:
-            await self._write(key, known)
+            await self.write(key, known)
 
     def _owners(self, key: Key) -> list[Object]:
         namespace, name = key
@@ -277,7 +283,7 @@ class Profiles:
                 found.append(owner(pipeline, controller=False))
         return found
 
-    async def _remove(self, namespace: str, name: str) -> None:
+    async def remove(self, namespace: str, name: str) -> None:
         """Delete a job and what was made for it."""
         for kind in (JOB, CONFIG_MAP, ROLE_BINDING, ROLE, SERVICE_ACCOUNT):
             await self._cluster.delete(kind, name, namespace)

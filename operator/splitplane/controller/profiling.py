@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from splitplane.api.pipelines import InferencePipeline, TierSpec
 from splitplane.api.profiles import ModelProfileSpec, from_device, from_profile
@@ -97,7 +98,8 @@ def next_steps(
         name = profile_job_name(pipeline.metadata.name, tier, profile_name, profile_template(pipeline, tier, settings))
         job = jobs.get(name)
         if job is not None:
-            steps.append(_of_job(tier, name, job, pods, config_maps.get(name), now=now))
+            what = f"measuring the model on tier {tier.name} (device class {tier.device_class})"
+            steps.append(job_step(tier, name, job, pods, config_maps.get(name), what=what, now=now))
             if isinstance(steps[-1], Create):
                 creating = True
             continue
@@ -129,9 +131,11 @@ def _measures(job: Object, namespace: str, profile_name: str, device_class: str)
     )
 
 
-def _of_job(
-    tier: TierSpec, name: str, job: Object, pods: Sequence[Object], config_map: Object | None, *, now: float
-) -> Step:
+def job_step(
+    tier: TierSpec, name: str, job: Object, pods: Sequence[Object], config_map: Object | None,
+    *, what: str, now: float,
+) -> Step:  # fmt: skip
+    """What a job's state means; ``what`` it does is told while it is under way."""
     own = [pod for pod in pods if job_of(pod) == name]
     if is_true(job, "Complete"):
         return Collect(tier, name)
@@ -145,8 +149,7 @@ def _of_job(
         words = next((text for pod in own if (text := last_words(pod))), "")
         return Failed(tier, name, words or failed.get("message") or "the job gave no reason", retry)
     detail = next((text for pod in own if (text := pod_trouble(pod))), "") or _data(config_map).get(PROGRESS, "")
-    message = f"measuring the model on tier {tier.name} (device class {tier.device_class})"
-    return Wait(tier, "Profiling", f"{message}: {detail}" if detail else message, attempt)
+    return Wait(tier, "Profiling", f"{what}: {detail}" if detail else what, attempt)
 
 
 def job_of(pod: Object) -> str:
@@ -183,10 +186,16 @@ def pod_trouble(pod: Object) -> str:
 
 def read_result(config_map: Object | None) -> ProfileResult:
     """The result that a job left. Raises ``ValueError`` that says what is wrong with it."""
+    return from_dict(read_json(config_map))
+
+
+def read_json(config_map: Object | None) -> Mapping[str, Any]:
+    """What a job left. Raises ``ValueError`` that says what is wrong with it."""
     text = _data(config_map).get(RESULT)
     if not text:
         raise ValueError(f"the job ended without writing {RESULT}; its runtime image may be of another release")
-    return from_dict(json.loads(text))
+    found: Mapping[str, Any] = json.loads(text)
+    return found
 
 
 def _data(config_map: Object | None) -> Mapping[str, str]:

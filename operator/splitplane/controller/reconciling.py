@@ -20,8 +20,11 @@ from splitplane.api.routes import RouteTableSpec
 from splitplane.controller import control as controls
 from splitplane.controller import route_tables
 from splitplane.controller.arbitrating import Arbiter
+from splitplane.controller.calibrating import limited
+from splitplane.controller.calibrations import Calibrations
 from splitplane.controller.certificates import Certificates
 from splitplane.controller.children import DESIRED_ANNOTATION, gateway_objects, stage_deployment
+from splitplane.controller.conditions import LIMITS, Verdict
 from splitplane.controller.control import Control, Serving
 from splitplane.controller.deciding import Deciding
 from splitplane.controller.naming import image_of, profile_name
@@ -55,6 +58,7 @@ class Reconciler:
         self._settings = settings
         self._telemetry = telemetry
         self._profiles = Profiles(cluster=cluster, view=view, settings=settings)
+        self._calibrations = Calibrations(cluster=cluster, view=view, settings=settings, profiles=self._profiles)
         self._arbiter = Arbiter(view=view, telemetry=telemetry)
         self._deciding = Deciding(settings=settings, telemetry=telemetry, arbiter=self._arbiter)
         self._telling = Telling(cluster=cluster, view=view, telemetry=telemetry, arbiter=self._arbiter)
@@ -106,6 +110,8 @@ class Reconciler:
     async def _act(self, this: Round, memory: Memory) -> bool:
         """Everything but the telling. False when somebody else was faster: nothing is true any more then."""
         pipeline = this.pipeline
+        if limited(pipeline):
+            this.limits = Verdict(LIMITS, "Unknown", "NotPlanned", "the model is not profiled yet, or suspended")
         if not (pipeline.spec.suspend and this.table is None):
             await self._apply_gateway(pipeline, memory)
         this.problems += [_no_nodes(state) for state in this.tiers.values() if not state.capacity.ready]
@@ -116,7 +122,9 @@ class Reconciler:
         if pipeline.spec.suspend:
             self._arbiter.forget(this.key)
         elif model is not None:
-            self._deciding.decide(this, memory, name=self._profile_name(pipeline), model=model)
+            name = self._profile_name(pipeline)
+            self._deciding.decide(this, memory, name=name, model=model)
+            await self._calibrations.ensure(this, memory, name=name, profile=model[0])
         if this.table is None and (model is None or pipeline.spec.suspend):
             return True
         if not await self._write_routes(this, model):

@@ -10,6 +10,7 @@ from splitplane.api.routes import LinkEstimate, RouteTableStatus
 from splitplane.controller import control as controls
 from splitplane.controller import gateway_reports
 from splitplane.controller.announcing import Announcements
+from splitplane.controller.conditions import Verdict
 from splitplane.controller.control import Control
 from splitplane.controller.objects import STAGE_LABEL, Key, Object, is_terminating, key_of, labels_of
 from splitplane.controller.profiling import pod_trouble
@@ -18,7 +19,7 @@ from splitplane.controller.switching import Note, Observed
 from splitplane.controller.view import View
 from splitplane.domain.estimates import Estimate
 from splitplane.domain.profiles import DeviceProfile, Profile
-from splitplane.domain.snapshots import Decision
+from splitplane.domain.snapshots import Decision, Policy, Snapshot
 from splitplane.planner import Kept
 from splitplane.planner.learning import Correction
 
@@ -31,6 +32,8 @@ class Memory:
     planned_at: float = 0.0
     planned_for: object = None
     decision: Decision | None = None
+    asked: tuple[Snapshot, Policy] | None = None
+    """What the planner was asked last."""
     applied: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     status_at: float = 0.0
     parsed: tuple[str, InferencePipeline] | None = None
@@ -69,6 +72,8 @@ class Round:
     waiting: list[tuple[str, str]] = field(default_factory=list)
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     """By device class, what plans count on where the model was not measured."""
+    limits: Verdict | None = None
+    """Whether what the limits on accuracy loss and leak need was measured; absent where there are none."""
 
     @property
     def key(self) -> Key:

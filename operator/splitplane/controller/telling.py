@@ -55,6 +55,7 @@ class Telling:
             suspended=pipeline.spec.suspend,
             grant=self._arbiter.grant(key),
             estimates=this.estimates,
+            limits=this.limits,
         )
         before = this.body.get("status") or {}
         current = memory.profile if self._view.profile((key[0], name)) is not None else None

@@ -87,8 +87,8 @@ class View:
     def deployments_of(self, pipeline: Key, component: str) -> dict[str, Object]:
         return {key_of(body)[1]: body for body in self._children("deployments", pipeline, component)}
 
-    def jobs_of(self, pipeline: Key) -> dict[str, Object]:
-        return {key_of(body)[1]: body for body in self._children("jobs", pipeline, "profile")}
+    def jobs_of(self, pipeline: Key, component: str = "profile") -> dict[str, Object]:
+        return {key_of(body)[1]: body for body in self._children("jobs", pipeline, component)}
 
     def jobs(self) -> list[Object]:
         return self._all("jobs")

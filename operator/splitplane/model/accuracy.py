@@ -4,6 +4,8 @@ Each sample is encoded apart, as a request of one is, decoded, and run to the en
 of the unsplit fp32 model.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -51,13 +53,19 @@ def compare_codecs(
     codecs: Mapping[str, Codec],
     cuts: Iterable[int],
     *,
+    end: float = math.inf,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Agreement]:
-    """Compare every (cut, codec), by rising cut. The model must be wholly resident."""
+    """Compare every (cut, codec), by rising cut. The model must be wholly resident.
+
+    Once ``end`` (on ``time.monotonic``) has passed, no further samples are taken.
+    """
     wanted, last = sorted(set(cuts)), partition.last
     sums = {(cut, codec): _Sums() for cut in wanted for codec in codecs}
-    whole_right, samples = 0.0, calibration.samples
+    whole_right, samples, done = 0.0, calibration.samples, 0
     for start in range(0, samples, BATCH):
+        if start and time.monotonic() > end:
+            break
         batch = {name: value[start : start + BATCH] for name, value in calibration.inputs.items()}
         labels = None if calibration.labels is None else calibration.labels[start : start + BATCH]
         expected = partition.run(0, last, batch)
@@ -69,9 +77,10 @@ def compare_codecs(
             for name, codec in codecs.items():
                 outputs = partition.run(cut, last, crossed(tensors, codec))
                 sums[cut, name].add(outputs, expected, labels)
-        progress(f"accuracy: {min(start + BATCH, samples)} of {samples} samples")
+        done = min(start + BATCH, samples)
+        progress(f"accuracy: {done} of {samples} samples")
     labelled = calibration.labels is not None
-    return [each.result(cut, name, samples, whole_right if labelled else None) for (cut, name), each in sums.items()]
+    return [each.result(cut, name, done, whole_right if labelled else None) for (cut, name), each in sums.items()]
 
 
 def crossed(tensors: Tensors, codec: Codec) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Real inputs of a model, from the user's file, which accuracy and leak are measured on. They stay on this machine."""
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_calibration(path: Path, specs: Sequence[TensorSpec]) -> Calibration:
     Raises :class:`CalibrationError` that says what the file lacks.
     """
     try:
-        if path.suffix == ".npz":
+        if zipfile.is_zipfile(path):  # as .npz is
             with np.load(path, allow_pickle=False) as file:
                 held = {name: torch.from_numpy(np.array(file[name])) for name in file.files}
         else:

@@ -1,7 +1,6 @@
 """How much of the input can be told from what crosses a cut: measured by an attack, so a lower bound.
 
-A stronger attacker may do better. What was not attacked counts as leaking what the nearest shallower cut that was
-attacked leaks, and with a codec of no less fidelity; before the first, as the input itself.
+A stronger attacker may do better. Of what was not attacked, ``domain.leaks`` tells how much it counts as leaking.
 """
 
 import time
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from splitplane.domain.profiles import BASE_CODECS
 from splitplane.model import scores
 from splitplane.model.accuracy import crossed
 from splitplane.model.calibration import Calibration
@@ -158,35 +156,6 @@ def _measure(
         correlations=correlations,
         rank_correlation=scores.rank_correlation(list(correlations.values()), [best[cut] for cut in correlations]),
     )
-
-
-def spread(measured: Mapping[tuple[int, str], float], cuts: int) -> list[dict[str, float]]:
-    """What each codec leaks at each of ``cuts`` cuts, told from those that were measured and never below them.
-
-    A codec that was not measured at a cut shows no more than the next one of higher fidelity there; a cut that was not
-    measured shows no more than the nearest shallower one that was. Where there is neither, all is shown.
-    """
-    # What a deeper cut shows, a shallower one must show, whatever this attack got of it.
-    measured = {
-        (cut, codec): max(score for (other, same), score in measured.items() if same == codec and other >= cut)
-        for cut, codec in measured
-    }
-    leaks: list[dict[str, float]] = []
-    for cut in range(cuts):
-        here: dict[str, float] = {}
-        for index, codec in enumerate(BASE_CODECS):
-            finer = [measured[cut, other] for other in BASE_CODECS[: index + 1] if (cut, other) in measured]
-            before = leaks[-1][codec] if leaks else 1.0
-            here[codec] = finer[-1] if finer else before
-        leaks.append(here)
-    return leaks
-
-
-def choose_cuts(candidates: Sequence[int], most: int) -> list[int]:
-    """At most so many of the cuts, evenly from the first to the last."""
-    if len(candidates) <= most:
-        return list(candidates)
-    return sorted({candidates[round(i * (len(candidates) - 1) / max(1, most - 1))] for i in range(most)})
 
 
 def defended(codec: Codec, *, noise: float, dropout: float, seed: int = 0) -> Codec:

@@ -1,0 +1,163 @@
+"""Which accuracy losses and leaks a pipeline's limits need that were not measured, and what to do about it. Pure."""
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from splitplane.api.pipelines import InferencePipeline, TierSpec
+from splitplane.api.profiles import ModelProfileSpec, leak_measurement, with_accuracy, with_leakage
+from splitplane.controller.pods import CALIBRATION_PATH, compute_threads
+from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult
+from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
+from splitplane.domain.plans import Plan
+from splitplane.domain.profiles import BASE_CODECS, base_codec
+from splitplane.domain.snapshots import Policy, Snapshot
+from splitplane.planner import frontier
+
+_MOST_ACCURACY_CUTS = 16
+_MOST_ATTACKED = 2 * MOST_CUTS
+"""(cut, codec) that are attacked: with more, the budget would leave each attack too little time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Of which of the two something is said: accuracy loss, leak."""
+
+    accuracy: bool
+    leak: bool
+
+    def __bool__(self) -> bool:
+        return self.accuracy or self.leak
+
+    def __str__(self) -> str:
+        return " and ".join(name for name, told in (("accuracy loss", self.accuracy), ("leak", self.leak)) if told)
+
+
+def limited(pipeline: InferencePipeline) -> Shares:
+    """What the pipeline sets a limit on that some plan could break."""
+    spec = pipeline.spec
+    return Shares(
+        accuracy=spec.objectives.max_accuracy_loss is not None and bool(_lossy(spec.partitioning.codecs)),
+        leak=spec.objectives.max_leakage is not None and not all(tier.trusted for tier in spec.tiers),
+    )
+
+
+def missing(pipeline: InferencePipeline, profile: ModelProfileSpec) -> Shares:
+    """What was not measured of that; of a model that cannot be split there is nothing to measure."""
+    wanted, inner = limited(pipeline), profile.cuts[1:-1]
+    known = [{each.codec for each in cut.accuracy_loss} for cut in inner]
+    lossy = _lossy(pipeline.spec.partitioning.codecs)
+    return Shares(
+        accuracy=bool(wanted.accuracy and inner and any(all(codec not in held for held in known) for codec in lossy)),
+        leak=bool(wanted.leak and inner and profile.leak_measurement is None),
+    )
+
+
+def trusted_tiers(pipeline: InferencePipeline) -> list[TierSpec]:
+    """Where real inputs may be looked at."""
+    return [tier for tier in pipeline.spec.tiers if tier.trusted]
+
+
+def request(
+    pipeline: InferencePipeline, tier: TierSpec, wanted: Shares, asked: tuple[Snapshot, Policy]
+) -> CalibrationRequest:
+    """What a job on ``tier`` is to measure: the cuts of the plans worth having, were there no such limits."""
+    calibration, codecs = pipeline.spec.model.calibration, pipeline.spec.partitioning.codecs
+    assert calibration is not None
+    snapshot, policy = asked
+    untrusted = {each.name for each in pipeline.spec.tiers if not each.trusted}
+    cuts, shown = _crossings(_plans(snapshot, policy), untrusted)
+    inner = range(1, snapshot.profile.segments)
+    lossy = _lossy(codecs)
+    tried = choose_cuts(sorted(cuts) or inner, _MOST_ACCURACY_CUTS)
+    bases = [codec for codec in BASE_CODECS if codec in {base_codec(each) for each in codecs}]
+    attacked = choose_cuts(sorted(shown) or inner, max(2, min(MOST_CUTS, _MOST_ATTACKED // len(bases))))
+    uri = calibration.uri
+    if uri.startswith("pvc://"):
+        uri = f"file://{CALIBRATION_PATH}/{uri.removeprefix('pvc://')}"
+    return CalibrationRequest(
+        uri=uri,
+        sha256=calibration.sha256,
+        seconds=calibration.budget_core_seconds / compute_threads(tier),
+        accuracy=tuple((cut, codec) for cut in tried for codec in lossy) if wanted.accuracy else (),
+        leak=tuple((cut, codec) for cut in attacked for codec in bases) if wanted.leak else (),
+    )
+
+
+def with_result(profile: ModelProfileSpec, result: CalibrationResult) -> ModelProfileSpec:
+    """The profile with what was measured. A leak found by attacks that are too weak is left out.
+
+    Raises ``ValueError`` when the result is of another model.
+    """
+    if result.fingerprint != profile.fingerprint:
+        raise ValueError(
+            f"accuracy and leak were measured of fingerprint {result.fingerprint}, the profile is of"
+            f" {profile.fingerprint}: let all tiers run one runtime image, or delete the ModelProfile to measure anew"
+        )
+    if result.losses:
+        losses: list[dict[str, float]] = [
+            {each.codec: float(each.share) for each in cut.accuracy_loss} for cut in profile.cuts
+        ]
+        for (cut, codec), loss in result.losses.items():
+            losses[cut][codec] = loss
+        profile = with_accuracy(profile, losses)
+    leak = result.leak
+    if leak is not None and not leak.weakness:
+        measurement = leak_measurement(
+            leak.scores, attack=leak.attack, score=leak.score, samples=leak.samples,
+            input_control=leak.input_control, shuffled_control=leak.shuffled_control,
+        )  # fmt: skip
+        profile = with_leakage(profile, spread(leak.scores, len(profile.cuts)), measurement)
+    return profile
+
+
+def told_of(profile: ModelProfileSpec) -> str:
+    """How the leak was measured, and what that is worth."""
+    found = profile.leak_measurement
+    if found is None:
+        return ""
+    return (
+        f"leak is a lower bound, by this attack: {found.attack}; a stronger one may see more. {found.score} on"
+        f" {found.samples} inputs; controls: {found.input_control} of the input itself, {found.shuffled_control} of"
+        " other inputs' activations"
+    )
+
+
+def commands(pipeline: InferencePipeline, profile_name: str, what: Shares) -> str:
+    """What to run by hand, where the weights and real inputs are."""
+    model, metadata = pipeline.spec.model, pipeline.metadata
+    weights = model.weights.uri
+    if weights.startswith("pvc://"):
+        weights = f"file:///PATH/{weights.rpartition('/')[2]}"
+    words = [model.factory]
+    for tensor in model.inputs:
+        data = tensor.dump()
+        names = {each["dimension"]: f"{each['name']}=" for each in data.get("freeDimensions", ())}
+        sizes = ",".join(f"{names.get(index, '')}{size}" for index, size in enumerate(data["shape"]))
+        words += ["--input", f"{data['name']}:{data['datatype']}:{sizes}"]
+    words += ["--weights", weights, "--sha256", model.weights.sha256, "--calibration", "FILE"]
+    words += ["--profile", profile_name, "--namespace", metadata.namespace]
+    kinds = (("accuracy", what.accuracy), ("leak", what.leak))
+    return "; ".join(f"splitplane model {kind} {shlex.join(words)}" for kind, asked in kinds if asked)
+
+
+def _lossy(codecs: Iterable[str]) -> list[str]:
+    """The base codecs among them that lose accuracy, by falling fidelity."""
+    bases = {base_codec(codec) for codec in codecs}
+    return [codec for codec in BASE_CODECS[1:] if codec in bases]
+
+
+def _plans(snapshot: Snapshot, policy: Policy) -> list[Plan]:
+    unlimited = replace(policy, max_leak=None, max_accuracy_loss=None)
+    return [candidate.plan for candidate in frontier(snapshot, unlimited)]
+
+
+def _crossings(plans: Iterable[Plan], untrusted: set[str]) -> tuple[set[int], set[int]]:
+    """Cuts that plans cross, and those of them by which something reaches an untrusted tier."""
+    crossed, shown = set(), set()
+    for plan in plans:
+        for cut, stage in zip(plan.cuts, plan.stages[1:], strict=True):
+            crossed.add(cut)
+            if stage.tier in untrusted:
+                shown.add(cut)
+    return crossed, shown

@@ -1,0 +1,149 @@
+"""Carrying out what ``calibrating.py`` finds missing: a job on a trusted tier, and its result into the ModelProfile.
+
+There is one job for each model, file of inputs and kind of limit; what it finds is shared by all pipelines with the
+same model. Attacks that were too weak are told and not tried again, until the file or the budget changes.
+"""
+
+from collections.abc import Mapping
+
+from splitplane.adapters.cluster import Cluster
+from splitplane.adapters.kinds import JOB
+from splitplane.api.pipelines import TierSpec
+from splitplane.api.profiles import ModelProfileSpec
+from splitplane.controller.calibrating import (
+    Shares,
+    commands,
+    limited,
+    missing,
+    request,
+    told_of,
+    trusted_tiers,
+    with_result,
+)
+from splitplane.controller.children import calibration_objects, calibration_template
+from splitplane.controller.conditions import LIMITS, Verdict
+from splitplane.controller.naming import calibration_job_name
+from splitplane.controller.objects import Object
+from splitplane.controller.profiles import Profiles
+from splitplane.controller.profiling import Collect, Create, Failed, Wait, job_step, read_json
+from splitplane.controller.rounds import Memory, Round
+from splitplane.controller.settings import Settings
+from splitplane.controller.view import View
+from splitplane.domain.calibrations import CalibrationResult
+
+
+class Calibrations:
+    """Sees to it that limits on accuracy loss and leak rest on measurements, where real inputs are given."""
+
+    def __init__(self, *, cluster: Cluster, view: View, settings: Settings, profiles: Profiles) -> None:
+        self._cluster = cluster
+        self._view = view
+        self._settings = settings
+        self._profiles = profiles
+
+    async def ensure(self, this: Round, memory: Memory, *, name: str, profile: ModelProfileSpec) -> None:
+        """Bring measuring a step further, and note in ``this`` how far it is. ``name`` is the ModelProfile's."""
+        pipeline = this.pipeline
+        wanted, lacking = limited(pipeline), missing(pipeline, profile)
+        jobs = self._view.jobs_of(this.key, "calibration")
+        if not lacking or pipeline.spec.model.calibration is None:
+            if lacking:
+                this.limits = Verdict(
+                    LIMITS, "False", "NotMeasured", f"{_unmeasured(lacking)} Give spec.model.calibration, or run: "
+                    f"{commands(pipeline, name, lacking)}",
+                )  # fmt: skip
+            elif wanted:
+                this.limits = Verdict(LIMITS, "True", "Measured", told_of(profile) if wanted.leak else "")
+            await self._remove_all(this, jobs)
+            return
+        tier = next((tier for tier in trusted_tiers(pipeline) if this.tiers[tier.name].capacity.ready), None)
+        if tier is None:
+            text = (
+                f"{_unmeasured(lacking)} It is measured on a tier with trusted: true only, and none has a ready node."
+            )
+            this.limits = Verdict(LIMITS, "False", "NoTrustedNode", text)
+            return
+        template = calibration_template(pipeline, tier, self._settings)
+        calibration = pipeline.spec.model.calibration.dump()
+        job_name = calibration_job_name(
+            pipeline.metadata.name, tier, name, [calibration, str(wanted)], template
+        )  # fmt: skip
+        await self._remove_all(this, {other: job for other, job in jobs.items() if other != job_name})
+        await self._step(this, memory, tier, job_name, jobs.get(job_name), name, profile, lacking)
+
+    async def _step(
+        self, this: Round, memory: Memory, tier: TierSpec, job_name: str, job: Object | None, name: str,
+        profile: ModelProfileSpec, lacking: Shares,
+    ) -> None:  # fmt: skip
+        what = f"measuring {lacking} on real inputs, on tier {tier.name}"
+        if memory.asked is None or (job is None and self._profiles.measuring()):
+            this.limits = Verdict(LIMITS, "False", "Measuring", f"{_unmeasured(lacking)} It is about to be.")
+            return
+        if job is None:
+            step: object = Create(tier, job_name, attempt=1)
+        else:
+            config_map = self._view.config_map((this.key[0], job_name))
+            pods = self._view.pods_of(this.key, "calibration")
+            step = job_step(tier, job_name, job, pods, config_map, what=what, now=this.now)
+        match step:
+            case Create(attempt=attempt):
+                await self._start(this, memory, tier, job_name, name, attempt, lacking, replaces=job is not None)
+                this.limits = Verdict(LIMITS, "False", "Measuring", f"{_unmeasured(lacking)} Now {what}")
+            case Wait(message=message):
+                this.waiting.append(("Calibrating", message))
+                this.limits = Verdict(LIMITS, "False", "Measuring", f"{_unmeasured(lacking)} Now {message}")
+            case Failed(message=message):
+                text = f"{what} failed: {message.rstrip('.')}. Mend spec.model.calibration or what the message names"
+                this.limits = Verdict(LIMITS, "False", "MeasuringFailed", f"{text}; it is tried again by itself.")
+            case Collect():
+                await self._collect(this, job_name, name, profile)
+
+    async def _start(
+        self, this: Round, memory: Memory, tier: TierSpec, job_name: str, name: str, attempt: int, lacking: Shares,
+        *, replaces: bool,
+    ) -> None:  # fmt: skip
+        assert memory.asked is not None
+        namespace = this.key[0]
+        if replaces:  # a Job cannot be changed, only made again
+            await self._cluster.delete(JOB, job_name, namespace)
+            self._view.forget("Job", (namespace, job_name))
+        asked = request(this.pipeline, tier, lacking, memory.asked)
+        bodies = calibration_objects(
+            this.pipeline, tier, asked, name=job_name, profile=name, attempt=attempt, settings=self._settings
+        )
+        for body in bodies:
+            self._view.remember(await self._cluster.apply(body))
+
+    async def _collect(self, this: Round, job_name: str, name: str, profile: ModelProfileSpec) -> None:
+        """Write what was found into the ModelProfile. The job of attacks that were too weak stays, to tell of them."""
+        namespace = this.key[0]
+        try:
+            result = CalibrationResult.from_dict(read_json(self._view.config_map((namespace, job_name))))
+            changed = with_result(profile, result)
+        except ValueError as error:
+            this.limits = Verdict(LIMITS, "False", "ResultUnusable", str(error))
+            return
+        if changed != profile:
+            await self._profiles.write((namespace, name), changed)
+        weakness = result.leak.weakness if result.leak is not None else ""
+        if weakness:
+            advice = "Raise spec.model.calibration.budgetCoreSeconds, or give more inputs."
+            text = f"The leak counts as unmeasured: {weakness}, so no limit may rest on it. {advice}"
+            this.limits = Verdict(LIMITS, "False", "AttackTooWeak", text)
+            return
+        this.limits = Verdict(LIMITS, "True", "Measured", told_of(changed))
+        await self._profiles.remove(namespace, job_name)
+
+    async def _remove_all(self, this: Round, jobs: Mapping[str, Object]) -> None:
+        for name in jobs:
+            await self._profiles.remove(this.key[0], name)
+
+
+def _unmeasured(lacking: Shares) -> str:
+    """What is not known, and what that keeps plans from."""
+    kept = []
+    if lacking.accuracy:
+        kept.append("no codec that loses accuracy is used where that was not measured")
+    if lacking.leak:
+        kept.append("nothing leaves the trusted tiers")
+    return f"{str(lacking).capitalize()} of the model not measured, so {' and '.join(kept)}."

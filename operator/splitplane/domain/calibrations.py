@@ -1,0 +1,116 @@
+"""What a calibration job is asked for and what it answers: accuracy loss and leak by cut and codec. Plain JSON.
+
+The operator and the job use this module both, so the form has one definition.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT = 1
+"""Raised when the form changes in a way that an older reader would misread."""
+
+Shares = Mapping[tuple[int, str], float]
+"""By (cut, codec), from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRequest:
+    """Which (cut, codec) to try, on which file, in how many seconds.
+
+    ``accuracy`` are those whose loss is asked for, ``leak`` those that are to be attacked.
+    """
+
+    uri: str
+    sha256: str
+    seconds: float
+    accuracy: tuple[tuple[int, str], ...] = ()
+    leak: tuple[tuple[int, str], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "uri": self.uri, "sha256": self.sha256, "seconds": self.seconds,
+            "accuracy": [list(pair) for pair in self.accuracy], "leak": [list(pair) for pair in self.leak],
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "CalibrationRequest":
+        """Raises ``ValueError`` that names what is missing or wrong."""
+        try:
+            return cls(
+                str(data["uri"]), str(data["sha256"]), float(data["seconds"]),
+                _pairs(data["accuracy"]), _pairs(data["leak"]),
+            )  # fmt: skip
+        except KeyError as error:
+            raise ValueError(f"the request lacks {error}") from error
+        except TypeError as error:
+            raise ValueError(f"the request is malformed: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class LeakFound:
+    """What the attacks got; ``weakness`` says why no limit may rest on them, and is empty if one may."""
+
+    attack: str
+    score: str
+    samples: int
+    input_control: float
+    shuffled_control: float
+    weakness: str
+    scores: Shares
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """Of the model with ``fingerprint``: what its codecs lose, and what crossing it shows."""
+
+    fingerprint: str
+    losses: Shares
+    leak: LeakFound | None
+
+    def to_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"format": FORMAT, "fingerprint": self.fingerprint, "losses": _rows(self.losses)}
+        if self.leak is not None:
+            found["leak"] = {
+                "attack": self.leak.attack, "score": self.leak.score, "samples": self.leak.samples,
+                "inputControl": self.leak.input_control, "shuffledControl": self.leak.shuffled_control,
+                "weakness": self.leak.weakness, "scores": _rows(self.leak.scores),
+            }  # fmt: skip
+        return found
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "CalibrationResult":
+        """Raises ``ValueError`` that names what is missing or wrong."""
+        try:
+            if data["format"] != FORMAT:
+                raise ValueError(
+                    f"calibration result has format {data['format']}, this version reads {FORMAT}: "
+                    "let operator and runtime image be of one release"
+                )
+            leak = data.get("leak")
+            return cls(
+                str(data["fingerprint"]),
+                _shares(data["losses"]),
+                None
+                if leak is None
+                else LeakFound(
+                    str(leak["attack"]), str(leak["score"]), int(leak["samples"]), float(leak["inputControl"]),
+                    float(leak["shuffledControl"]), str(leak["weakness"]), _shares(leak["scores"]),
+                ),
+            )  # fmt: skip
+        except KeyError as error:
+            raise ValueError(f"calibration result lacks {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"calibration result is malformed: {error}") from error
+
+
+def _rows(shares: Shares) -> list[list[Any]]:
+    return [[cut, codec, share] for (cut, codec), share in sorted(shares.items())]
+
+
+def _shares(rows: Any) -> dict[tuple[int, str], float]:
+    return {(int(cut), str(codec)): float(share) for cut, codec, share in rows}
+
+
+def _pairs(rows: Any) -> tuple[tuple[int, str], ...]:
+    return tuple((int(cut), str(codec)) for cut, codec in rows)

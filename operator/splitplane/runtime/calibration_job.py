@@ -1,0 +1,109 @@
+"""``python -m splitplane.runtime.calibration_job``: what crossing costs and shows, on the user's real inputs.
+
+Accuracy loss and leak of the cuts and codecs that the operator asks for, within the time that it gives, on a node of a
+trusted tier. Nothing but shares leaves the pod. The result goes where a profile job's goes, with the same exit codes
+(``runtime.profile_job``), and 5 where the file of inputs is wrong.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult, LeakFound, Shares
+from splitplane.domain.profiles import BASE_CODECS
+from splitplane.model import ModelSource, Partition, libraries, load_partition
+from splitplane.model.accuracy import compare_codecs
+from splitplane.model.calibration import Calibration, read_calibration
+from splitplane.model.errors import CalibrationError, WeightsError
+from splitplane.model.leak import ATTACK, LeakReport, measure_leak
+from splitplane.model.profile import Codec
+from splitplane.model.weights import WeightsFile
+from splitplane.runtime.environment import SettingsError, required, threads
+from splitplane.runtime.job import VARIABLES, Publisher, main
+from splitplane.runtime.profiling import wire_codecs
+
+ACCURACY_SHARE = 0.25
+"""Of the time, where a leak is asked for as well."""
+MOST_SAMPLES = 1000
+"""Inputs on which accuracy is compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The job's environment (docs/architecture.md, "Pods")."""
+
+    model: str
+    request: CalibrationRequest
+    threads: int
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
+        """Raises :class:`SettingsError` that names what is missing or malformed."""
+        values = required(
+            environment, *VARIABLES, "MODEL", "CALIBRATION", given_by="the operator gives them to calibration jobs"
+        )  # fmt: skip
+        try:
+            request = CalibrationRequest.from_dict(json.loads(values["CALIBRATION"]))
+        except ValueError as error:
+            raise SettingsError(f"SPLITPLANE_CALIBRATION: {error}") from error
+        return cls(values["MODEL"], request, threads(environment))
+
+
+def calibrate(settings: Settings, progress: Callable[[str], None]) -> CalibrationResult:
+    """Measure what is asked for. Raises :class:`ModelError`."""
+    source, request = ModelSource.from_json(settings.model), settings.request
+    partition, given = load_partition(source, 0, None), _inputs(source, request)
+    started = time.monotonic()
+    losses: Shares = {}
+    if request.accuracy:
+        share = ACCURACY_SHARE if request.leak else 1.0
+        cuts, codecs = _asked(request.accuracy)
+        found = compare_codecs(
+            partition, given.first(MOST_SAMPLES), codecs, cuts, end=started + share * request.seconds, progress=progress
+        )
+        losses = {(each.cut, each.codec): each.loss for each in found}
+    leak = None
+    if request.leak:
+        left = request.seconds - (time.monotonic() - started)
+        leak = _leak(partition, given, request, max(1.0, left), settings.threads, progress)
+    return CalibrationResult(partition.graph.fingerprint, losses, leak)
+
+
+def _leak(
+    partition: Partition, given: Calibration, request: CalibrationRequest, seconds: float, threads: int,
+    progress: Callable[[str], None],
+) -> LeakFound:  # fmt: skip
+    cuts, codecs = _asked(request.leak)
+    report: LeakReport = measure_leak(
+        partition, given, codecs, cuts, budget_seconds=seconds, threads=threads, progress=progress
+    )
+    return LeakFound(
+        attack=ATTACK, score=report.score, samples=report.samples, input_control=report.input_control,
+        shuffled_control=report.shuffled_control, weakness=report.weakness, scores=report.worst(),
+    )  # fmt: skip
+
+
+def _asked(pairs: tuple[tuple[int, str], ...]) -> tuple[list[int], dict[str, Codec]]:
+    """The cuts, and the codecs in the order of falling fidelity: all of them are tried at each."""
+    known, asked = wire_codecs(), {codec for _, codec in pairs}
+    return sorted({cut for cut, _ in pairs}), {codec: known[codec] for codec in BASE_CODECS if codec in asked}
+
+
+def _inputs(source: ModelSource, request: CalibrationRequest) -> Calibration:
+    try:
+        file = WeightsFile.open(replace(source, weights_uri=request.uri, weights_sha256=request.sha256))
+    except WeightsError as error:
+        raise CalibrationError(str(error).replace("weights", "calibration")) from error
+    return read_calibration(file.path, source.inputs)
+
+
+def work(environment: Mapping[str, str], publisher: Publisher) -> Mapping[str, object]:
+    settings = Settings.from_environment(environment)
+    libraries.use_threads(settings.threads)
+    return calibrate(settings, publisher.progress).to_dict()
+
+
+if __name__ == "__main__":
+    sys.exit(main("calibration_job", work))

@@ -1,0 +1,140 @@
+"""Limits on leak and accuracy loss: who measures what they need, where, what is told meanwhile, and who shares it."""
+
+from typing import Any
+
+import pytest
+
+from splitplane.controller import calibrating, telling
+from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult, LeakFound
+from tests.support.controller_cases import pipeline, pipeline_body, tier
+from tests.support.controller_world import KEY, World, measured
+from tests.support.planner_cases import crepe
+
+CALIBRATION = {"uri": "pvc://inputs/frames.safetensors", "sha256": "c" * 64}
+OTHER = ("shop", "other")
+
+
+def limited(calibration: dict[str, Any] | None = CALIBRATION, **more: Any) -> dict[str, Any]:
+    model = pipeline_body()["spec"]["model"]
+    if calibration is not None:
+        model["calibration"] = calibration
+    spec = {"model": model, "objectives": {"maxLeakage": "0.5", "maxAccuracyLoss": "0.01", "prefer": "Latency"}}
+    return {**spec, "partitioning": {"codecs": ["fp32", "int8"]}, **more}
+
+
+def found(request: CalibrationRequest, *, weakness: str = "") -> CalibrationResult:
+    """A leak that falls with the depth, and codecs that lose nothing."""
+    scores = {(cut, codec): round(0.8 - 0.1 * cut, 2) for cut, codec in request.leak}
+    leak = LeakFound("an attack", "SSIM", 100, 0.99, 0.02, weakness, scores) if request.leak else None
+    return CalibrationResult(crepe().fingerprint, dict.fromkeys(request.accuracy, 0.0), leak)
+
+
+def told(world: World) -> tuple[str, str, str]:
+    condition = next(each for each in world.status["conditions"] if each["type"] == "LimitsMeasured")
+    return condition["status"], condition["reason"], condition["message"]
+
+
+async def test_without_real_inputs_the_user_is_told_what_to_run() -> None:
+    world = World()
+    world.apply(**limited(None))
+    await world.step(15)
+    status, reason, message = told(world)
+    assert (status, reason) == ("False", "NotMeasured")
+    profile = world.status["profile"]
+    assert (
+        "splitplane model leak pitch:build --input frames:FP32:-1,1024 --weights file:///PATH/full.safetensors"
+        f" --sha256 {'a' * 64} --calibration FILE --profile {profile} --namespace shop"
+    ) in message
+    assert "splitplane model accuracy pitch:build" in message
+    assert world.condition("Ready")[0] == "True"  # on trusted tiers alone
+    assert {stage["tier"] for stage in world.status["plan"]["stages"]} == {"edge"}
+
+
+async def test_leak_and_loss_are_measured_once_on_a_trusted_tier_and_shared_by_the_models_pipelines() -> None:
+    world = World(calibrated=found)
+    world.apply(**limited())
+    await world.step(25)
+    [(where, request)] = world.requests
+    assert where == "edge"
+    assert request.uri == "file:///calibration/inputs/frames.safetensors"
+    assert request.seconds == 1200.0  # on one thread
+    assert {codec for _, codec in request.leak} == {"fp32", "int8"}
+    assert {codec for _, codec in request.accuracy} == {"int8"}
+    assert {cut for cut, _ in request.leak} <= set(range(1, 6))
+    status, reason, message = told(world)
+    assert (status, reason) == ("True", "Measured")
+    assert "lower bound, by this attack: an attack" in message
+    assert world.cluster.of("Job") == {}
+    [profile] = world.cluster.of("ModelProfile").values()
+    leaks = [{each["codec"]: float(each["share"]) for each in cut["leakage"]} for cut in profile["spec"]["cuts"]]
+    first = min(cut for cut, _ in request.leak)
+    assert leaks[first]["fp32"] == pytest.approx(0.8 - 0.1 * first)
+    assert leaks[first - 1]["fp32"] == 1.0 if first > 1 else leaks[0] != {}
+    assert all(leaks[cut]["fp32"] >= leaks[cut + 1]["fp32"] for cut in range(1, 5))
+
+    world.apply(OTHER, **limited())
+    await world.step(15, keys=(KEY, OTHER))
+    assert len(world.requests) == 1
+    other = world.cluster.objects["InferencePipeline", *OTHER]["status"]["conditions"]
+    assert next(each for each in other if each["type"] == "LimitsMeasured")["status"] == "True"
+
+
+async def test_what_was_measured_lets_the_plan_leave_the_trusted_tier() -> None:
+    world = World(metrics=measured(rate=40.0))
+    world.apply(**limited(objectives={"maxLeakage": "0.5", "prefer": "Latency"}, replanning={"minGainPercent": 1}))
+    await world.step(15)
+    before = {stage["tier"] for stage in world.status["plan"]["stages"]}
+    world.calibrated = found
+    await world.step(25, seconds=30)
+    assert before == {"edge"}
+    stages = world.status["plan"]["stages"]
+    assert stages[-1]["tier"] == "cloud"
+    assert stages[-1]["firstCut"] >= 3  # 0.8 - 0.1 x 3 is the limit
+
+
+async def test_progress_is_told_and_a_weak_attack_changes_nothing_and_is_not_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(telling, "_OBSERVED_EVERY_SECONDS", 0.0)
+    world = World()
+    world.apply(**limited())
+    await world.step(15)
+    [(name, job)] = world.cluster.of("Job").items()
+    config_map = world.cluster.of("ConfigMap")[name]
+    world.cluster.put({**config_map, "data": {"progress": "leak: cut 3 fp32 large: 0.71; 12 attacks to go"}})
+    await world.step()
+    status, reason, message = told(world)
+    assert (status, reason) == ("False", "Measuring")
+    assert "12 attacks to go" in message
+    assert job["spec"]["activeDeadlineSeconds"] > 1200
+    world.calibrated = lambda request: found(request, weakness="the attack gets only 0.40 of the input itself")
+    await world.step(10)
+    status, reason, message = told(world)
+    assert (status, reason) == ("False", "AttackTooWeak")
+    assert "only 0.40 of the input itself" in message
+    assert "budgetCoreSeconds" in message
+    [profile] = world.cluster.of("ModelProfile").values()
+    assert "leakMeasurement" not in profile["spec"]
+    assert len(world.requests) == 1
+    world.apply(**limited({**CALIBRATION, "budgetCoreSeconds": 4000}))
+    world.calibrated = found
+    await world.step(10)
+    assert told(world)[:2] == ("True", "Measured")
+    assert world.requests[1][1].seconds == 4000.0
+
+
+async def test_untrusted_tiers_see_no_real_inputs() -> None:
+    world = World(calibrated=found)
+    for name in ("e1", "e2"):
+        world.cluster.remove("Node", name, "")
+    world.apply(**limited(gateway={"tier": "cloud"}))
+    await world.step(15)
+    assert told(world)[:2] == ("False", "NoTrustedNode")
+    assert not world.requests
+
+
+def test_no_limit_needs_no_measurement() -> None:
+    assert not calibrating.limited(pipeline())
+    assert not calibrating.limited(pipeline(objectives={"maxAccuracyLoss": "0.1"}))  # fp32 alone loses nothing
+    trusted = [tier("edge", trusted=True), tier("cloud", trusted=True)]
+    assert not calibrating.limited(pipeline(objectives={"maxLeakage": "0.1"}, tiers=trusted))
