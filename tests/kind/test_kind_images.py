@@ -52,3 +52,61 @@ def test_an_image_has_no_compiler_no_pip_and_a_bill_of_materials(kind: Cluster, 
     done = restricted(kind, getattr(images_in_use(kind), name), "sh", "-c", script)
     assert done.stdout.startswith("{"), done.stdout
     assert "CycloneDX" in done.stdout
+
+
+BYTES = """
+import os
+seen = set()
+for folder, folders, files in os.walk("/"):
+    folders[:] = [name for name in folders if os.path.join(folder, name) not in ("/proc", "/sys", "/dev", "/tmp")]
+    for name in files:
+        facts = os.lstat(os.path.join(folder, name))
+        seen.add((facts.st_ino, facts.st_size))
+print(sum(size for _, size in seen))
+"""
+
+
+def test_the_operators_image_has_less_than_350_mb(kind: Cluster) -> None:
+    """Uncompressed, counted inside: what Docker says depends on how it stores images."""
+    done = restricted(kind, images_in_use(kind).operator, "python", "-c", BYTES)
+    assert 100e6 < int(done.stdout) < 350e6
+
+
+LISTED = """
+import importlib.metadata, json, subprocess
+bill = json.load(open("/usr/share/doc/splitplane/sbom.cdx.json"))["components"]
+names = lambda kind: {(c["name"], c["version"]) for c in bill if c["purl"].startswith(f"pkg:{kind}/")}
+listed = {kind: names(kind) for kind in ("deb", "pypi")}
+there = subprocess.check_output(["dpkg-query", "--show", "--showformat=${Package} ${Version}\\n"], text=True)
+assert listed["deb"] == {tuple(line.split()) for line in there.splitlines()}
+imported = {(d.metadata["Name"].lower().replace("_", "-"), d.version) for d in importlib.metadata.distributions()}
+assert imported <= listed["pypi"], imported - listed["pypi"]
+find = ["find", "/", "-xdev", "-type", "d", "(", "-name", "*.dist-info", "-o", "-name", "*.egg-info", ")"]
+folders = subprocess.run(find, stdout=-1, stderr=-3, text=True).stdout.splitlines()
+assert len({folder.rpartition("/")[2] for folder in folders}) >= len(listed["pypi"]), folders
+print(*sorted(name for name, _ in listed["pypi"]))
+"""
+"""Prints the Python packages of the bill, after comparing it with what dpkg and Python themselves say."""
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "gone"),
+    [("operator", {"splitplane", "kopf", "grpcio"}, {"pip", "torch"}), ("runtime", {"splitplane", "torch"}, {"kopf"})],
+)
+def test_the_bill_of_materials_is_that_of_the_image_and_names_splitplane_itself(
+    kind: Cluster, name: str, there: set[str], gone: set[str]
+) -> None:
+    done = restricted(kind, getattr(images_in_use(kind), name), "python", "-c", LISTED)
+    assert done.returncode == 0, done.stderr
+    assert there <= set(done.stdout.split())
+    assert not gone & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_a_program_imports_is_compiled_already(kind: Cluster, program: str) -> None:
+    name, _ = PROGRAMS[program]
+    command = ("python", "-v", "-c", f"import splitplane.{program}")
+    said = restricted(kind, getattr(images_in_use(kind), name), *command).stderr
+    compiled_now = [line for line in said.splitlines() if line.startswith("# code object from /")]
+    assert compiled_now == []
+    assert "splitplane" in said

@@ -52,21 +52,26 @@ def _make(engine: Engine) -> None:
             run("chroot", str(root), "update-ca-certificates")
         # As in the published images of Debian: what apt-get leaves behind would be in every image made from this one.
         (root / "etc/apt/apt.conf.d/docker-clean").write_text('Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";\n')
-        archive = subprocess.Popen(
-            [
-                "tar",
-                "--directory",
-                str(root),
-                "--numeric-owner",
-                *(f"--exclude=./{folder}/*" for folder in _UNWANTED),
-                "--create",
-                ".",
-            ],
-            stdout=subprocess.PIPE,
-        )
-        subprocess.run(
-            [engine.docker, "import", "-", NAME], stdin=archive.stdout, env=engine.environment, check=True,
-            capture_output=True,
+        _import(engine, root)
+
+
+def _import(engine: Engine, root: Path) -> None:
+    """The files below ``root`` as an image. Raises ``LocalError`` with the words of the one that failed."""
+    excluded = [f"--exclude=./{folder}/*" for folder in _UNWANTED]
+    archiving = subprocess.Popen(
+        ["tar", "--directory", str(root), "--numeric-owner", *excluded, "--create", "."],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert archiving.stdout is not None
+    assert archiving.stderr is not None
+    with archiving, archiving.stdout as archive:
+        importing = subprocess.run(
+            [engine.docker, "import", "-", NAME], stdin=archive, env=engine.environment, capture_output=True, text=True,
+            check=False,
         )  # fmt: skip
-        if archive.wait():
-            raise LocalError("tar failed on the base image's files.")
+        archive.close()  # else a tar whose reader has gone would wait for ever
+        words = archiving.stderr.read().decode(errors="replace")
+    if importing.returncode:
+        raise LocalError(f"docker import {NAME}: {importing.stderr.strip() or importing.stdout.strip()}")
+    if archiving.returncode:
+        raise LocalError(f"tar of the base image's files: {words.strip()}")
