@@ -14,6 +14,11 @@ from splitplane.domain.snapshots import Policy, Preference, Snapshot, Tier
 STEPS = 1024
 
 
+Station = tuple[float, float, int, float, float, float]
+"""Service of a request that passes the whole line and its coefficient of variation, servers, the share of requests that
+comes here, and their service and its coefficient of variation."""
+
+
 @dataclass(frozen=True)
 class Row:
     stages: tuple[tuple[str, int, int, int], ...]  # tier, first, last, replicas
@@ -133,56 +138,72 @@ def _row(
     tiers = {tier.name: tier for tier in snapshot.tiers}
     rate = max(0.01, known(snapshot.arrival_rate) or 0.0)
     cost, fixed, leak, loss = 0.0, 0.0, 0.0, 0
-    stations: list[tuple[float, float, int]] = []
+    stations: list[Station] = []
     alone: list[tuple[float, float]] = []
-    path: list[tuple[str, str]] = []
+    path: list[tuple[str, str, float]] = []
     answer = profile.cuts[-1].wire_bytes["fp32"]
     at = policy.gateway_tier
     for k, (name, first, last, count) in enumerate(stages):
         tier, profiled = tiers[name], profile.devices[tiers[name].device_class]
         codec = codecs[k - 1] if k else "fp32"
+        come = _reach(snapshot, first)
         if at != name:
             size = profile.cuts[first].wire_bytes[codec]
             bandwidth, delay = _link(snapshot, at, name)
-            stations.append((size / bandwidth, 0.0, 1))
+            stations.append((size / bandwidth, 0.0, 1, come, size / bandwidth, 0.0))
             fixed += delay
-            cost += size * rate * 3600 / 2**30 * tiers[at].egress_price_per_gib
-            path.append((name, at))
+            cost += size * come * rate * 3600 / 2**30 * tiers[at].egress_price_per_gib
+            path.append((name, at, come))
         if at != name and not tier.trusted:
             measured = profile.cuts[first].leakage.get(codec)
             shown = 1.0 if first == 0 else 1.0 - first / profile.segments if measured is None else measured
             leak = max(leak, shown)
             if policy.max_leak is not None and (shown > policy.max_leak or (first > 0 and measured is None)):
                 return None
-        compute = profiled.range_seconds(first, last) * snapshot.speed_corrections.get(name, 1.0)
-        service = compute + profiled.overhead_seconds
+        slower = snapshot.speed_corrections.get(name, 1.0)
+        service, decode, encode = profiled.range_seconds(first, last) * slower + profiled.overhead_seconds, 0.0, 0.0
         full = profile.cuts
         if k > 0:
-            service += profiled.codec_times[codec].decode_seconds_per_byte * full[first].wire_bytes["fp32"]
+            decode = profiled.codec_times[codec].decode_seconds_per_byte * full[first].wire_bytes["fp32"]
             loss += _loss(snapshot, codec, first)
             if policy.max_accuracy_loss is not None and not _loss_known(snapshot, codec, first):
                 return None
         if k + 1 < len(stages):
-            service += profiled.codec_times[codecs[k]].encode_seconds_per_byte * full[last].wire_bytes["fp32"]
+            encode = profiled.codec_times[codecs[k]].encode_seconds_per_byte * full[last].wire_bytes["fp32"]
+        service += decode + encode
+        # Who leaves at an inner cut has run up to it, and hands nothing on.
+        stay = [_reach(snapshot, cut) / come for cut in range(first, last + 1)]
+        ends = [(first + k + 1, stay[k] - stay[k + 1]) for k in range(last - first - 1)]
+        ends.append((last, stay[-2]))
+        times = [(profiled.range_seconds(first, cut) * slower, share) for cut, share in ends]
+        on = stay[-1] if last < profile.segments else 0.0
+        mean = sum(seconds * share for seconds, share in times)
+        spread = sum(seconds**2 * share for seconds, share in times) - mean**2
+        seen = mean + profiled.overhead_seconds + decode + encode * on
+        seen_cv = math.sqrt(profiled.time_cv**2 + max(0.0, spread) / seen**2)
         cost += count * (known(tier.price_per_hour) or 0.0)
         if k in uses and (terms := tier.pay_per_use) is not None:
-            lost = _overflow(count, rate * service, snapshot.arrival_scv)
-            per_request = terms.price_per_request + terms.price_per_second * (service + terms.extra_seconds)
-            cost += 3600 * rate * lost * per_request
+            lost = _overflow(count, rate * come * seen, snapshot.arrival_scv)
+            per_request = terms.price_per_request + terms.price_per_second * (seen + terms.extra_seconds)
+            cost += 3600 * rate * come * lost * per_request
             fixed += terms.extra_seconds * min(1.0, 20 * lost)
             alone.append((service, profiled.time_cv))
         else:
-            stations.append((service, profiled.time_cv, count))
+            stations.append((service, profiled.time_cv, count, come, seen, seen_cv))
         at = name
-    for source, target in reversed(path):
+    for source, target, come in reversed(path):
         bandwidth, delay = _link(snapshot, source, target)
-        stations.append((answer / bandwidth, 0.0, 1))
+        stations.append((answer / bandwidth, 0.0, 1, come, answer / bandwidth, 0.0))
         fixed += delay
-        cost += answer * rate * 3600 / 2**30 * tiers[source].egress_price_per_gib
+        cost += answer * come * rate * 3600 / 2**30 * tiers[source].egress_price_per_gib
     if policy.max_accuracy_loss is not None and loss * 0.001 > policy.max_accuracy_loss * (1 + 1e-9):
         return None
     p95, utilization = respond(stations, alone, fixed, rate, snapshot.arrival_scv)
     return Row(stages, codecs, p95, cost, utilization, leak, loss, uses)
+
+
+def _reach(snapshot: Snapshot, cut: int) -> float:
+    return snapshot.reach[cut] if snapshot.reach else 1.0
 
 
 def _overflow(servers: int, offered: float, scv: float) -> float:
@@ -215,15 +236,16 @@ def _link(snapshot: Snapshot, source: str, target: str) -> tuple[float, float]:
 
 
 def respond(
-    stations: list[tuple[float, float, int]], alone: list[tuple[float, float]], fixed: float, rate: float, scv: float
+    stations: list[Station], alone: list[tuple[float, float]], fixed: float, rate: float, scv: float
 ) -> tuple[float, float]:
-    """95th percentile and highest utilisation of a line of (service, coefficient of variation, servers) stations, and
-    of (service, coefficient of variation) where nobody queues."""
-    busiest = max((rate * service / servers for service, _, servers in stations), default=0.0)
+    """95th percentile and highest utilisation of a line of stations, and of (service, coefficient of variation) where
+    nobody queues."""
+    busiest = max((rate * share * seen / servers for _, _, servers, share, seen, _ in stations), default=0.0)
     if busiest >= 1:
         return math.inf, busiest
-    waits = [_wait(*station, rate, scv) for station in stations] or [(0.0, 0.0, 0.0)]
-    services = [*((service, cv) for service, cv, _ in stations), *alone]
+    waits = [_wait(seen, cv, servers, rate * share, scv) for _, _, servers, share, seen, cv in stations]
+    waits = waits or [(0.0, 0.0, 0.0)]
+    services = [*((service, cv) for service, cv, *_ in stations), *alone]
     spreads = [(cv * service) ** 2 for service, cv in services]
     coupling = min(1.0, math.sqrt(sum(spreads) / sum(service**2 for service, _ in services)))
     mean, variance, third = (

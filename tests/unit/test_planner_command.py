@@ -1,6 +1,7 @@
 """``splitplane plan``, ``explain`` and ``frontier`` ask the planner from files alone."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,16 @@ def test_pay_per_use_takes_what_is_left_beyond_the_replicas_that_pay(profile: st
     assert 5.0 < float(told[1][1].split("%")[0]) < 80.0
 
 
+def test_requests_that_would_leave_early_need_no_more_of_the_model(profile: str):
+    asked = ("plan", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "20", "--scv", "0")
+    rates = []
+    for early in ((), ("--exit", "1=0.3", "--exit", "3=0.3")):
+        chosen = line(run(*asked, *early), "chosen")
+        assert "edge:0-1|cloud:1-6" in chosen
+        rates.append(float(re.findall(r"([0-9.]+)/s", chosen)[0]))
+    assert rates[1] > rates[0]
+
+
 def test_a_recorded_call_replays(profile: str):
     call = run(
         "plan", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--price", "cloud=0.60", "--record"
@@ -152,6 +163,8 @@ def test_the_frontier_is_drawn(profile: str, tmp_path: Path):
         ("--price", "cloud=cheap", "cloud=0.30"),
         ("--without", "moon", "moon"),
         ("--pay-per-use", "moon=1", "moon"),
+        ("--exit", "6=0.1", "3=0.4"),
+        ("--exit", "2=1", "3=0.4"),
         ("--pay-per-use", "cloud=cheap", "cloud=0.00002/s,40ms"),
     ],
 )

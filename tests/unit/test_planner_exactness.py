@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitplane.domain.measurements import Value
+from splitplane.domain.plans import Plan, Stage
 from splitplane.domain.profiles import CodecTimes, DeviceProfile, Profile
 from splitplane.domain.snapshots import Link, PayPerUse, Policy, Preference, Snapshot, Tier
 from splitplane.planner import plan
 from splitplane.planner import search as searching
 from splitplane.planner.choice import pick
-from splitplane.planner.context import build_context
+from splitplane.planner.context import ContradictionError, build_context
 from splitplane.planner.cover import Cover
+from splitplane.planner.evaluation import assess
 from splitplane.planner.frontier import contenders, frontier_of_lines
 from splitplane.planner.pareto import nondominated
 from tests.support.planner_cases import MEBIBYTE, POLICY, SNAPSHOT, cut
@@ -82,6 +84,37 @@ def test_the_frontier_with_pay_per_use_is_that_of_a_full_enumeration(batch: int)
         paid += any(table.layout.pay_per_use for table in found.tables)
     assert np.mean(np.array(sizes) > 1) > 0.4
     assert paid > 10, "too few of the cases use what they offer"
+
+
+@pytest.mark.parametrize("batch", range(4))
+@pytest.mark.usefixtures("bounded")
+def test_the_frontier_of_models_with_early_exits_is_that_of_a_full_enumeration(batch: int):
+    sizes = []
+    for seed in range(30_000 + 50 * batch, 30_000 + 50 * (batch + 1)):
+        snapshot, policy = with_use(seed) if seed % 2 else random_case(seed)
+        rng = random.Random(seed)
+        reach = [1.0]
+        while len(reach) < len(snapshot.profile.cuts):
+            reach.append(reach[-1] * rng.choice((1.0, rng.uniform(0.3, 1.0))))
+        sizes.append(assert_exact(replace(snapshot, reach=tuple(reach)), policy, f"seed {seed}"))
+    assert np.mean(np.array(sizes) > 1) > 0.4
+
+
+def test_where_half_of_the_requests_leave_at_the_cut_the_link_bears_twice_as_many():
+    split = Plan((Stage("edge", 0, 1, 0, 6, 8), Stage("cloud", 1, 6, 1, 6, 4)), ("fp32",))
+    poisson = replace(SNAPSHOT, arrival_scv=1.0)
+    cases = poisson, replace(poisson, reach=(1.0,) + (0.5,) * 6)
+    everyone, some = (assess(build_context(case, POLICY), split).predicted for case in cases)
+    assert some.max_rate_per_second == pytest.approx(2.0 * everyone.max_rate_per_second)
+    assert some.p95_seconds < everyone.p95_seconds
+    egress = everyone.cost_per_hour - 8 * 0.05 - 4 * 0.30
+    assert some.cost_per_hour == pytest.approx(everyone.cost_per_hour - egress / 2.0)
+
+
+@pytest.mark.parametrize("reach", [(1.0, 0.5), (0.9,) * 7, (1.0, 0.5, 0.6, 0.5, 0.5, 0.5, 0.5), (1.0,) * 6 + (0.0,)])
+def test_shares_that_can_be_none_of_requests_on_their_way_are_refused(reach: tuple[float, ...]):
+    with pytest.raises(ContradictionError, match="reach must hold a share for each of 7 cuts"):
+        plan(replace(SNAPSHOT, reach=reach), POLICY, 0.0)
 
 
 def test_the_best_of_all_plans_with_pay_per_use_is_the_best_of_the_frontier():

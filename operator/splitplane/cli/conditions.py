@@ -39,6 +39,14 @@ PerUse = Annotated[
         " longer one takes there: cloud=0.00002/s,40ms. Only weighed: the operator has none.",
     ),
 ]
+Exit = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exit",
+        metavar="CUT=SHARE",
+        help="Share of all requests that would get their answer at a cut: 3=0.4. Only weighed: no model leaves early.",
+    ),
+]
 Without = Annotated[list[str] | None, typer.Option(metavar="TIER", help="A tier without ready nodes.")]
 
 Texts = Sequence[str] | None
@@ -48,7 +56,7 @@ _UNLIMITED_BYTES_PER_SECOND = 1.25e11
 
 def arguments(
     file: Path, profile: Path, *,
-    rate: float, scv: float, bandwidth: Texts, price: Texts, without: Texts, per_use: Texts = None,
+    rate: float, scv: float, bandwidth: Texts, price: Texts, without: Texts, per_use: Texts = None, exits: Texts = None,
 ) -> tuple[Snapshot, Policy]:  # fmt: skip
     """What the planner would be asked. Raises ``typer.BadParameter``, saying what to write instead."""
     try:
@@ -56,7 +64,7 @@ def arguments(
         snapshot = _snapshot(
             pipeline, measured, rate, scv, bandwidth or (), price or (), without or (), per_use or ()
         )  # fmt: skip
-        return snapshot, to_policy(pipeline.spec)
+        return replace(snapshot, reach=_reach(exits or (), len(snapshot.profile.cuts))), to_policy(pipeline.spec)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -131,6 +139,18 @@ def _per_use(text: str) -> tuple[str, PayPerUse]:
     if price.endswith("/s"):
         return tier, PayPerUse(price_per_second=amount, extra_seconds=extra)
     return tier, PayPerUse(price_per_request=amount, extra_seconds=extra)
+
+
+def _reach(texts: Sequence[str], cuts: int) -> tuple[float, ...]:
+    """Share of the requests that are still on their way at each cut; empty where none leaves early."""
+    reach = [1.0] * cuts
+    for text in texts:
+        cut, _, share = text.partition("=")
+        gone = _number(share, text, "3=0.4")
+        if not (cut.isdecimal() and 0 < int(cut) < cuts - 1 and 0.0 <= gone < reach[-1]):
+            raise ValueError(f"{text!r} is no cut from 1 to {cuts - 2} with a share below {reach[-1]:g}, such as 3=0.4")
+        reach[int(cut) :] = [stay - gone for stay in reach[int(cut) :]]
+    return tuple(reach) if texts else ()
 
 
 def _number(text: str, whole: str, example: str) -> float:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitplane.cli.conditions import Bandwidth, PerUse, Price, Rate, Scv, Without, arguments
+from splitplane.cli.conditions import Bandwidth, Exit, PerUse, Price, Rate, Scv, Without, arguments
 from splitplane.cli.plans import out, show
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Action, Decision, Policy, Snapshot
@@ -39,6 +39,7 @@ def explain(
     bandwidth: Bandwidth = None,
     price: Price = None,
     per_use: PerUse = None,
+    early: Exit = None,
     without: Without = None,
 ) -> None:
     """Tell which limits bind, what other kinds of plan would give, the gain of a change, and the gate that holds it."""
@@ -46,7 +47,8 @@ def explain(
         snapshot, policy, now = _recorded(call)
     elif file is not None and profile is not None:
         snapshot, policy = arguments(
-            file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without, per_use=per_use
+            file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without,
+            per_use=per_use, exits=early,
         )  # fmt: skip
         now = snapshot.time
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from splitplane.cli.conditions import Bandwidth, File, PerUse, Price, ProfileFile, Rate, Scv, Without, arguments
+from splitplane.cli.conditions import Bandwidth, Exit, File, PerUse, Price, ProfileFile, Rate, Scv, Without, arguments
 from splitplane.cli.plans import out, show, told_indifference
 from splitplane.planner import dump_call
 from splitplane.planner import plan as decide
@@ -21,12 +21,14 @@ def plan(
     bandwidth: Bandwidth = None,
     price: Price = None,
     per_use: PerUse = None,
+    early: Exit = None,
     without: Without = None,
     record: Annotated[bool, typer.Option(help="Print the planner's arguments as one line of JSON instead.")] = False,
 ) -> None:
     """Show the plan for a pipeline, its routes, and what other kinds of plan would give."""
     snapshot, policy = arguments(
-        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without, per_use=per_use
+        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without,
+        per_use=per_use, exits=early,
     )  # fmt: skip
     if record:
         typer.echo(dump_call(snapshot, policy, snapshot.time))

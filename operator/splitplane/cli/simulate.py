@@ -8,7 +8,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from splitplane.cli.conditions import Bandwidth, File, PerUse, Price, ProfileFile, Rate, Scv, arguments
+from splitplane.cli.conditions import Bandwidth, Exit, File, PerUse, Price, ProfileFile, Rate, Scv, arguments
 from splitplane.cli.plans import out
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.measurements import known
@@ -30,6 +30,7 @@ def simulate(
     bandwidth: Bandwidth = None,
     price: Price = None,
     per_use: PerUse = None,
+    early: Exit = None,
     load: Annotated[
         str,
         typer.Option(help="steady, diurnal or bursty around --rate, or a file: Azure LLM, Azure functions, Mooncake."),
@@ -43,7 +44,7 @@ def simulate(
 ) -> None:
     """Replay load and links, and tell what each way of planning would have served, at which cost."""
     snapshot, policy = arguments(
-        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=None, per_use=per_use
+        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=None, per_use=per_use, exits=early
     )  # fmt: skip
     bins = max(2, round(hours * 3600.0 / BIN_SECONDS))
     try:

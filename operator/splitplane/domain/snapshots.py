@@ -152,6 +152,9 @@ class Snapshot:
     observed_p95_seconds: Measurement | None = None
     speed_corrections: Mapping[str, float] = field(default_factory=dict)
     active: Active | None = None
+    reach: tuple[float, ...] = ()
+    """Share of the requests that are still on their way at each cut: 1 at the input, never rising, above 0. Empty where
+    all pass the whole model, as where it has no early exits."""
     set_aside: frozenset[str] = frozenset()
     """Digests of plans that could not be carried out lately; not proposed until their back-off ends."""
 

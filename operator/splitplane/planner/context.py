@@ -5,14 +5,17 @@ that is missing can never pass for a zero.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+
+import numpy as np
 
 from splitplane.domain.measurements import Idle, Measurement, Value, explain
 from splitplane.domain.plans import Plan
 from splitplane.domain.profiles import DeviceProfile, Profile
 from splitplane.domain.snapshots import Active, Inputs, Policy, Preference, Snapshot, Tier
+from splitplane.planner.arrays import Array
 from splitplane.planner.keeping import Kept
 from splitplane.planner.options import CutTable, Options
 
@@ -73,6 +76,8 @@ class Context:
     missing: tuple[str, ...]
     set_aside: frozenset[str]
     kept: Kept = field(compare=False)
+    passing: tuple[float, ...] = ()
+    """``Snapshot.reach``."""
 
     @property
     def table(self) -> CutTable:
@@ -81,6 +86,11 @@ class Context:
     @property
     def options(self) -> Options:
         return self.kept.options(self.policy.codecs)
+
+    @property
+    def reach(self) -> Array | None:
+        """Share of the requests that are still on their way at each cut; ``None`` where all pass the whole model."""
+        return np.array(self.passing) if self.passing else None
 
     @property
     def answer_bytes(self) -> float:
@@ -135,6 +145,11 @@ def build_context(snapshot: Snapshot, policy: Policy, kept: Kept | None = None) 
         )
     if not 0.0 < policy.max_utilization < 1.0:
         raise ContradictionError(f"the utilisation ceiling must lie between 0 and 1, not be {policy.max_utilization}")
+    reach = snapshot.reach
+    if reach and (len(reach) != len(snapshot.profile.cuts) or reach[0] != 1.0 or not _falls(reach)):
+        raise ContradictionError(
+            f"reach must hold a share for each of {len(snapshot.profile.cuts)} cuts: 1, then never rising, above 0"
+        )
     recalled = snapshot.active.inputs if snapshot.active else None
     sites = {tier.name: site for tier in snapshot.tiers if (site := _site(snapshot, tier, recalled)) is not None}
     wires = _wires(snapshot, recalled)
@@ -152,7 +167,12 @@ def build_context(snapshot: Snapshot, policy: Policy, kept: Kept | None = None) 
         missing=_missing(snapshot, policy, gateway, sites, wires) if snapshot.active else (),
         set_aside=snapshot.set_aside,
         kept=kept,
+        passing=() if all(share == 1.0 for share in reach) else reach,
     )
+
+
+def _falls(reach: Sequence[float]) -> bool:
+    return all(before >= after > 0.0 for before, after in pairwise(reach))
 
 
 def crossings(plan: Plan, gateway: str) -> tuple[Direction, ...]:

@@ -10,6 +10,7 @@ from splitplane.domain.plans import Candidate, Plan, Prediction, Stage
 from splitplane.domain.snapshots import Mode
 from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Direction, Site, Wire, crossings
+from splitplane.planner.exits import seen, share_at
 from splitplane.planner.layouts import Layout, layout_of
 from splitplane.planner.options import LOSS_STEP, loss_steps
 from splitplane.planner.queueing import Response, Station, overflow_share, respond
@@ -90,9 +91,9 @@ def evaluate(
     leak_measured, loss_measured = np.ones(len(layout), np.bool_), np.ones(len(layout), np.bool_)
     for k, (site, hop) in enumerate(zip(sites, hops, strict=True)):
         if hop is not None:
-            stations.append(_link(bandwidths.get((hop.source, hop.target), hop.wire.bandwidth), hop.sent))
+            stations.append(_link(bandwidths.get((hop.source, hop.target), hop.wire.bandwidth), hop.sent, hop.share))
             constant += hop.wire.delay
-            cost += egress_cost(context, hop.source, hop.sent, rate)
+            cost += egress_cost(context, hop.source, hop.sent, rate * hop.share)
         if hop is not None and not site.tier.trusted:
             place = hop.codec, layout.bounds[k]
             leak = np.maximum(leak, table.leak[place])
@@ -106,15 +107,16 @@ def evaluate(
         stations.append(stage)
         cost += layout.replicas[k] * context.weight(site)
         if k in layout.pay_per_use and site.tier.pay_per_use is not None:
-            share = overflow_share(stage.servers, rate * stage.service, context.arrival_scv)
-            cost += share * use_cost(site.tier.pay_per_use, stage.service, rate)
+            here, service = rate * stage.share, stage.service if stage.seen is None else stage.seen
+            share = overflow_share(stage.servers, here * service, context.arrival_scv)
+            cost += share * use_cost(site.tier.pay_per_use, service, here)
     answer = np.full(len(layout), context.answer_bytes)
     for hop in reversed(hops):
         if hop is not None:
             back = context.wires[hop.target, hop.source]
-            stations.append(_link(bandwidths.get((hop.target, hop.source), back.bandwidth), answer))
+            stations.append(_link(bandwidths.get((hop.target, hop.source), back.bandwidth), answer, hop.share))
             constant += back.delay
-            cost += egress_cost(context, hop.target, answer, rate)
+            cost += egress_cost(context, hop.target, answer, rate * hop.share)
     response = respond(stations, constant=constant, rate=rate, arrival_scv=context.arrival_scv)
     return Table(
         layout=layout,
@@ -255,6 +257,7 @@ class _Hop:
     wire: Wire
     codec: Ints | int
     sent: Array
+    share: Array | float
 
 
 def _hops(context: Context, layout: Layout) -> list[_Hop | None]:
@@ -265,21 +268,30 @@ def _hops(context: Context, layout: Layout) -> list[_Hop | None]:
         source = senders[k]
         codec: Ints | int = layout.codecs[k - 1] if k else context.table.codecs.index("fp32")
         sent = context.table.sent[codec, layout.bounds[k]]
-        hops.append(None if source == target else _Hop(source, target, context.wires[source, target], codec, sent))
+        if source == target:
+            hops.append(None)
+        else:
+            wire = context.wires[source, target]
+            hops.append(_Hop(source, target, wire, codec, sent, share_at(context, layout.bounds[k])))
     return hops
 
 
 def _stage(context: Context, site: Site, layout: Layout, k: int) -> Station:
     """Compute of the active range, decoding what arrives, encoding what leaves, and the fixed overhead."""
-    service = stage_seconds(
-        context, site, layout.bounds[k], layout.bounds[k + 1],
-        decoded=layout.codecs[k - 1] if k > 0 else None,
-        encoded=layout.codecs[k] if k + 1 < len(layout.tiers) else None,
-    )  # fmt: skip
+    asked: dict[str, Ints | None] = {
+        "decoded": layout.codecs[k - 1] if k > 0 else None,
+        "encoded": layout.codecs[k] if k + 1 < len(layout.tiers) else None,
+    }
+    service = stage_seconds(context, site, layout.bounds[k], layout.bounds[k + 1], **asked)
     terms = site.tier.pay_per_use if k in layout.pay_per_use else None
     extra = None if terms is None else terms.extra_seconds
-    return Station(service, site.device.time_cv, layout.replicas[k].astype(np.float64), extra)
+    servers = layout.replicas[k].astype(np.float64)
+    if context.reach is None:
+        return Station(service, site.device.time_cv, servers, extra)
+    here = seen(context, site, layout.bounds[k], layout.bounds[k + 1], **asked)
+    return Station(service, site.device.time_cv, servers, extra, here.share, here.service, here.scv)
 
 
-def _link(bandwidth: float | Array, sent: Array) -> Station:
-    return Station(sent / bandwidth, 0.0, np.ones_like(sent))
+def _link(bandwidth: float | Array, sent: Array, share: Array | float) -> Station:
+    seconds = sent / bandwidth
+    return Station(seconds, 0.0, np.ones_like(sent), share=share, seen=None if isinstance(share, float) else seconds)

@@ -246,7 +246,7 @@ def _numbers(context: Context) -> Hashable:
     """All that a search among lines depends on, besides the profile and the rate."""
     return (
         _limits(context),
-        (context.arrival_scv, context.policy.max_utilization),
+        (context.arrival_scv, context.policy.max_utilization, context.passing),
         tuple(tier.egress_price_per_gib for tier in context.tiers.values()),
         tuple(
             (site.correction, site.price if site.price == site.price else None)

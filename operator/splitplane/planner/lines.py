@@ -8,7 +8,8 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from splitplane.planner.arrays import Array, Bools, Ints
-from splitplane.planner.context import Context, Direction, Site
+from splitplane.planner.context import Context, Site
+from splitplane.planner.exits import Seen, seen
 from splitplane.planner.layouts import Layout
 from splitplane.planner.options import LOSS_STEP, Options
 from splitplane.planner.residency import holds
@@ -88,9 +89,8 @@ def highest_rate(context: Context) -> float:
     for line in build_lines(context, TRICKLE):
         rates = np.minimum(line.head.capacity[line.first], line.tail.capacity[line.second])
         if line.middle is not None:
-            rates = np.minimum(
-                rates, line.middle.most * ceiling(context) / line.middle.seconds(line.first, line.second)
-            )
+            busy = line.middle.busy(line.first, line.second)
+            rates = np.minimum(rates, line.middle.most * ceiling(context) / busy)
         highest = max(highest, float(rates.max()))
     return highest
 
@@ -104,7 +104,7 @@ def build_lines(context: Context, rate: float) -> Iterator[Line]:
             hops = [hop for hop in pairwise((context.gateway, *tiers)) if hop[0] != hop[1]]
             if all(hop in context.wires and not context.wires[hop].remembered for hop in hops):
                 for pay_per_use in _ways_to_pay(context, tiers):
-                    line = _build(context, rate, tiers, hops, pay_per_use)
+                    line = _build(context, rate, tiers, pay_per_use)
                     if line is not None and len(line.first):
                         yield line
 
@@ -120,11 +120,9 @@ def _counted(side: Side, option: Ints, count: Ints) -> Ints:
     return count if side.use is None else side.use.replicas.take(option * side.most + count - 1)
 
 
-def _build(
-    context: Context, rate: float, tiers: Sequence[str], hops: Sequence[Direction], pay_per_use: frozenset[int]
-) -> Line | None:
+def _build(context: Context, rate: float, tiers: Sequence[str], pay_per_use: frozenset[int]) -> Line | None:
     sites = [context.sites[tier] for tier in tiers]
-    shared = common(context, rate, tiers, hops)
+    shared = common(context, rate, tiers)
     leaky = context.policy.max_leak is not None and shared.leak[0] > context.policy.max_leak
     if leaky or not shared.bears(rate, ceiling(context)).all():
         return None
@@ -132,18 +130,21 @@ def _build(
         return _whole(context, rate, sites[0], shared, pay_per_use)
     options = context.options
     uses = 0 in pay_per_use, len(sites) - 1 in pay_per_use
-    near, out, able_near = _leaving(context, rate, sites[0], sites[1], options, pay_per_use=uses[0])
-    far, into, able_far = _arriving(context, rate, sites[-2], sites[-1], options, pay_per_use=uses[1])
+    near, seen_near, out, able_near = _leaving(context, rate, sites[0], sites[1], options, pay_per_use=uses[0])
+    far, seen_far, into, able_far = _arriving(context, rate, sites[-2], sites[-1], options, pay_per_use=uses[1])
     if len(sites) == 2:
         able = able_near & able_far
-        head = side(context, rate, sites[0], near[able], out.where(able), pay_per_use=uses[0])
-        tail = side(context, rate, sites[1], far[able], shared, pay_per_use=uses[1])
+        head = side(context, rate, sites[0], near[able], seen_near.where(able), out.where(able), pay_per_use=uses[0])
+        tail = side(context, rate, sites[1], far[able], seen_far.where(able), shared, pay_per_use=uses[1])
         rows = np.arange(np.count_nonzero(able))
         able_options = options.where(able)
         return Line(tuple(tiers), head, None, tail, able_options, able_options, rows, rows, pay_per_use)
     before, after = options.where(able_near), options.where(able_far)
-    head = side(context, rate, sites[0], near[able_near], out.where(able_near), pay_per_use=uses[0])
-    tail = side(context, rate, sites[2], far[able_far], into.where(able_far).beside(shared), pay_per_use=uses[1])
+    beyond = into.where(able_far).beside(shared)
+    head = side(
+        context, rate, sites[0], near[able_near], seen_near.where(able_near), out.where(able_near), pay_per_use=uses[0]
+    )
+    tail = side(context, rate, sites[2], far[able_far], seen_far.where(able_far), beyond, pay_per_use=uses[1])
     first, second = _pairs(context, tiers[1], before, after)
     between = middle(context, sites[1], before, after)
     return Line(tuple(tiers), head, between, tail, before, after, first, second, pay_per_use)
@@ -152,40 +153,44 @@ def _build(
 def _whole(context: Context, rate: float, site: Site, shared: Passage, pay_per_use: frozenset[int]) -> Line:
     start, end = np.zeros(1, dtype=np.int64), np.array([context.profile.segments])
     service = stage_seconds(context, site, start, end)
-    able = holds(context, site.name, start, end)
+    able, here = holds(context, site.name, start, end), seen(context, site, start, end)
     if not pay_per_use:
-        able &= carries(context, rate, site, service)
+        able &= carries(context, rate, site, here)
     rows = np.flatnonzero(able)
-    tail = side(context, rate, site, service, shared, pay_per_use=bool(pay_per_use))
+    tail = side(context, rate, site, service, here, shared, pay_per_use=bool(pay_per_use))
     return Line((site.name,), NOTHING, None, tail, context.options, context.options, rows, rows, pay_per_use)
 
 
 def _leaving(
     context: Context, rate: float, source: Site, target: Site, options: Options, *, pay_per_use: bool
-) -> tuple[Array, Passage, Bools]:
-    """Service of the first stage up to each option, its link to the next, and which options are possible."""
+) -> tuple[Array, Seen, Passage, Bools]:
+    """Service of the first stage up to each option, what its queue sees, its links to the next, and which options
+    are possible."""
     start = np.zeros_like(options.cut)
     service = stage_seconds(context, source, start, options.cut, encoded=options.codec)
     link = crossing(context, rate, source, target, options)
+    here = seen(context, source, start, options.cut, encoded=options.codec)
     able = link.bears(rate, ceiling(context))
     if not pay_per_use:
-        able &= carries(context, rate, source, service)
+        able &= carries(context, rate, source, here)
     able &= holds(context, source.name, start, options.cut) & _admissible(context, target, options)
-    return service, link, able
+    return service, here, link, able
 
 
 def _arriving(
     context: Context, rate: float, source: Site, target: Site, options: Options, *, pay_per_use: bool
-) -> tuple[Array, Passage, Bools]:
-    """Service of the last stage from each option on, its link from the one before, and which options are possible."""
+) -> tuple[Array, Seen, Passage, Bools]:
+    """Service of the last stage from each option on, what its queue sees, its links from the one before,
+    and which options are possible."""
     end = np.full_like(options.cut, context.profile.segments)
     service = stage_seconds(context, target, options.cut, end, decoded=options.codec)
     link = crossing(context, rate, source, target, options)
+    here = seen(context, target, options.cut, end, decoded=options.codec)
     able = link.bears(rate, ceiling(context))
     if not pay_per_use:
-        able &= carries(context, rate, target, service)
+        able &= carries(context, rate, target, here)
     able &= holds(context, target.name, options.cut, end) & _admissible(context, target, options)
-    return service, link, able
+    return service, here, link, able
 
 
 def _pairs(context: Context, tier: str, before: Options, after: Options) -> tuple[Ints, Ints]:

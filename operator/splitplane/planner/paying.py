@@ -14,8 +14,9 @@ from splitplane.domain.plans import Plan
 from splitplane.domain.snapshots import PayPerUse
 from splitplane.planner.arrays import Array
 from splitplane.planner.context import Context
+from splitplane.planner.exits import Seen, seen
 from splitplane.planner.queueing import overflow_share
-from splitplane.planner.stations import stage_seconds, use_cost
+from splitplane.planner.stations import use_cost
 
 _HALVINGS = 60
 _LOWEST_RATE, _HIGHEST_RATE = 1e-6, 1e9
@@ -39,25 +40,26 @@ def indifference(context: Context, plan: Plan) -> tuple[Indifference, ...]:
         site = context.sites.get(stage.tier)
         if site is None or site.tier.pay_per_use is None or math.isnan(site.price):
             continue
-        seconds = stage_seconds(
+        here = seen(
             context, site, np.array([stage.first]), np.array([stage.last]),
             decoded=np.array([codecs[place - 1]]) if place > 0 else None,
             encoded=np.array([codecs[place]]) if place < len(codecs) else None,
         )  # fmt: skip
         terms, scv, counts = site.tier.pay_per_use, context.arrival_scv, np.arange(1.0, site.high + 1.0)
         low, high = np.full(len(counts), _LOWEST_RATE), np.full(len(counts), _HIGHEST_RATE)
-        never = _saved(terms, counts, seconds, high, scv) < site.price
+        never = _saved(terms, counts, here, high, scv) < site.price
         for _ in range(_HALVINGS):
             middle = np.sqrt(low * high)
-            pays = _saved(terms, counts, seconds, middle, scv) >= site.price
+            pays = _saved(terms, counts, here, middle, scv) >= site.price
             low, high = np.where(pays, low, middle), np.where(pays, middle, high)
-        share = overflow_share(np.array([float(stage.replicas)]), context.rate * seconds, scv)
+        share = overflow_share(np.array([float(stage.replicas)]), context.rate * here.share * here.service, scv)
         rates = np.where(never, np.inf, high)
         found.append(Indifference(stage.tier, tuple(rates.tolist()), float(share[0]) if stage.pay_per_use else 0.0))
     return tuple(found)
 
 
-def _saved(terms: PayPerUse, counts: Array, seconds: Array, rate: Array, scv: float) -> Array:
+def _saved(terms: PayPerUse, counts: Array, here: Seen, rate: Array, scv: float) -> Array:
     """Money per hour that the last of so many replicas keeps from being spent by the use, at these rates."""
-    without, with_it = (overflow_share(each, rate * seconds, scv) for each in (counts - 1.0, counts))
-    return (without - with_it) * use_cost(terms, seconds, rate)
+    come = rate * here.share
+    without, with_it = (overflow_share(each, come * here.service, scv) for each in (counts - 1.0, counts))
+    return (without - with_it) * use_cost(terms, here.service, come)

@@ -37,6 +37,8 @@ _P99 = (2.326, 2.686, 3.023, 3.33, 3.605, 3.845, 4.051, 4.368, 4.573, 4.687, 4.7
 class Station:
     """One place where requests queue: ``service`` in seconds with coefficient of variation ``cv``, ``servers`` >= 1.
 
+    Only a ``share`` of the requests comes here. What these take may differ from ``service``, which is that of a request
+    that passes the whole line: ``seen`` in the mean, with the squared coefficient of variation ``seen_scv``.
     With ``extra`` nobody queues: who finds all servers busy (there may be none) is served elsewhere, which takes so
     many seconds longer.
     """
@@ -45,6 +47,9 @@ class Station:
     cv: float
     servers: Array
     extra: float | None = None
+    share: Array | float = 1.0
+    seen: Array | None = None
+    seen_scv: Array | float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +97,17 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     service = np.array([np.broadcast_to(station.service, shape) for station in stations])
     servers = np.array([np.broadcast_to(station.servers, shape) for station in stations])
     scv = np.array([station.cv**2 for station in stations]).reshape(-1, *(1 for _ in shape))
+    share: Array | float = 1.0
+    seen, seen_scv = service, scv
+    if any(station.seen is not None for station in stations):
+        share, seen, seen_scv = _seen(stations, shape)
     lossy = np.array([station.extra is not None for station in stations])
-    busy = rate * service / np.maximum(servers, 1.0)
+    busy = rate * share * seen / np.maximum(servers, 1.0)
     busy[lossy] = 0.0
     utilization = busy.max(axis=0)
     # A saturated station is far beyond any use; its numbers only have to be numbers.
-    bearable = np.minimum(service, servers * (1.0 - 1e-9) / rate)
-    waits = wait(bearable, scv, np.maximum(servers, 1.0), rate, arrival_scv)
+    bearable = np.minimum(seen, np.maximum(servers, 1.0) * (1.0 - 1e-9) / (rate * share))
+    waits = wait(bearable, seen_scv, np.maximum(servers, 1.0), rate * share, arrival_scv)
     for cumulant in waits:
         cumulant[lossy] = 0.0
     extra, felt = _elsewhere(stations, rate, arrival_scv)
@@ -126,13 +135,28 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     )
 
 
+def _seen(stations: Sequence[Station], shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Share of the requests, mean service and its spread as the queues see them, a row for each station."""
+    columns = [
+        (station.share, station.service, station.cv**2)
+        if station.seen is None
+        else (station.share, station.seen, station.cv**2 if station.seen_scv is None else station.seen_scv)
+        for station in stations
+    ]
+    share, seen, scv = (
+        np.array([np.broadcast_to(each, shape) for each in column]) for column in zip(*columns, strict=True)
+    )
+    return share, seen, scv
+
+
 def _elsewhere(stations: Sequence[Station], rate: float | Array, arrival_scv: float) -> tuple[Cumulants, float | Array]:
     """Cumulants of what requests take longer elsewhere, and of that what the 95th percentile feels."""
     zero = np.zeros(())
     mean, variance, third, felt = zero, zero, zero, zero
     for station in stations:
         if station.extra is not None:
-            share = overflow_share(station.servers, rate * station.service, arrival_scv)
+            busy = station.service if station.seen is None else station.seen
+            share = overflow_share(station.servers, rate * station.share * busy, arrival_scv)
             variation = share * (1.0 - share)
             mean = mean + share * station.extra
             variance = variance + variation * station.extra**2

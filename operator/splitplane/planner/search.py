@@ -19,6 +19,7 @@ import numpy as np
 
 from splitplane.planner.arrays import Array, Ints
 from splitplane.planner.cover import Cover
+from splitplane.planner.exits import Seen
 from splitplane.planner.lines import Line
 from splitplane.planner.queueing import Cumulants, blend, coupling_of, damp, percentile_95, service_third, wait
 from splitplane.planner.stations import round_cost
@@ -147,7 +148,7 @@ class _Search:
         alive = np.flatnonzero((lowest > rows.bound) & (nodes.p95 > rows.bound))
         rows, nodes = _taken(rows, alive), _taken(nodes, alive)
         nodes.row[:] = np.arange(len(alive))
-        most = self.middle_waits(rows.seconds, np.full(len(alive), self.most[MIDDLE]))
+        most = self.middle_waits(rows, np.arange(len(alive)), np.full(len(alive), self.most[MIDDLE]))
         while len(nodes.row):
             families = [self.families(rows, most, nodes, stages) for stages in self.sets]
             nodes = _joined([family for family in families if family is not None] or [_taken(nodes, nodes.row[:0])])
@@ -173,7 +174,8 @@ class _Search:
         square += tail.square.take(second)
         if middle is not None:
             seconds = middle.seconds(first, second)
-            least = np.ceil(seconds * (self.load.rate / (self.load.ceiling * (1.0 + _SLACK)))).astype(np.int64)
+            busy = seconds if middle.seen is None else middle.busy(first, second)
+            least = np.ceil(busy * (self.load.rate / (self.load.ceiling * (1.0 + _SLACK)))).astype(np.int64)
             np.maximum(least, middle.least, out=least)
             cost += least * middle.price
             mean += seconds
@@ -203,7 +205,7 @@ class _Search:
 
     def fewest(self, rows: _Rows) -> _Nodes:
         head, tail = self.line.head.least.take(rows.first), self.line.tail.least.take(rows.second)
-        waits = self.middle_waits(rows.seconds, rows.least)
+        waits = self.middle_waits(rows, np.arange(len(rows.first)), rows.least)
         return self.existing(rows, _Nodes(
             row=np.arange(len(rows.first)), head=head, middle=rows.least, tail=tail,
             growing=np.full(len(rows.first), HEAD | MIDDLE | TAIL), cost=rows.cost,
@@ -222,7 +224,7 @@ class _Search:
         cost = rows.cost[row]
         for stage, option, more in zip(self.prices, (rows.first[row], row, rows.second[row]), extra, strict=True):
             cost = cost + self.growth(stage, option, np.ones_like(row), more[able])
-        waits = self.middle_waits(rows.seconds[row], middle)
+        waits = self.middle_waits(rows, row, middle)
         return self.existing(rows, _Nodes(
             row=row, head=head, middle=middle, tail=tail, growing=np.zeros_like(row), cost=cost,
             p95=self.p95(rows, row, head, tail, waits), bound=rows.bound[row],
@@ -263,7 +265,7 @@ class _Search:
         middle += bool(stages & MIDDLE)
         tail += bool(stages & TAIL)
         if stages & MIDDLE:
-            waits = self.middle_waits(rows.seconds.take(row), middle)
+            waits = self.middle_waits(rows, row, middle)
         else:
             waits = (nodes.mean.take(places), nodes.variance.take(places), nodes.third.take(places))
         return self.existing(rows, _Nodes(
@@ -280,11 +282,15 @@ class _Search:
         # Beyond the last place there is nothing to be found; the caller leaves that out.
         return use.cost.take(place + more, mode="clip") - use.cost.take(place)
 
-    def middle_waits(self, seconds: Array, servers: Ints) -> Cumulants:
+    def middle_waits(self, rows: _Rows, row: Ints, servers: Ints) -> Cumulants:
         middle = self.line.middle
         if middle is None:
-            return np.zeros(len(seconds)), np.zeros(len(seconds)), np.zeros(len(seconds))
-        mean, *others = wait(seconds, middle.scv, servers.astype(np.float64), self.load.rate, self.load.arrival_scv)
+            return np.zeros(len(row)), np.zeros(len(row)), np.zeros(len(row))
+        here = Seen(1.0, rows.seconds.take(row), middle.scv)
+        if middle.seen is not None:
+            here = middle.seen(rows.first.take(row), rows.second.take(row))
+        rate = self.load.rate * here.share
+        mean, *others = wait(here.service, here.scv, servers.astype(np.float64), rate, self.load.arrival_scv)
         return (mean, *damp(*others))
 
     def p95(self, rows: _Rows, row: Ints | None, head: Ints, tail: Ints, waits: Cumulants | None) -> Array:

@@ -1,6 +1,6 @@
 """What the stages of a line, and the links beside them, add to a plan: tables by option and number of replicas."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from splitplane.domain.snapshots import PayPerUse
 from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Direction, Site
+from splitplane.planner.exits import Seen, seen, share_at
 from splitplane.planner.options import Options
 from splitplane.planner.queueing import Cumulants, damp, felt_extra, overflow_share, service_third, wait
 from splitplane.planner.stations import codec_seconds, egress_cost, use_cost
@@ -61,6 +62,8 @@ class Middle:
     stop: Array
     before: Array
     after: Array
+    seen: Callable[[Ints, Ints], Seen] | None
+    """What its queue sees by pair of options, where requests leave on the way; else what they take."""
     scv: float
     price: float
     least: int
@@ -75,12 +78,21 @@ class Middle:
         seconds += self.after.take(second)
         return seconds
 
+    def busy(self, first: Ints, second: Ints) -> Array:
+        """Seconds that a replica is busy for each request of the pipeline, by pair of options."""
+        if self.seen is None:
+            return self.seconds(first, second)
+        here = self.seen(first, second)
+        return here.share * here.service
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Links that go with a side: their service in seconds by option, propagation, egress, leak and accuracy loss."""
+    """Links that go with a side: their service in seconds by option, the share of all requests that crosses each,
+    propagation, egress, leak and accuracy loss."""
 
     links: tuple[Array, ...]
+    shares: tuple[Array | float, ...]
     delay: float
     spend: Array
     leak: Array
@@ -89,17 +101,19 @@ class Passage:
     def bears(self, rate: float, ceiling: float) -> Bools:
         """By option, whether no link is busier than the ceiling."""
         able = np.ones(self.spend.shape, dtype=np.bool_)
-        for link in self.links:
-            able &= rate * link <= ceiling
+        for link, share in zip(self.links, self.shares, strict=True):
+            able &= rate * share * link <= ceiling
         return able
 
     def where(self, mask: Bools) -> "Passage":
         links = tuple(link[mask] for link in self.links)
-        return Passage(links, self.delay, self.spend[mask], self.leak[mask], self.loss[mask])
+        shares = tuple(share if isinstance(share, float) else share[mask] for share in self.shares)
+        return Passage(links, shares, self.delay, self.spend[mask], self.leak[mask], self.loss[mask])
 
     def beside(self, common: "Passage") -> "Passage":
         return Passage(
             (*self.links, *common.links),
+            (*self.shares, *common.shares),
             self.delay + common.delay,
             self.spend + common.spend,
             np.maximum(self.leak, common.leak),
@@ -108,23 +122,27 @@ class Passage:
 
 
 def crossing(context: Context, rate: float, source: Site, target: Site, options: Options) -> Passage:
-    """What crosses between two stages, by option."""
-    wire = context.wires[source.name, target.name]
+    """What crosses between two stages, by option, and the answers to it on their way back."""
+    there, back = context.wires[source.name, target.name], context.wires[target.name, source.name]
+    share, answer = share_at(context, options.cut), np.full(len(options), context.answer_bytes)
+    spend = egress_cost(context, source.name, options.sent, rate * share)
     return Passage(
-        links=(options.sent / wire.bandwidth,),
-        delay=wire.delay,
-        spend=egress_cost(context, source.name, options.sent, rate),
+        links=(options.sent / there.bandwidth, answer / back.bandwidth),
+        shares=(share, share),
+        delay=there.delay + back.delay,
+        spend=spend + egress_cost(context, target.name, answer, rate * share),
         leak=np.zeros(len(options)) if target.tier.trusted else options.leak,
         loss=options.loss,
     )
 
 
-def common(context: Context, rate: float, tiers: Sequence[str], hops: Sequence[Direction]) -> Passage:
-    """What every request of the line crosses alike: the answer's links, and the raw input's if it leaves its tier."""
-    crossings = [((target, source), context.answer_bytes) for source, target in reversed(hops)]
+def common(context: Context, rate: float, tiers: Sequence[str]) -> Passage:
+    """What every request of the line crosses alike: the raw input's link and its answer's if it leaves its tier."""
+    crossings: list[tuple[Direction, float]] = []
     leak = np.zeros(1)
     if tiers[0] != context.gateway:
-        crossings.append((hops[0], float(context.table.sent[context.table.codecs.index("fp32"), 0])))
+        raw = float(context.table.sent[context.table.codecs.index("fp32"), 0])
+        crossings = [((context.gateway, tiers[0]), raw), ((tiers[0], context.gateway), context.answer_bytes)]
         leak += not context.tiers[tiers[0]].trusted
     sent = [np.array([size]) for _, size in crossings]
     wires = [context.wires[direction] for direction, _ in crossings]
@@ -133,6 +151,7 @@ def common(context: Context, rate: float, tiers: Sequence[str], hops: Sequence[D
     ]
     return Passage(
         links=tuple(size / wire.bandwidth for size, wire in zip(sent, wires, strict=True)),
+        shares=(1.0,) * len(sent),
         delay=sum(wire.delay for wire in wires),
         spend=np.add.reduce(egress) if egress else np.zeros(1),
         leak=leak,
@@ -141,21 +160,23 @@ def common(context: Context, rate: float, tiers: Sequence[str], hops: Sequence[D
 
 
 def side(
-    context: Context, rate: float, site: Site, service: Array, passage: Passage, *, pay_per_use: bool = False
-) -> Side:
-    """A stage of the given mean service, by option, and the links beside it."""
+    context: Context, rate: float, site: Site, service: Array, here: Seen, passage: Passage,
+    *, pay_per_use: bool = False,
+) -> Side:  # fmt: skip
+    """A stage of the given mean service of a request that passes the whole line, by option, what its queue sees, and
+    the links beside it."""
     if pay_per_use and site.tier.pay_per_use is not None:
-        return _side_with_use(context, rate, site, site.tier.pay_per_use, service, passage)
+        return _side_with_use(context, rate, site, site.tier.pay_per_use, service, here, passage)
     scv, price = site.device.time_cv**2, context.weight(site)
-    least = np.maximum(site.low, replicas(context, rate, service))
+    least = np.maximum(site.low, replicas(context, rate, here))
     servers = np.maximum(np.arange(1.0, site.high + 1.0), least[:, None].astype(np.float64))
-    each = np.repeat(service[:, None], site.high, axis=1)
-    mean, *others = wait(each, scv, servers, rate, context.arrival_scv)
+    each = np.repeat(here.service[:, None], site.high, axis=1)
+    mean, *others = wait(each, _column(here.scv), servers, rate * _column(here.share), context.arrival_scv)
     # More servers never make a wait longer; this takes away what rounding might say.
     stage = [np.minimum.accumulate(cumulant, axis=1) for cumulant in (mean, *damp(*others))]
     total, largest = [cumulant.copy() for cumulant in stage], stage
-    for link in passage.links:
-        for k, cumulant in enumerate(_link_wait(context, rate, link)):
+    for link, share in zip(passage.links, passage.shares, strict=True):
+        for k, cumulant in enumerate(_link_wait(context, rate * share, link)):
             total[k] += cumulant[:, None]
             np.maximum(largest[k], cumulant[:, None], out=largest[k])
     return Side(
@@ -169,21 +190,23 @@ def side(
         price=price,
         least=least,
         most=site.high,
-        capacity=ceiling(context)
-        / np.maximum.reduce([service / site.high, *(link + 0.0 * service for link in passage.links)]),
+        capacity=np.minimum(
+            site.high * ceiling(context) / (here.share * here.service), _borne(context, passage, service)
+        ),
         leak=np.broadcast_to(passage.leak, service.shape),
         loss=np.broadcast_to(passage.loss, service.shape),
     )
 
 
 def _side_with_use(
-    context: Context, rate: float, site: Site, terms: PayPerUse, service: Array, passage: Passage
+    context: Context, rate: float, site: Site, terms: PayPerUse, service: Array, here: Seen, passage: Passage
 ) -> Side:
     """The same where nobody queues at the stage: cost falls, then rises with replicas, what is felt never rises."""
     scv, price = site.device.time_cv**2, context.weight(site)
     counts = np.arange(site.fewest(pay_per_use=True), site.high + 1)
-    share = overflow_share(counts[None, :].astype(np.float64), rate * service[:, None], context.arrival_scv)
-    cost = counts * price + share * use_cost(terms, service, rate)[:, None] + passage.spend[:, None]
+    come = rate * here.share
+    share = overflow_share(counts[None, :].astype(np.float64), (come * here.service)[:, None], context.arrival_scv)
+    cost = counts * price + share * use_cost(terms, here.service, come)[:, None] + passage.spend[:, None]
     # A number of replicas is of use only while no larger one is as cheap.
     later = np.minimum.accumulate(cost[:, ::-1], axis=1)[:, ::-1]
     useful = np.concatenate([cost[:, :-1] < later[:, 1:], np.ones((len(service), 1), dtype=np.bool_)], axis=1)
@@ -192,8 +215,8 @@ def _side_with_use(
     felt = np.minimum.accumulate(np.take_along_axis(felt_extra(share, terms.extra_seconds), places, axis=1), axis=1)
     cost = np.take_along_axis(cost, places, axis=1)
     most = int(useful.sum(axis=1).max(initial=1))
-    unlimited = np.full_like(service, np.inf)
-    links = [_link_wait(context, rate, link + 0.0 * service) for link in passage.links] or [(0.0 * service,) * 3]
+    passing = zip(passage.links, passage.shares, strict=True)
+    links = [_link_wait(context, rate * each, link + 0.0 * service) for link, each in passing] or [(0.0 * service,) * 3]
     total, largest = (
         [np.repeat(merge([link[k] for link in links]), most) for k in range(3)]
         for merge in (np.add.reduce, np.maximum.reduce)
@@ -209,16 +232,26 @@ def _side_with_use(
         price=price,
         least=np.ones(len(service), dtype=np.int64),
         most=most,
-        capacity=np.minimum.reduce(
-            [ceiling(context) / (link + 0.0 * service) for link in passage.links] or [unlimited]
-        ),
+        capacity=_borne(context, passage, service),
         leak=np.broadcast_to(passage.leak, service.shape),
         loss=np.broadcast_to(passage.loss, service.shape),
         use=Use(counts[places[:, :most]].ravel(), cost[:, :most].ravel(), felt[:, :most].ravel()),
     )
 
 
-def _link_wait(context: Context, rate: float, seconds: Array) -> Cumulants:
+def _column(values: Array | float) -> Array | float:
+    return values if isinstance(values, float) else values[:, None]
+
+
+def _borne(context: Context, passage: Passage, service: Array) -> Array:
+    """By option, the highest rate that the links bear at the utilisation ceiling; ``service`` tells their number."""
+    borne = np.full_like(service, np.inf)
+    for link, share in zip(passage.links, passage.shares, strict=True):
+        np.minimum(borne, ceiling(context) / (share * link), out=borne)
+    return borne
+
+
+def _link_wait(context: Context, rate: float | Array, seconds: Array) -> Cumulants:
     mean, *others = wait(seconds, 0.0, np.ones_like(seconds), rate, context.arrival_scv)
     return (mean, *damp(*others))
 
@@ -227,11 +260,19 @@ def middle(context: Context, site: Site, before: Options, after: Options) -> Mid
     """The stage between the options of two crossings."""
     prefix = np.array(site.device.prefix_seconds) * site.correction
     encode, decode = codec_seconds(context, site)
+
+    def between(first: Ints, second: Ints) -> Seen:
+        return seen(
+            context, site, before.cut[first], after.cut[second],
+            decoded=before.codec[first], encoded=after.codec[second],
+        )  # fmt: skip
+
     return Middle(
         start=prefix[before.cut],
         stop=prefix[after.cut],
         before=decode[before.codec, before.cut] + site.device.overhead_seconds,
         after=encode[after.codec, after.cut],
+        seen=None if context.reach is None else between,
         scv=site.device.time_cv**2,
         price=context.weight(site),
         least=site.low,
@@ -239,14 +280,14 @@ def middle(context: Context, site: Site, before: Options, after: Options) -> Mid
     )
 
 
-def replicas(context: Context, rate: float, service: Array) -> Ints:
+def replicas(context: Context, rate: float, here: Seen) -> Ints:
     """Replicas that keep a stage at the utilisation ceiling."""
-    return np.maximum(1, np.ceil(rate * service / ceiling(context))).astype(np.int64)
+    return np.maximum(1, np.ceil(rate * here.share * here.service / ceiling(context))).astype(np.int64)
 
 
-def carries(context: Context, rate: float, site: Site, service: Array) -> Bools:
+def carries(context: Context, rate: float, site: Site, here: Seen) -> Bools:
     """By option, whether the tier can hold replicas enough."""
-    able: Bools = replicas(context, rate, service) <= site.high
+    able: Bools = replicas(context, rate, here) <= site.high
     return able
 
 
