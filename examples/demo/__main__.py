@@ -237,6 +237,7 @@ class Demo:
                 for step in STEPS:
                     if step.letter in self.options.steps:
                         self.play(step, client, first)
+            self.shown += self.site.shown()
 
 
 def _split(kube: Kube) -> Active | None:

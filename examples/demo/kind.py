@@ -12,7 +12,7 @@ from rich.console import Console
 from demo.kube import Kube
 from demo.scenario import FAST_LINK, FRAME_SECONDS, REPLICA_PRICES
 from demo.sites import CLAIM, EXAMPLES, PIPELINE, PIPELINE_FILE, WEIGHTS, frame_seconds, python
-from kindcluster import lifecycle
+from kindcluster import lifecycle, rights
 from kindcluster.cluster import SHARED_FOLDER, Cluster
 from kindcluster.outside import expose
 from splitplane.controller.capacity import amounts, dominant_share
@@ -36,8 +36,7 @@ class OnKind:
     def up(self) -> Iterator[Kube]:
         with self.console.status("Measuring this machine"):
             self._devices()
-        try:
-            self.cluster = lifecycle.up(self.console, say=self.say)
+        with lifecycle.running(self.console, say=self.say, keep=self.keep) as self.cluster:
             self.kube = Kube(self.cluster.kubectl, self.cluster.kubeconfig, "default")
             leftovers = (f"ipipe/{PIPELINE}", f"configmap/{PIPELINE}-code", f"service/{PIPELINE}-gateway-outside",
                          f"pvc/{CLAIM}", f"pv/{CLAIM}")  # fmt: skip
@@ -47,11 +46,6 @@ class OnKind:
             self.set_cloud_price(REPLICA_PRICES["cloud"])
             self.limit_link(FAST_LINK)
             yield self.kube
-        finally:
-            if self.keep:
-                self.say("The cluster stays up (docs/kind.md tells how to look at it). End it: make kind-down")
-            else:
-                lifecycle.down(self.console, say=self.say)
 
     def _devices(self) -> None:
         """Shares of a core with which this machine's frame takes the scenario's time."""
@@ -105,6 +99,12 @@ class OnKind:
         time.sleep(_PAUSE_SECONDS)
         for node in self._nodes("cloud"):
             self.cluster.kill(node)
+
+    def shown(self) -> list[str]:
+        """Requests that the API server's audit log has and the operator had no right to."""
+        found = rights.use(self.cluster)
+        self.say(f"The operator has used {len(found.granted & found.asked)} of its {len(found.granted)} rights here")
+        return [f"the operator may not {words}" for words in found.refused]
 
     def _set_price(self, node: str, replica_per_hour: float) -> None:
         body = self.kube.get("node", node)

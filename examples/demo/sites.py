@@ -56,6 +56,10 @@ class Site(Protocol):
         """The cloud node is gone without a word."""
         ...
 
+    def shown(self) -> list[str]:
+        """What the cluster shows at the end that should not be so, in words."""
+        ...
+
 
 def python(*arguments: str) -> str:
     """Output of another Python, so that this one stays free of torch. Raises ``DemoError`` with its words."""

@@ -13,9 +13,8 @@ import pytest
 from rich.console import Console
 
 from kindcluster import lifecycle
-from kindcluster.cluster import NAMESPACE, PRICE_ANNOTATION, RELEASE, Cluster
+from kindcluster.cluster import PRICE_ANNOTATION, Cluster
 from kindcluster.outside import expose
-from kindcluster.product_images import Images
 from splitplane.local.errors import LocalError
 from tests.support import operator_cases as cases
 
@@ -41,24 +40,11 @@ def _say(text: str) -> None:
 @pytest.fixture(scope="session")
 def kind() -> Iterator[Cluster]:
     """The cluster with Prometheus and Splitplane in it."""
-    out = Console(stderr=True)
-    before = lifecycle.is_up(out)
-    try:
-        cluster = lifecycle.up(out, say=_say)
+    lifecycle.stop_orderly()
+    with lifecycle.running(Console(stderr=True), say=_say) as cluster:
         # Left there by a demo, they would outweigh the prices that the pipelines here name.
         cluster.run("annotate", "node", "--all", f"{PRICE_ANNOTATION}-")
         yield cluster
-    finally:
-        if not before:
-            lifecycle.down(out, say=_say)
-
-
-def images_in_use(kind: Cluster) -> Images:
-    """Those that the chart was installed with."""
-    pod = kind.get("deployment", RELEASE, f"--namespace={NAMESPACE}")["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    environment = {variable["name"]: variable.get("value", "") for variable in container["env"]}
-    return Images(container["image"], environment["SPLITPLANE_RUNTIME_IMAGE"])
 
 
 @pytest.fixture(scope="session")

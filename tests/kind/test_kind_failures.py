@@ -117,10 +117,33 @@ def test_a_drain_of_an_edge_node_moves_its_stage_without_a_failed_request(
     assert asyncio.run(run()) == []
 
 
+def test_a_cloud_node_that_stands_still_costs_no_request_where_edge_nodes_can_serve(
+    kind: Cluster, serving: cases.Measured, address: str
+) -> None:
+    """Edge stages hold the rest of the model for this; the split serves again when the node does."""
+    (lost,) = {pod["spec"]["nodeName"] for pod in stages(serving.ns, "cloud")}
+
+    async def run() -> list[str]:
+        async with asking(address, serving.name) as requests:
+            await asyncio.to_thread(cases.wait, lambda: requests.answered > 5, seconds=30, what="first answers")
+            kind.pause(lost)
+            try:
+                await asyncio.sleep(5)  # within two seconds the gateway knows
+                before = requests.answered
+                await asyncio.sleep(10)
+                assert requests.answered - before > 20
+            finally:
+                kind.unpause(lost)
+            await asyncio.to_thread(whole, serving.ns)
+        return requests.failures
+
+    assert asyncio.run(run()) == []
+
+
 def test_a_cloud_node_that_falls_silent_is_replaced_and_taken_again_when_it_is_back(
     kind: Cluster, make_namespace: Callable[[], cases.Namespace], kubectl: Kubectl, digest: str
 ) -> None:
-    """A pipeline that may run on edge nodes alone: it does while the cloud node is away."""
+    """A pipeline that may run on edge nodes alone: it does while the cloud node is away, and is away itself before."""
     ns = make_namespace()
     edge, cloud = two_tiers(pricePerHour="0.90")  # the cloud is cheaper, so it is used while it is there
     edge["replicas"] = {"min": 0, "max": 2}

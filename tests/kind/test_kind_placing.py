@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from kindcluster.cluster import NAMESPACE, Cluster
+from kindcluster.cluster import CONTROL_PLANE, NAMESPACE, Cluster
 from tests.support import operator_cases as cases
+from tests.support.kind_images import images_in_use
 from tests.support.operator_requests import ask, expected
 
 Kubectl = Callable[..., str]
@@ -40,13 +42,55 @@ def test_stages_and_gateway_run_on_the_tainted_nodes_of_their_tier(serving: case
     assert gateway["spec"]["nodeName"] in nodes(kubectl, "edge")
 
 
-def test_only_pods_that_tolerate_a_tiers_taint_run_on_its_nodes(kubectl: Kubectl, kind: Cluster) -> None:
-    found = json.loads(kubectl("get", "pods", "--namespace=monitoring", "--output=json"))["items"]
-    found += json.loads(
-        kubectl("get", "pods", f"--namespace={NAMESPACE}", "--selector=app.kubernetes.io/component=operator",
-                "--output=json")
-    )["items"]  # fmt: skip
-    assert {pod["spec"]["nodeName"] for pod in found} == {"splitplane-control-plane"}
+def bare_pod(name: str, image: str, **spec: Any) -> cases.Json:
+    """A pod of no controller that asks for an edge node."""
+    container = {
+        "name": "main", "image": image, "command": ["sleep", "60"],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }  # fmt: skip
+    whole = {
+        "containers": [container],
+        "nodeSelector": {"splitplane.dev/tier": "edge"},
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "terminationGracePeriodSeconds": 0,
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": whole | spec}
+
+
+def test_a_tiers_taint_keeps_out_pods_that_do_not_tolerate_it(
+    kind: Cluster, kubectl: Kubectl, make_namespace: Callable[[], cases.Namespace]
+) -> None:
+    ns, image = make_namespace(), images_in_use(kind).operator
+    ns.apply(bare_pod("stranger", image))
+    ns.apply(bare_pod("guest", image, tolerations=cases.tier("edge")["tolerations"]))
+    ns("wait", "--for=condition=Ready", "pod/guest", "--timeout=60s")
+
+    assert ns.get("pod", "guest")["spec"]["nodeName"] in nodes(kubectl, "edge")
+    stranger = ns.get("pod", "stranger")
+    (scheduled,) = [one for one in stranger["status"]["conditions"] if one["type"] == "PodScheduled"]
+    assert (stranger["status"]["phase"], scheduled["reason"]) == ("Pending", "Unschedulable")
+    assert "untolerated taint" in scheduled["message"]
+
+
+@pytest.mark.parametrize("tier", ["edge", "cloud"])
+def test_partitions_may_run_on_the_nodes_of_their_tier_and_nowhere_else(tier: str, serving: cases.Measured) -> None:
+    for pod in pods(serving.ns, **{"splitplane.dev/tier": tier}):
+        spec = pod["spec"]
+        required = (
+            spec.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+        )
+        assert spec.get("nodeSelector") == {"splitplane.dev/tier": tier} or required
+        (wanted,) = cases.tier(tier)["tolerations"]
+        assert any(wanted.items() <= one.items() for one in spec["tolerations"])
+
+
+def test_what_belongs_to_no_tier_runs_on_none_of_their_nodes(kubectl: Kubectl) -> None:
+    selectors = (
+        ("--namespace=monitoring",),
+        (f"--namespace={NAMESPACE}", "--selector=app.kubernetes.io/component=operator"),
+    )
+    found = [pod for where in selectors for pod in json.loads(kubectl("get", "pods", *where, "--output=json"))["items"]]
+    assert {pod["spec"]["nodeName"] for pod in found} == {CONTROL_PLANE}
 
 
 PROCESS = """

@@ -1,57 +1,37 @@
 """The operator's rights against what it asked of the API server in the tests before: no fewer, no more."""
 
-import itertools
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
-from kindcluster import audit
-from kindcluster.cluster import NAMESPACE, Cluster
+from kindcluster import rights
+from kindcluster.cluster import Cluster
 from tests.support import operator_cases as cases
 
-Right = tuple[str, str, str]
-"""API group, resource (with its subresource), verb."""
 
-NOT_SEEN_HERE = {
-    ("", "configmaps", "get"),  # handed on to a profile job's Role, which went with its job
-    (
-        "splitplane.dev",
-        "modelprofiles",
-        "patch",
-    ),  # when a second pipeline comes to share a profile: no test here has two
-}
-OPERATOR = f"system:serviceaccount:{NAMESPACE}:"
-
-
-def asked(events: Iterable[cases.Json]) -> Iterator[Right]:
-    for event in events:
-        at = event.get("objectRef", {})
-        if "resource" in at:
-            resource = "/".join(filter(None, (at["resource"], at.get("subresource"))))
-            group = at.get("apiGroup", "")
-            yield group, resource, event["verb"]
-            if event["verb"] == "patch" and event["responseStatus"]["code"] == 201:
-                yield group, resource, "create"  # server-side apply of what was not there asks for both
-
-
-def granted(rules: Iterable[cases.Json]) -> set[Right]:
-    return {right for rule in rules for right in itertools.product(rule["apiGroups"], rule["resources"], rule["verbs"])}
+def handed_on(ns: cases.Namespace, component: str) -> set[rights.Right]:
+    """What a Role that the operator makes for a pipeline's pods allows; it has to hold these rights itself."""
+    roles = ns.items("roles", f"--selector=app.kubernetes.io/component={component}")
+    return rights.granted(rule for role in roles for rule in role["rules"])
 
 
 def test_the_operator_asks_for_nothing_that_it_may_not_do_and_may_do_nothing_that_it_never_asks_for(
-    kind: Cluster, serving: cases.Measured, kubectl: Callable[..., str]
+    kind: Cluster, serving: cases.Measured, make_namespace: Callable[[], cases.Namespace], digest: str
 ) -> None:
-    found = json.loads(kubectl("get", "clusterrole", "--selector=app.kubernetes.io/name=splitplane", "--output=json"))
-    (role,) = [role for role in found["items"] if not role["metadata"]["name"].endswith((":edit", ":view"))]
-    events = [
-        event
-        for event in audit.requests(kind.shared_folder)
-        if event["user"]["username"].startswith(OPERATOR)
-        # Of this installation: one that is being removed loses its rights before it ends.
-        and event["requestReceivedTimestamp"] > role["metadata"]["creationTimestamp"]
-    ]
-    refused = [event for event in events if event["annotations"]["authorization.k8s.io/decision"] == "forbid"]
-    assert [(event["verb"], event["objectRef"]) for event in refused] == []
+    # Two pipelines of one model share its profile: that is patched for the second one.
+    split = cases.fixed(("edge", 0, 4))
+    serving.ns.apply(cases.pipeline("second", cases.model(digest), cases.tier("edge"), partitioning=split))
+    profile = serving.profile["metadata"]["name"]
 
-    passed_on = granted(rule for made in serving.ns.items("roles") for rule in made["rules"])
-    unused = granted(role["rules"]) - set(asked(events)) - passed_on
-    assert unused <= NOT_SEEN_HERE
+    def owners() -> int:
+        return len(serving.ns.get("mprof", profile)["metadata"]["ownerReferences"])
+
+    cases.wait(lambda: owners() == 2, seconds=60, what="a profile of both pipelines")
+    serving.ns("delete", "ipipe", "second")
+    # The Role of a profile job goes with the job.
+    ns = make_namespace()
+    ns.apply(cases.pipeline("measured", cases.model(digest), cases.tier("edge")))
+    of_job = cases.wait(lambda: handed_on(ns, "profile"), seconds=60, what="a profile job's Role")
+    ns("delete", "ipipe", "measured")
+
+    found = rights.use(kind)
+    assert found.refused == []
+    assert found.unused <= handed_on(serving.ns, "gateway") | of_job

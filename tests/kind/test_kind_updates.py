@@ -5,19 +5,12 @@ from collections.abc import Callable
 
 from kindcluster.cluster import Cluster
 from kindcluster.product_images import Images
-from tests.kind.conftest import images_in_use, whole
+from tests.kind.conftest import whole
 from tests.support import operator_cases as cases
+from tests.support.kind_images import images_in_use, tag_on_nodes
 from tests.support.operator_requests import asking
 
 Kubectl = Callable[..., str]
-
-
-def tag_on_nodes(kind: Cluster, image: str, another: str) -> None:
-    """Another name of an image on every node that has it: to the cluster, a new release."""
-    for node in kind.nodes():
-        ctr = ("exec", node, "ctr", "--namespace=k8s.io", "images")
-        if f"docker.io/{image}" in kind.engine.run(*ctr, "list", "--quiet").split():
-            kind.engine.run(*ctr, "tag", "--force", f"docker.io/{image}", f"docker.io/{another}")
 
 
 def pods_images(ns: cases.Namespace) -> set[str]:

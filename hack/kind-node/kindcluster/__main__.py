@@ -32,12 +32,13 @@ def down() -> None:
 
 def images() -> None:
     """Build the operator's and the runtime's images."""
-    product_images.build(engines.ensure(), say=say)
+    with lifecycle.alone():
+        product_images.build(engines.ensure(), say=say)
 
 
 def node() -> None:
     """Fetch or build the node image."""
-    with BuildProgress(_out) as progress:
+    with lifecycle.alone(), BuildProgress(_out) as progress:
         say(node_image.ensure(engines.ensure(), on_build=progress.building, say=say))
 
 
@@ -47,13 +48,14 @@ def main() -> int:
     parsers = parser.add_subparsers(dest="command", required=True)
     for name, command in commands.items():
         parsers.add_parser(name, help=command.__doc__, description=command.__doc__)
+    lifecycle.stop_orderly()
     try:
         commands[parser.parse_args().command]()
     except LocalError as error:
         _out.print(str(error), style="red", markup=False)
         return 1
     except KeyboardInterrupt:
-        _out.print("Interrupted.")
+        _out.print("Interrupted: what this command had begun has been taken down.")
         return 130
     return 0
 

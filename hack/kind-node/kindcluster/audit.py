@@ -1,7 +1,6 @@
 """What Splitplane asks of the API server, written down by the API server itself, so that its rights can be compared."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ _POLICY = {
         {"level": "None"},
     ],
 }
-_SETTINGS = {"audit-policy-file": "policy.json", "audit-log-path": "audit.log"}
+_LOG = "audit.log"
+_SETTINGS = {"audit-policy-file": "policy.json", "audit-log-path": _LOG}
 
 
 def enable(config: dict[str, Any], *, shared: Path, mounted: str) -> None:
@@ -37,7 +37,12 @@ def enable(config: dict[str, Any], *, shared: Path, mounted: str) -> None:
     ]
 
 
-def requests(shared: Path) -> Iterator[dict[str, Any]]:
-    """The audit events so far, oldest first. Of a watch there is one when it begins and one when it ends."""
-    with (shared / _FOLDER / "audit.log").open() as log:
-        yield from map(json.loads, log)
+def log_path(mounted: str) -> str:
+    """The log as the control plane's node sees it. It is root's there, so this machine's user may not read it."""
+    return f"{mounted}/{_FOLDER}/{_LOG}"
+
+
+def events(log: str) -> list[dict[str, Any]]:
+    """What a log tells so far, oldest first. Of a watch there is one event when it begins and one when it ends."""
+    # The API server may be at its last line just now.
+    return [json.loads(line) for line in log.splitlines(keepends=True) if line.endswith("\n")]

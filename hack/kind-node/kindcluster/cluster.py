@@ -1,8 +1,11 @@
 """The kind cluster: created, filled with the images, Prometheus and Splitplane's chart, and taken away again."""
 
+import enum
+import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from kindcluster.product_images import ROOT, Images
 from splitplane.local.manifests import prometheus_config
 
 NAME = "splitplane"
+CONTROL_PLANE = f"{NAME}-control-plane"
 RELEASE = "splitplane"
 NAMESPACE = "splitplane-system"
 PROMETHEUS_URL = "http://prometheus.monitoring:9090"
@@ -26,6 +30,17 @@ _HERE = Path(__file__).parents[1]
 
 SHARED_FOLDER = "/splitplane"
 """A folder of this machine that every node sees at this path: volumes that pods of several nodes read."""
+
+
+class Presence(enum.Enum):
+    """What there is of a cluster."""
+
+    NONE = enum.auto()
+    PARTIAL = enum.auto()
+    """Nodes that an interrupted creation left."""
+    WHOLE = enum.auto()
+    FOREIGN = enum.auto()
+    """A kind cluster of the same name that these commands did not make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +61,17 @@ class Cluster:
         """``SHARED_FOLDER`` as this machine sees it."""
         return engines.state() / "shared"
 
-    def exists(self) -> bool:
-        return NAME in self._kind("get", "clusters").split()
+    def presence(self) -> Presence:
+        """Whether there is a cluster, and whether it is one of ours and of use."""
+        if NAME not in self._kind("get", "clusters").split():
+            return Presence.NONE
+        if self._unfinished.exists():
+            return Presence.PARTIAL
+        return Presence.WHOLE if self.kubeconfig.exists() else Presence.FOREIGN
 
     def create(self, node_image: str) -> None:
         """Create the cluster that kind-config.yaml describes, and wait until its nodes are ready."""
+        self.kubeconfig.unlink(missing_ok=True)
         self.shared_folder.mkdir(parents=True, exist_ok=True)
         self.shared_folder.chmod(0o777)  # pods write to it as whatever user they are
         config = yaml.safe_load((ROOT / "kind-config.yaml").read_text())
@@ -58,22 +79,43 @@ class Cluster:
         for node in config["nodes"]:
             node.setdefault("extraMounts", []).append(mount)
         audit.enable(config, shared=self.shared_folder, mounted=SHARED_FOLDER)
-        own = engines.state() / "kind-config.yaml"
-        own.write_text(yaml.safe_dump(config, sort_keys=False))
-        self._kind("create", "cluster", f"--config={own}", f"--image={node_image}", "--wait=120s",
+        self._configuration.write_text(yaml.safe_dump(config, sort_keys=False))
+        self._unfinished.touch()
+        self._kind("create", "cluster", f"--config={self._configuration}", f"--image={node_image}", "--wait=120s",
                    f"--kubeconfig={self.kubeconfig}")  # fmt: skip
+        self._unfinished.unlink()
 
     def revive(self) -> None:
         """Boot nodes that were paused or killed, and wait until all are ready."""
+        self.boot()
+        self.run("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
+
+    def boot(self) -> None:
+        """Start nodes that were paused or killed; a running one goes on."""
         for node in self.nodes():
             if self.engine.run("inspect", "--format={{.State.Paused}}", node).strip() == "true":
                 self.unpause(node)
             self.start(node)
-        self.run("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
 
     def delete(self) -> None:
+        """Delete the cluster, whole or not, with its kubeconfig and all that its pods wrote."""
         self._kind("delete", "cluster", f"--kubeconfig={self.kubeconfig}")
         shutil.rmtree(self.shared_folder, ignore_errors=True)
+        for file in (self.kubeconfig, self._configuration, self._unfinished):
+            file.unlink(missing_ok=True)
+
+    @property
+    def _configuration(self) -> Path:
+        return engines.state() / "kind-config.yaml"
+
+    @property
+    def _unfinished(self) -> Path:
+        """There from before the first node is made until the cluster is whole."""
+        return engines.state() / "unfinished"
+
+    def audit_events(self) -> list[dict[str, Any]]:
+        """What the API server was asked by Splitplane's accounts, oldest first."""
+        return audit.events(self.engine.run("exec", CONTROL_PLANE, "cat", audit.log_path(SHARED_FOLDER)))
 
     def save(self, images: Images) -> None:
         """Write the images into the shared folder, for ``load``. Needs no cluster."""
@@ -126,10 +168,12 @@ class Cluster:
                 "static_configs": [{"targets": ["node-prices.monitoring:8080"]}],
             }
         )
-        self.apply((_HERE / "prometheus.yaml").read_text())
-        self.apply(_config_map("prometheus", "prometheus.yml", json.dumps(config)))
-        self.apply(_config_map("node-prices", "node_prices.py", (_HERE / "node_prices.py").read_text()))
-        self.apply((_HERE / "node-prices.yaml").read_text().replace("splitplane/operator", images.operator))
+        prices = (_HERE / "node-prices.yaml").read_text().replace("splitplane/operator", images.operator)
+        for manifests, key, text in (
+            ((_HERE / "prometheus.yaml").read_text(), "prometheus.yml", json.dumps(config)),
+            (prices, "node_prices.py", (_HERE / "node_prices.py").read_text()),
+        ):
+            self.apply(yaml.safe_dump_all(configured(yaml.safe_load_all(manifests), key, text)))
         self.run("--namespace=monitoring", "rollout", "status", "deployment", "--timeout=120s")
 
     def limit_link(self, node: str, rate: str) -> None:
@@ -157,11 +201,15 @@ class Cluster:
 
     def install_chart(self, images: Images, *settings: str) -> None:
         """Install or upgrade Splitplane, and wait until its pods are ready."""
+        chosen = [
+            f"image.{name}.{part}={value}"
+            for name, image in (("operator", images.operator), ("runtime", images.runtime))
+            for part, value in zip(("repository", "tag"), image.rsplit(":", 1), strict=True)
+        ]
         command = [
             str(self.helm), "upgrade", "--install", RELEASE, str(ROOT / "charts" / "splitplane"),
             f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}", "--create-namespace",
-            f"--set=prometheus.url={PROMETHEUS_URL}", f"--set=image.operator.tag={images.tag(images.operator)}",
-            f"--set=image.runtime.tag={images.tag(images.runtime)}", *(f"--set={setting}" for setting in settings),
+            f"--set=prometheus.url={PROMETHEUS_URL}", *(f"--set={setting}" for setting in (*chosen, *settings)),
         ]  # fmt: skip
         run(*command)
         selector = f"--selector=app.kubernetes.io/instance={RELEASE}"
@@ -181,9 +229,15 @@ class Cluster:
         return run(str(self.kind), *arguments, environment={**self.engine.environment, "KIND_CLUSTER_NAME": NAME})
 
 
-def _config_map(name: str, key: str, text: str) -> str:
-    metadata = {"name": name, "namespace": "monitoring"}
-    return json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {key: text}})
+def configured(manifests: Iterable[dict[str, Any]], key: str, text: str) -> Iterator[dict[str, Any]]:
+    """Manifests of one Deployment, and before it the ConfigMap of its name: another text there gives new pods."""
+    for body in manifests:
+        if body["kind"] == "Deployment":
+            metadata = {"name": body["metadata"]["name"], "namespace": body["metadata"]["namespace"]}
+            yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {key: text}}
+            annotations = body["spec"]["template"]["metadata"].setdefault("annotations", {})
+            annotations["checksum/configuration"] = hashlib.sha256(text.encode()).hexdigest()
+        yield body
 
 
 def _archive(image: str) -> str:

@@ -4,11 +4,12 @@ The private daemon needs root. Its images stay in the cache, so a second start f
 """
 
 import os
+import re
 import shutil
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kindcluster import machine
@@ -21,6 +22,31 @@ _HERE = Path(__file__).parents[1]
 _START_SECONDS = 60.0
 _SETTINGS = {"builder": {"gc": {"enabled": True, "defaultKeepStorage": "6GB"}}}
 """Of a private daemon: steps of builds that are kept, as many as one of each image takes."""
+
+
+LABEL = "dev.splitplane.kind=made-here"
+"""On every image that these commands build, and only these commands remove."""
+
+_PROXY = re.compile(r"(http|https|ftp|no|all)_proxy", re.IGNORECASE)
+_NO_ANSWER = re.compile(
+    r"dial tcp|no such host|server misbehaving|connection re(fused|set)|no route to host|network is unreachable"
+    r"|i/o timeout|TLS handshake|Client\.Timeout|deadline exceeded|proxyconnect|x509:|\bEOF\b",
+    re.IGNORECASE,
+)
+"""How Docker says that it could not speak with a registry."""
+
+_MISSING = (
+    "No Docker daemon answers. Start Docker; or run this as root with its daemon installed (Debian and Ubuntu: "
+    "apt-get install docker.io), and a private one is started."
+)
+_REFUSED = (
+    "A Docker daemon runs, but this user may not talk to it. Add the user to its group (sudo usermod -aG docker $USER, "
+    "then log in again), or run this command with sudo."
+)
+
+
+class UnreachableError(LocalError):
+    """No image registry answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +74,38 @@ class Engine:
         command = [self.docker, "image", "inspect", name]
         return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode == 0
 
+    def build(self, *options: str, arguments: dict[str, str]) -> None:
+        """Build an image of ours. Proxies of this environment are handed on; Docker knows them without an ``ARG``."""
+        proxies = {name: value for name, value in os.environ.items() if _PROXY.fullmatch(name)}
+        given = (f"--build-arg={name}={value}" for name, value in (proxies | arguments).items())
+        self.run("build", "--network=host", f"--label={LABEL}", *given, *options)
+
     def remove_others(self, pattern: str, kept: str) -> None:
-        """Remove the images whose name matches ``pattern``, but for ``kept`` and what a container runs."""
-        found = set(self.run("images", f"--filter=reference={pattern}", "--format={{.Repository}}:{{.Tag}}").split())
+        """Remove our images whose name matches ``pattern``, but for ``kept`` and what a container runs.
+
+        Ours are those with ``LABEL``: an image that the user has tagged so himself stays.
+        """
+        filters = (f"--filter=reference={pattern}", f"--filter=label={LABEL}")
+        found = set(self.run("images", *filters, "--format={{.Repository}}:{{.Tag}}").split())
         for name in found - {kept}:
             with suppress(LocalError):
                 self.run("rmi", name)
 
-    def pull(self, name: str) -> bool:
-        """Whether ``name`` is here now: it was, or a registry gave it."""
+    def pull(self, name: str) -> None:
+        """Have ``name`` here: it is already, or a registry gives it.
+
+        Raises:
+            UnreachableError: no registry answers.
+            LocalError: one does, and does not give it; in its own words.
+        """
         if self.has_image(name):
-            return True
+            return
         try:
             self.run("pull", "--quiet", name)
-        except LocalError:
-            return False
-        return True
+        except LocalError as error:
+            if _NO_ANSWER.search(str(error)):
+                raise UnreachableError(str(error)) from None
+            raise
 
 
 def run(
@@ -107,34 +149,75 @@ def ensure() -> Engine:
 
 
 def stop() -> bool:
-    """End the private daemon with all its containers and put the machine back; False where none was started."""
+    """End the private daemon with all its containers and put the machine back; False where none was started.
+
+    Its folder goes too, with its log and the kubeconfig; its images stay in the cache.
+
+    Raises:
+        LocalError: something could not be put back; the rest has been, and the message lists what has not.
+    """
     before = read_json(_before())
     if before is None:
         return False
-    engine = _private()
-    if engine and _answers(engine):
-        _empty(engine)
-    if process := _process():
-        end([process], grace_seconds=30.0)
-    machine.restore(before)
-    _before().unlink()
+    problems = []
+    if engine := _private():
+        try:
+            # One that was killed has left its containers running: only a daemon ends them.
+            if not _answers(engine):
+                _launch(engine)
+            _empty(engine)
+        except LocalError as error:
+            problems.append(f"containers may go on running: {error}")
+        _end()
+    if problems := problems + machine.restore(before):
+        raise LocalError(
+            "Not all is as it was before the private Docker daemon. What is listed here is tried again by the next "
+            "kind-down:\n" + "\n".join(problems)
+        )
+    shutil.rmtree(state())
     return True
 
 
 def _start() -> Engine:
     engine = _private()
     if engine is None or os.geteuid() != 0:
-        raise LocalError(
-            "No Docker daemon answers. Start Docker; or run this as root with its daemon installed (Debian and Ubuntu: "
-            "apt-get install docker.io), and a private one is started."
-        )
-    folder = state()
-    folder.mkdir(parents=True, exist_ok=True)
+        raise LocalError(_REFUSED if _is_refused() else _MISSING)
+    state().mkdir(parents=True, exist_ok=True)
     if read_json(_before()) is None:  # else a daemon was killed: what the machine was before it is known already
         write_json(_before(), machine.describe())
-    (folder / "dockerd.pid").unlink(missing_ok=True)  # a killed daemon's, whose number may be another process' now
-    write_json(folder / "daemon.json", _SETTINGS)
+    try:
+        _launch(engine)
+    except LocalError:
+        problems = machine.restore(read_json(_before()))
+        if not problems:
+            _before().unlink()
+        raise
+    _empty(engine)  # a daemon that was killed has left its containers, and half a cluster is of no use
+    return engine
+
+
+def _launch(engine: Engine) -> None:
+    """Have the private daemon answer: wait for one that has just been started, else start it.
+
+    Raises:
+        LocalError: it does not; it has been ended, and the message has the last of its log.
+    """
+    folder = state()
     log = folder / "dockerd.log"
+    daemon = _process() or _spawn(engine, log)
+    deadline = time.monotonic() + _START_SECONDS
+    while not _answers(engine):
+        if daemon is None or not daemon.alive or time.monotonic() > deadline:
+            words = log.read_text(errors="replace").strip().splitlines()[-5:]
+            _end()
+            raise LocalError("The private Docker daemon did not start:\n" + "\n".join(words))
+        time.sleep(0.2)
+
+
+def _spawn(engine: Engine, log: Path) -> Process | None:
+    folder = state()
+    (folder / "dockerd.pid").unlink(missing_ok=True)  # a killed daemon's: its number may be another process' now
+    write_json(folder / "daemon.json", _SETTINGS)
     log.unlink(missing_ok=True)
     command = [
         str(shutil.which("dockerd")), f"--config-file={folder / 'daemon.json'}", f"--host={engine.host}",
@@ -144,16 +227,15 @@ def _start() -> Engine:
         # kind's nodes must not see the machine's cgroups, nor Docker's data have other rights than its own.
         "--default-cgroupns-mode=private", *_runtime(),
     ]  # fmt: skip
-    daemon = Process.of(start_daemon(command, environment=os.environ, log=log))
-    deadline = time.monotonic() + _START_SECONDS
-    while not _answers(engine):
-        if daemon is None or not daemon.alive or time.monotonic() > deadline:
-            words = log.read_text(errors="replace").strip().splitlines()[-5:]
-            stop()
-            raise LocalError("The private Docker daemon did not start:\n" + "\n".join(words))
-        time.sleep(0.2)
-    _empty(engine)  # a daemon that was killed has left its containers, and half a cluster is of no use
-    return engine
+    process = Process.of(start_daemon(command, environment=os.environ, log=log))
+    if process:
+        write_json(_started(), asdict(process))
+    return process
+
+
+def _end() -> None:
+    if process := _process():
+        end([process], grace_seconds=30.0)
 
 
 def _empty(engine: Engine) -> None:
@@ -187,10 +269,25 @@ def _answers(engine: Engine) -> bool:
     return False
 
 
+def _is_refused() -> bool:
+    """Whether Docker's own socket is there, but not for this user."""
+    docker = shutil.which("docker")
+    if docker is None:
+        return False
+    done = subprocess.run([docker, "version"], capture_output=True, text=True, timeout=20.0, check=False)
+    return "permission denied" in done.stderr
+
+
 def _process() -> Process | None:
-    with suppress(FileNotFoundError, ValueError):
-        return Process.of(int((state() / "dockerd.pid").read_text()))
-    return None
+    """The private daemon, if it lives."""
+    started = read_json(_started())
+    process = Process(**started) if started else None
+    return process if process and process.alive else None
+
+
+def _started() -> Path:
+    """Which process the private daemon is."""
+    return state() / "dockerd.json"
 
 
 def _before() -> Path:

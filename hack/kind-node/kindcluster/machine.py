@@ -1,11 +1,14 @@
 """What Docker and the kubelets change on this machine, remembered so that it can be put back."""
 
 import re
-import shutil
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from kindcluster import firewall
+from splitplane.local.errors import LocalError
 
 _SETTINGS = (
     "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding",  # dockerd
@@ -13,8 +16,10 @@ _SETTINGS = (
     "vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxbytes",  # kubelet
     "kernel/keys/root_maxkeys", "fs/file-max", "fs/nr_open",  # and systemd
 )  # fmt: skip
+_KERNEL = Path("/proc/sys")
 _MODULES = Path("/lib/modules")
-_DOCKERS = re.compile(r"\bDOCKER|\bdocker0\b|\bbr-[0-9a-f]{12}\b")
+_LINKS = Path("/sys/class/net")
+_BRIDGE = re.compile(r"docker0|br-[0-9a-f]{12}")
 _CAP_SYS_RESOURCE = 24
 
 
@@ -29,43 +34,68 @@ def describe() -> dict[str, Any]:
     """The machine as it is now, for ``restore``."""
     return {
         "settings": {name: value for name in _SETTINGS if (value := _setting(name)) is not None},
-        "policies": {command: _forward_policy(command) for command in _firewalls()},
+        "firewalls": _firewalls(),
+        "links": _links(),
         "modules": _MODULES.exists(),
     }
 
 
-def restore(before: dict[str, Any]) -> None:
-    """Take away what dockerd leaves behind: its bridge, its rules, the policy and the kernel settings it changed."""
-    subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True, check=False)
-    for command, policy in before["policies"].items():
-        rules = _rules(command)
-        kept = [line for line in rules.splitlines() if not _DOCKERS.search(line)]
-        subprocess.run([f"{command}-restore"], input="\n".join(kept) + "\n", text=True, check=True)
-        subprocess.run([command, "--policy", "FORWARD", policy], check=True)
+def restore(before: dict[str, Any]) -> list[str]:
+    """Take away what dockerd has left behind since ``before``, and only that.
+
+    Its bridges go, and its chains and rules; policies and kernel settings are as they were. What was there before, and
+    what others have added since, stays. One thing that fails does not keep the rest from being put back.
+
+    Returns:
+        what could not be put back, in words.
+    """
+    problems: list[str] = []
+    for link in new_bridges(before["links"], _links()):
+        with _noting(problems, f"the bridge {link}"):
+            subprocess.run(["ip", "link", "delete", link], stderr=subprocess.PIPE, text=True, check=True)
+    for command, rules in before["firewalls"].items():
+        with _noting(problems, f"the rules of {command}"):
+            problems += firewall.restore(command, rules)
     for name, value in before["settings"].items():
         if _setting(name) != value:
-            Path("/proc/sys", name).write_text(value)
+            with _noting(problems, f"the kernel setting {name}, which was {value}"):
+                (_KERNEL / name).write_text(value)
     if not before["modules"]:
         with suppress(OSError):  # made for kind's mount of it
             _MODULES.rmdir()
+    return problems
+
+
+def new_bridges(before: list[str], now: list[str]) -> list[str]:
+    """Docker's bridges that were not there before."""
+    return [link for link in now if _BRIDGE.fullmatch(link) and link not in before]
+
+
+def _firewalls() -> dict[str, str]:
+    rules = {}
+    for command in firewall.commands():
+        with suppress(LocalError):  # a kernel without IPv6: dockerd can add nothing there either
+            rules[command] = firewall.save(command)
+    return rules
+
+
+@contextmanager
+def _noting(problems: list[str], what: str) -> Iterator[None]:
+    """Go on after something that fails, and keep its words."""
+    try:
+        yield
+    except (LocalError, OSError) as error:
+        problems.append(f"{what}: {error}")
+    except subprocess.CalledProcessError as error:
+        problems.append(f"{what}: {error.stderr.strip()}")
+
+
+def _links() -> list[str]:
+    return sorted(entry.name for entry in _LINKS.iterdir())
 
 
 def _setting(name: str) -> str | None:
     try:
-        return Path("/proc/sys", name).read_text().strip()
+        return (_KERNEL / name).read_text().strip()
     except OSError:
         return None
-
-
-def _firewalls() -> list[str]:
-    return [command for command in ("iptables", "ip6tables") if shutil.which(command)]
-
-
-def _rules(command: str) -> str:
-    return subprocess.run([f"{command}-save"], capture_output=True, text=True, check=True).stdout
-
-
-def _forward_policy(command: str) -> str:
-    """ACCEPT or DROP. A table that is not there yet accepts."""
-    found = re.search(r"^:FORWARD (\w+)", _rules(command).partition("*filter")[2], re.MULTILINE)
-    return found[1] if found else "ACCEPT"

@@ -1,7 +1,8 @@
 """The node image: kind's published one where a registry gives it, else one made here from sources.
 
-The one made here holds the same programs of the same Kubernetes, and the images that kubeadm, kind and the cluster's
-Prometheus ask for, so that a cluster of it pulls nothing.
+The one made here holds the same programs, of the patch release of Kubernetes that the embedded cluster runs (1.37.2,
+where kind publishes 1.37.0), and the images that kubeadm, kind and the cluster's Prometheus ask for, so that a cluster
+of it pulls nothing.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kindcluster import base_image, programs
-from kindcluster.engine import Engine, run
+from kindcluster.engine import Engine, UnreachableError, run
 from splitplane.local.binaries import Building, pinned_version
 from splitplane.local.files import locked
 from splitplane.local.paths import cache_home
@@ -29,22 +30,30 @@ def ensure(engine: Engine, *, on_build: Callable[[Building], None], say: Callabl
     """Name of a node image that the engine has.
 
     ``$NODE_IMAGE`` decides where it is set; the word ``build`` asks for one from sources.
+
+    Raises:
+        LocalError: ``$NODE_IMAGE`` is not to be had, or a build fails.
     """
-    wanted = os.environ.get("NODE_IMAGE") or PUBLISHED
-    if wanted != "build":
-        say(f"Node image {wanted.partition('@')[0]}")
-        if engine.pull(wanted):
-            return wanted
-        if wanted != PUBLISHED:
-            say(f"{wanted} is not to be had")
-    return _built(engine, on_build, say)
+    wanted = os.environ.get("NODE_IMAGE")
+    if wanted == "build":
+        return _built(engine, on_build, say)
+    if wanted:
+        engine.pull(wanted)
+        return wanted
+    say(f"Node image {PUBLISHED.partition('@')[0]}")
+    try:
+        engine.pull(PUBLISHED)
+    except UnreachableError:
+        say("No image registry is reachable: the node image is made here")
+        return _built(engine, on_build, say)
+    return PUBLISHED
 
 
 def _built(engine: Engine, on_build: Callable[[Building], None], say: Callable[[str], None]) -> str:
     tag = f"{_NAME}:v{_kubernetes_version()}-{_digest()}"
     with locked(cache_home() / "kind" / "node-image.lock"):
         if not engine.has_image(tag):
-            say("No image registry is reachable: building the node image from sources (once)")
+            say("Building the node image from sources (once)")
             paths = programs.ensure_node(on_build)
             base = base_image.ensure(engine)
             _build(engine, tag, base, _context(paths))
@@ -62,11 +71,10 @@ def _build(engine: Engine, tag: str, base: str, context: Path) -> None:
     arguments = {
         "BASE_IMAGE": base, "KUBERNETES_VERSION": f"v{_kubernetes_version()}", "PAUSE_IMAGE": images["pause"],
     }  # fmt: skip
-    build = ["build", "--network=host", *(f"--build-arg={name}={value}" for name, value in arguments.items())]
     for target, image in images.items():
-        engine.run(*build, f"--target={target}", f"--tag={image}", str(context))
+        engine.build(f"--target={target}", f"--tag={image}", str(context), arguments=arguments)
     engine.run("save", f"--output={context / 'images.tar'}", *images.values())
-    engine.run(*build, "--target=node", f"--tag={tag}", str(context))
+    engine.build("--target=node", f"--tag={tag}", str(context), arguments=arguments)
     shutil.rmtree(context)
 
 
@@ -95,9 +103,9 @@ def _kubernetes_version() -> str:
 
 def _digest() -> str:
     """Of everything that decides what is in the image."""
-    digest = hashlib.sha256(base_image.NAME.encode())
+    digest = hashlib.sha256(base_image.name().encode())
     for path in sorted(_SOURCES.iterdir()):
         digest.update(path.read_bytes())
-    for tool in programs.NODE.values():
+    for tool in (programs.KIND, *programs.NODE.values()):  # of kind: the files of its base image
         digest.update(f"{tool.package} {pinned_version(tool)} {tool.tags} {tool.stamp}\n".encode())
     return digest.hexdigest()[:12]

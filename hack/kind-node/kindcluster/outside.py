@@ -4,7 +4,7 @@ import json
 import socket
 import time
 
-from kindcluster.cluster import NAME, Cluster
+from kindcluster.cluster import CONTROL_PLANE, Cluster
 from splitplane.local.errors import LocalError
 
 _CONNECT_SECONDS, _PAUSE_SECONDS = 2.0, 0.5
@@ -25,7 +25,7 @@ def expose(cluster: Cluster, service: str, *, namespace: str, port: int, seconds
     body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
     cluster.apply(json.dumps(body))
     node_port = cluster.get("service", name, there)["spec"]["ports"][0]["nodePort"]
-    addresses = cluster.get("node", f"{NAME}-control-plane")["status"]["addresses"]
+    addresses = cluster.get("node", CONTROL_PLANE)["status"]["addresses"]
     host = next(str(address["address"]) for address in addresses if address["type"] == "InternalIP")
     deadline = time.monotonic() + seconds
     while not _answers(host, node_port):  # kube-proxy hears of it last

@@ -14,11 +14,13 @@ from pathlib import Path
 import yaml
 
 from kindcluster import base_image, torch_wheel
-from kindcluster.engine import Engine
+from kindcluster.engine import Engine, UnreachableError
 from splitplane.local.errors import LocalError
+from splitplane.local.files import read_json, write_json
 
 ROOT = Path(__file__).parents[3]
-_INDEX_PORT = 41737
+REPOSITORY = "splitplane-kind"
+"""Test images are no releases, and are not called as those are."""
 _DOCKERFILE = ROOT / "images" / "runtime" / "Dockerfile"
 
 
@@ -28,10 +30,6 @@ class Images:
 
     operator: str
     runtime: str
-
-    @staticmethod
-    def tag(image: str) -> str:
-        return image.rpartition(":")[2]
 
 
 def build(engine: Engine, *, say: Callable[[str], None]) -> Images:
@@ -43,19 +41,17 @@ def build(engine: Engine, *, say: Callable[[str], None]) -> Images:
     base = _base(engine)
     say(f"Building the operator's image on {base}")
     operator = _build(engine, "operator", version, PYTHON_IMAGE=base)
-    with _torch_index(engine, base, say) as index:
+    with _torch_index(engine, base, say) as (index, torch):
         say(f"Building the runtime's image on {base}")
-        runtime = _build(engine, "runtime", version, PYTHON_IMAGE=base, TORCH_INDEX_URL=index)
+        runtime = _build(engine, "runtime", f"{version}{torch}", PYTHON_IMAGE=base, TORCH_INDEX_URL=index)
     return Images(operator, runtime)
 
 
 def _build(engine: Engine, name: str, version: str, **arguments: str) -> str:
-    arguments |= {key: os.environ[key] for key in ("PIP_INDEX_URL", "PIP_TRUSTED_HOST") if key in os.environ}
-    image = f"splitplane/{name}:{version}"
-    engine.run(
-        "build", "--network=host", f"--file={ROOT / 'images' / name / 'Dockerfile'}", f"--tag={image}",
-        *(f"--build-arg={key}={value}" for key, value in arguments.items()), str(ROOT),
-    )  # fmt: skip
+    mirrors = ("PIP_INDEX_URL", "PIP_TRUSTED_HOST", "DEBIAN_MIRROR")
+    arguments |= {key: os.environ[key] for key in mirrors if key in os.environ}
+    image = f"{REPOSITORY}/{name}:{version}"
+    engine.build(f"--file={ROOT / 'images' / name / 'Dockerfile'}", f"--tag={image}", str(ROOT), arguments=arguments)
     identity = engine.run("image", "inspect", "--format={{.Id}}", image).strip().removeprefix("sha256:")
     tagged = f"{image}-{identity[:12]}"
     engine.run("tag", image, tagged)
@@ -66,19 +62,25 @@ def _build(engine: Engine, name: str, version: str, **arguments: str) -> str:
 def _base(engine: Engine) -> str:
     wanted = os.environ.get("BASE_IMAGE")
     if wanted:
-        if not engine.pull(wanted):
-            raise LocalError(f"BASE_IMAGE {wanted} is not to be had.")
+        engine.pull(wanted)
         return wanted
     published = _default("PYTHON_IMAGE")
-    return published if engine.pull(published) else base_image.ensure(engine)
+    try:
+        engine.pull(published)
+    except UnreachableError:
+        return base_image.ensure(engine)
+    return published
 
 
 @contextmanager
-def _torch_index(engine: Engine, base: str, say: Callable[[str], None]) -> Iterator[str]:
-    """Address of an index with a torch for the CPU: the Dockerfile's own, else one served here while it is needed."""
+def _torch_index(engine: Engine, base: str, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+    """Address of an index with a torch for the CPU, and what the image's tag tells of it.
+
+    It is the Dockerfile's own index, else one that is served here while it is needed.
+    """
     wanted = os.environ.get("TORCH_INDEX_URL", _default("TORCH_INDEX_URL"))
     if "TORCH_INDEX_URL" in os.environ or _reachable(wanted):
-        yield wanted
+        yield wanted, ""
         return
     say("The index with torch's CPU build is not reachable: taking a wheel for tests, made out of the CUDA build")
     lock = (ROOT / "requirements" / "runtime.lock").read_text()
@@ -88,7 +90,7 @@ def _torch_index(engine: Engine, base: str, say: Callable[[str], None]) -> Itera
     show = "import sys; print('%d.%d' % sys.version_info[:2])"
     python = engine.run("run", "--rm", base, "python", "-c", show).strip()
     with _served(torch_wheel.ensure(version[1], python)) as address:
-        yield address
+        yield address, "-test-torch"
 
 
 @contextmanager
@@ -96,11 +98,27 @@ def _served(folder: Path) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002 - its name there
 
-    # Always the same address: it is an argument of the build, and decides whether Docker's cache holds.
-    with ThreadingHTTPServer(("127.0.0.1", _INDEX_PORT), functools.partial(Quiet, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    # The same address as last time, while it is free: it is an argument of the build, and decides whether Docker's
+    # cache holds.
+    last = folder.parent / "port"
+    handler = functools.partial(Quiet, directory=str(folder))
+    with _listening(read_json(last) or 0, handler) as server:
+        write_json(last, server.server_port)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _listening(port: int, handler: Callable[..., SimpleHTTPRequestHandler]) -> ThreadingHTTPServer:
+    """A server at ``port``, else at a free one."""
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError:
+        return ThreadingHTTPServer(("127.0.0.1", 0), handler)
 
 
 def _reachable(url: str) -> bool:

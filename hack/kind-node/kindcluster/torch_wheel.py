@@ -7,6 +7,7 @@ Made from the locked CUDA build: the libraries that only a GPU needs are replace
 import base64
 import hashlib
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -20,15 +21,18 @@ from splitplane.local.errors import LocalError
 from splitplane.local.files import locked
 from splitplane.local.paths import cache_home
 
+LOCAL_VERSION = "cpu.stubs"
+"""Of the wheel: `torch.__version__`, `pip list` and an image's bill of materials tell it from a release."""
+
 _LEFT_OUT = re.compile(
     r"torch/lib/(libtorch_cuda|libtorch_nvshmem|libcaffe2_nvrtc).*|torch/(include|share)/.*|torch/bin/protoc.*"
     r"|(.*/)?__pycache__/.*"
 )
 _EDITS = {
-    "torch/version.py": [(rb"\+cu\d+", b"+cpu"), (rb"(?m)^cuda: .*$", b"cuda = None")],
+    "torch/version.py": [(rb"\+cu\d+", f"+{LOCAL_VERSION}".encode()), (rb"(?m)^cuda: .*$", b"cuda = None")],
     "torch/backends/cuda/__init__.py": [(rb"return torch\._C\._has_cuda\b", b"return False")],
 }
-"""What the CPU build says of itself."""
+"""What the CPU build says of itself, but for the version."""
 
 _OF_THE_SYSTEM = re.compile(r"lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|z|quadmath)\.so.*|ld-linux.*")
 _OF_NVIDIA = ("cu", "nccl", "nvrtc", "nvshmem", "nvtx")
@@ -55,7 +59,7 @@ def ensure(version: str, python: str) -> Path:
     Raises:
         LocalError: the CUDA build cannot be had, or there is no compiler for the stubs.
     """
-    index = cache_home() / "kind" / "torch" / f"{version}-cp{python}"
+    index = cache_home() / "kind" / "torch" / f"{version}+{LOCAL_VERSION}-cp{python}"
     with locked(index.parent / ".lock"):
         if not index.exists():
             for program in ("gcc", "nm", "readelf"):
@@ -155,10 +159,12 @@ def _version_libraries(library: Path) -> dict[str, str]:
 
 
 def _pack(unpacked: Path, stubs: list[Path], target: Path, version: str, tag: str) -> None:
-    local = f"{version}+cpu"
+    local = f"{version}+{LOCAL_VERSION}"
     old, new = f"torch-{version}.dist-info", f"torch-{local}.dist-info"
     record: list[str] = []
-    with zipfile.ZipFile(target / f"torch-{local}-{tag}-{tag}-linux_x86_64.whl", "w", zipfile.ZIP_STORED) as wheel:
+    with zipfile.ZipFile(
+        target / f"torch-{local}-{tag}-{tag}-linux_{platform.machine()}.whl", "w", zipfile.ZIP_STORED
+    ) as wheel:
 
         def add(name: str, content: bytes) -> None:
             wheel.writestr(name, content)

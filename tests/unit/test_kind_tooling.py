@@ -1,0 +1,214 @@
+"""The commands for kind (hack/kind-node), as far as they need no cluster."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from kindcluster import audit, cluster, lifecycle, node_image, product_images
+from kindcluster import engine as engines
+from kindcluster.engine import Engine, UnreachableError
+from splitplane.local.errors import LocalError
+
+OUT = Console(file=StringIO())
+KINDCLUSTER = Path(lifecycle.__file__).parents[1]
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Callable[[str], Engine]:
+    """``docker(words)``: an engine that has no image, and whose daemon refuses to pull any with these words."""
+
+    def refusing(words: str) -> Engine:
+        program = tmp_path / "docker"
+        program.write_text(f"#!/bin/sh\ncat >&2 <<'WORDS'\n{words}\nWORDS\nexit 1\n")
+        program.chmod(0o755)
+        return Engine(str(program), None)
+
+    return refusing
+
+
+ASKED = 'Error response from daemon: Get "https://registry-1.example/v2/":'
+UNREACHABLE = (
+    f"{ASKED} dial tcp: lookup registry-1.example on 10.0.0.53:53: no such host",
+    f"{ASKED} net/http: request canceled while waiting for connection (Client.Timeout exceeded while awaiting headers)",
+    f"{ASKED} net/http: TLS handshake timeout",
+    f"{ASKED} proxyconnect tcp: dial tcp 10.0.0.1:3128: connect: connection refused",
+    f"{ASKED} x509: certificate signed by unknown authority",
+)
+REFUSED = (
+    "Error response from daemon: manifest for kindest/node:v0.0.1 not found: manifest unknown: manifest unknown",
+    "Error response from daemon: pull access denied for kindest/nod, repository does not exist: denied: requested",
+    "Error response from daemon: toomanyrequests: You have reached your unauthenticated pull rate limit.",
+    "write /var/lib/docker/tmp/GetImageBlob1: no space left on device",
+)
+
+
+@pytest.mark.parametrize("words", UNREACHABLE)
+def test_a_registry_that_does_not_answer_is_told_from_one_that_refuses(
+    words: str, docker: Callable[[str], Engine]
+) -> None:
+    with pytest.raises(UnreachableError, match=r"registry-1\.example"):
+        docker(words).pull("kindest/node:v0.0.1")
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_registry_that_refuses_is_quoted(words: str, docker: Callable[[str], Engine]) -> None:
+    with pytest.raises(LocalError) as caught:
+        docker(words).pull("kindest/node:v0.0.1")
+
+    assert not isinstance(caught.value, UnreachableError)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [UNREACHABLE[0], REFUSED[0]])
+def test_a_node_image_that_was_asked_for_by_name_is_never_replaced_by_another(
+    words: str, docker: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_IMAGE", "kindest/node:v0.0.1")
+
+    with pytest.raises(LocalError, match=r"v0\.0\.1|no such host"):
+        node_image.ensure(docker(words), on_build=lambda _: None, say=lambda _: None)
+
+
+def test_a_user_who_may_not_use_docker_is_told_so(
+    tmp_path: Path, docker: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker("permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    with pytest.raises(LocalError, match="usermod -aG docker"):
+        engines.ensure()
+
+
+def test_a_second_command_at_the_cluster_is_refused_and_told_who_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    with lifecycle.alone(), pytest.raises(LocalError, match=rf"process {os.getpid()}\)"):
+        lifecycle.down(OUT, say=lambda _: None)
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from rich.console import Console
+from kindcluster import lifecycle
+
+def up(out, say):
+    print("up", flush=True)
+    time.sleep(60)
+
+lifecycle._whole = lambda out: None
+lifecycle._up = up
+lifecycle._down = lambda out, say: print("down", flush=True)
+lifecycle.stop_orderly()
+try:
+    if sys.argv[1] == "up":
+        lifecycle.up(Console(), say=print)
+    with lifecycle.running(Console(), say=print, keep=sys.argv[1] == "keep"):
+        pass
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "words"),
+    [
+        ("up", signal.SIGTERM, "down"),
+        ("running", signal.SIGINT, "down"),
+        ("running", signal.SIGTERM, "down"),
+        ("running", signal.SIGHUP, "down"),
+        ("keep", signal.SIGTERM, "kind-down"),
+    ],
+)
+def test_a_signal_takes_down_what_a_command_has_begun(
+    command: str, number: signal.Signals, words: str, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(KINDCLUSTER)}
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, command], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        said = process.communicate(timeout=30)[0].splitlines()
+
+    assert words in said[0]
+    assert said[-1] == "interrupted"
+
+
+def test_pods_are_new_when_their_configuration_is() -> None:
+    manifests = (KINDCLUSTER / "prometheus.yaml").read_text()
+
+    def template(text: str) -> object:
+        made = list(cluster.configured(yaml.safe_load_all(manifests), "prometheus.yml", text))
+        kinds = [body["kind"] for body in made]
+        config = made[kinds.index("ConfigMap")]
+        assert config["data"] == {"prometheus.yml": text}
+        assert kinds.index("Namespace") < kinds.index("ConfigMap") < kinds.index("Deployment")
+        return made[kinds.index("Deployment")]["spec"]["template"]
+
+    assert template("a") == template("a") != template("b")
+
+
+def test_a_log_whose_last_line_is_being_written_is_read_up_to_it() -> None:
+    assert audit.events('{"verb": "get"}\n{"verb": "list"}\n{"ver') == [{"verb": "get"}, {"verb": "list"}]
+
+
+def test_torchs_index_keeps_its_address_while_that_is_free_and_ends_with_its_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with product_images._served(folder) as first:
+        pass
+    with product_images._served(folder) as again, product_images._served(folder) as other:
+        assert again == first
+        assert other != first
+    with pytest.raises(ZeroDivisionError), product_images._served(folder):
+        1 / 0  # noqa: B018 - a build that fails
+
+
+CI_STEP = """
+import time
+from kindcluster import lifecycle
+
+lifecycle.stop_orderly()
+try:
+    print("up", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    print("down", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_ci_alone_reaches_what_it_runs(number: signal.Signals, tmp_path: Path) -> None:
+    script = tmp_path / ".ci" / "run"
+    script.parent.mkdir()
+    script.write_bytes((KINDCLUSTER.parents[1] / ".ci" / "run").read_bytes())
+    (tmp_path / "step.py").write_text(CI_STEP)
+    (tmp_path / "Makefile").write_text(f"SHELL := /bin/bash\nlint:\n\t@UV=uv {sys.executable} -m step $(ARGS)\n")
+    environment = {**os.environ, "PYTHONPATH": str(KINDCLUSTER)}
+    with subprocess.Popen(
+        ["bash", str(script)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=30)
+
+    assert "down" in said
+    assert process.returncode == 143
