@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from splitplane.domain.defences import Defence
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import scores
 from splitplane.model.accuracy import crossed
@@ -94,7 +95,7 @@ def after_layers(model: LeNet, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def noisy_accuracy(model: LeNet, layer: str, noise: float, inputs: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of right answers with Gaussian noise after a layer, in standard deviations of each sample there."""
-    codec = defended(RAW, noise=noise, dropout=0.0)
+    codec = defended(RAW, Defence(noise))
     module = dict(model.named_children())[layer]
     hook = module.register_forward_hook(lambda _module, _inputs, output: crossed({"x": output}, codec)["x"])
     with torch.no_grad():
@@ -119,7 +120,7 @@ def main() -> None:
     order = torch.randperm(CALIBRATED, generator=torch.Generator().manual_seed(1))
     attacks = {name: value for name, value in given.items() if name in LAYERS} | {"shuffled": given["relu2"][order]}
     for noise in NOISES:
-        codec = defended(RAW, noise=noise, dropout=0.0)
+        codec = defended(RAW, Defence(noise))
         attacks[f"relu2, noise {noise}"] = crossed({"x": given["relu2"]}, codec)["x"]
     rows = []
     for name, value in attacks.items():

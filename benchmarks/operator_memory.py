@@ -20,7 +20,7 @@ from benchmarks._report import Row, row, write
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.profiles import from_profile
 from splitplane.api.tensors import Tensor
-from splitplane.controller.naming import image_of, profile_name
+from splitplane.controller.naming import profile_name
 from splitplane.local import binaries, install
 from splitplane.local.cluster import Cluster
 from tests.support.planner_cases import crepe
@@ -138,7 +138,7 @@ def _profile(pipeline: dict[str, Any]) -> dict[str, Any]:
     return {
         "apiVersion": "splitplane.dev/v1alpha1",
         "kind": "ModelProfile",
-        "metadata": {"name": profile_name(model, image_of(model, "")), "namespace": NAMESPACE},
+        "metadata": {"name": profile_name(parsed.spec, ""), "namespace": NAMESPACE},
         "spec": spec.dump(),
     }
 

@@ -6,6 +6,7 @@ import pytest
 
 from splitplane.controller import calibrating, telling
 from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult, LeakFound
+from splitplane.domain.defences import Defence
 from tests.support.controller_cases import pipeline, pipeline_body, tier
 from tests.support.controller_world import KEY, World, measured
 from tests.support.planner_cases import crepe
@@ -138,3 +139,19 @@ def test_no_limit_needs_no_measurement() -> None:
     assert not calibrating.limited(pipeline(objectives={"maxAccuracyLoss": "0.1"}))  # fp32 alone loses nothing
     trusted = [tier("edge", trusted=True), tier("cloud", trusted=True)]
     assert not calibrating.limited(pipeline(objectives={"maxLeakage": "0.1"}, tiers=trusted))
+
+
+async def test_behind_a_defence_both_are_measured_with_it_and_fp32_loses_accuracy_too() -> None:
+    world = World()
+    world.apply(**limited(objectives={"maxAccuracyLoss": "0.01", "defence": {"noise": "0.5"}, "prefer": "Latency"}))
+    world.metrics = measured(rate=40.0)
+    await world.step(15)
+    assert len(world.status["plan"]["stages"]) == 1  # no crossing is known to lose little
+    world.calibrated = found
+    await world.step(10)
+    [(_, request)] = world.requests
+    assert request.defence == Defence(noise=0.5)
+    assert {codec for _, codec in request.accuracy} == {"fp32", "int8"}
+    assert told(world)[:2] == ("True", "Measured")
+    [profile] = world.cluster.of("ModelProfile").values()
+    assert profile["spec"]["defence"] == {"noise": "0.5", "dropout": "0"}

@@ -129,7 +129,7 @@ def test_pods_that_download_weights_find_their_cache_and_credentials() -> None:
 
 
 def profile_of(**changes: Any) -> str:
-    return profile_name(pipeline(model=pipeline_body()["spec"]["model"] | changes).spec.model, "image:1")
+    return profile_name(pipeline(model=pipeline_body()["spec"]["model"] | changes).spec, "image:1")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def profile_of(**changes: Any) -> str:
 )
 def test_models_of_other_code_or_weights_do_not_share_a_profile(changes: Any) -> None:
     assert profile_of(**changes) != profile_of()
-    spec = pipeline().spec.model
+    spec = pipeline().spec
     assert profile_name(spec, "image:2") != profile_name(spec, "image:1")
 
 
@@ -216,3 +216,17 @@ def test_links_are_probed_at_ready_targets_on_the_other_tiers_nodes() -> None:
     assert links(pipeline(), link_targets=targets, nodes=nodes) == [
         {"source": "edge", "target": "cloud", "probes": ["10.0.0.2:9000", "[fd00::3]:9000"]}
     ]
+
+
+def test_a_defence_is_told_to_stages_with_the_tiers_that_it_is_for_and_has_a_profile_of_its_own() -> None:
+    plain, body = pipeline(), pipeline(objectives={"defence": {"noise": "0.5"}})
+    key = StageKey("edge", 0, 3, "f")
+
+    def told(deployment: Any) -> list[str]:
+        variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+        return [each["value"] for each in variables if each["name"] == "SPLITPLANE_DEFENCE"]
+
+    assert told(stage_deployment(plain, key, replicas=1, settings=SETTINGS)) == []
+    [text] = told(stage_deployment(body, key, replicas=1, settings=SETTINGS))
+    assert json.loads(text) == {"noise": 0.5, "dropout": 0.0, "tiers": ["cloud"]}
+    assert profile_name(body.spec, "image:1") != profile_name(plain.spec, "image:1")

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from splitplane.cli import app
 from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult
+from splitplane.domain.defences import Defence
 from splitplane.domain.leaks import choose_cuts, spread
 from splitplane.model import CalibrationError, ModelSource, load_partition, scores
 from splitplane.model.calibration import Calibration, read_calibration
@@ -91,7 +92,7 @@ def test_deeper_cuts_and_noise_leak_less_and_the_controls_tell_that_the_attack_w
     partition = load_partition(files[0], 0, None)
     last = len(partition.graph.cuts) - 2
     fp32 = wire_codecs()["fp32"]
-    codecs = {"fp32": fp32, "noisy": defended(fp32, noise=2.0, dropout=0.0)}
+    codecs = {"fp32": fp32, "noisy": defended(fp32, Defence(noise=2.0))}
     report = measure_leak(
         partition, read_calibration(files[1], blobs.INPUTS), codecs, [1, last], budget_seconds=120, steps=120, threads=1
     )

@@ -15,6 +15,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from splitplane.domain.codecs import encoded_bytes
+from splitplane.domain.defences import Defence
 from splitplane.domain.profiles import CODECS, Cut, TensorSpec
 from splitplane.runtime import oip_grpc
 from splitplane.runtime.hops import Channels, call
@@ -23,6 +24,7 @@ from splitplane.runtime.metrics import StageMetrics
 from splitplane.runtime.routes import GENERATION, ROUTE, SCHEMA, TRACE, Hop, decode_trace, encode_route
 from splitplane.runtime.stage.server import warm_up
 from splitplane.runtime.stage.serving import StageModel
+from splitplane.runtime.stage.shielding import Shield
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import from_torch, to_torch
 
@@ -62,7 +64,7 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    tier: str = "edge", *, resident: tuple[int, int] = (0, 3), capacity: int = 10
+    tier: str = "edge", *, resident: tuple[int, int] = (0, 3), capacity: int = 10, shield: Shield | None = None
 ) -> AsyncIterator[Running]:
     registry, worker, channels, partition = CollectorRegistry(), Worker(capacity), Channels(), Doubling()
     model = StageModel(
@@ -74,6 +76,7 @@ async def running(
         channels=channels,
         metrics=StageMetrics(registry, namespace="n", pipeline="p", tier=tier),
         pace=lambda _core, _wall: 0.0,
+        shield=shield,
     )
     model.serve(partition)
     server = oip_grpc.make_server(model)
@@ -307,3 +310,32 @@ async def test_channels_are_kept_and_the_least_used_is_closed_when_there_are_too
     assert channels.get("127.0.0.1:1") is first
     assert channels.get("127.0.0.1:2") is not second
     await channels.close()
+
+
+async def test_what_goes_to_an_untrusted_tier_is_defended_and_nothing_else() -> None:
+    shield = Shield.from_json('{"noise": 0.0, "dropout": 0.5, "tiers": ["cloud"]}')
+    async with running("edge", shield=shield) as edge, running("fog") as fog, running("cloud") as cloud:
+        trusted = request(hop(edge, 0, 1, "fp32"), hop(fog, 1, 3, tier="fog"))
+        untrusted = request(hop(edge, 0, 1, "fp32"), hop(cloud, 1, 3, tier="cloud"))
+        assert await send(edge.address, request(hop(edge, 0, 3))) == [8, 24]
+        assert await send(edge.address, trusted) == [8, 24]
+        got = {tuple(await send(edge.address, untrusted)) for _ in range(40)}
+        assert got == {(0, 0), (16, 0), (0, 48), (16, 48)}  # each kept or not by itself, and doubled where it is
+
+
+def test_noise_is_a_samples_own_and_begins_anew_in_each_process() -> None:
+    value = torch.randn(400, 3, 64)
+    together = Shield(Defence(noise=0.5), frozenset({"cloud"}))({"x": value, "ids": torch.arange(400)})
+    added = (together["x"] - value).flatten(1)
+    assert added.std(1).mean() == pytest.approx(0.5, rel=0.05)
+    scaled = torch.cat([value[:1], 100 * value[1:2]])
+    noisy = Shield(Defence(noise=0.5))({"x": scaled})["x"] - scaled
+    assert float(noisy[1].std() / noisy[0].std()) == pytest.approx(100, rel=0.4)
+    assert torch.equal(together["ids"], torch.arange(400))
+    assert not torch.equal(Shield(Defence(noise=0.5))({"x": value})["x"], Shield(Defence(noise=0.5))({"x": value})["x"])
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"noise": -1, "dropout": 0}', '{"noise": 0, "dropout": 1}'])
+def test_a_defence_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Shield.from_json(text)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
+from splitplane.api.defences import CutDefence
 from splitplane.api.fields import (
     Codec,
     DecimalString,
@@ -156,6 +157,9 @@ class Objectives(Model):
     """Highest share of the input, from 0 to 1, that an attack reconstructs from what leaves the tiers marked
     ``trusted``, a lower bound, as measured on ``model.calibration`` or by ``splitplane model leak``; what was not
     measured does not leave. Default: no limit."""
+    defence: CutDefence | None = None
+    """Noise or dropout on what leaves the tiers marked ``trusted``, by which leak falls, and accuracy, too. Both are
+    then measured with it. The input itself, where it may leave, is not defended."""
     raw_input_stays_trusted: bool = False
     """The model's input may not leave tiers marked ``trusted``."""
     prefer: Literal["Cost", "Latency", "Privacy"] = "Cost"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
+from splitplane.api.defences import CutDefence
 from splitplane.api.fields import (
     Codec,
     Count,
@@ -168,6 +169,8 @@ class ModelProfileSpec(Model):
     """Peak of live activations for one sample."""
     devices: Annotated[tuple[ProfiledDevice, ...], keyed("deviceClass", most=16)] = ()
     leak_measurement: LeakMeasurement | None = None
+    defence: CutDefence | None = None
+    """With which accuracy loss and leak hold (``objectives.defence``)."""
 
 
 class ModelProfile(Model):

@@ -16,9 +16,11 @@ from rich.table import Table
 from splitplane.adapters.cluster import ClusterError
 from splitplane.adapters.connecting import connect
 from splitplane.adapters.kinds import MODEL_PROFILE
+from splitplane.api.defences import to_defence
 from splitplane.api.profiles import ModelProfileSpec, leak_measurement, with_accuracy, with_leakage
 from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
 from splitplane.cli.plans import out
+from splitplane.domain.defences import Defence
 from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
 from splitplane.domain.profiles import BASE_CODECS
 
@@ -69,11 +71,13 @@ def accuracy(
     with Console(stderr=True).status("comparing") as status:
         found = compare_codecs(partition, given, codecs, range(1, len(cuts) - 1), progress=status.update)
     if profile is not None:
-        _refuse_defended(noise, dropout)
         losses: list[dict[str, float]] = [{} for _ in cuts]
         for each in found:
             losses[each.cut][each.codec] = each.loss
-        _write(profile, namespace, partition.graph.fingerprint, lambda spec: with_accuracy(spec, losses))
+        _write(
+            profile, namespace, partition.graph.fingerprint, Defence(noise, dropout),
+            lambda spec: with_accuracy(spec, losses),
+        )  # fmt: skip
     if as_json:
         rows = [
             {
@@ -133,7 +137,6 @@ def leak(
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
     if profile is not None:
-        _refuse_defended(noise, dropout)
         if report.weakness:
             raise typer.BadParameter(
                 f"{report.weakness}: too weak for a limit to rest on. Give a larger --budget, fewer cuts, more inputs"
@@ -143,7 +146,10 @@ def leak(
             input_control=report.input_control, shuffled_control=report.shuffled_control,
         )  # fmt: skip
         leaks = spread(report.worst(), len(cuts))
-        _write(profile, namespace, partition.graph.fingerprint, lambda spec: with_leakage(spec, leaks, measurement))
+        _write(
+            profile, namespace, partition.graph.fingerprint, Defence(noise, dropout),
+            lambda spec: with_leakage(spec, leaks, measurement),
+        )  # fmt: skip
     if as_json:
         rows = [
             {
@@ -189,7 +195,7 @@ def _load(
     # Zstandard loses nothing: what is true of a codec is true of it with that on top.
     codecs = {name: codec for name, codec in wire_codecs().items() if name in BASE_CODECS}
     if noise or dropout:
-        codecs = {name: defended(codec, noise=noise, dropout=dropout) for name, codec in codecs.items()}
+        codecs = {name: defended(codec, Defence(noise, dropout)) for name, codec in codecs.items()}
     try:
         with Console(stderr=True).status(f"exporting {factory}"):
             return load_partition(source, 0, None), read_calibration(calibration, source.inputs), codecs
@@ -197,21 +203,20 @@ def _load(
         raise typer.BadParameter(str(error)) from error
 
 
-def _refuse_defended(noise: float, dropout: float) -> None:
-    if noise or dropout:
-        raise typer.BadParameter("stages apply no noise or dropout, so what was measured with it is no profile's")
-
-
-def _write(name: str, namespace: str, fingerprint: str, change: Callable[[ModelProfileSpec], ModelProfileSpec]) -> None:
+def _write(
+    name: str, namespace: str, fingerprint: str, defence: Defence,
+    change: Callable[[ModelProfileSpec], ModelProfileSpec],
+) -> None:  # fmt: skip
     try:
-        asyncio.run(_patch(name, namespace, fingerprint, change))
+        asyncio.run(_patch(name, namespace, fingerprint, defence, change))
     except ClusterError as error:
         raise typer.BadParameter(f"ModelProfile {namespace}/{name}: {error}") from error
 
 
 async def _patch(
-    name: str, namespace: str, fingerprint: str, change: Callable[[ModelProfileSpec], ModelProfileSpec]
-) -> None:
+    name: str, namespace: str, fingerprint: str, defence: Defence,
+    change: Callable[[ModelProfileSpec], ModelProfileSpec],
+) -> None:  # fmt: skip
     cluster = await connect(component="splitplane-cli")
     try:
         body = await cluster.get(MODEL_PROFILE, name, namespace)
@@ -220,6 +225,12 @@ async def _patch(
             raise typer.BadParameter(
                 f"ModelProfile {namespace}/{name} is of another model ({spec.fingerprint}, here {fingerprint}): use "
                 "the same factory, weights, inputs and versions of the libraries as its pods do"
+            )
+        theirs = to_defence(spec.defence)
+        if theirs != defence:
+            raise typer.BadParameter(
+                f"ModelProfile {namespace}/{name} is of a model that crosses cuts with --noise {theirs.noise:g}"
+                f" --dropout {theirs.dropout:g}, as its pipelines' objectives.defence says: measure with the same"
             )
         changed: dict[str, Any] = change(spec).dump()
         kept = {key: changed[key] for key in ("cuts", "leakMeasurement") if changed.get(key) is not None}

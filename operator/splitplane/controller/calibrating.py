@@ -4,13 +4,14 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from splitplane.api.defences import to_defence
 from splitplane.api.pipelines import InferencePipeline, TierSpec
 from splitplane.api.profiles import ModelProfileSpec, leak_measurement, with_accuracy, with_leakage
 from splitplane.controller.pods import CALIBRATION_PATH, compute_threads
 from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult
 from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
 from splitplane.domain.plans import Plan
-from splitplane.domain.profiles import BASE_CODECS, base_codec
+from splitplane.domain.profiles import BASE_CODECS, Profile, base_codec
 from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.planner import frontier
 
@@ -37,7 +38,7 @@ def limited(pipeline: InferencePipeline) -> Shares:
     """What the pipeline sets a limit on that some plan could break."""
     spec = pipeline.spec
     return Shares(
-        accuracy=spec.objectives.max_accuracy_loss is not None and bool(_lossy(spec.partitioning.codecs)),
+        accuracy=spec.objectives.max_accuracy_loss is not None and bool(_lossy(pipeline)),
         leak=spec.objectives.max_leakage is not None and not all(tier.trusted for tier in spec.tiers),
     )
 
@@ -46,7 +47,7 @@ def missing(pipeline: InferencePipeline, profile: ModelProfileSpec) -> Shares:
     """What was not measured of that; of a model that cannot be split there is nothing to measure."""
     wanted, inner = limited(pipeline), profile.cuts[1:-1]
     known = [{each.codec for each in cut.accuracy_loss} for cut in inner]
-    lossy = _lossy(pipeline.spec.partitioning.codecs)
+    lossy = _lossy(pipeline)
     return Shares(
         accuracy=bool(wanted.accuracy and inner and any(all(codec not in held for held in known) for codec in lossy)),
         leak=bool(wanted.leak and inner and profile.leak_measurement is None),
@@ -68,7 +69,7 @@ def request(
     untrusted = {each.name for each in pipeline.spec.tiers if not each.trusted}
     cuts, shown = _crossings(_plans(snapshot, policy), untrusted)
     inner = range(1, snapshot.profile.segments)
-    lossy = _lossy(codecs)
+    lossy = _lossy(pipeline)
     tried = choose_cuts(sorted(cuts) or inner, _MOST_ACCURACY_CUTS)
     bases = [codec for codec in BASE_CODECS if codec in {base_codec(each) for each in codecs}]
     attacked = choose_cuts(sorted(shown) or inner, max(2, min(MOST_CUTS, _MOST_ATTACKED // len(bases))))
@@ -78,6 +79,7 @@ def request(
     return CalibrationRequest(
         uri=uri,
         sha256=calibration.sha256,
+        defence=to_defence(pipeline.spec.objectives.defence),
         seconds=calibration.budget_core_seconds / compute_threads(tier),
         accuracy=tuple((cut, codec) for cut in tried for codec in lossy) if wanted.accuracy else (),
         leak=tuple((cut, codec) for cut in attacked for codec in bases) if wanted.leak else (),
@@ -111,6 +113,15 @@ def with_result(profile: ModelProfileSpec, result: CalibrationResult) -> ModelPr
     return profile
 
 
+def with_unknown_losses(profile: Profile) -> Profile:
+    """The planner's view of a model that is defended: fp32 loses accuracy, too, all where that was not measured."""
+    cuts = [
+        cut if cut.index in (0, profile.segments) else replace(cut, accuracy_loss={"fp32": 1.0, **cut.accuracy_loss})
+        for cut in profile.cuts
+    ]
+    return replace(profile, cuts=tuple(cuts))
+
+
 def told_of(profile: ModelProfileSpec) -> str:
     """How the leak was measured, and what that is worth."""
     found = profile.leak_measurement
@@ -136,15 +147,19 @@ def commands(pipeline: InferencePipeline, profile_name: str, what: Shares) -> st
         sizes = ",".join(f"{names.get(index, '')}{size}" for index, size in enumerate(data["shape"]))
         words += ["--input", f"{data['name']}:{data['datatype']}:{sizes}"]
     words += ["--weights", weights, "--sha256", model.weights.sha256, "--calibration", "FILE"]
+    if pipeline.spec.objectives.defence is not None:
+        defence = to_defence(pipeline.spec.objectives.defence)
+        words += ["--noise", f"{defence.noise:g}", "--dropout", f"{defence.dropout:g}"]
     words += ["--profile", profile_name, "--namespace", metadata.namespace]
     kinds = (("accuracy", what.accuracy), ("leak", what.leak))
     return "; ".join(f"splitplane model {kind} {shlex.join(words)}" for kind, asked in kinds if asked)
 
 
-def _lossy(codecs: Iterable[str]) -> list[str]:
-    """The base codecs among them that lose accuracy, by falling fidelity."""
-    bases = {base_codec(codec) for codec in codecs}
-    return [codec for codec in BASE_CODECS[1:] if codec in bases]
+def _lossy(pipeline: InferencePipeline) -> list[str]:
+    """The base codecs that may be used and lose accuracy, by falling fidelity: behind a defence all of them."""
+    bases = {base_codec(codec) for codec in pipeline.spec.partitioning.codecs}
+    harmless = {"fp32"} if pipeline.spec.objectives.defence is None else set()
+    return [codec for codec in BASE_CODECS if codec in bases - harmless]
 
 
 def _plans(snapshot: Snapshot, policy: Policy) -> list[Plan]:

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from splitplane.api.defences import to_defence
 from splitplane.api.pipelines import InferencePipeline, TierSpec
 from splitplane.controller.naming import digest, gateway_name, stage_name, tier_of
 from splitplane.controller.objects import STAGE_LABEL, TIER_LABEL, Object
@@ -93,6 +94,10 @@ def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, 
         "SPLITPLANE_RESIDENT": f"{key.resident_first}:{key.resident_last}",
         "SPLITPLANE_FINGERPRINT": key.fingerprint,
     }
+    if pipeline.spec.objectives.defence is not None:
+        defence = to_defence(pipeline.spec.objectives.defence).to_dict()
+        untrusted = [each.name for each in pipeline.spec.tiers if not each.trusted]
+        resident["SPLITPLANE_DEFENCE"] = json.dumps({**defence, "tiers": untrusted}, sort_keys=True)
     env = _model_variables(pipeline, tier, **resident)
     env = [*env, *_tracing(settings)]
     if settings.mtls != OFF:

@@ -18,22 +18,25 @@ def image_of(model: ModelSpec, default: str) -> str:
     return model.image or default
 
 
-def profile_name(model: ModelSpec, image: str) -> str:
+def profile_name(spec: InferencePipelineSpec, default_image: str) -> str:
     """Name of the ``ModelProfile``: pipelines of a namespace whose model is made and fed alike share it.
 
     Two runs of one factory from one image and the same mounted files, with one weights file, give one fingerprint, so
     this identity is enough to find a profile before anything has run. What a mounted object holds is not looked at: a
     stage that finds other code than was profiled has another fingerprint, and refuses to start.
     """
+    model, defence = spec.model, spec.objectives.defence
     slug = re.sub(r"[^a-z0-9]+", "-", model.factory.lower()).strip("-")[:40].strip("-")
-    identity = {
+    identity: dict[str, Any] = {
         "factory": model.factory,
-        "image": image,
+        "image": image_of(model, default_image),
         "weights": model.weights.sha256,
         "inputs": [tensor.dump() for tensor in model.inputs],
         "env": [variable.dump() for variable in model.env],
         "mounts": sorted(_mounted(model), key=lambda mount: str(mount["path"])),
     }
+    if defence is not None:  # accuracy loss and leak are measured with it
+        identity["defence"] = defence.dump()
     return f"{slug}-{digest(identity)}"
 
 

@@ -12,7 +12,7 @@ from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.profiles import ModelProfileSpec, to_profile
 from splitplane.controller.children import profile_objects
 from splitplane.controller.control import Serving, load
-from splitplane.controller.naming import image_of, profile_name
+from splitplane.controller.naming import profile_name
 from splitplane.controller.objects import (
     APP,
     COMPONENT_LABEL,
@@ -277,7 +277,7 @@ class Profiles:
             if body["metadata"].get("namespace") != namespace or is_terminating(body):
                 continue
             pipeline = InferencePipeline.parse({part: body[part] for part in ("metadata", "spec")})
-            wanted = profile_name(pipeline.spec.model, image_of(pipeline.spec.model, self._settings.runtime_image))
+            wanted = profile_name(pipeline.spec, self._settings.runtime_image)
             active = load(self._view.route_table(key_of(body))).active
             if name in (wanted, active.model if active else ""):
                 found.append(owner(pipeline, controller=False))

@@ -216,7 +216,7 @@ def merged(pipeline: InferencePipeline, known: ModelProfileSpec | None, result: 
             inputs=tuple(_tensor(spec) for spec in result.inputs),
             outputs=tuple(_tensor(spec) for spec in result.outputs),
             segment_names=result.segment_names,
-        )
+        ).model_copy(update={"defence": pipeline.spec.objectives.defence})
     if known.fingerprint != result.profile.fingerprint:
         raise ValueError(
             f"the model measured on device class {result.device.device_class} has fingerprint"

@@ -20,14 +20,14 @@ from splitplane.api.routes import RouteTableSpec
 from splitplane.controller import control as controls
 from splitplane.controller import route_tables
 from splitplane.controller.arbitrating import Arbiter
-from splitplane.controller.calibrating import limited
+from splitplane.controller.calibrating import limited, with_unknown_losses
 from splitplane.controller.calibrations import Calibrations
 from splitplane.controller.certificates import Certificates
 from splitplane.controller.children import DESIRED_ANNOTATION, gateway_objects, stage_deployment
 from splitplane.controller.conditions import LIMITS, Verdict
 from splitplane.controller.control import Control, Serving
 from splitplane.controller.deciding import Deciding
-from splitplane.controller.naming import image_of, profile_name
+from splitplane.controller.naming import profile_name
 from splitplane.controller.objects import Key, Object, annotations_of, is_terminating
 from splitplane.controller.profiles import Profiles
 from splitplane.controller.rounds import Memory, Round, look, parsed
@@ -134,7 +134,7 @@ class Reconciler:
         return True
 
     def _profile_name(self, pipeline: InferencePipeline) -> str:
-        return profile_name(pipeline.spec.model, image_of(pipeline.spec.model, self._settings.runtime_image))
+        return profile_name(pipeline.spec, self._settings.runtime_image)
 
     # The gateway
 
@@ -177,6 +177,8 @@ class Reconciler:
         if memory.profile is None or memory.profile[0] != version:
             profile = to_profile(outcome.spec)
             profile = replace(profile, devices={**profile.devices, **devices})
+            if pipeline.spec.objectives.defence and pipeline.spec.objectives.max_accuracy_loss:
+                profile = with_unknown_losses(profile)
             memory.profile = (version, outcome.spec, profile)
         if outcome.pending and (this.control.active is None or this.control.active.model != name):
             return None  # the first plan for a model waits a while for tiers that can be measured

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from splitplane.domain.defences import NONE, Defence
+
 FORMAT = 1
 """Raised when the form changes in a way that an older reader would misread."""
 
@@ -18,7 +20,8 @@ Shares = Mapping[tuple[int, str], float]
 class CalibrationRequest:
     """Which (cut, codec) to try, on which file, in how many seconds.
 
-    ``accuracy`` are those whose loss is asked for, ``leak`` those that are to be attacked.
+    ``accuracy`` are those whose loss is asked for, ``leak`` those that are to be attacked; ``defence`` is carried out
+    before each codec.
     """
 
     uri: str
@@ -26,11 +29,13 @@ class CalibrationRequest:
     seconds: float
     accuracy: tuple[tuple[int, str], ...] = ()
     leak: tuple[tuple[int, str], ...] = ()
+    defence: Defence = NONE
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "uri": self.uri, "sha256": self.sha256, "seconds": self.seconds,
             "accuracy": [list(pair) for pair in self.accuracy], "leak": [list(pair) for pair in self.leak],
+            "defence": self.defence.to_dict(),
         }  # fmt: skip
 
     @classmethod
@@ -39,7 +44,7 @@ class CalibrationRequest:
         try:
             return cls(
                 str(data["uri"]), str(data["sha256"]), float(data["seconds"]),
-                _pairs(data["accuracy"]), _pairs(data["leak"]),
+                _pairs(data["accuracy"]), _pairs(data["leak"]), Defence.from_dict(data["defence"]),
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"the request lacks {error}") from error

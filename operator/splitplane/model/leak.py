@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+from splitplane.domain.defences import Defence
 from splitplane.model import scores
 from splitplane.model.accuracy import crossed
 from splitplane.model.calibration import Calibration
+from splitplane.model.defending import defend
 from splitplane.model.errors import CalibrationError
 from splitplane.model.inversion import STEPS, WIDTHS
 from splitplane.model.partitions import Partition
@@ -158,20 +160,11 @@ def _measure(
     )
 
 
-def defended(codec: Codec, *, noise: float, dropout: float, seed: int = 0) -> Codec:
-    """A codec before which floating tensors get Gaussian noise (in their own standard deviations) and lose elements."""
+def defended(codec: Codec, defence: Defence, *, seed: int = 0) -> Codec:
+    """A codec before which a defence is carried out."""
     generator = torch.Generator().manual_seed(seed)
-
-    def protect(value: torch.Tensor) -> torch.Tensor:
-        if not value.is_floating_point():
-            return value
-        deviation = value.float().std(correction=0)
-        value = value + (noise * deviation * torch.randn(value.shape, generator=generator)).to(value.dtype)
-        kept = torch.rand(value.shape, generator=generator) >= dropout
-        return value * kept / (1 - dropout)
-
     return Codec(
-        encode=lambda tensors: codec.encode({name: protect(value) for name, value in tensors.items()}),
+        encode=lambda tensors: codec.encode(defend(tensors, defence, generator)),
         decode=codec.decode,
         size=codec.size,
     )

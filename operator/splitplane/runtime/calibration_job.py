@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult, LeakFound, Shares
+from splitplane.domain.defences import Defence
 from splitplane.domain.profiles import BASE_CODECS
 from splitplane.model import ModelSource, Partition, libraries, load_partition
 from splitplane.model.accuracy import compare_codecs
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.errors import CalibrationError, WeightsError
-from splitplane.model.leak import ATTACK, LeakReport, measure_leak
+from splitplane.model.leak import ATTACK, LeakReport, defended, measure_leak
 from splitplane.model.profile import Codec
 from splitplane.model.weights import WeightsFile
 from splitplane.runtime.environment import SettingsError, required, threads
@@ -59,7 +60,7 @@ def calibrate(settings: Settings, progress: Callable[[str], None]) -> Calibratio
     losses: Shares = {}
     if request.accuracy:
         share = ACCURACY_SHARE if request.leak else 1.0
-        cuts, codecs = _asked(request.accuracy)
+        cuts, codecs = _asked(request.accuracy, request.defence)
         found = compare_codecs(
             partition, given.first(MOST_SAMPLES), codecs, cuts, end=started + share * request.seconds, progress=progress
         )
@@ -75,7 +76,7 @@ def _leak(
     partition: Partition, given: Calibration, request: CalibrationRequest, seconds: float, threads: int,
     progress: Callable[[str], None],
 ) -> LeakFound:  # fmt: skip
-    cuts, codecs = _asked(request.leak)
+    cuts, codecs = _asked(request.leak, request.defence)
     report: LeakReport = measure_leak(
         partition, given, codecs, cuts, budget_seconds=seconds, threads=threads, progress=progress
     )
@@ -85,9 +86,11 @@ def _leak(
     )  # fmt: skip
 
 
-def _asked(pairs: tuple[tuple[int, str], ...]) -> tuple[list[int], dict[str, Codec]]:
+def _asked(pairs: tuple[tuple[int, str], ...], defence: Defence) -> tuple[list[int], dict[str, Codec]]:
     """The cuts, and the codecs in the order of falling fidelity: all of them are tried at each."""
     known, asked = wire_codecs(), {codec for _, codec in pairs}
+    if defence:
+        known = {name: defended(codec, defence) for name, codec in known.items()}
     return sorted({cut for cut, _ in pairs}), {codec: known[codec] for codec in BASE_CODECS if codec in asked}
 
 

@@ -205,6 +205,16 @@ TWINS = [
     Twins(_pitch_tracker, "spec/objectives/maxCostPerHour", "2,00", "2.00", 'such as "0.80"'),
     Twins(_pitch_tracker, "spec/objectives/maxLeakage", "1.01", "1.00", "from 0 to 1"),
     Twins(_pitch_tracker, "spec/objectives/maxAccuracyLoss", "0,01", "0.01", "from 0 to 1"),
+    Twins(_pitch_tracker, "spec/objectives/defence", {"noise": "0"}, {"noise": "1"}, "give noise, dropout, or both"),
+    Twins(
+        _pitch_tracker, "spec/objectives/defence", {"noise": "1", "dropout": "1.0"}, {"noise": "1", "dropout": "0.0"},
+        "less than 1",
+    ),
+    Twins(_pitch_tracker, "spec/objectives/defence", {"noise": "-1"}, {"noise": "1"}, 'such as "0.5"'),
+    Twins(
+        _pitch_tracker, "spec/model/calibration", {"uri": "files:///f.npz", "sha256": "a" * 64},
+        {"uri": "file:///f.npz", "sha256": "a" * 64}, "must be pvc://",
+    ),
     Twins(_pitch_tracker, "spec/objectives/prefer", "Costs", "Cost", "supported values"),
     Twins(_pitch_tracker, "spec/objectives/prefer", "Privac", "Privacy", "supported values"),
     # Tiers

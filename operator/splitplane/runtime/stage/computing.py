@@ -17,6 +17,7 @@ from splitplane.runtime.inference import InferenceError, Tensor, TensorMetadata
 from splitplane.runtime.metrics import StageMetrics
 from splitplane.runtime.routes import Limits
 from splitplane.runtime.stage.batching import Book, Sizes, joined, parted
+from splitplane.runtime.stage.shielding import Shield
 
 Pace = Callable[[float, float], float]
 """Given the core's and the wall's seconds of a range, waits as a slower device would; returns the seconds waited."""
@@ -40,10 +41,11 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One request's tensors as they came, and the codec for what comes out."""
+    """One request's tensors as they came, the codec for what comes out, and whether that is defended first."""
 
     inputs: Sequence[Tensor]
     codec: str
+    shielded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ class Computed:
 class Computer:
     """Makes work for the compute thread, and keeps what was learnt of batches. ``pace`` emulates a slower device."""
 
-    def __init__(self, pace: Pace, metrics: StageMetrics) -> None:
-        self.pace, self.metrics = pace, metrics
+    def __init__(self, pace: Pace, metrics: StageMetrics, shield: Shield) -> None:
+        self.pace, self.metrics, self.shield = pace, metrics, shield
         self.book = Book()
 
     def work(
@@ -112,9 +114,16 @@ class RangeWork:
         self._count(samples, seconds)
         ready = iter(outputs)
         return [
-            _encoded(next(ready), item.codec, each.seconds, seconds) if isinstance(each, _Decoded) else each
+            self._encoded(next(ready), item, each.seconds, seconds) if isinstance(each, _Decoded) else each
             for item, each in zip(items, decoded, strict=True)
         ]
+
+    def _encoded(self, outputs: Mapping[str, torch.Tensor], item: Item, decode: float, compute: float) -> Computed:
+        started = time.perf_counter()
+        if item.shielded:
+            outputs = self.computer.shield(outputs)
+        tensors = codecs.encode(outputs, item.codec)
+        return Computed(tensors, decode, compute, time.perf_counter() - started)
 
     def _count(self, samples: Sequence[int], seconds: float) -> None:
         """The planner's stages know no batches: it is told what each request would have taken by itself."""
@@ -142,9 +151,3 @@ def _decoded(item: Item) -> _Decoded | InferenceError:
         return error
     samples = next((tensor.shape[0] for tensor in tensors.values() if tensor.ndim), 1)
     return _Decoded(tensors, samples, time.perf_counter() - started)
-
-
-def _encoded(outputs: Mapping[str, torch.Tensor], codec: str, decode: float, compute: float) -> Computed:
-    started = time.perf_counter()
-    tensors = codecs.encode(outputs, codec)
-    return Computed(tensors, decode, compute, time.perf_counter() - started)

@@ -50,6 +50,7 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
         metrics=StageMetrics(registry, namespace=settings.namespace, pipeline=settings.pipeline, tier=settings.tier),
         pace=pace,
         identity=identity,
+        shield=settings.shield,
     )
     server = oip_grpc.make_server(model)
     oip_grpc.bind(server, settings.pod_ip, settings.grpc_port, identity=identity)

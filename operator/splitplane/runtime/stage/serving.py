@@ -34,6 +34,7 @@ from splitplane.runtime.routes import (
     encode_trace,
 )
 from splitplane.runtime.stage.computing import Computed, Computer, Item, Pace, Runnable
+from splitplane.runtime.stage.shielding import Shield
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import check_described
 
@@ -53,12 +54,14 @@ class StageModel:
         metrics: StageMetrics,
         pace: Pace,
         identity: Identity | None = None,
+        shield: Shield | None = None,
     ) -> None:
         """With an ``identity`` only its pipeline's gateway and stages are served."""
         self._name, self._stage, self._tier = name, stage, tier
         self._resident = resident
         self._worker, self._channels, self._metrics = worker, channels, metrics
-        self._computer = Computer(pace, metrics)
+        self._shield = shield or Shield()
+        self._computer = Computer(pace, metrics, self._shield)
         self._partition: Runnable | None = None
         self._draining = False
         self._together = False
@@ -91,7 +94,9 @@ class StageModel:
         own, rest = route[0], route[1:]
         limits = own.batch if self._together and own.batch is not None else Limits()
         work = self._computer.work(partition, own.first, own.last, codecs.described(request.inputs), limits)
-        item = Item(request.inputs, own.codec if rest else "fp32")
+        item = (
+            Item(request.inputs, own.codec, self._shield.covers(rest[0].tier)) if rest else Item(request.inputs, "fp32")
+        )
         done = await self._worker.join(work, item, work.samples, deadline=request.deadline)
         computed: Computed = done.result
         steps = {"queue": done.queue_seconds, "decode": computed.decode, "compute": computed.compute}

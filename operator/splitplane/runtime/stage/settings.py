@@ -1,10 +1,11 @@
 """What the pod's environment tells a stage (docs/architecture.md, "Pods")."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitplane.runtime.environment import SettingsError, folder, required, threads
+from splitplane.runtime.stage.shielding import Shield
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,8 @@ class Settings:
     resident_last: int
     fingerprint: str
     threads: int = 1
+    shield: Shield = field(default_factory=Shield)
+    """What is done to tensors that go to tiers which are not trusted."""
     http_port: int = 8080
     grpc_port: int = 9000
     queue_capacity: int = 128
@@ -58,8 +61,16 @@ class Settings:
             resident_last=last,
             fingerprint=values["FINGERPRINT"],
             threads=threads(environment),
+            shield=_shield(environment.get("SPLITPLANE_DEFENCE", "")),
             tls_dir=folder(environment, "TLS_DIR"),
         )
+
+
+def _shield(text: str) -> Shield:
+    try:
+        return Shield.from_json(text)
+    except ValueError as error:
+        raise SettingsError(f"SPLITPLANE_DEFENCE is '{text}': {error}") from error
 
 
 def _resident(text: str) -> tuple[int, int]:
