@@ -120,13 +120,17 @@ class Line:
         own = len(self._waiting.get(client, ()))
         return self._under_way + sum(min(len(queue), own + (name != client)) for name, queue in self._waiting.items())
 
+    def has_room(self) -> bool:
+        """Whether a request that comes now is under way at once."""
+        return not self._waiting and self._under_way < self.window
+
     @contextlib.asynccontextmanager
     async def turn(self, client: str) -> AsyncIterator[None]:
         """While a request is under way. The caller bounds the wait; raises what :meth:`make_room` says."""
-        if self._waiting or self._under_way >= self.window:
-            await self._wait(client)
-        else:
+        if self.has_room():
             self._under_way += 1
+        else:
+            await self._wait(client)
         try:
             yield
         finally:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 PLAN = "splitplane_plan"
 """Response parameter: the name of the route that served the request."""
 MAX_PATIENCES = 64
+MAX_ENCODED = 256
+"""Routes with their endpoints in an order, whose wire form is kept."""
 CUT_OFF_SECONDS = 0.25
 """Between looks for another way for an attempt whose link has fallen."""
 OVERDUE_ROUNDS = 3
@@ -51,6 +53,13 @@ class _Journey:
     last: InferenceError | None = None
     unqueued_seconds: float = 0.0
     """What the attempt that was answered took, less its waits before stages."""
+
+
+def _hops(choice: Choice) -> list[Hop]:
+    return [
+        Hop(stop.stage, stop.tier, stop.first, stop.last, addresses, codec, choice.batching)
+        for stop, addresses, codec in zip(choice.route.stops, choice.hops, (*choice.route.codecs, ""), strict=True)
+    ]
 
 
 class _OverdueError(InferenceError):
@@ -74,6 +83,7 @@ class Forwarder:
         self._turn = asyncio.Lock()
         self._throughput = Throughput()
         self._line = Line(router.replicas)
+        self._encoded: dict[Hashable, str] = {}
         self.draining = False
 
     def metadata(self) -> ModelMetadata:
@@ -89,7 +99,9 @@ class Forwarder:
         """
         router, metrics = self._router, self._router.metrics
         metrics.read()
-        request = replace(request, client=self._proxies.client(request.client, request.forwarded))
+        client = self._proxies.client(request.client, request.forwarded)
+        if client != request.client:
+            request = replace(request, client=client)
         try:
             table = self._admit(request)
         except InferenceError as error:
@@ -106,7 +118,7 @@ class Forwarder:
         with router.flights.admitted():
             metrics.in_flight.set(router.flights.inside)
             try:
-                journey = _Journey(replace(request, deadline=deadline), deadline)
+                journey = _Journey(request, deadline)
                 response = await self._in_turn(journey)
                 outcome = "success"
                 self._throughput.answered(mark, router.clock(), journey.unqueued_seconds)
@@ -144,10 +156,14 @@ class Forwarder:
         return self._router.table
 
     async def _in_turn(self, journey: _Journey) -> InferResponse:
+        turn = self._line.turn(journey.request.client)
+        if self._line.has_room():
+            async with turn:
+                return await self._travel(journey)
         async with contextlib.AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(self._remaining(journey)):
-                    await stack.enter_async_context(self._line.turn(journey.request.client))
+                    await stack.enter_async_context(turn)
             except TimeoutError:
                 raise self._too_late(journey, "others wait before it") from None
             return await self._travel(journey)
@@ -196,6 +212,8 @@ class Forwarder:
                 journey.suspects.clear()
             await self._sleep(pause_seconds(journey.attempts), journey)
             journey.avoid = frozenset()
+        if not self._turn.locked() and isinstance(choice := self._router.choose(), Choice):
+            return choice
         why = "others wait before it"
         try:
             async with asyncio.timeout(self._remaining(journey)), self._turn:
@@ -210,7 +228,12 @@ class Forwarder:
 
     async def _attempt(self, choice: Choice, journey: _Journey) -> InferResponse:
         router = self._router
-        request = replace(journey.request, parameters=self._parameters(journey.request.parameters, choice), outputs=())
+        request = replace(
+            journey.request,
+            parameters=self._parameters(journey.request.parameters, choice),
+            outputs=(),
+            deadline=journey.deadline,
+        )
         started = router.clock()
         router.endpoints.begin(choice.addresses)
         sending = asyncio.ensure_future(call(self._channels, choice.addresses[:1], request))
@@ -293,14 +316,15 @@ class Forwarder:
             logger.warning("a stage sent a trace that cannot be read: %s", error)
             return ()
 
-    @staticmethod
-    def _parameters(given: Mapping[str, Parameter], choice: Choice) -> dict[str, Parameter]:
-        hops = [
-            Hop(stop.stage, stop.tier, stop.first, stop.last, addresses, codec, choice.batching)
-            for stop, addresses, codec in zip(choice.route.stops, choice.hops, (*choice.route.codecs, ""), strict=True)
-        ]
+    def _parameters(self, given: Mapping[str, Parameter], choice: Choice) -> dict[str, Parameter]:
+        key = (choice.generation, choice.route.name, choice.hops, choice.batching)
+        route = self._encoded.get(key)
+        if route is None:
+            if len(self._encoded) >= MAX_ENCODED:
+                self._encoded.clear()
+            route = self._encoded[key] = encode_route(_hops(choice))
         kept = {name: value for name, value in given.items() if not name.startswith("splitplane_")}
-        return {**kept, GENERATION: choice.generation, ROUTE: encode_route(hops)}
+        return {**kept, GENERATION: choice.generation, ROUTE: route}
 
     def _remaining(self, journey: _Journey) -> float:
         return max(0.0, journey.deadline - self._router.clock())

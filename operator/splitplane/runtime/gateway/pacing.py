@@ -24,6 +24,8 @@ ONCE = frozenset({Failure.INTERNAL, Failure.FAILED_PRECONDITION})
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
+RENEWED_EVERY = 16
+"""A percentile of the last 200 is looked at anew after so many more."""
 
 
 def pause_seconds(attempt: int) -> float:
@@ -62,13 +64,17 @@ class Patience:
         self._longest = longest
         self._factor = factor
         self._seconds: deque[float] = deque(maxlen=window)
+        self._count = 0
+        self._patience = shortest
 
     def completed(self, seconds: float) -> None:
         """An attempt came back."""
         self._seconds.append(seconds)
+        self._count += 1
+        if self._count < RENEWED_EVERY or self._count % RENEWED_EVERY == 0:
+            ordered = sorted(self._seconds)
+            p99 = ordered[int(0.99 * (len(ordered) - 1))]
+            self._patience = min(max(self._shortest, self._factor * p99), self._longest)
 
     def seconds(self) -> float:
-        if not self._seconds:
-            return self._shortest
-        ordered = sorted(self._seconds)
-        return min(max(self._shortest, self._factor * ordered[int(0.99 * (len(ordered) - 1))]), self._longest)
+        return self._patience
