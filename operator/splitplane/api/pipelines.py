@@ -331,6 +331,23 @@ Network = Annotated[
 ]
 
 
+class ClientAuth(Model):
+    """What clients must show. With both, a certificate and a token."""
+
+    model_config = rules(
+        rule(
+            "has(self.bearerTokens) || has(self.certificates)",
+            "name a Secret in bearerTokens, certificates or both; or leave clientAuth out to let everybody in",
+        )
+    )
+
+    bearer_tokens: LocalReference | None = None
+    """A Secret each of whose keys holds a token. Clients send one of them as ``Authorization: Bearer``."""
+    certificates: LocalReference | None = None
+    """A Secret with ``tls.crt`` and ``tls.key``, which the gateway shows, and ``ca.crt``, the authorities of clients'
+    certificates. Clients then use ports 8443 (REST) and 9000 (gRPC), both over TLS."""
+
+
 class GatewaySpec(Model):
     """Where requests come in."""
 
@@ -341,6 +358,8 @@ class GatewaySpec(Model):
     trusted_proxies: Annotated[tuple[Network, ...], distinct(most=16)] = ()
     """Networks of the proxies before the gateway, such as an ingress. Who a request is from, so that clients share
     fairly, is then told by the ``X-Forwarded-For`` that they send; else it is the proxy."""
+    client_auth: ClientAuth | None = None
+    """Who may ask. Default: everybody who reaches the gateway, in clear text."""
     resources: Resources = Resources()
 
 

@@ -14,7 +14,9 @@ from splitplane.controller.pods import (
     GRACE_SECONDS,
     GRPC_PORT,
     HTTP_PORT,
+    HTTPS_PORT,
     calibration_volumes,
+    client_auth,
     compute_threads,
     container_safety,
     environment,
@@ -187,10 +189,14 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
     if settings.mtls != OFF:
         volume, mount, variable = tls(pipeline.metadata.name, "gateway")
         env, volumes, mounts = [*env, variable], [*volumes, volume], [*mounts, mount]
+    for whole, more in zip((volumes, mounts, env), client_auth(spec.gateway), strict=True):
+        whole += more
     container = server(
         "gateway", settings.operator_image, "splitplane.runtime.gateway", env, resources=spec.gateway.resources.dump()
     )
     container["volumeMounts"] = mounts
+    if _is_https(pipeline):
+        container["ports"].append({"name": "https", "containerPort": HTTPS_PORT, "protocol": "TCP"})
     match = labels(pipeline.metadata.name, "gateway")
     return finished(
         {
@@ -222,6 +228,7 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
 
 def _gateway_service(pipeline: InferencePipeline) -> Object:
     name = gateway_name(pipeline.metadata.name)
+    ports = {"http": HTTP_PORT, "grpc": GRPC_PORT} | ({"https": HTTPS_PORT} if _is_https(pipeline) else {})
     return finished(
         {
             "apiVersion": "v1",
@@ -230,12 +237,17 @@ def _gateway_service(pipeline: InferencePipeline) -> Object:
             "spec": {
                 "selector": labels(pipeline.metadata.name, "gateway"),
                 "ports": [
-                    {"name": "http", "port": HTTP_PORT, "targetPort": "http", "protocol": "TCP"},
-                    {"name": "grpc", "port": GRPC_PORT, "targetPort": "grpc", "protocol": "TCP"},
+                    {"name": port, "port": number, "targetPort": port, "protocol": "TCP"}
+                    for port, number in ports.items()
                 ],
             },
         }
     )
+
+
+def _is_https(pipeline: InferencePipeline) -> bool:
+    asked = pipeline.spec.gateway.client_auth
+    return asked is not None and asked.certificates is not None
 
 
 def profile_objects(

@@ -10,6 +10,8 @@ from splitplane.domain.quantities import parse_quantity
 
 HTTP_PORT = 8080
 GRPC_PORT = 9000
+HTTPS_PORT = 8443
+"""A gateway's REST port where clients must show a certificate."""
 WEIGHTS_PATH = "/weights"
 SCRATCH_PATH = "/tmp"  # noqa: S108 - inside a container, on a volume of its own
 _WEIGHTS_VOLUME = "splitplane-weights"
@@ -21,6 +23,7 @@ _SCRATCH_VOLUME = "splitplane-scratch"
 
 TLS_PATH = "/var/run/splitplane/tls"
 _TLS_VOLUME = "splitplane-tls"
+_CLIENTS_PATH = "/var/run/splitplane/client"
 
 _USER = 65532
 """As the images have it; any other number would do."""
@@ -258,6 +261,23 @@ def tls(pipeline: str, role: str) -> tuple[Object, Object, Object]:
     volume: Object = {"name": _TLS_VOLUME, "secret": {"secretName": tls_secret(pipeline, role)}}
     mount: Object = {"name": _TLS_VOLUME, "mountPath": TLS_PATH, "readOnly": True}
     return volume, mount, {"name": "SPLITPLANE_TLS_DIR", "value": TLS_PATH}
+
+
+def client_auth(gateway: GatewaySpec) -> tuple[list[Object], list[Object], list[Object]]:
+    """Volumes, mounts and variables by which a gateway finds what its clients must show."""
+    asked = gateway.client_auth
+    volumes: list[Object] = []
+    mounts: list[Object] = []
+    variables: list[Object] = []
+    if asked is None:
+        return volumes, mounts, variables
+    for name, reference in (("tokens", asked.bearer_tokens), ("tls", asked.certificates)):
+        if reference is not None:
+            volume, path = f"splitplane-client-{name}", f"{_CLIENTS_PATH}-{name}"
+            volumes.append({"name": volume, "secret": {"secretName": reference.name}})
+            mounts.append({"name": volume, "mountPath": path, "readOnly": True})
+            variables.append({"name": f"SPLITPLANE_CLIENT_{name.upper()}_DIR", "value": path})
+    return volumes, mounts, variables
 
 
 GATEWAY_STATE_PATH = "/var/lib/splitplane"

@@ -39,16 +39,22 @@ class Identity:
     """A pod's own credentials, and the names of those whom it talks to. Threads may share it."""
 
     def __init__(
-        self, folder: Path, *, pipeline: str, namespace: str, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        *,
+        pipeline: str,
+        namespace: str,
+        variable: str = "SPLITPLANE_TLS_DIR",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises ``SettingsError`` when the folder holds no usable credentials."""
-        self._folder, self._pipeline, self._namespace, self._clock = folder, pipeline, namespace, clock
+        """Raises ``SettingsError``, naming the variable that gave the folder, when it holds no usable credentials."""
+        self.folder, self._pipeline, self._namespace, self._clock = folder, pipeline, namespace, clock
         self._lock = threading.Lock()
         self._looked_at = clock()
         try:
             self._credentials = _read(folder)
         except (OSError, ValueError) as error:
-            raise SettingsError(f"SPLITPLANE_TLS_DIR: {error}") from error
+            raise SettingsError(f"{variable}: {error}") from error
 
     def name(self, role: str) -> str:
         """The name that this pipeline's pods of a role show."""
@@ -65,7 +71,7 @@ class Identity:
 
     def _look(self) -> None:
         try:
-            found = _read(self._folder)
+            found = _read(self.folder)
         except (OSError, ValueError) as error:
             LOG.warning("the new certificate is not used, the old one still is: %s", error)
             return

@@ -4,7 +4,7 @@ import importlib.metadata
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -42,9 +42,11 @@ def status_code(failure: Failure) -> grpc.StatusCode:
     return grpc.StatusCode[failure.name]
 
 
-def make_server(model: Model, *handlers: grpc.GenericRpcHandler) -> grpc.aio.Server:
+def make_server(
+    model: Model, *handlers: grpc.GenericRpcHandler, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+) -> grpc.aio.Server:
     """A server, not yet bound or started, that answers for the model (and with further handlers)."""
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
     server.add_generic_rpc_handlers((_service(model), grpc_standard.health(model, SERVICE), *handlers))
     grpc_standard.reflect(server, SERVICE)
     return server

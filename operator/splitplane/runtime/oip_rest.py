@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -123,8 +124,15 @@ def _sent_by(inference: InferRequest, request: web.Request) -> InferRequest:
     return replace(inference, client=request.remote or "", forwarded=forwarded)
 
 
-async def serve(app: web.Application, host: str, port: int, *, drain_seconds: float = 25.0) -> web.AppRunner:
-    """Bind and serve; the caller ends it with the runner's ``cleanup()``, which waits for requests inside.
+async def serve(
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    drain_seconds: float = 25.0,
+    tls: ssl.SSLContext | None = None,
+) -> web.AppRunner:
+    """Bind and serve, over HTTPS with ``tls``; ``cleanup()`` of the runner ends it and waits for requests inside.
 
     A request whose client has hung up is cancelled, as gRPC does it: nobody is there to take its answer.
     """
@@ -132,7 +140,7 @@ async def serve(app: web.Application, host: str, port: int, *, drain_seconds: fl
         app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=drain_seconds
     )
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    await web.TCPSite(runner, host, port, ssl_context=tls).start()
     return runner
 
 

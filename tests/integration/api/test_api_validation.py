@@ -309,6 +309,7 @@ REFUSED = [
     Refused("a toleration's end without effect NoExecute", _tier(0, tolerations=[{"key": "a", "operator": "Exists", "tolerationSeconds": 1}]), "spec.tiers[0].tolerations[0].tolerationSeconds", "needs effect NoExecute"),
     Refused("a resource's name with a space", _tier(0, resources={"limits": {"example.com/a b": 1}}), "spec.tiers[0].resources.limits", "a device such as example.com/gpu"),
     Refused("a device without a domain", _tier(0, resources={"limits": {"gpu": 1}}), "spec.tiers[0].resources.limits", "a device such as example.com/gpu"),
+    Refused("asking clients for nothing", {**_pitch_tracker(), "spec": {**_pitch_tracker()["spec"], "gateway": {"tier": "edge", "clientAuth": {}}}}, "spec.gateway.clientAuth", "name a Secret in bearerTokens"),
     Refused("no gateway", {**_pitch_tracker(), "spec": {k: v for k, v in _pitch_tracker()["spec"].items() if k != "gateway"}}, "spec.gateway", "Required value"),
     Refused("a variable with two values", _model(env=[{"name": "A", "value": "1", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]), "spec.model.env[0].value", "either value or valueFrom"),
     Refused("a variable from nowhere", _model(env=[{"name": "A", "valueFrom": {}}]), "spec.model.env[0].valueFrom", "exactly one of configMapKeyRef and secretKeyRef"),

@@ -1,4 +1,4 @@
-"""The gateway's two servers: the shared protocol fronts, and what a gateway adds to them for overload and departure."""
+"""The gateway's servers: the shared protocol fronts, and what a gateway adds to them for overload and departure."""
 
 import asyncio
 import math
@@ -10,8 +10,10 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from splitplane.runtime import oip_grpc, oip_rest
+from splitplane.runtime.gateway.clients import GrpcGuard, Tokens, open_paths_only, rest_guard, tls_context
 from splitplane.runtime.gateway.settings import Settings
 from splitplane.runtime.inference import Failure, InferenceError, Model
+from splitplane.runtime.mtls import Identity
 
 TOO_MANY_REQUESTS = 429
 RETRY_AFTER_SECONDS = 1.0
@@ -20,29 +22,55 @@ RETRY_AFTER_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Fronts:
-    """Both servers, running."""
+    """The servers, running."""
 
-    rest: web.AppRunner
+    rest: tuple[web.AppRunner, ...]
     grpc: grpc.aio.Server
 
     async def stop(self, grace_seconds: float) -> None:
         """Refuse new connections and calls; those inside get ``grace_seconds`` to end."""
-        await asyncio.gather(self.rest.cleanup(), self.grpc.stop(grace_seconds))
+        await asyncio.gather(*(runner.cleanup() for runner in self.rest), self.grpc.stop(grace_seconds))
 
 
 async def serve(model: Model, registry: CollectorRegistry, settings: Settings) -> Fronts:
-    """Bind both ports on the pod's address. Raises ``OSError`` or ``RuntimeError`` when one is taken."""
-    app = oip_rest.make_app(model, registry)
-    app.middlewares.append(_overload)
-    rest = await oip_rest.serve(app, settings.pod_ip, settings.http_port)
-    server = oip_grpc.make_server(model)
+    """Bind the ports on the pod's address.
+
+    Raises ``OSError`` or ``RuntimeError`` when one is taken, ``SettingsError`` when clients' credentials are of no use.
+    """
+    tokens = None if settings.client_tokens_dir is None else Tokens(settings.client_tokens_dir)
+    identity = _shown_to_clients(settings)
+
+    def app(*, inference: bool) -> web.Application:
+        made = oip_rest.make_app(model, registry, inference=inference)
+        if not inference:
+            made.middlewares.append(open_paths_only)
+        if tokens is not None:
+            made.middlewares.append(rest_guard(tokens))
+        made.middlewares.append(_overload)
+        return made
+
+    rest: list[web.AppRunner] = []
+    server = oip_grpc.make_server(model, interceptors=() if tokens is None else (GrpcGuard(tokens),))
     try:
-        oip_grpc.bind(server, settings.pod_ip, settings.grpc_port)
+        rest.append(await oip_rest.serve(app(inference=identity is None), settings.pod_ip, settings.http_port))
+        if identity is not None:
+            tls = tls_context(identity)
+            rest.append(await oip_rest.serve(app(inference=True), settings.pod_ip, settings.https_port, tls=tls))
+        oip_grpc.bind(server, settings.pod_ip, settings.grpc_port, identity=identity)
         await server.start()
     except BaseException:
-        await rest.cleanup()
+        await asyncio.gather(*(runner.cleanup() for runner in rest))
         raise
-    return Fronts(rest, server)
+    return Fronts(tuple(rest), server)
+
+
+def _shown_to_clients(settings: Settings) -> Identity | None:
+    if settings.client_tls_dir is None:
+        return None
+    return Identity(
+        settings.client_tls_dir, pipeline=settings.pipeline, namespace=settings.namespace,
+        variable="SPLITPLANE_CLIENT_TLS_DIR",
+    )  # fmt: skip
 
 
 @web.middleware

@@ -24,6 +24,12 @@ class Settings:
     grpc_port: int = 9000
     tls_dir: Path | None = None
     """Where this pod's certificate lies; without it, stages are called in clear text."""
+    client_tokens_dir: Path | None = None
+    """Where the tokens lie that clients must show one of; without it, none is asked for."""
+    client_tls_dir: Path | None = None
+    """Where the certificate lies that clients are shown, and the authorities of theirs; without it, clients talk in
+    clear text. With it REST is served at ``https_port``, and ``http_port`` takes no requests for the model."""
+    https_port: int = 8443
     drain_pause_seconds: float = 2.0
     """Between ceasing to be ready and refusing connections, so that clients hear of the first before the second."""
     drain_seconds: float = 25.0
@@ -52,6 +58,8 @@ class Settings:
             route_table=values["ROUTE_TABLE"],
             state_dir=Path(values["STATE_DIR"]),
             tls_dir=folder(environment, "TLS_DIR"),
+            client_tokens_dir=folder(environment, "CLIENT_TOKENS_DIR"),
+            client_tls_dir=folder(environment, "CLIENT_TLS_DIR"),
             proxies=_proxies(environment.get("SPLITPLANE_TRUSTED_PROXIES", "")),
         )
 

@@ -1,0 +1,153 @@
+"""Who may ask a gateway: holders of a bearer token, of a certificate, or anybody (docs/security.md).
+
+Tokens and certificates are the files of Secrets, and may change while the gateway serves. What tells of the gateway's
+health and of its metrics is open to all: kubelets and Prometheus have no token.
+"""
+
+import hashlib
+import hmac
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from aiohttp import hdrs, web
+
+from splitplane.runtime.environment import SettingsError
+from splitplane.runtime.grpc_standard import HEALTH
+from splitplane.runtime.mtls import CHECK_SECONDS, Credentials, Identity
+from splitplane.runtime.oip_grpc import SERVICE
+
+OPEN_PATHS = frozenset({"/", "/metrics", "/v2/health/live", "/v2/health/ready"})
+OPEN_METHODS = (f"/{HEALTH}/", f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady")
+REFUSAL = "a bearer token is needed: send the header 'authorization: Bearer <token>'"
+WRONG = "this bearer token is not one of those that the gateway takes"
+
+LOG = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Tokens:
+    """The tokens in a folder, one to a file. Kept as digests, so that no memory dump or log can show one."""
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises ``SettingsError`` when the folder cannot be read."""
+        self._folder, self._clock, self._looked_at = folder, clock, clock()
+        try:
+            self._digests = _digests(folder)
+        except OSError as error:
+            raise SettingsError(f"SPLITPLANE_CLIENT_TOKENS_DIR: {error}") from error
+        if not self._digests:
+            LOG.warning("the Secret of clients' tokens is empty: every request is refused")
+
+    def refusal(self, authorization: str) -> str:
+        """Why a request with this ``Authorization`` (or none, empty) is refused; empty if it is not."""
+        scheme, _, token = authorization.strip().partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            return REFUSAL
+        self._look()
+        shown = _digest(token.strip().encode())
+        # All are compared, so that how long it takes tells nothing about which.
+        known = [hmac.compare_digest(shown, digest) for digest in self._digests]
+        return "" if any(known) else WRONG
+
+    def _look(self) -> None:
+        now = self._clock()
+        if now - self._looked_at < CHECK_SECONDS:
+            return
+        self._looked_at = now
+        try:
+            found = _digests(self._folder)
+        except OSError as error:
+            LOG.warning("the tokens of clients cannot be read, those known before still hold: %s", error)
+            return
+        if found != self._digests:
+            self._digests = found
+            LOG.info("clients' tokens have changed: %d are taken", len(found))
+
+
+def _digests(folder: Path) -> frozenset[bytes]:
+    # A kubelet's own entries begin with dots.
+    files = [file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file()]
+    return frozenset(_digest(token) for file in files if (token := file.read_bytes().strip()))
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def rest_guard(tokens: Tokens) -> Any:
+    """Middleware that answers 401 to requests without a token."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in OPEN_PATHS:
+            return await handler(request)
+        refusal = tokens.refusal(request.headers.get(hdrs.AUTHORIZATION, ""))
+        if not refusal:
+            return await handler(request)
+        challenge = 'Bearer realm="splitplane"' + (', error="invalid_token"' if refusal == WRONG else "")
+        return web.json_response({"error": refusal}, status=401, headers={hdrs.WWW_AUTHENTICATE: challenge})
+
+    return guard
+
+
+@web.middleware
+async def open_paths_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """For the port in clear text of a gateway whose clients must show a certificate."""
+    if request.path not in OPEN_PATHS:
+        raise web.HTTPNotFound
+    return await handler(request)
+
+
+class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
+    """Answers ``UNAUTHENTICATED`` to calls without a token."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        if handler_call_details.method.startswith(OPEN_METHODS):
+            return await continuation(handler_call_details)
+        shown = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
+        refusal = self._tokens.refusal(shown[0] if shown else "")
+        return _refusing(refusal) if refusal else await continuation(handler_call_details)
+
+
+def _refusing(why: str) -> Any:
+    async def refuse(_requests: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
+        yield  # never reached; makes this the answer to calls of every arity
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def tls_context(identity: Identity) -> ssl.SSLContext:
+    """For an HTTPS server that takes nobody without a certificate of the identity's authorities, whichever are now."""
+    given = identity.current()
+    newest = outer = _context(identity, given)
+
+    def greet(connection: ssl.SSLObject, _name: str | None, _context_before: ssl.SSLContext) -> None:
+        nonlocal given, newest
+        if (current := identity.current()) is not given:
+            try:
+                newest, given = _context(identity, current), current
+            except (OSError, ssl.SSLError) as error:
+                LOG.warning("the new certificate is not used for HTTPS, the old one still is: %s", error)
+        connection.context = newest
+
+    outer.sni_callback = greet
+    return outer
+
+
+def _context(identity: Identity, credentials: Credentials) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=credentials.authorities.decode())
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(identity.folder / "tls.crt", identity.folder / "tls.key")
+    context.set_alpn_protocols(["http/1.1"])
+    return context
