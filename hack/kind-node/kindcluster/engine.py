@@ -9,17 +9,19 @@ import shutil
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from kindcluster import machine
 from splitplane.local.errors import LocalError
 from splitplane.local.files import read_json, write_json
 from splitplane.local.paths import cache_home, state_home
-from splitplane.local.processes import Process, end, start_daemon
+from splitplane.local.processes import Process, end, marked, start_daemon
 
 _HERE = Path(__file__).parents[1]
 _START_SECONDS = 60.0
+_MARK = "SPLITPLANE_KIND_DOCKER"
+"""Environment variable of the private daemon and of its own helpers; its value is the daemon's folder."""
 _SETTINGS = {"builder": {"gc": {"enabled": True, "defaultKeepStorage": "6GB"}}}
 """Of a private daemon: steps of builds that are kept, as many as one of each image takes."""
 
@@ -227,15 +229,13 @@ def _spawn(engine: Engine, log: Path) -> Process | None:
         # kind's nodes must not see the machine's cgroups, nor Docker's data have other rights than its own.
         "--default-cgroupns-mode=private", *_runtime(),
     ]  # fmt: skip
-    process = Process.of(start_daemon(command, environment=os.environ, log=log))
-    if process:
-        write_json(_started(), asdict(process))
-    return process
+    return Process.of(start_daemon(command, environment={**os.environ, _MARK: str(folder)}, log=log))
 
 
 def _end() -> None:
     if process := _process():
         end([process], grace_seconds=30.0)
+    end(marked(str(state()), variable=_MARK))  # containerd, where the daemon was killed
 
 
 def _empty(engine: Engine) -> None:
@@ -280,14 +280,11 @@ def _is_refused() -> bool:
 
 def _process() -> Process | None:
     """The private daemon, if it lives."""
-    started = read_json(_started())
-    process = Process(**started) if started else None
-    return process if process and process.alive else None
-
-
-def _started() -> Path:
-    """Which process the private daemon is."""
-    return state() / "dockerd.json"
+    for process in marked(str(state()), variable=_MARK):
+        with suppress(OSError):
+            if Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"dockerd"):
+                return process
+    return None
 
 
 def _before() -> Path:

@@ -170,7 +170,7 @@ def _down(out: Console, say: Say) -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let no second signal stop what cleans up after the first one; it ends by itself, within a minute."""
+    """Let no second signal stop what cleans up after the first one; it ends by itself."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOPPING}
     try:
         yield
