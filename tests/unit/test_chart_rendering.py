@@ -18,6 +18,7 @@ from splitplane.controller.certificates import AUTHORITY_SECRET
 from splitplane.controller.settings import Settings
 from splitplane.domain.quantities import parse_quantity
 from splitplane.local import binaries
+from tests.support.controller_cases import pipeline
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "splitplane"
@@ -286,6 +287,18 @@ def test_the_namespace_is_rendered_only_for_a_file_of_its_own() -> None:
     made = _one(_render("--set", "namespace.create=true"), "Namespace")["metadata"]
     assert made["name"] == "splitplane-system"
     assert made["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_gateways_use_kserves_name_of_a_metric_only_where_the_chart_says_so() -> None:
+    def container(*arguments: str) -> dict[str, Any]:
+        _, operator = _pod(_one(_render(*arguments), "Deployment"))
+        variables = {each["name"]: each.get("value", "") for each in operator["env"]}
+        settings = Settings.from_environment(variables)
+        (gateway,) = [each for each in children.gateway_objects(pipeline(), settings) if each["kind"] == "Deployment"]
+        return {each["name"]: each.get("value") for each in gateway["spec"]["template"]["spec"]["containers"][0]["env"]}
+
+    assert "SPLITPLANE_KSERVE_METRICS" not in container()
+    assert container("--set", "metrics.kserveNames=true")["SPLITPLANE_KSERVE_METRICS"] == "true"
 
 
 def test_tracing_variables_are_there_only_with_an_endpoint() -> None:

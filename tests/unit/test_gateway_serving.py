@@ -433,6 +433,31 @@ async def test_draining_answers_what_is_inside_and_refuses_the_rest(
             await client.close()
 
 
+@pytest.mark.parametrize("kserve", [False, True])
+async def test_scrapes_and_probes_are_no_demand_and_requests_are_told_by_kserves_name_too_where_wanted(
+    cluster: MemoryCluster, tmp_path: Path, http: aiohttp.ClientSession, kserve: bool
+) -> None:
+    cluster.put(ROUTE_TABLE, table(1, ALONE))
+    async with gateway(cluster, tmp_path, kserve_metrics=kserve) as running:
+        await until(running.forwarder.ready)
+        client = triton_grpc.InferenceServerClient(f"{running.settings.pod_ip}:9000")
+        for _ in range(3):
+            for path in ("/metrics", "/v2/health/live", "/v2/health/ready", "/v2", f"/v2/models/{PIPELINE}", "/"):
+                async with http.get(rest_url(running, path)) as answer:
+                    assert answer.status == 200
+            assert await client.is_server_ready()
+            assert await client.is_model_ready(PIPELINE)
+            await client.get_model_metadata(PIPELINE)
+        for _ in range(2):
+            await infer(client)
+        await client.close()
+        async with http.get(rest_url(running, "/metrics")) as answer:
+            told = dict(line.rsplit(" ", 1) for line in (await answer.text()).splitlines() if not line.startswith("#"))
+    own = 'namespace="default",pipeline="small"'
+    assert told[f"splitplane_requests_total{{{own}}}"] == told[f"splitplane_requests_admitted_total{{{own}}}"] == "2.0"
+    assert told.get('request_predict_seconds_count{model_name="small"}') == ("2.0" if kserve else None)
+
+
 async def test_a_link_is_estimated_from_traffic_and_exported(
     cluster: MemoryCluster, tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:

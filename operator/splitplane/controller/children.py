@@ -185,6 +185,8 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
     )
     if spec.gateway.trusted_proxies:
         env.append({"name": "SPLITPLANE_TRUSTED_PROXIES", "value": ",".join(spec.gateway.trusted_proxies)})
+    if settings.kserve_metrics:
+        env.append({"name": "SPLITPLANE_KSERVE_METRICS", "value": "true"})
     env += _tracing(settings)
     if settings.mtls != OFF:
         volume, mount, variable = tls(pipeline.metadata.name, "gateway")

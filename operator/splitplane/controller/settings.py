@@ -32,6 +32,8 @@ class Settings:
     """Where gateways and stages send spans (OTLP over HTTP); empty: nowhere."""
     tracing_ratio: str = "1"
     """Share of the requests without a caller's trace that are traced."""
+    kserve_metrics: bool = False
+    """Whether gateways tell the time of requests also under KServe's name."""
     namespace: str = ""
     """The operator's own."""
     profile_deadline: int = 900
@@ -51,6 +53,7 @@ class Settings:
                 demand_window=_seconds(environment, "SPLITPLANE_DEMAND_WINDOW_SECONDS", 30),
                 tracing_endpoint=environment.get("SPLITPLANE_TRACING_ENDPOINT", ""),
                 tracing_ratio=environment.get("SPLITPLANE_TRACING_RATIO", "1"),
+                kserve_metrics=environment.get("SPLITPLANE_KSERVE_METRICS") == "true",
                 mtls=_one_of(environment, "SPLITPLANE_MTLS", MTLS),
                 namespace=environment.get("SPLITPLANE_NAMESPACE", ""),
             )

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from splitplane.runtime.arrivals import Burstiness
 
+KSERVE_SECONDS = "request_predict_seconds"
 POD_LABELS = ("namespace", "pipeline")
 
 
@@ -112,7 +113,9 @@ class GatewayMetrics:
         namespace: str,
         pipeline: str,
         clock: Callable[[], float] = time.monotonic,
+        kserve: bool = False,
     ) -> None:
+        """``kserve``: tell successful requests' seconds also under the name that KServe's Python servers use."""
         self._labels = {"namespace": namespace, "pipeline": pipeline}
         self._clock = clock
         self._burstiness = Burstiness()
@@ -145,6 +148,11 @@ class GatewayMetrics:
             buckets=REQUEST_BUCKETS,
             registry=registry,
         ).labels(**self._labels)
+        self._alias: Histogram | None = None
+        if kserve:
+            self._alias = Histogram(
+                KSERVE_SECONDS, "predict request latency", ("model_name",), buckets=REQUEST_BUCKETS, registry=registry
+            ).labels(model_name=pipeline)
         self.in_flight = Gauge(
             "splitplane_in_flight_requests", "Requests admitted and not yet answered", POD_LABELS, registry=registry
         ).labels(**self._labels)
@@ -187,6 +195,8 @@ class GatewayMetrics:
         self._completed.labels(**self._labels, outcome=outcome).inc()
         if seconds is not None:
             self._duration.observe(seconds)
+            if self._alias is not None:
+                self._alias.observe(seconds)
 
     def set_link(
         self, *, source: str, target: str, bandwidth_bytes_per_second: float | None, delay_seconds: float | None

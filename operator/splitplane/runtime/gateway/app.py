@@ -32,7 +32,12 @@ class Gateway:
     def __init__(self, settings: Settings, cluster: Cluster) -> None:
         self.settings = settings
         self._registry = CollectorRegistry()
-        metrics = GatewayMetrics(self._registry, namespace=settings.namespace, pipeline=settings.pipeline)
+        metrics = GatewayMetrics(
+            self._registry,
+            namespace=settings.namespace,
+            pipeline=settings.pipeline,
+            kserve=settings.kserve_metrics,
+        )
         self.router = Router(tier=settings.tier, metrics=metrics)
         identity = None
         if settings.tls_dir is not None:

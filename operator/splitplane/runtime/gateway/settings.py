@@ -30,6 +30,8 @@ class Settings:
     """Where the certificate lies that clients are shown, and the authorities of theirs; without it, clients talk in
     clear text. With it REST is served at ``https_port``, and ``http_port`` takes no requests for the model."""
     https_port: int = 8443
+    kserve_metrics: bool = False
+    """Whether the time of requests is also told under KServe's name."""
     drain_pause_seconds: float = 2.0
     """Between ceasing to be ready and refusing connections, so that clients hear of the first before the second."""
     drain_seconds: float = 25.0
@@ -61,6 +63,7 @@ class Settings:
             client_tokens_dir=folder(environment, "CLIENT_TOKENS_DIR"),
             client_tls_dir=folder(environment, "CLIENT_TLS_DIR"),
             proxies=_proxies(environment.get("SPLITPLANE_TRUSTED_PROXIES", "")),
+            kserve_metrics=environment.get("SPLITPLANE_KSERVE_METRICS") == "true",
         )
 
 
