@@ -62,7 +62,7 @@ bench-model: env  ## Measure exports, partitions' memory, codecs and profiles; w
 sweep-models: env  ## Cut every architecture at true size at every cut, and compare with the eager model (half an hour); MODELS="gpt2 ..." for some
 	@$(BIN)/python -m benchmarks.equivalence $(MODELS)
 
-bench-data-plane: env  ## Measure a hop, batching and a gateway under overload; writes build/bench/bench-data-plane.json (4 minutes)
+bench-data-plane: env  ## Measure a hop, batching, a gateway's rate and one under overload; writes build/bench/bench-data-plane.json (5 minutes)
 	@$(BIN)/python -m benchmarks.data_plane
 
 bench-predictions: env binaries  ## Hold predicted p95 against what clients see, three plans at five rates on the embedded cluster (about 20 minutes)
