@@ -34,7 +34,7 @@ FRAME_SECONDS = {"edge": 0.3, "cloud": 0.1}
 """Quick devices, so that a minute holds many requests."""
 SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Of the rate at which the busiest stage or link would be busy all the time."""
-CEILING = 0.7
+CEILING_PERCENT = 80
 WARM_SECONDS, SECONDS = 20.0, 45.0
 WITHIN = 0.20
 FRAME = 1024
@@ -125,7 +125,10 @@ def _dictate(kube: Kube, manifest: str, plan: Dictated, segments: int) -> float:
     for tier in spec["tiers"]:
         count = plan.replicas.get(tier["name"], 1)
         tier["replicas"] = {"min": count, "max": count}
-    spec["replanning"] = {"intervalSeconds": 5, "cooldownSeconds": 0, "scaleDownWindowSeconds": 0}
+    spec["replanning"] = {
+        "intervalSeconds": 5, "cooldownSeconds": 0, "scaleDownWindowSeconds": 0,
+        "maxUtilizationPercent": CEILING_PERCENT,
+    }  # fmt: skip
     spec["objectives"]["latencyP95Milliseconds"] = 5000
     kube.run("apply", "--filename=-", stdin=yaml.safe_dump(body))
     wanted = "|".join(f"{each['tier']}:{each['firstCut']}-{each['lastCut']}" for each in stages)
@@ -135,7 +138,7 @@ def _dictate(kube: Kube, manifest: str, plan: Dictated, segments: int) -> float:
         return now.ready and now.summary.split()[0] == wanted and now.replicas == plan.replicas
 
     wait_for(wanted, serves, seconds=STARTED_SECONDS, show=lambda: str(active(kube, PIPELINE)))
-    return float(_plan(kube)["maxRatePerSecond"]) / CEILING
+    return float(_plan(kube)["maxRatePerSecond"]) / CEILING_PERCENT * 100.0
 
 
 def _plan(kube: Kube) -> dict[str, Any]:

@@ -34,6 +34,7 @@ MODELS = ("tracker", *SEGMENTS)
 
 _EDGE_REPLICAS = 2.5
 """Replicas that would be busy all the time if the whole model ran on the edge, at the mean load."""
+_UTILIZATION = Policy().max_utilization
 _MORE, _NOTABLE = 0.0005, 0.001
 
 Day = dict[str, dict[str, float]]
@@ -79,7 +80,7 @@ def day(model: str, load: str, link: str, seed: int) -> Day:
 def case(model: str) -> tuple[Snapshot, Policy, float, float]:
     """A pipeline whose input is private and whose cost counts, its mean rate and the median bytes per second."""
     if model == "tracker":
-        policy = replace(POLICY, prefer=Preference.COST, max_cost_per_hour=None)
+        policy = replace(POLICY, prefer=Preference.COST, max_cost_per_hour=None, max_utilization=_UTILIZATION)
         return replace(SNAPSHOT, arrival_scv=1.0, links=links(20)), policy, 3.5, 2.5e6
     profile = graph(SEGMENTS[model], seed=SEGMENTS[model])
     snapshot, policy = three_tiers(profile, replicas=8)
@@ -88,6 +89,7 @@ def case(model: str) -> tuple[Snapshot, Policy, float, float]:
     policy = replace(
         policy,
         max_p95_seconds=2.5 * edge,
+        max_utilization=_UTILIZATION,
         raw_input_stays_trusted=True,
         codecs=("fp32", "fp16", "int8"),
         max_partitions=2,

@@ -64,6 +64,7 @@ POLICY = Policy(
     raw_input_stays_trusted=True,
     prefer=Preference.LATENCY,
     codecs=("fp32", "fp16", "int8"),
+    max_utilization=0.7,
     gateway_tier="edge",
 )
 

@@ -39,6 +39,7 @@ def random_case(seed: int) -> tuple[Snapshot, Policy]:
         prefer=rng.choice(list(Preference)),
         codecs=rng.choice((("fp32",), ("fp32", "int8"), ("int8", "fp32", "fp16"))),
         max_partitions=rng.choice((1, 2, 3, 3, 3)),
+        max_utilization=0.7,
         gateway_tier="edge",
     )
     return snapshot, policy

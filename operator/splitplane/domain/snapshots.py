@@ -97,7 +97,7 @@ class Policy:
     fixed: FixedPlan | None = None
     codecs: tuple[str, ...] = ("fp32",)
     max_partitions: int = 2
-    max_utilization: float = 0.7
+    max_utilization: float = 0.8
     min_gain: float = 0.15
     cooldown_seconds: float = 60.0
     scale_down_window_seconds: float = 300.0

@@ -6,7 +6,10 @@ It holds values that depend on its keys alone, so having it or not changes no de
 from collections.abc import Hashable
 from typing import Any
 
-from splitplane.domain.profiles import Profile
+import numpy as np
+
+from splitplane.domain.profiles import DeviceProfile, Profile
+from splitplane.planner.arrays import Array
 from splitplane.planner.options import CutTable, Options, crossing_options, cut_table
 
 _MOST_PLANS = 6_000
@@ -20,6 +23,7 @@ class Kept:
         self._profile = profile
         self.table: CutTable = cut_table(profile)
         self._options: dict[tuple[str, ...], Options] = {}
+        self._codec_seconds: dict[str, tuple[Array, Array]] = {}
         self._results: dict[Hashable, tuple[Any, int]] = {}
 
     def fits(self, profile: Profile) -> bool:
@@ -30,6 +34,16 @@ class Kept:
         if codecs not in self._options:
             self._options[codecs] = crossing_options(self._profile, self.table, codecs)
         return self._options[codecs]
+
+    def codec_seconds(self, device: DeviceProfile) -> tuple[Array, Array]:
+        """Seconds that a device of the profile takes to encode and to decode one sample, by codec and cut."""
+        if device.device_class not in self._codec_seconds:
+            times = [device.codec_times.get(codec) for codec in self.table.codecs]
+            full = self.table.sent[self.table.codecs.index("fp32")]
+            encode = np.array([time.encode_seconds_per_byte if time else 0.0 for time in times])
+            decode = np.array([time.decode_seconds_per_byte if time else 0.0 for time in times])
+            self._codec_seconds[device.device_class] = np.outer(encode, full), np.outer(decode, full)
+        return self._codec_seconds[device.device_class]
 
     def result(self, key: Hashable) -> Any:
         """What ``keep`` was given for an equal key lately; ``None`` if nothing."""

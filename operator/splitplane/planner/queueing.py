@@ -94,23 +94,25 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     """
     # All stations at once, a row of the arrays each: numpy takes as long for four rows as for one.
     shape = np.broadcast_shapes(*(station.service.shape for station in stations))
-    service = np.array([np.broadcast_to(station.service, shape) for station in stations])
-    servers = np.array([np.broadcast_to(station.servers, shape) for station in stations])
+    service, servers = (np.empty((len(stations), *shape)) for _ in range(2))
+    for row, station in enumerate(stations):
+        service[row], servers[row] = station.service, station.servers
     scv = np.array([station.cv**2 for station in stations]).reshape(-1, *(1 for _ in shape))
     share: Array | float = 1.0
     seen, seen_scv = service, scv
     if any(station.seen is not None for station in stations):
         share, seen, seen_scv = _seen(stations, shape)
-    lossy = np.array([station.extra is not None for station in stations])
-    busy = rate * share * seen / np.maximum(servers, 1.0)
+    lossy = [row for row, station in enumerate(stations) if station.extra is not None]
+    servers[lossy] = np.maximum(servers[lossy], 1.0)
+    come = rate * share
+    busy = come * seen / servers
     busy[lossy] = 0.0
     utilization = busy.max(axis=0)
     # A saturated station is far beyond any use; its numbers only have to be numbers.
-    bearable = np.minimum(seen, np.maximum(servers, 1.0) * (1.0 - 1e-9) / (rate * share))
-    waits = wait(bearable, seen_scv, np.maximum(servers, 1.0), rate * share, arrival_scv)
+    bearable = np.minimum(seen, servers * (1.0 - 1e-9) / come)
+    waits = wait(bearable, seen_scv, servers, come, arrival_scv)
     for cumulant in waits:
         cumulant[lossy] = 0.0
-    extra, felt = _elsewhere(stations, rate, arrival_scv)
     squares = service**2
     spread = (scv * squares).sum(axis=0)
     coupling = coupling_of(spread, squares.sum(axis=0))
@@ -118,18 +120,21 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     plain, variance, third = (
         part + blend(each.sum(axis=0), each.max(axis=0), coupling) for part, each in zip(base, waits, strict=True)
     )
-    mean, variance, third = plain + extra[0], variance + extra[1], third + extra[2]
     steady, skewed = (
         part + blend(each.sum(axis=0), each.max(axis=0), coupling)
         for part, each in zip(base[1:], damp(*waits[1:]), strict=True)
     )
+    mean, quick = plain, plain
+    if lossy:
+        extra, felt = _elsewhere(stations, rate, arrival_scv)
+        mean, variance, third, quick = plain + extra[0], variance + extra[1], third + extra[2], plain + felt
     deviation = np.sqrt(variance)
     saturated = utilization >= 1.0
     return Response(
         mean=np.where(saturated, np.inf, mean),
         deviation=deviation,
         skewness=third / np.maximum(deviation, _TINY) ** 3,
-        p95=np.where(saturated, np.inf, percentile_95(plain + felt, steady, skewed)),
+        p95=np.where(saturated, np.inf, percentile_95(quick, steady, skewed)),
         utilization=utilization,
         capacity=np.where(utilization > 0.0, rate / np.maximum(utilization, _TINY), np.inf),
     )

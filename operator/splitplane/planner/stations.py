@@ -29,11 +29,7 @@ def stage_seconds(
 
 def codec_seconds(context: Context, site: Site) -> tuple[Array, Array]:
     """Seconds to encode and to decode one sample, by codec and cut; 0 for a codec that was not measured."""
-    times = [site.device.codec_times.get(codec) for codec in context.table.codecs]
-    full = context.table.sent[context.table.codecs.index("fp32")]
-    encode = np.array([time.encode_seconds_per_byte if time else 0.0 for time in times])
-    decode = np.array([time.decode_seconds_per_byte if time else 0.0 for time in times])
-    return np.outer(encode, full), np.outer(decode, full)
+    return context.kept.codec_seconds(site.device)
 
 
 def egress_cost(context: Context, tier: str, sent: Array, rate: float | Array) -> Array:
