@@ -36,8 +36,8 @@ def percentile(times: Array, share: float) -> Array:
 
 
 def _simulate(lines: Sequence[Line], requests: int, rng: np.random.Generator) -> Array:
-    gaps = np.stack([gaps(line, requests, rng) for line in lines])
-    arrivals = np.cumsum(gaps, axis=1)
+    between = np.stack([gaps(line, requests, rng) for line in lines])
+    arrivals = np.cumsum(between, axis=1)
     times = arrivals.copy()
     for place in range(max(len(line.stations) for line in lines)):
         spec = [line.stations[place] if place < len(line.stations) else (0.0, 0.0, 1) for line in lines]
