@@ -3,7 +3,7 @@
 Three plans of the pitch tracker are dictated (mode Fixed, with so many replicas): edge-only, and two splits. A client
 sends frames as independent users would, at shares of the rate that the busiest stage bears. The prediction is the one
 in the pipeline's status meanwhile: at the rate, burstiness and link that the operator measures, with what it has learnt
-of the devices.
+of the devices. It needs a machine that does nothing else.
 
     make bench-predictions                                         # all: about 20 minutes
     PYTHONPATH=examples python -m benchmarks.predictions --plan edge-only  # one; the table is of all that were run
@@ -12,7 +12,10 @@ of the devices.
 import argparse
 import asyncio
 import json
+import os
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -59,7 +62,8 @@ PLANS = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One rate: requests sent per second, the share of the highest rate, and p95 in milliseconds."""
+    """One rate: requests sent per second, the share of the highest rate, and p95 in milliseconds (a prediction is NaN
+    where the operator takes the plan for overloaded); ``load`` is the machine's load average then."""
 
     share: float
     rate: float
@@ -67,6 +71,7 @@ class Point:
     failed: int
     predicted: float
     observed: float
+    load: float
 
     @property
     def error(self) -> float:
@@ -77,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", choices=PLANS, action="append")
     chosen = parser.parse_args(arguments).plan or list(PLANS)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is taken down
     folder = FOLDER / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
     console = Console()
@@ -165,7 +171,7 @@ async def _measure(kube: Kube, gateway: str, highest: float, console: Console) -
             points.append(
                 Point(
                     share, len(seconds) / SECONDS, len(seconds), len(seconds) - len(answered),
-                    statistics.median(predicted), 1e3 * float(np.quantile(answered, 0.95)),
+                    statistics.median(predicted), 1e3 * float(np.quantile(answered, 0.95)), os.getloadavg()[0],
                 )
             )  # fmt: skip
             console.print(points[-1])
@@ -220,6 +226,8 @@ def _rows(found: dict[str, list[Point]]) -> Iterator[Row]:
         yield row("largest error of a predicted p95", max(abs(point.error) for point in points), "", WITHIN)
         near = sum(abs(point.error) <= WITHIN for point in points)
         yield row(f"predictions of p95 within {WITHIN:.0%}", float(near), "plans", float(len(points)))
+        # Devices are emulated on this machine: where others keep its cores busy, times are those of the others.
+        yield row("highest load average of the machine meanwhile", max(point.load for point in points), "processes")
         yield row("requests that failed", float(sum(point.failed for point in points)), "requests")
 
 
