@@ -72,7 +72,7 @@ async def main(options: argparse.Namespace) -> None:
     data = np.load(options.data)
     stopped = asyncio.Event()
     with Path(options.log).open("a") as log:  # noqa: ASYNC230 - one short line a request
-        client = InferenceServerClient(options.url)
+        client = InferenceServerClient(options.url, channel_args=[("grpc.enable_http_proxy", 0)])
         try:
             pace = ConstantRate(
                 client=client, model=options.model, frames=data["frames"], expected=data["expected"], log=log

@@ -38,13 +38,15 @@ def _say(text: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def kind() -> Iterator[Cluster]:
-    """The cluster with Prometheus and Splitplane in it."""
+def kind(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The cluster with Prometheus and Splitplane in it. Where a test fails, its logs are kept."""
     lifecycle.stop_orderly()
     with lifecycle.running(Console(stderr=True), say=_say) as cluster:
         # Left there by a demo, they would outweigh the prices that the pipelines here name.
         cluster.run("annotate", "node", "--all", f"{PRICE_ANNOTATION}-")
         yield cluster
+        if request.session.testsfailed:
+            _say(f"Logs of the cluster: {cluster.export_logs()}")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from kindcluster.cluster import Cluster
 from splitplane.local.errors import LocalError
@@ -87,6 +88,11 @@ def test_an_image_that_cannot_be_pulled_is_named_and_the_old_plan_goes_on(
     assert asyncio.run(run()) == []
 
 
+def ready(pod: dict[str, Any]) -> bool:
+    conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", ())}
+    return conditions.get("Ready") == "True"
+
+
 @contextmanager
 def restored(kubectl: Kubectl, node: str) -> Iterator[None]:
     try:
@@ -115,6 +121,41 @@ def test_a_drain_of_an_edge_node_moves_its_stage_without_a_failed_request(
         return requests.failures
 
     assert asyncio.run(run()) == []
+
+
+def test_a_drain_of_a_gateways_node_costs_no_request_where_there_are_two(
+    serving: cases.Measured, kubectl: Kubectl, address: str
+) -> None:
+    ns = serving.ns
+
+    def gateways() -> list[str]:
+        """The nodes of those that serve."""
+        pods = ns.items("pods", "--selector=app.kubernetes.io/component=gateway")
+        return [pod["spec"]["nodeName"] for pod in pods if "deletionTimestamp" not in pod["metadata"] and ready(pod)]
+
+    def set_replicas(count: int) -> None:
+        change = {"spec": {"gateway": {"replicas": count}}}
+        ns("patch", "ipipe", serving.name, "--type=merge", "--patch", json.dumps(change))
+        cases.wait(lambda: len(gateways()) == count, seconds=120, what=f"{count} gateways that serve")
+
+    async def run() -> list[str]:
+        async with asking(address, serving.name) as requests:
+            drained = gateways()[0]
+            with restored(kubectl, drained):
+                await asyncio.to_thread(
+                    kubectl, "drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=150s"
+                )
+                await asyncio.to_thread(whole, ns)
+                assert drained not in gateways()
+        assert requests.answered > 20
+        return requests.failures
+
+    set_replicas(2)
+    try:
+        assert len(set(gateways())) == 2
+        assert asyncio.run(run()) == []
+    finally:
+        set_replicas(1)
 
 
 def test_a_cloud_node_that_stands_still_costs_no_request_where_edge_nodes_can_serve(

@@ -15,16 +15,30 @@ from tests.support import operator_cases as cases
 FEATURES = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
 
 
-async def ask(address: str, name: str) -> np.ndarray[Any, Any]:
-    client = InferenceServerClient(address)
+AT_ONCE = 3
+"""Requests that a client has under way at most."""
+
+
+@contextlib.asynccontextmanager
+async def client_of(address: str) -> AsyncIterator[InferenceServerClient]:
+    client = InferenceServerClient(address, channel_args=[("grpc.enable_http_proxy", 0)])
     try:
-        tensor = InferInput("features", list(FEATURES.shape), "FP32")
-        tensor.set_data_from_numpy(FEATURES)
-        result = await client.infer(name, [tensor], client_timeout=20)
-        answer: np.ndarray[Any, Any] = result.as_numpy(result.get_response().outputs[0].name)
-        return answer
+        yield client
     finally:
         await client.close()
+
+
+async def ask(address: str, name: str) -> np.ndarray[Any, Any]:
+    async with client_of(address) as client:
+        return await _infer(client, name)
+
+
+async def _infer(client: InferenceServerClient, name: str) -> np.ndarray[Any, Any]:
+    tensor = InferInput("features", list(FEATURES.shape), "FP32")
+    tensor.set_data_from_numpy(FEATURES)
+    result = await client.infer(name, [tensor], client_timeout=20)
+    answer: np.ndarray[Any, Any] = result.as_numpy(result.get_response().outputs[0].name)
+    return answer
 
 
 def expected(wide: bool = False) -> np.ndarray[Any, Any]:
@@ -34,7 +48,7 @@ def expected(wide: bool = False) -> np.ndarray[Any, Any]:
 
 
 class Asking:
-    """Requests one after another, and what became of them."""
+    """What became of the requests of a client."""
 
     def __init__(self) -> None:
         self.answered = 0
@@ -43,21 +57,23 @@ class Asking:
 
 @contextlib.asynccontextmanager
 async def asking(address: str, name: str) -> AsyncIterator[Asking]:
+    """A client that keeps one connection, as clients do, and may have ``AT_ONCE`` requests on it."""
     found = Asking()
 
-    async def run() -> None:
+    async def run(client: InferenceServerClient) -> None:
         while True:
             try:
-                await ask(address, name)
+                await _infer(client, name)
                 found.answered += 1
             except Exception as error:
                 found.failures.append(str(error))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1 * AT_ONCE)
 
-    task = asyncio.create_task(run())
-    try:
-        yield found
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    async with client_of(address) as client:
+        tasks = [asyncio.create_task(run(client)) for _ in range(AT_ONCE)]
+        try:
+            yield found
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

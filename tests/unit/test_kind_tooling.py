@@ -1,5 +1,6 @@
 """The commands for kind (hack/kind-node), as far as they need no cluster."""
 
+import json
 import os
 import signal
 import subprocess
@@ -32,6 +33,19 @@ def docker(tmp_path: Path) -> Callable[[str], Engine]:
         return Engine(str(program), None)
 
     return refusing
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> Callable[[str], Engine]:
+    """``answering(text)``: an engine that answers any command with ``text``, and writes down how it was called."""
+
+    def answers(text: str) -> Engine:
+        program = tmp_path / "docker"
+        program.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/arguments\ncat <<'WORDS'\n{text}\nWORDS\n")
+        program.chmod(0o755)
+        return Engine(str(program), None)
+
+    return answers
 
 
 ASKED = 'Error response from daemon: Get "https://registry-1.example/v2/":'
@@ -212,3 +226,32 @@ def test_a_signal_to_ci_alone_reaches_what_it_runs(number: signal.Signals, tmp_p
 
     assert "down" in said
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ({"OperatingSystem": "Debian", "SecurityOptions": ["name=seccomp", "name=rootless"]}, "a rootless daemon"),
+        ({"OperatingSystem": "Docker Desktop", "SecurityOptions": None}, "Docker Desktop"),
+    ],
+)
+def test_a_docker_whose_nodes_cannot_be_reached_is_refused_before_anything_is_built(
+    info: dict[str, object], words: str, answering: Callable[[str], Engine]
+) -> None:
+    with pytest.raises(LocalError, match=words):
+        answering(json.dumps(info)).check()
+    answering(json.dumps({"OperatingSystem": "Debian", "SecurityOptions": ["name=cgroupns"]})).check()
+
+
+def test_a_build_behind_a_proxy_reaches_what_is_served_for_it_directly(
+    answering: Callable[[str], Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", ".example")
+    answering("").build("--tag=x", ".", arguments={})
+    given = (tmp_path / "arguments").read_text().split()
+    assert "--build-arg=https_proxy=http://proxy.example:3128" in given
+    assert "--build-arg=NO_PROXY=.example,localhost,127.0.0.1" in given
+    assert "--build-arg=no_proxy=localhost,127.0.0.1" in given

@@ -15,8 +15,10 @@ import yaml
 
 from kindcluster import audit, links
 from kindcluster import engine as engines
-from kindcluster.engine import Engine, run
+from kindcluster.engine import Engine, UnreachableError, run
+from kindcluster.node_image import prometheus_image
 from kindcluster.product_images import ROOT, Images
+from splitplane.local.errors import LocalError
 from splitplane.local.manifests import prometheus_config
 
 NAME = "splitplane"
@@ -67,7 +69,8 @@ class Cluster:
             return Presence.NONE
         if self._unfinished.exists():
             return Presence.PARTIAL
-        return Presence.WHOLE if self.kubeconfig.exists() else Presence.FOREIGN
+        ours = self._made.exists() and self._made.read_text() == self._identity()
+        return Presence.WHOLE if ours else Presence.FOREIGN
 
     def create(self, node_image: str) -> None:
         """Create the cluster that kind-config.yaml describes, and wait until its nodes are ready."""
@@ -83,6 +86,7 @@ class Cluster:
         self._unfinished.touch()
         self._kind("create", "cluster", f"--config={self._configuration}", f"--image={node_image}", "--wait=120s",
                    f"--kubeconfig={self.kubeconfig}")  # fmt: skip
+        self._made.write_text(self._identity())
         self._unfinished.unlink()
 
     def revive(self) -> None:
@@ -91,22 +95,31 @@ class Cluster:
         self.run("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
 
     def boot(self) -> None:
-        """Start nodes that were paused or killed; a running one goes on."""
+        """Start nodes that were paused or killed; a running one goes on. No link of theirs is limited any more."""
         for node in self.nodes():
             if self.engine.run("inspect", "--format={{.State.Paused}}", node).strip() == "true":
                 self.unpause(node)
             self.start(node)
+            links.clear(self.engine, node)
 
     def delete(self) -> None:
         """Delete the cluster, whole or not, with its kubeconfig and all that its pods wrote."""
         self._kind("delete", "cluster", f"--kubeconfig={self.kubeconfig}")
         shutil.rmtree(self.shared_folder, ignore_errors=True)
-        for file in (self.kubeconfig, self._configuration, self._unfinished):
+        for file in (self.kubeconfig, self._configuration, self._made, self._unfinished):
             file.unlink(missing_ok=True)
 
     @property
     def _configuration(self) -> Path:
         return engines.state() / "kind-config.yaml"
+
+    @property
+    def _made(self) -> Path:
+        """Says which control plane `create` has made: a cluster of that name may be somebody else's."""
+        return engines.state() / "made"
+
+    def _identity(self) -> str:
+        return self.engine.run("inspect", "--format={{.Id}}", CONTROL_PLANE).strip()
 
     @property
     def _unfinished(self) -> Path:
@@ -136,9 +149,7 @@ class Cluster:
 
     def has(self, images: Images) -> bool:
         """Whether the images are on every node that runs them."""
-        wanted = ((image, node) for image, targets in self._places(images) for node in targets)
-        command = ("ctr", "--namespace=k8s.io", "images", "list", "--quiet")
-        return all(f"docker.io/{image}" in self.engine.run("exec", node, *command).split() for image, node in wanted)
+        return all(self._on(node, image) for image, targets in self._places(images) for node in targets)
 
     def _places(self, images: Images) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
         """Each image with the nodes that run it."""
@@ -147,9 +158,31 @@ class Cluster:
 
     def _import(self, node: str, image: str) -> None:
         self.engine.run(
-            "exec", node, "ctr", "--namespace=k8s.io", "images", "import", "--local", "--all-platforms",
+            "exec", node, "ctr", "--namespace=k8s.io", "images", "import", "--local",
             "--discard-unpacked-layers", f"{SHARED_FOLDER}/{_archive(image)}",
         )  # fmt: skip
+
+    def _bring_prometheus(self) -> None:
+        """Put Prometheus' image where its pod runs; nodes that are made here hold it already."""
+        image = prometheus_image()
+        if self._on(CONTROL_PLANE, image):
+            return
+        try:
+            self.engine.pull(image)
+        except UnreachableError as error:
+            raise LocalError(
+                f"{image} is neither on the nodes nor in Docker, and no registry is reachable: docker load it, "
+                f"or make nodes that hold it (NODE_IMAGE=build). {error}"
+            ) from error
+        archive = self.shared_folder / _archive(image)
+        self.engine.run("save", f"--output={archive}", image)
+        self._import(CONTROL_PLANE, image)
+        archive.unlink()
+
+    def _on(self, node: str, image: str) -> bool:
+        """Whether a node holds an image of Docker Hub's names."""
+        command = ("ctr", "--namespace=k8s.io", "images", "list", "--quiet")
+        return f"docker.io/{image}" in self.engine.run("exec", node, *command).split()
 
     def nodes(self) -> list[str]:
         """The nodes' containers, which are called as the nodes are."""
@@ -160,6 +193,7 @@ class Cluster:
 
         Both are in the namespace ``monitoring``.
         """
+        self._bring_prometheus()
         config = prometheus_config()
         config["scrape_configs"].append(
             {
@@ -221,6 +255,15 @@ class Cluster:
     def run(self, *arguments: str, stdin: str | None = None, timeout: float = 300.0) -> str:
         """Standard output of a kubectl command. Raises ``LocalError`` with kubectl's own words."""
         return run(str(self.kubectl), f"--kubeconfig={self.kubeconfig}", *arguments, stdin=stdin, timeout=timeout)
+
+    def export_logs(self) -> Path:
+        """Write the logs of nodes and pods, and what is in the cluster, into a folder of the checkout."""
+        folder = ROOT / "build" / "kind-logs"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._kind("export", "logs", str(folder))
+        (folder / "objects.yaml").write_text(self.run("get", "all,events", "--all-namespaces", "--output=yaml"))
+        (folder / "nodes.txt").write_text(self.run("describe", "nodes"))
+        return folder
 
     def get(self, *arguments: str) -> dict[str, Any]:
         return json.loads(self.run("get", *arguments, "--output=json"))  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 The private daemon needs root. Its images stay in the cache, so a second start finds all of them.
 """
 
+import json
 import os
 import re
 import shutil
@@ -66,11 +67,21 @@ class Engine:
         own = (
             {"DOCKER_HOST": self.host, "PATH": f"{Path(self.docker).parent}:{os.environ['PATH']}"} if self.host else {}
         )
-        return {**os.environ, **own, "DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"}
+        # The daemon's own builder puts images where kind finds them; what it attests would make each build a new image.
+        build = {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain", "BUILDX_BUILDER": "default"}
+        return {**os.environ, **own, **build, "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
 
     def run(self, *arguments: str, stdin: str | None = None, timeout: float = 1800.0) -> str:
         """Standard output of a docker command. Raises ``LocalError`` with docker's own words."""
         return run(self.docker, *arguments, environment=self.environment, stdin=stdin, timeout=timeout)
+
+    def check(self) -> None:
+        """Raises ``LocalError`` for a daemon whose nodes this machine could not reach by address, nor shape."""
+        info = json.loads(self.run("info", "--format={{json .}}"))
+        rootless = any("rootless" in option for option in info.get("SecurityOptions") or ())
+        if rootless or info.get("OperatingSystem") == "Docker Desktop":
+            kind = "a rootless daemon" if rootless else "Docker Desktop"
+            raise LocalError(f"This is {kind}; a local Docker Engine that runs as root is needed (docs/kind.md).")
 
     def has_image(self, name: str) -> bool:
         command = [self.docker, "image", "inspect", name]
@@ -79,6 +90,9 @@ class Engine:
     def build(self, *options: str, arguments: dict[str, str]) -> None:
         """Build an image of ours. Proxies of this environment are handed on; Docker knows them without an ``ARG``."""
         proxies = {name: value for name, value in os.environ.items() if _PROXY.fullmatch(name)}
+        if proxies:  # what is served here for a build is reached directly
+            for name in ("no_proxy", "NO_PROXY"):
+                proxies[name] = ",".join(filter(None, (proxies.get(name), "localhost", "127.0.0.1")))
         given = (f"--build-arg={name}={value}" for name, value in (proxies | arguments).items())
         self.run("build", "--network=host", f"--label={LABEL}", *given, *options)
 

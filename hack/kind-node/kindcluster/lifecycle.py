@@ -8,7 +8,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
 
@@ -23,6 +24,10 @@ from splitplane.local.errors import LocalError
 from splitplane.local.paths import cache_home, state_home
 
 Say = Callable[[str], None]
+
+_INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+_INOTIFY_INSTANCES = 512
+"""What kind's documentation asks for with several nodes."""
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -76,6 +81,11 @@ def running(out: Console, *, say: Say, keep: bool = False) -> Iterator[Cluster]:
         try:
             cluster = _up(out, say)
             yield cluster
+        except Exception:
+            with suppress(LocalError):
+                if failed := _whole(out):
+                    say(f"Logs of the cluster: {failed.export_logs()}")
+            raise
         finally:
             if before:
                 before.boot()
@@ -116,6 +126,7 @@ def _whole(out: Console) -> Cluster | None:
 def _up(out: Console, say: Say) -> Cluster:
     engine = engines.ensure()
     say(f"Docker answers at {engine.host or 'its usual address'}")
+    engine.check()
     cluster = _cluster(engine, out)
     presence = cluster.presence()
     if presence is Presence.FOREIGN:
@@ -146,6 +157,12 @@ def _create(cluster: Cluster, images: Images, out: Console, say: Say) -> None:
     with BuildProgress(out) as progress:
         node = node_image.ensure(cluster.engine, on_build=progress.building, say=say)
     say(f"Creating the cluster from {node}")
+    instances = int(_INOTIFY.read_text()) if _INOTIFY.exists() else _INOTIFY_INSTANCES
+    if instances < _INOTIFY_INSTANCES:
+        say(
+            f"{instances} inotify instances may be too few for four nodes ('too many open files' in their logs): "
+            f"sudo sysctl fs.inotify.max_user_instances={_INOTIFY_INSTANCES}"
+        )
     with ThreadPoolExecutor() as pool:
         saved = pool.submit(cluster.save, images)
         cluster.create(node)

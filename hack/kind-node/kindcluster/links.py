@@ -33,6 +33,14 @@ def shape(engine: Engine, node: str, rate: str) -> None:
     _on_machine(engine, node, *_limit(peer, bits))
 
 
+def clear(engine: Engine, node: str) -> None:
+    """Lift the limit of a node's link, if it has one. Raises ``LocalError`` as :func:`shape`."""
+    if "tbf" not in engine.run("exec", node, "tc", "qdisc", "show", "dev", _INTERFACE):
+        return
+    engine.run("exec", node, "tc", "qdisc", "delete", "dev", _INTERFACE, "root")
+    _on_machine(engine, node, "tc", "qdisc", "delete", "dev", _veth_peer(engine, node), "root")
+
+
 def _limit(interface: str, bits_per_second: float) -> tuple[str, ...]:
     bucket = max(_LEAST_BUCKET_BYTES, int(bits_per_second / 8 * _BUCKET_SECONDS))
     return ("tc", "qdisc", "replace", "dev", interface, "root", "tbf", "rate", f"{bits_per_second:.0f}bit",

@@ -20,7 +20,6 @@ from splitplane.local.paths import cache_home
 PUBLISHED = "kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5"
 """The default of the pinned kind."""
 
-PROMETHEUS_IMAGE = "prom/prometheus"
 POD_NETWORK_IMAGE = "splitplane-kind/pod-network:v1"
 _NAME = "splitplane-kind/node"
 _SOURCES = Path(__file__).parents[1] / "node"
@@ -43,10 +42,15 @@ def ensure(engine: Engine, *, on_build: Callable[[Building], None], say: Callabl
     say(f"Node image {PUBLISHED.partition('@')[0]}")
     try:
         engine.pull(PUBLISHED)
-    except UnreachableError:
-        say("No image registry is reachable: the node image is made here")
+    except UnreachableError as error:
+        say(f"No image registry is reachable, so the node image is made here. {error}")
         return _built(engine, on_build, say)
     return PUBLISHED
+
+
+def prometheus_image() -> str:
+    """What `prometheus.yaml` asks for."""
+    return f"prom/prometheus:v{pinned_version(programs.NODE['prometheus'])}"
 
 
 def _built(engine: Engine, on_build: Callable[[Building], None], say: Callable[[str], None]) -> str:
@@ -66,7 +70,7 @@ def _build(engine: Engine, tag: str, base: str, context: Path) -> None:
         str(context / "programs" / "kubeadm"), "config", "images", "list", "--kubernetes-version", _kubernetes_version()
     ).split()
     images = {name.rpartition("/")[2].partition(":")[0]: name for name in kubeadm_images}
-    images["prometheus"] = f"{PROMETHEUS_IMAGE}:v{pinned_version(programs.NODE['prometheus'])}"
+    images["prometheus"] = prometheus_image()
     images["pod-network"] = POD_NETWORK_IMAGE
     arguments = {
         "BASE_IMAGE": base, "KUBERNETES_VERSION": f"v{_kubernetes_version()}", "PAUSE_IMAGE": images["pause"],

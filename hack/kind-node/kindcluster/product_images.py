@@ -38,7 +38,7 @@ def build(engine: Engine, *, say: Callable[[str], None]) -> Images:
     ``$BASE_IMAGE``, ``$TORCH_INDEX_URL`` and pip's own variables are handed on where they are set.
     """
     version = yaml.safe_load((ROOT / "charts/splitplane/Chart.yaml").read_text())["appVersion"]
-    base = _base(engine)
+    base = _base(engine, say)
     say(f"Building the operator's image on {base}")
     operator = _build(engine, "operator", version, PYTHON_IMAGE=base)
     with _torch_index(engine, base, say) as (index, torch):
@@ -59,7 +59,7 @@ def _build(engine: Engine, name: str, version: str, **arguments: str) -> str:
     return tagged
 
 
-def _base(engine: Engine) -> str:
+def _base(engine: Engine, say: Callable[[str], None]) -> str:
     wanted = os.environ.get("BASE_IMAGE")
     if wanted:
         engine.pull(wanted)
@@ -67,7 +67,8 @@ def _base(engine: Engine) -> str:
     published = _default("PYTHON_IMAGE")
     try:
         engine.pull(published)
-    except UnreachableError:
+    except UnreachableError as error:
+        say(f"No image registry is reachable, so the base image is made here. {error}")
         return base_image.ensure(engine)
     return published
 
