@@ -68,8 +68,9 @@ bench-data-plane: env  ## Measure a hop, batching, a gateway's rate and one unde
 bench-predictions: env binaries  ## Hold predicted p95 against what clients see, three plans at five rates on the embedded cluster (about 20 minutes)
 	@PYTHONPATH=examples:. $(BIN)/python -m benchmarks.predictions
 
-bench-leak: env  ## Attack LeNet-5 on MNIST layer by layer, beside published figures (about 6 minutes)
+bench-leak: env  ## Attack LeNet-5 on MNIST and six convolutions on photographs, beside published figures (about 12 minutes)
 	@$(BIN)/python -m benchmarks.leak
+	@$(BIN)/python -m benchmarks.leak_photos
 
 MANIFEST ?= build/install.yaml
 manifest: env  ## Render one file for `kubectl apply`: needs PROMETHEUS_URL; more values by HELM_ARGS; writes build/install.yaml

@@ -24,7 +24,7 @@ from splitplane.model.equivalence import TOLERANCE, compare
 from splitplane.model.graphs import export
 from tests.support.model_zoo import FULL, TRAINED
 
-BATCHES = (1, 3)
+BATCHES = (1, 3, 8)
 
 
 class Result(TypedDict):

@@ -18,6 +18,8 @@ from splitplane.model.timing import levelled_medians
 REPEATS = 7
 """Profile and ranges are measured in turn so often, for a machine is not as fast one minute as the next; of the
 predictions' ratios to what was measured right after them, the median counts."""
+CLOCK = time.thread_time
+"""The one thread's own time, in which what it waits for other processes of the machine does not count."""
 SECONDS = 5.0
 """Time for a profile each time; two fifths of it are for the batch of one."""
 ROUNDS = 3
@@ -50,7 +52,12 @@ def _errors(source: ModelSource, count: int) -> list[float]:
     ratios: list[list[float]] = [[] for _ in chosen]
     for _ in range(REPEATS):
         profile = measure(
-            partition, codecs={}, progress=lambda _share, _text: None, budget_seconds=SECONDS, batches=(1,)
+            partition,
+            codecs={},
+            progress=lambda _share, _text: None,
+            budget_seconds=SECONDS,
+            batches=(1,),
+            clock=CLOCK,
         ).prefix_seconds
         for (first, last), seconds, ratio in zip(chosen, _direct(partition, chosen, given), ratios, strict=True):
             ratio.append((profile[last] - profile[first]) / seconds)
@@ -63,7 +70,7 @@ def _direct(
     times: list[list[float]] = [[] for _ in chosen]
     for _ in range(ROUNDS):
         for (first, last), series in zip(chosen, times, strict=True):
-            started = time.perf_counter()
+            started = CLOCK()
             partition.run(first, last, given[first])
-            series.append(time.perf_counter() - started)
+            series.append(CLOCK() - started)
     return levelled_medians(times)

@@ -73,6 +73,7 @@ def measure(
     slowdown: float = 1.0,
     budget_seconds: float = BUDGET_SECONDS,
     batches: Sequence[int] = BATCHES,
+    clock: Clock = time.perf_counter,
 ) -> Measured:
     """Measure a wholly resident model on made-up inputs. Raises ``ValueError`` when it is only partly resident.
 
@@ -88,8 +89,8 @@ def measure(
     reset_peak()
     partition.run(0, partition.last, inputs)
     activation = max(0, peak_bytes() - before)
-    # An emulated device shares its core with others: what it waits for them is no time of its own.
-    clock = time.perf_counter if slowdown == 1.0 else time.thread_time
+    if slowdown != 1.0:  # an emulated device shares its core with others: what it waits for them is no time of its own
+        clock = time.thread_time
     own = time_prefixes(
         partition, inputs, clock=clock, end=report.started + OWN_SHARE * budget_seconds,
         each_round=lambda rounds, seconds: report(f"round {rounds}: the whole model took {seconds * 1000:.1f} ms"),
