@@ -1,0 +1,3 @@
+from splitplane.adapters import client_library
+
+client_library.prepare()

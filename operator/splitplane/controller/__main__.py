@@ -1,26 +1,28 @@
 """``python -m splitplane.controller``: the operator as it runs in its pod."""
 
-import asyncio
-import datetime as dt
-import logging
-import sys
-import time
-from typing import Any
+from splitplane.starting import importing
 
-import kopf
+with importing():
+    import asyncio
+    import datetime as dt
+    import logging
+    import sys
+    import time
+    from typing import Any
 
-from splitplane.adapters.clock import SystemClock
-from splitplane.adapters.cluster import Cluster, ClusterError, NotFound, Unavailable
-from splitplane.adapters.connecting import connect
-from splitplane.adapters.kinds import MODEL_PROFILE, PIPELINE, ROUTE_TABLE, Kind
-from splitplane.adapters.metrics import PrometheusMetrics, Queries
-from splitplane.controller import handlers
-from splitplane.controller.certificates import Certificates, load_authority
-from splitplane.controller.loop import PlanningLoop
-from splitplane.controller.reconciling import Reconciler
-from splitplane.controller.settings import AUTHORITY, Settings
-from splitplane.controller.telemetry import Telemetry, serve
-from splitplane.controller.view import INDEXES, View
+    import kopf
+
+    from splitplane.adapters.clock import SystemClock
+    from splitplane.adapters.cluster import Cluster, ClusterError, NotFound, Unavailable
+    from splitplane.adapters.connecting import connect
+    from splitplane.adapters.kinds import MODEL_PROFILE, PIPELINE, ROUTE_TABLE, Kind
+    from splitplane.adapters.metrics import PrometheusMetrics, Queries
+    from splitplane.controller import handlers
+    from splitplane.controller.loop import PlanningLoop
+    from splitplane.controller.reconciling import Reconciler
+    from splitplane.controller.settings import AUTHORITY, Settings
+    from splitplane.controller.telemetry import Telemetry, serve
+    from splitplane.controller.view import INDEXES, View
 
 _log = logging.getLogger("splitplane.controller")
 
@@ -53,6 +55,8 @@ async def _run(settings: Settings) -> None:
             await _require(cluster, kind)
         certificates = None
         if settings.mtls == AUTHORITY:
+            from splitplane.controller.certificates import Certificates, load_authority
+
             authority = await load_authority(cluster, settings.namespace, now=_utc())
             certificates = Certificates(cluster, authority, now=_utc)
         registry, kopf_settings = kopf.OperatorRegistry(), kopf.OperatorSettings()

@@ -194,7 +194,12 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
     for whole, more in zip((volumes, mounts, env), client_auth(spec.gateway), strict=True):
         whole += more
     container = server(
-        "gateway", settings.operator_image, "splitplane.runtime.gateway", env, resources=spec.gateway.resources.dump()
+        "gateway",
+        settings.operator_image,
+        "splitplane.runtime.gateway",
+        env,
+        resources=spec.gateway.resources.dump(),
+        look_seconds=1,  # it starts in a second, where a stage takes several
     )
     container["volumeMounts"] = mounts
     if _is_https(pipeline):

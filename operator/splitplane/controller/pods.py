@@ -175,7 +175,9 @@ def spread(match: Mapping[str, str]) -> list[Object]:
     ]
 
 
-def server(name: str, image: str, module: str, env: Sequence[Object], *, resources: Object) -> Object:
+def server(
+    name: str, image: str, module: str, env: Sequence[Object], *, resources: Object, look_seconds: int = 2
+) -> Object:
     """A container that serves on the standard ports: ready when it says so, gone only after it is unlisted."""
     return {
         "name": name,
@@ -189,9 +191,9 @@ def server(name: str, image: str, module: str, env: Sequence[Object], *, resourc
         "resources": resources,
         "readinessProbe": {
             "httpGet": {"path": "/v2/health/ready", "port": HTTP_PORT},
-            "periodSeconds": 2,
+            "periodSeconds": look_seconds,
             "timeoutSeconds": 2,
-            "failureThreshold": 3,
+            "failureThreshold": 6 // look_seconds,
         },
         "lifecycle": {"preStop": {"sleep": {"seconds": _UNLISTED_SECONDS}}},
         **container_safety(),

@@ -7,6 +7,7 @@ somebody else was faster; then the pods that the intent needs; last the status, 
 import logging
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -22,7 +23,6 @@ from splitplane.controller import route_tables
 from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.calibrating import limited, with_unknown_losses
 from splitplane.controller.calibrations import Calibrations
-from splitplane.controller.certificates import Certificates
 from splitplane.controller.children import DESIRED_ANNOTATION, gateway_objects, stage_deployment
 from splitplane.controller.conditions import LIMITS, Verdict
 from splitplane.controller.control import Control, Serving
@@ -39,6 +39,9 @@ from splitplane.controller.telling import Telling
 from splitplane.controller.view import View
 from splitplane.domain.profiles import Profile
 
+if TYPE_CHECKING:
+    from splitplane.controller.certificates import Certificates  # only imported where it is used
+
 _log = logging.getLogger(__name__)
 
 # What is not indexed is applied again now and then, in case somebody has changed or deleted it.
@@ -50,7 +53,7 @@ class Reconciler:
 
     def __init__(
         self, *, cluster: Cluster, view: View, clock: Clock, settings: Settings, telemetry: Telemetry,
-        certificates: Certificates | None = None,
+        certificates: "Certificates | None" = None,
     ) -> None:  # fmt: skip
         self._cluster = cluster
         self._view = view

@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from splitplane.domain.peers import peer_name
 from splitplane.runtime.environment import SettingsError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 CHECK_SECONDS = 1.0
 """At most so often the folder is looked at."""
@@ -105,6 +107,10 @@ def _server_configuration(credentials: Credentials) -> grpc.ServerCertificateCon
 
 def _read(folder: Path) -> Credentials:
     """Raises ``OSError``, or ``ValueError`` for what is no certificate, key and authorities that go together."""
+    # Here, for pods without mutual TLS to start without it.
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     # A kubelet replaces a Secret's files all at once, by a link: through it they are of one version.
     version = (folder / "..data").resolve() if (folder / "..data").exists() else folder
     credentials = Credentials(*((version / name).read_bytes() for name in ("tls.crt", "tls.key", "ca.crt")))
@@ -115,5 +121,7 @@ def _read(folder: Path) -> Credentials:
     return credentials
 
 
-def _leaf(credentials: Credentials) -> x509.Certificate:
+def _leaf(credentials: Credentials) -> "x509.Certificate":
+    from cryptography import x509
+
     return x509.load_pem_x509_certificates(credentials.certificate)[0]

@@ -1,17 +1,20 @@
 """``python -m splitplane.runtime.gateway``: the gateway pod's command."""
 
-import asyncio
-import logging
-import os
-import signal
-import sys
+from splitplane.starting import importing
 
-from splitplane.adapters.cluster import ClusterError
-from splitplane.adapters.connecting import connect
-from splitplane.runtime import tracing
-from splitplane.runtime.environment import SettingsError
-from splitplane.runtime.gateway.app import Gateway
-from splitplane.runtime.gateway.settings import Settings
+with importing():
+    import asyncio
+    import logging
+    import os
+    import signal
+    import sys
+
+    from splitplane.adapters.cluster import ClusterError
+    from splitplane.adapters.connecting import connect
+    from splitplane.runtime import tracing
+    from splitplane.runtime.environment import SettingsError
+    from splitplane.runtime.gateway.app import Gateway
+    from splitplane.runtime.gateway.settings import Settings
 
 logger = logging.getLogger("splitplane.gateway")
 
