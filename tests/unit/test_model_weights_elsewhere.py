@@ -1,9 +1,12 @@
 """Weights are fetched from where people keep them, survive bad lines, are checked, and are kept for the whole node."""
 
+import argparse
+import fcntl
 import http.server
 import logging
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 import threading
@@ -129,6 +132,17 @@ def test_what_an_older_file_left_is_not_built_upon(origin: Path, web: int, cache
     check(opened(f"http://127.0.0.1:{web}/model%20v1.safetensors", origin), origin)
 
 
+def test_a_download_whose_process_ended_before_it_was_named_is_taken_as_it_is(origin: Path, cache: Path) -> None:
+    cache.mkdir()
+    (cache / f"{digest_of(origin.read_bytes())}.part").write_bytes(origin.read_bytes())
+    check(opened("http://127.0.0.1:9/nobody/listens.safetensors", origin), origin)
+
+
+def test_an_address_with_a_query_is_refused_rather_than_cut_short(origin: Path) -> None:
+    with pytest.raises(WeightsError, match=r"\?signature=1: an address with \? or # is not supported"):
+        opened("https://127.0.0.1:9/model.safetensors?signature=1", origin)
+
+
 def test_a_wrong_file_is_refused_and_not_kept(origin: Path, web: int, cache: Path) -> None:
     with pytest.raises(WeightsError, match=f"expected {'0' * 64}, got {digest_of(origin.read_bytes())}"):
         opened(f"http://127.0.0.1:{web}/model%20v1.safetensors", origin, "0" * 64)
@@ -151,6 +165,8 @@ def test_what_was_not_used_for_longest_makes_room(
     for age, name in enumerate(("a" * 64, "b" * 64, "c" * 64)):
         (cache / name).write_bytes(b"x" * 4_000_000)
         os.utime(cache / name, (age, 0))
+    for name in ("d", "e"):
+        (cache / f"{name * 64}.part").write_bytes(b"x" * 2_000_000)
 
     class Full:
         @property
@@ -158,7 +174,10 @@ def test_what_was_not_used_for_longest_makes_room(
             return 12_500_000 - sum(path.stat().st_size for path in cache.iterdir())
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: Full())
-    check(opened(f"http://127.0.0.1:{web}/model%20v1.safetensors", origin), origin)
+    with (cache / f".{'e' * 64}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # by a process that is at it
+        check(opened(f"http://127.0.0.1:{web}/model%20v1.safetensors", origin), origin)
+    assert [path.name[0] for path in cache.glob("*.part")] == ["e"]
     assert [len(set(path.name)) == 1 and path.name[0] for path in cache.glob("[abc]" * 64)] == ["c"]
 
 
@@ -214,6 +233,11 @@ def test_a_layer_of_an_oci_artifact_is_resumed_over_a_bad_line(
         relay.breaks = [3_000_000] * 4
         check(opened(uri, origin), origin)
         assert any("range: bytes=" in head for head in relay.requests)
+        kept = opened(uri, origin).path
+        kept.rename(kept.with_suffix(".part"))
+        with kept.with_suffix(".part").open("ab") as part:
+            part.write(b"longer than the layer")
+        check(opened(uri, origin), origin)
         with pytest.raises(WeightsError, match=r"no layer has the digest sha256:1{64}; it has .*v1\.safetensors"):
             opened(uri, origin, "1" * 64)
         with pytest.raises(WeightsError, match="no such artifact"):
@@ -246,6 +270,13 @@ def test_a_pickle_that_runs_code_is_refused_with_the_way_out(tmp_path: Path) -> 
     torch.save(torch.nn.Linear(2, 2), path)
     with pytest.raises(WeightsError, match=r"never loaded here .*torch.nn.modules.linear.Linear"):
         opened(path.as_uri(), path).read(["weight"], {})
+    torch.save({"state_dict": {"weight": torch.ones(2)}, "options": argparse.Namespace()}, path)
+    with pytest.raises(WeightsError, match=r"argparse\.Namespace") as caught:
+        opened(path.as_uri(), path).read(["weight"], {})
+    command = shlex.split(str(caught.value).partition("where you trust it: ")[2])
+    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True)
+    converted = tmp_path / "model.safetensors"
+    assert opened(converted.as_uri(), converted).read(["weight"], {})["weight"].tolist() == [1, 1]
     torch.save([torch.zeros(2)], path)
     with pytest.raises(WeightsError, match="holds list, not a mapping"):
         opened(path.as_uri(), path).read(["weight"], {})

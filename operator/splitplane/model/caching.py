@@ -40,7 +40,7 @@ def fetched(uri: str, sha256: str, *, folder: Path | None = None) -> Path:
     target = folder / sha256
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / f".{sha256}.lock", uri):
+        with _alone(_lock_of(target), f"weights {uri} are being fetched by another process of this node"):
             if target.exists():
                 if sha256_of(target) == sha256:
                     status = target.stat()
@@ -78,6 +78,9 @@ def _sha256(path: Path, _size: int, _modified: int) -> str:
 def _download(uri: str, sha256: str, target: Path, credentials: Mapping[str, str]) -> None:
     part = target.with_suffix(".part")
     resumed = part.exists()
+    if resumed and sha256_of(part) == sha256:  # its process ended between the last byte and this line
+        part.replace(target)
+        return
     digest = _receive(uri, sha256, part, credentials)
     if digest != sha256 and resumed:
         # What an earlier process left may be of another state of the file.
@@ -142,7 +145,15 @@ class _Progress:
 
 
 def _make_room(part: Path, needed: int) -> None:
-    """Delete the files that were not used for longest until ``needed`` bytes are free. Raises ``WeightsError``."""
+    """Delete until ``needed`` bytes are free: downloads that nobody goes on with, then files by when they were used.
+
+    Raises ``WeightsError``.
+    """
+    for other in part.parent.glob("*.part"):
+        if other != part and shutil.disk_usage(part.parent).free < needed:
+            with contextlib.suppress(BlockingIOError), _alone(_lock_of(other), wait=False):
+                log.info("removing the unfinished %s from the cache, for room", other)
+                other.unlink(missing_ok=True)
     kept = sorted(
         (path for path in part.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name)),
         key=lambda path: path.stat().st_atime_ns,
@@ -158,13 +169,19 @@ def _make_room(part: Path, needed: int) -> None:
         kept.pop(0).unlink(missing_ok=True)
 
 
+def _lock_of(file: Path) -> Path:
+    return file.with_name(f".{file.stem}.lock")
+
+
 @contextlib.contextmanager
-def _alone(lock: Path, uri: str) -> Iterator[Any]:
-    """Hold a lock file. The kernel frees it with its holder."""
+def _alone(lock: Path, waiting: str = "", *, wait: bool = True) -> Iterator[Any]:
+    """Hold a lock file. The kernel frees it with its holder. Without ``wait``, raises ``BlockingIOError``."""
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("weights %s are being fetched by another process of this node", uri)
+            if not wait:
+                raise
+            log.info(waiting)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -14,7 +14,8 @@ _NESTED = ("state_dict", "model_state_dict", "model")
 """Under which a training framework keeps the weights, beside an optimiser's state and more."""
 _CONVERT = (
     "convert it once, where you trust it: python -c \"import torch, safetensors.torch as s; m = torch.load('{name}', "
-    "map_location='cpu', weights_only=False); s.save_model(m, 'model.safetensors') if isinstance(m, torch.nn.Module) "
+    "map_location='cpu', weights_only=False); m = next((m[k] for k in {nested} if isinstance(m, dict) and k in m), m); "
+    "s.save_model(m, 'model.safetensors') if isinstance(m, torch.nn.Module) "
     "else s.save_file({{k: v.clone() for k, v in m.items()}}, 'model.safetensors')\""
 )
 
@@ -39,7 +40,7 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         blamed = why.partition("WeightsUnpickler error: ")[2] or why
         raise WeightsError(
             f"{path} is a torch checkpoint that cannot be read as tensors alone, and a pickle that runs code is never "
-            f"loaded here ({blamed[:200]}): {_CONVERT.format(name=path.name)}"
+            f"loaded here ({blamed[:200]}): {_CONVERT.format(name=path.name, nested=_NESTED)}"
         ) from error
     for key in (None, *_NESTED):
         state = loaded if key is None else (loaded.get(key) if isinstance(loaded, Mapping) else None)

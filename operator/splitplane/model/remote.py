@@ -9,6 +9,7 @@ import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -43,6 +44,8 @@ def open_stream(uri: str, sha256: str, offset: int, credentials: Mapping[str, st
     Raises :class:`WeightsError` where trying again is in vain, :class:`TransferError` where it is not.
     """
     parts = urlsplit(uri)
+    if parts.query or parts.fragment:
+        raise WeightsError(f"weights {uri}: an address with ? or # is not supported: give keys in weights.secretRef")
     try:
         if parts.scheme == "oci":
             return _open_blob(uri, sha256, offset, credentials)
@@ -148,6 +151,9 @@ def _open_blob(uri: str, sha256: str, offset: int, credentials: Mapping[str, str
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         url = f"{registry.prefix}://{container.get_blob_url(f'sha256:{sha256}')}"
         response = registry.do_request(url, "GET", headers=headers, stream=True)
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # what is here is longer than the file
+            response.close()
+            response = registry.do_request(url, "GET", stream=True)
         if response.status_code not in (200, 206):
             raise TransferError(f"{response.status_code} {response.reason}")
     except requests.RequestException as error:
