@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz chaos bench-data-plane bench-predictions bench-leak bench-model sweep-models kind-up kind-down kind-demo kind-test manifest bench-startup
+.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz chaos bench-data-plane bench-predictions bench-leak bench-model sweep-models kind-up kind-down kind-demo kind-test manifest bench-startup bench-peers
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ bench-predictions: env binaries  ## Hold predicted p95 against what clients see,
 
 bench-startup: env binaries  ## Measure how long operator, gateway and a stage take to start, and with what; writes build/bench/startup.json
 	@$(BIN)/python -m benchmarks.startup
+
+bench-peers: env peers  ## Measure a split model behind Splitplane, FastAPI, KServe and Ray Serve; writes build/bench/bench-peers.json (6 minutes)
+	@$(BIN)/python -m benchmarks.peers
 
 bench-leak: env  ## Attack LeNet-5 on MNIST and six convolutions on photographs, beside published figures (about 12 minutes)
 	@$(BIN)/python -m benchmarks.leak
