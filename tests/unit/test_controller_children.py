@@ -16,11 +16,19 @@ from splitplane.api.routes import RouteTableSpec
 from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
 from splitplane.controller.control import Control, Draining
 from splitplane.controller.naming import profile_name
+from splitplane.controller.realising import realise
 from splitplane.controller.route_tables import batching, links, live_routes, route_table
+from splitplane.controller.statuses import routes_of
+from splitplane.domain.plans import Candidate, Plan, Prediction, Stage, Steps
 from splitplane.domain.profiles import DeviceProfile, Profile
 from tests.support.controller_cases import SETTINGS, pipeline, pipeline_body, serving, tier
 
 GOLDEN = Path(__file__).parent / "controller_golden"
+MODEL: dict[str, Any] = {
+    "name": "tracker",
+    "inputs": [{"name": "frames", "datatype": "FP32", "shape": [-1, 1024]}],
+    "outputs": [{"name": "out", "datatype": "FP32", "shape": [-1, 360]}],
+}
 STAGE = StageKey("edge", 0, 3, "fingerprint")
 
 
@@ -53,15 +61,33 @@ def test_a_route_table_is_as_pinned() -> None:
     control = Control(active=serving(), since=1.0, draining=(Draining(3, serving(4, name="b").stages, 1.0, 2.0),))
     body = route_table(
         pipeline(), control, generation=4, routes=live_routes(control, frozenset()), version="17", links=[],
-        model={
-            "name": "tracker",
-            "inputs": [{"name": "frames", "datatype": "FP32", "shape": [-1, 1024]}],
-            "outputs": [{"name": "out", "datatype": "FP32", "shape": [-1, 360]}],
-        },
+        model=MODEL,
         batching={"maxSize": 8, "maxBatchMilliseconds": 50},
     )  # fmt: skip
     same_as_golden("route-table", [body])
     RouteTableSpec.parse(body["spec"])
+
+
+def test_a_route_says_where_it_is_the_best_and_the_table_on_which_link() -> None:
+    split, whole = serving().plan, Plan((Stage("edge", 0, 7, 0, 7, 2),))
+    plan = Plan((replace(split.stages[0], resident_last=7), split.stages[1]), split.codecs)
+    routes = [Candidate(each, Prediction(0.1, 0.08, 0.4, 10.0)) for each in (plan, whole)]
+    steps = Steps("edge", "cloud", (0.0, 1999.5), (1, 0))
+    served = realise(
+        routes[0], routes, steps, pipeline=pipeline(), fingerprint="f", model="m", inputs=None, settings=SETTINGS
+    )
+    control = Control(active=served)
+    table = route_table(
+        pipeline(), control, generation=4, routes=live_routes(control, frozenset()), version="17", links=[],
+        model=MODEL, batching={"maxSize": 1},
+    )  # fmt: skip
+    spec = table["spec"]
+    assert spec["link"] == {"source": "edge", "target": "cloud"}
+    assert [route["bestBetween"] for route in spec["routes"]] == [
+        [{"fromBytesPerSecond": 2000}],
+        [{"fromBytesPerSecond": 0, "belowBytesPerSecond": 2000}],
+    ]
+    assert [route["bestBetween"] for route in routes_of(control)] == [["from 0.016 Mbit/s"], ["below 0.016 Mbit/s"]]
 
 
 def test_batches_are_bounded_by_the_spec_the_latency_limit_and_the_memory_of_the_narrowest_stage() -> None:

@@ -116,6 +116,89 @@ def test_a_fallback_is_never_given_more_than_its_rate() -> None:
     assert isinstance(chooser.choose(TABLE, 19.9 + answer.seconds + 1e-6), Choice)
 
 
+def ranged(*spans: tuple[tuple[int, int | None], ...], names: tuple[str, ...] = ("slow", "middle", "fast")) -> Table:
+    """A table of routes over one stage each, the last one first, as that of the plan; each best in its spans."""
+    routes = [
+        {
+            "name": name,
+            "stages": [{"stage": name, "tier": "edge", "first": 0, "last": 7}],
+            "codecs": [],
+            "maxRatePerSecond": "5",
+            "bestBetween": [
+                {"fromBytesPerSecond": low}
+                if high is None
+                else {"fromBytesPerSecond": low, "belowBytesPerSecond": high}
+                for low, high in each
+            ],
+        }
+        for name, each in zip(names, spans, strict=True)
+    ]
+    table = table_object(routes=routes[::-1])
+    table["spec"]["link"] = {"source": "edge", "target": "cloud"}
+    return parse_table(table)
+
+
+RANGED = ranged(((0, 1000),), ((1000, 5000),), ((5000, None),))
+ALL = admitted(("slow", "s:1"), ("middle", "m:1"), ("fast", "f:1"))
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "name"),
+    [
+        (10.0, "slow"), (999.0, "slow"), (1000.0, "middle"), (4999.0, "middle"), (5000.0, "fast"), (1e12, "fast"),
+        (None, "fast"),
+    ],
+)  # fmt: skip
+def test_the_route_that_is_best_at_the_bandwidth_is_taken_and_without_a_number_the_plans_own(
+    bandwidth: float | None, name: str
+) -> None:
+    assert chosen(Chooser(ALL).choose(RANGED, 0.0, bandwidth=bandwidth)).route.name == name
+
+
+def test_an_estimate_that_wanders_about_an_edge_changes_no_route() -> None:
+    chooser = Chooser(ALL)
+    taken = [chosen(chooser.choose(RANGED, tick, bandwidth=1000.0 * (1 + 0.05 * (-1) ** tick))) for tick in range(40)]
+    assert {choice.route.name for choice in taken} == {taken[0].route.name}
+    assert chosen(chooser.choose(RANGED, 60.0, bandwidth=1200.0)).route.name == "middle"
+    assert chosen(chooser.choose(RANGED, 61.0, bandwidth=950.0)).route.name == "middle"
+    assert chosen(chooser.choose(RANGED, 62.0, bandwidth=850.0)).route.name == "slow"
+
+
+@given(st.lists(st.floats(1.0, 1e5), max_size=30))
+def test_whatever_the_bandwidth_does_the_route_is_the_best_at_it_or_nearly(bandwidths: list[float]) -> None:
+    chooser = Chooser(ALL)
+    for bandwidth in bandwidths:
+        place = chooser.prefer(RANGED, bandwidth)
+        assert place is not None
+        assert RANGED.routes[place].best_at(bandwidth, slack=0.1)
+
+
+def test_a_route_that_suits_the_bandwidth_gets_no_more_than_its_rate_and_the_rest_goes_the_plans_own_way() -> None:
+    chooser = Chooser(ALL)
+    taken = [chosen(chooser.choose(RANGED, tick / 50, bandwidth=10.0)).route.name for tick in range(500)]
+    assert 40 <= taken.count("slow") <= 1 + 5 * 10 + 3
+    assert set(taken) == {"slow", "fast"}
+
+
+def test_a_route_over_a_link_that_is_down_or_without_pods_is_not_taken_whatever_the_bandwidth() -> None:
+    assert chosen(Chooser(admitted(("fast", "f:1"))).choose(RANGED, 0.0, bandwidth=10.0)).route.name == "fast"
+    object_ = table_object()
+    object_["spec"]["link"] = {"source": "edge", "target": "cloud"}
+    object_["spec"]["routes"][0]["bestBetween"] = [{"fromBytesPerSecond": 0}]
+    both = admitted(("p-edge", "e1:1"), ("p-cloud", "c1:1"))
+    down = chosen(
+        Chooser(both).choose(parse_table(object_), 0.0, source_tier="edge", bandwidth=1e6, down={("edge", "cloud")})
+    )
+    assert down.route.name == "edge:0-7"
+
+
+def test_a_new_table_is_chosen_from_by_its_own_edges() -> None:
+    chooser = Chooser(ALL)
+    assert chosen(chooser.choose(RANGED, 0.0, bandwidth=3000.0)).route.name == "middle"
+    moved = ranged(((0, 10_000),), ((10_000, 50_000),), ((50_000, None),))
+    assert chosen(chooser.choose(moved, 1.0, bandwidth=3000.0)).route.name == "slow"
+
+
 def test_looking_takes_nothing_from_a_fallback() -> None:
     chooser = Chooser(admitted(("p-edge", "e1:1")))
     for _ in range(10):

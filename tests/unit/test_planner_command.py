@@ -124,6 +124,15 @@ def test_stated_conditions_are_explained_too(profile: str):
     assert "Limits that bind" in output
 
 
+def test_the_routes_that_a_gateway_chooses_from_are_listed_with_the_bandwidths_at_which_they_are_best(profile: str):
+    output = run("explain", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "3.5")
+    assert "BEST ON edge TO cloud" in output
+    decision = plan(replace(SNAPSHOT, links=links(50)), POLICY, 0.0)
+    assert len(decision.routes) > 2
+    assert "below" in output
+    assert "from" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [((), "--call FILE"), (("--call", "/nowhere"), "No such file"), (("--call", "-"), "no recorded decision")],

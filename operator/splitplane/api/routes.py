@@ -52,6 +52,30 @@ class RouteStage(Model):
     last: _CutIndex
 
 
+class LinkEnds(Model):
+    """A link, by the tiers at its ends."""
+
+    source: TierName
+    target: TierName
+
+
+class BandwidthRange(Model):
+    """Bandwidths of the table's link, in bytes per second."""
+
+    model_config = rules(
+        rule(
+            "!has(self.belowBytesPerSecond)"
+            " || (has(self.fromBytesPerSecond) ? self.fromBytesPerSecond : 0) < self.belowBytesPerSecond",
+            "must be larger than fromBytesPerSecond",
+            field=".belowBytesPerSecond",
+        ),
+    )
+
+    from_bytes_per_second: Count = 0
+    below_bytes_per_second: Count | None = None
+    """Absent: however fast it is."""
+
+
 class Route(Model):
     """One admissible way through the stages."""
 
@@ -69,6 +93,8 @@ class Route(Model):
     codecs: Annotated[tuple[Codec, ...], ordered(most=7)] = ()
     max_rate_per_second: DecimalString
     """Highest rate that its resident replicas bear."""
+    best_between: Annotated[tuple[BandwidthRange, ...], ordered(most=8)] = ()
+    """Where it is the best of all routes; none for a way out that is taken only when the others fail."""
 
 
 class ProbedLink(Model):
@@ -111,12 +137,20 @@ class RouteTableSpec(Model):
             "every stage of a route must be listed in spec.stages",
             field=".routes",
         ),
+        rule(
+            "has(self.link) || !has(self.routes)"
+            " || self.routes.all(r, !has(r.bestBetween) || r.bestBetween.size() == 0)",
+            "name the link whose bandwidth routes' bestBetween are about",
+            field=".link",
+        ),
     )
 
     generation: Count
     model: ServedModel
     routes: Annotated[tuple[Route, ...], ordered(most=16)] = ()
-    """Admissible routes, best first; empty while nothing is ready."""
+    """Admissible routes, that of the plan first, then as good as they are now; empty while nothing is ready."""
+    link: LinkEnds | None = None
+    """The link whose bandwidth, as the gateway measures it, decides among the routes."""
     stages: Annotated[tuple[Name, ...], distinct(most=32)] = ()
     """Every stage to watch and report on, those still being prepared included."""
     links: Annotated[tuple[ProbedLink, ...], keyed("source", "target", most=16)] = ()
@@ -157,6 +191,8 @@ class GatewayReport(Model):
     stages: Annotated[tuple[StageEndpoints, ...], keyed("name", most=32)] = ()
     in_flight: Annotated[tuple[InFlight, ...], keyed("generation", most=64)] = ()
     links: Annotated[tuple[LinkEstimate, ...], keyed("source", "target", most=16)] = ()
+    route: Annotated[str, at_most(256)] | None = None
+    """The route that a request would take first now. Absent while none can serve."""
 
 
 class RouteTableStatus(Model):

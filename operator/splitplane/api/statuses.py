@@ -70,6 +70,16 @@ class PlanStatus(Model):
     since: Timestamp | None = None
 
 
+class RouteStatus(Model):
+    """A way that the gateway may send requests without asking."""
+
+    name: Summary
+    best_between: Annotated[tuple[Annotated[str, at_most(64)], ...], ordered(most=8)] = ()
+    """Bandwidths of the link at which it is the best, for people: ``0.08 to 1.76 Mbit/s``. None: it is a way out."""
+    max_rate_per_second: DecimalString
+    """Highest rate that its resident replicas bear."""
+
+
 class PendingSwitch(Model):
     """A switch under way: enough to go on with it, or to roll it back, after the operator was restarted."""
 
@@ -142,6 +152,8 @@ class PipelineStatus(Model):
     profile: Annotated[str, at_most(253)] | None = None
     """Name of the ``ModelProfile`` that plans are made from."""
     plan: PlanStatus | None = None
+    routes: Annotated[tuple[RouteStatus, ...], ordered(most=16)] = ()
+    """What the gateway chooses from by itself, the plan's own route first: the same as in the RouteTable."""
     replicas: Annotated[str, at_most(128)] | None = None
     """Ready over wanted replicas by stage: ``edge 2/2, cloud 1/1``."""
     slo: Annotated[str, at_most(128)] | None = None

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from splitplane.cli.conditions import Bandwidth, Exit, PerUse, Price, Rate, Scv, Without, arguments
-from splitplane.cli.plans import out, show
+from splitplane.cli.plans import out, show, show_routes
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Action, Decision, Policy, Snapshot
 from splitplane.planner import explain as decide
@@ -42,7 +42,8 @@ def explain(
     early: Exit = None,
     without: Without = None,
 ) -> None:
-    """Tell which limits bind, what other kinds of plan would give, the gain of a change, and the gate that holds it."""
+    """Tell which limits bind, what other kinds of plan would give, the gain of a change, the gate that holds it, and
+    from which routes the gateway chooses as the link gets slower and faster."""
     if call is not None:
         snapshot, policy, now = _recorded(call)
     elif file is not None and profile is not None:
@@ -66,6 +67,8 @@ def explain(
         if candidate is not None and all(candidate.plan != other.plan for _, other in told):
             told.append((name, candidate))
     show([*told, *decision.alternatives.items()], rate=decision.inputs.rate_per_second if decision.inputs else rate)
+    if decision.routes:
+        show_routes(decision.routes, decision.steps)
 
 
 def _recorded(path: Path) -> tuple[Snapshot, Policy, float]:

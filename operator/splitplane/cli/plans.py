@@ -1,12 +1,12 @@
 """Plans as rows of a table for people."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from splitplane.domain.plans import Candidate, Plan
+from splitplane.domain.plans import Candidate, Plan, Steps, span_text
 from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.planner import indifference
 
@@ -24,6 +24,19 @@ def show(rows: Iterable[tuple[str, Candidate]], *, rate: float) -> None:
         table.add_column(column)
     for name, candidate in rows:
         table.add_row(name, *_cells(candidate, rate))
+    out.print(table)
+
+
+def show_routes(routes: Sequence[Candidate], steps: Steps | None) -> None:
+    """Print what the gateway chooses from by itself: routes, bandwidths at which each is best, and highest rates."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    link = f" ON {steps.source} TO {steps.target}" if steps else ""
+    for column in ("ROUTE", f"BEST{link}", "MAX RATE"):
+        table.add_column(column)
+    for place, route in enumerate(routes):
+        spans = steps.ranges(place) if steps else ()
+        best = ", ".join(span_text(*span) for span in spans) or "(way out)"
+        table.add_row(str(route.plan), best if steps else "-", f"{route.predicted.max_rate_per_second:.2f}/s")
     out.print(table)
 
 

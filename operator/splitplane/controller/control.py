@@ -46,6 +46,8 @@ class PublishedRoute:
     steps: tuple[RouteStep, ...]
     codecs: tuple[str, ...]
     max_rate_per_second: float
+    best: tuple[tuple[float, float], ...] = ()
+    """Where it is the best: from, and below, so many bytes per second of the serving plan's link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Serving:
     routes: tuple[PublishedRoute, ...]
     model: str
     inputs: Inputs | None = None
+    link: tuple[str, str] | None = None
+    """Source and target tier of the link whose bandwidth decides among the routes; ``None``: it is not measured."""
 
     def replicas(self, name: str) -> int:
         return max((stage.replicas for stage in self.stages if stage.name == name), default=0)

@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 # How long the first plan waits for a new gateway to measure the links.
 _LINK_PATIENCE_SECONDS = 30.0
 _RETRY_FIRST_PLAN_SECONDS = 3.0
-# A change of a route's highest rate that is worth a new generation.
-_RATE_CHANGE = 0.1
+# A change of a route's highest rate, or of where it is the best, that is worth a new generation.
+_NUMBER_CHANGE = 0.1
 # Of a load above what the plan bears, a further rise that is planned for at once.
 _SURGE_STEP = 0.2
 _NOTHING = Missing("")
@@ -113,8 +113,8 @@ class Deciding:
         if decision.target is None:
             return
         target = realise(
-            decision.target, decision.routes, pipeline=pipeline, fingerprint=model[1].fingerprint, model=name,
-            inputs=decision.inputs, settings=self._settings,
+            decision.target, decision.routes, decision.steps, pipeline=pipeline, fingerprint=model[1].fingerprint,
+            model=name, inputs=decision.inputs, settings=self._settings,
         )  # fmt: skip
         self._head_for(this, target, decision)
 
@@ -127,7 +127,8 @@ class Deciding:
         ):  # fmt: skip
             this.control = replace(control, pending=None)
             if _routes_differ(active, target):
-                this.control = replace(this.control, active=replace(active, routes=target.routes))
+                served = replace(active, routes=target.routes, link=target.link)
+                this.control = replace(this.control, active=served)
             return
         pending = control.pending
         if pending is not None and (pending.serving.plan, pending.serving.stages) == (target.plan, target.stages):
@@ -190,10 +191,17 @@ class Deciding:
 
 
 def _routes_differ(old: Serving, new: Serving) -> bool:
-    """Whether routes are worth publishing again: others, in another order, or with a markedly different limit."""
-    if [(route.name, route.steps) for route in old.routes] != [(route.name, route.steps) for route in new.routes]:
+    """Whether routes are worth publishing again: others, in another order, or with a markedly different limit, or best
+    at markedly different bandwidths."""
+
+    def outline(serving: Serving) -> object:
+        return serving.link, [(route.name, route.steps, len(route.best)) for route in serving.routes]
+
+    def numbers(serving: Serving) -> list[float]:
+        edges = [edge for route in serving.routes for span in route.best for edge in span if math.isfinite(edge)]
+        return [*(route.max_rate_per_second for route in serving.routes), *edges]
+
+    if outline(old) != outline(new) or len(numbers(old)) != len(numbers(new)):
         return True
-    return any(
-        abs(after.max_rate_per_second - before.max_rate_per_second) > _RATE_CHANGE * before.max_rate_per_second
-        for before, after in zip(old.routes, new.routes, strict=True)
-    )
+    pairs = zip(numbers(old), numbers(new), strict=True)
+    return any(abs(after - before) > _NUMBER_CHANGE * before for before, after in pairs)

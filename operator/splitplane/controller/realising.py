@@ -6,18 +6,18 @@ from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller.children import StageKey, stage_deployment
 from splitplane.controller.control import PublishedRoute, RouteStep, Serving, StageSet
 from splitplane.controller.settings import Settings
-from splitplane.domain.plans import Candidate, Stage
+from splitplane.domain.plans import Candidate, Stage, Steps
 from splitplane.domain.snapshots import Inputs
 
 
 def realise(
-    target: Candidate, routes: Sequence[Candidate], *,
+    target: Candidate, routes: Sequence[Candidate], steps: Steps | None, *,
     pipeline: InferencePipeline, fingerprint: str, model: str, inputs: Inputs | None, settings: Settings,
 ) -> Serving:  # fmt: skip
     """Name the Deployments that ``target`` needs and write its routes in terms of them.
 
-    ``routes`` run on what the target keeps resident; one that does not is left out. Raises ``KeyError`` when the
-    pipeline lacks a tier of the plan.
+    ``routes`` run on what the target keeps resident; one that does not is left out. ``steps`` tells which of them is
+    best at which bandwidth. Raises ``KeyError`` when the pipeline lacks a tier of the plan.
     """
     stages: list[StageSet] = []
     for stage in target.plan.stages:
@@ -25,13 +25,14 @@ def realise(
         body = stage_deployment(pipeline, key, replicas=stage.replicas, settings=settings)
         stages.append(StageSet(body["metadata"]["name"], key, stage.replicas))
     published: list[PublishedRoute] = []
+    best = {str(route.plan): steps.ranges(place) for place, route in enumerate(routes)} if steps else {}
     for candidate in (target, *routes):
-        route = _route(candidate, stages)
+        route = _route(candidate, stages, best.get(str(candidate.plan), ()))
         if route is not None and all(route.name != other.name for other in published):
             published.append(route)
     return Serving(
         plan=target.plan, predicted=target.predicted, stages=tuple(_merged(stages)), routes=tuple(published),
-        model=model, inputs=inputs,
+        model=model, inputs=inputs, link=(steps.source, steps.target) if steps else None,
     )  # fmt: skip
 
 
@@ -45,7 +46,9 @@ def _merged(stages: Sequence[StageSet]) -> list[StageSet]:
     return list(found.values())
 
 
-def _route(candidate: Candidate, stages: Sequence[StageSet]) -> PublishedRoute | None:
+def _route(
+    candidate: Candidate, stages: Sequence[StageSet], best: tuple[tuple[float, float], ...]
+) -> PublishedRoute | None:
     steps = []
     for stage in candidate.plan.stages:
         holder = _holder(stage, stages)
@@ -57,6 +60,7 @@ def _route(candidate: Candidate, stages: Sequence[StageSet]) -> PublishedRoute |
         steps=tuple(steps),
         codecs=candidate.plan.codecs,
         max_rate_per_second=candidate.predicted.max_rate_per_second,
+        best=best,
     )
 
 

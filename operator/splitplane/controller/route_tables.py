@@ -1,5 +1,6 @@
 """The RouteTable as the operator writes it. Pure."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from splitplane.api.fields import decimal_string
@@ -37,6 +38,7 @@ def route_table(
             "generation": generation,
             "model": model,
             "routes": [_route(route) for route in routes],
+            "link": _link(control),
             "stages": sorted(control.named()),
             "links": list(links),
             "gateways": pipeline.spec.gateway.replicas,
@@ -88,9 +90,22 @@ def _route(route: PublishedRoute) -> Object:
             {"stage": step.stage, "tier": step.tier, "first": step.first, "last": step.last} for step in route.steps
         ],
         "codecs": list(route.codecs),
+        "bestBetween": [_range(low, high) for low, high in route.best],
         # A rate that is no number counts as none: a fallback must never be overloaded.
         "maxRatePerSecond": decimal_string(min(max(0.0, route.max_rate_per_second), _MOST_RATE), digits=3),
     }
+
+
+def _link(control: Control) -> Object | None:
+    if control.active is None or control.active.link is None:
+        return None
+    source, target = control.active.link
+    return {"source": source, "target": target}
+
+
+def _range(low: float, high: float) -> Object:
+    found: Object = {"fromBytesPerSecond": math.ceil(low)}
+    return found if math.isinf(high) else {**found, "belowBytesPerSecond": math.ceil(high)}
 
 
 def live_routes(control: Control, lost_tiers: frozenset[str]) -> tuple[PublishedRoute, ...]:

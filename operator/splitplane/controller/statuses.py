@@ -13,7 +13,7 @@ from splitplane.controller.conditions import Facts, merge, verdicts
 from splitplane.controller.control import Control, Serving
 from splitplane.controller.switching import Observed
 from splitplane.domain.measurements import Value, known
-from splitplane.domain.plans import Candidate, Prediction, Stage
+from splitplane.domain.plans import Candidate, Prediction, Stage, span_text
 from splitplane.domain.snapshots import Action, Decision, Mode
 from splitplane.domain.times import timestamp
 
@@ -34,6 +34,7 @@ def build(
         ),
         "profile": profile_name if profile_known else None,
         "plan": plan,
+        "routes": routes_of(control) or None,
         "replicas": _replicas(control, observed),
         "slo": _slo(pipeline, plan),
         "lastSwitchMilliseconds": round(control.last_switch_seconds * 1000) or None,
@@ -108,6 +109,17 @@ def decision_entry(decision: Decision, control: Control, now: float) -> Json:
     if decision.action is Action.HOLD and decision.gate:
         entry["gate"] = decision.gate
     return entry
+
+
+def routes_of(control: Control) -> list[Json]:
+    return [
+        {
+            "name": route.name,
+            "bestBetween": [span_text(low, high) for low, high in route.best],
+            "maxRatePerSecond": decimal_or_none(max(0.0, route.max_rate_per_second), digits=3) or "0",
+        }
+        for route in (control.active.routes if control.active else ())
+    ]
 
 
 def _plan(facts: Facts, cut_names: list[str]) -> Json:

@@ -1,6 +1,8 @@
 """Plans: who runs which segments, how tensors cross, and what that is predicted to give."""
 
 import hashlib
+import math
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 
@@ -103,3 +105,36 @@ class Candidate:
     plan: Plan
     predicted: Prediction
     violations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Which of some routes is best at which bandwidth of the link from tier ``source`` to tier ``target``.
+
+    From ``starts[i]`` bytes per second on, and below ``starts[i + 1]``, it is the route at place ``routes[i]``. The
+    first step starts at 0, the last has no upper end. A route may have several steps, or none.
+    """
+
+    source: str
+    target: str
+    starts: tuple[float, ...]
+    routes: tuple[int, ...]
+
+    def at(self, bandwidth: float) -> int:
+        """The place of the best route."""
+        return self.routes[bisect_right(self.starts, bandwidth) - 1]
+
+    def ranges(self, route: int) -> tuple[tuple[float, float], ...]:
+        """(from, below) in bytes per second where the route at this place is best; the last may be infinite."""
+        ends = (*self.starts[1:], math.inf)
+        return tuple(
+            (start, end) for start, end, place in zip(self.starts, ends, self.routes, strict=True) if place == route
+        )
+
+
+def span_text(low: float, high: float) -> str:
+    """Bandwidths from and below so many bytes per second, for people: ``0.08 to 1.76 Mbit/s``."""
+    below, above = f"{high * 8e-6:.3g}", f"{low * 8e-6:.3g}"
+    if math.isinf(high):
+        return f"from {above} Mbit/s" if low > 0.0 else "any bandwidth"
+    return f"below {below} Mbit/s" if low <= 0.0 else f"{above} to {below} Mbit/s"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from splitplane.domain.measurements import Measurement
-from splitplane.domain.plans import Candidate, Plan
+from splitplane.domain.plans import Candidate, Plan, Steps
 from splitplane.domain.profiles import Profile
 
 
@@ -188,6 +188,8 @@ class Decision:
     feasible: bool = True
     routes: tuple[Candidate, ...] = ()
     """Admissible routes of the target, best first, each runnable on what the target keeps resident."""
+    steps: Steps | None = None
+    """Which of them is best at which bandwidth of the target's link; ``None`` where no link has numbers."""
     low_demand_since: float | None = None
     alternatives: Mapping[str, Candidate] = field(default_factory=dict)
     binding: tuple[str, ...] = ()

@@ -242,6 +242,12 @@ def _limits(context: Context) -> Hashable:
     )
 
 
+def weighed_by(context: Context) -> Hashable:
+    """All that predictions and their limits depend on, besides the profile."""
+    policy = context.policy
+    return _numbers(context), context.rate, policy, tuple(context.tiers.values()), tuple(context.sites)
+
+
 def _numbers(context: Context) -> Hashable:
     """All that a search among lines depends on, besides the profile and the rate."""
     return (

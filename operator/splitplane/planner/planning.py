@@ -17,7 +17,7 @@ from splitplane.planner.explain import conditions, describe, why_nothing_fits
 from splitplane.planner.keeping import Kept
 from splitplane.planner.paying import Indifference
 from splitplane.planner.paying import indifference as indifference_of
-from splitplane.planner.routes import admissible_routes
+from splitplane.planner.routes import Admissible, admissible
 from splitplane.planner.selecting import best_plan, current_frontier
 
 
@@ -68,10 +68,12 @@ def _decide(context: Context, now: float, *, thorough: bool) -> Decision:
         split = other_split(context, verdict.target or best)
         alternatives |= {"other-split": split} if split else {}
         binding = binding_limits(context, best)
+    ways = admissible(context, verdict.target.plan) if verdict.target else Admissible((), None)
     return replace(
         decision,
         message=f"{verdict.message}; limited by {', '.join(binding)}" if binding else verdict.message,
-        routes=admissible_routes(context, verdict.target.plan) if verdict.target else (),
+        routes=ways.routes,
+        steps=ways.steps,
         alternatives=alternatives,
         binding=binding,
     )

@@ -1,57 +1,97 @@
-"""Routes that requests may take over the pods of one plan: the plan's own first, then the ways out.
+"""Routes that requests may take over the pods of one plan: the plan's own first, then what suits other bandwidths, and
+the ways out.
 
 Any of them can be chosen per request without touching a pod: all satisfy privacy, and each carries the highest rate
-that the resident replicas bear on it.
+that the resident replicas bear on it. Which is best at which bandwidth is told (``planner.steps``).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 import numpy as np
 
-from splitplane.domain.plans import Candidate, Plan, Stage
+from splitplane.domain.plans import Candidate, Plan, Stage, Steps
 from splitplane.domain.snapshots import Mode, Preference
 from splitplane.planner.arrays import Ints
 from splitplane.planner.context import Context, crossings
 from splitplane.planner.evaluation import Table, assess, evaluate, held_by_nodes, leak_of, violations
+from splitplane.planner.frontier import weighed_by
 from splitplane.planner.layouts import Layout, layout_of
+from splitplane.planner.options import LOSS_STEP
 from splitplane.planner.residency import trusted
+from splitplane.planner.steps import weigh
 
-LIMIT = 8
+LIMIT = 12
 """Routes at most, so that the table stays small enough to read."""
 
 
-def admissible_routes(context: Context, plan: Plan) -> tuple[Candidate, ...]:
-    """Routes over what ``plan`` keeps resident, the plan's own first, the others by preference.
+@dataclass(frozen=True, slots=True)
+class Admissible:
+    """The routes, the plan's own first, the others by preference, and which is best at which bandwidth."""
 
-    Predicted at the current rate, or at the highest that a route bears if that is less. A route is left out if
-    another over the same tiers is at least as good in everything. Routes over tiers without ready nodes or over links
-    that nobody measures are left out, except the plan's own.
+    routes: tuple[Candidate, ...]
+    steps: Steps | None
+
+
+def admissible(context: Context, plan: Plan) -> Admissible:
+    """Routes over what ``plan`` keeps resident: those that are best at some bandwidth of its link, and ways out.
+
+    Predicted at the current rate and bandwidths, or at the highest rate that a route bears if that is less. Its
+    ``max_rate_per_second`` is what it bears wherever it is the best. Routes over tiers without ready nodes or over
+    links that nobody measures are left out, except the plan's own.
     """
+    key = ("routes", plan, weighed_by(context))
+    known = context.kept.result(key)
+    if isinstance(known, Admissible):
+        return known
+    found = _admissible(context, plan)
+    context.kept.keep(key, found, plans=LIMIT)
+    return found
+
+
+def admissible_routes(context: Context, plan: Plan) -> tuple[Candidate, ...]:
+    """The routes alone."""
+    return admissible(context, plan).routes
+
+
+def _admissible(context: Context, plan: Plan) -> Admissible:
     own = _own(context, plan)
-    found = {} if own is None else {own.plan.routing: own}
+    ways = {} if own is None else {own.plan.routing: own}
+    layouts = [] if own is None or _unmeasured(context, plan) else [(plan.stages, layout_of(context, plan))]
     for stages in _sequences(context, plan):
-        layout = _layout(context, plan, stages)
-        if layout is not None and len(layout):
-            for route in _predict(context, stages, layout):
-                found.setdefault(route.plan.routing, route)
-    others = [route for route in found.values() if route is not own and route.predicted.max_rate_per_second > 0.0]
-    others = [route for route in others if own is None or not _dominates(context, own, route)]
+        layout = _within_limits(context, _layout(context, plan, stages))
+        if len(layout):
+            layouts.append((stages, layout))
+            out = min(_predict(context, stages, layout), key=lambda route: _rank(context, route))
+            ways.setdefault(out.plan.routing, out)
+    found = weigh(context, plan, [(stages, held_by_nodes(context, layout)) for stages, layout in layouts], most=LIMIT)
+    best = {route.plan.routing: route for route in found.routes} if found else {}
+    others = [route for key, route in (ways | best).items() if own is None or key != own.plan.routing]
+    others = [route for route in others if route.predicted.max_rate_per_second > 0.0]
     others.sort(key=lambda route: _rank(context, route))
-    routes = others if own is None else [own, *others]
-    if len(routes) > LIMIT:
-        # The way out that needs the fewest tiers matters more than a further shade of the others.
-        simplest = min(routes, key=lambda route: len(route.plan.stages))
-        routes = routes[:LIMIT] if simplest in routes[:LIMIT] else [*routes[: LIMIT - 1], simplest]
-    return tuple(routes)
+    first = [] if own is None else [best.get(own.plan.routing, own)]
+    kept = {route.plan.routing for route in first} | best.keys()
+    # Ways out that are best nowhere give way first, those of most tiers before others.
+    spare = sorted((r for r in others if r.plan.routing not in kept), key=lambda route: len(route.plan.stages))
+    kept |= {route.plan.routing for route in spare[: max(0, LIMIT - len(kept))]}
+    routes = (*first, *(route for route in others if route.plan.routing in kept))
+    if not found:
+        return Admissible(routes, None)
+    places = {route.plan.routing: place for place, route in enumerate(routes)}
+    steps = Steps(*found.link, found.starts, tuple(places[found.routes[each].plan.routing] for each in found.best))
+    return Admissible(routes, steps)
+
+
+def _unmeasured(context: Context, plan: Plan) -> bool:
+    return any(pair not in context.wires for pair in crossings(plan, context.gateway))
 
 
 def _own(context: Context, plan: Plan) -> Candidate | None:
     """The plan's own route; ``None`` where nothing can serve it."""
     if "spec" in violations(context, plan) or any(stage.tier not in context.sites for stage in plan.stages):
         return None
-    if any(pair not in context.wires for pair in crossings(plan, context.gateway)):
+    if _unmeasured(context, plan):
         return assess(context, plan)
     return next(iter(_predict(context, plan.stages, layout_of(context, plan))))
 
@@ -71,7 +111,21 @@ def _sequences(context: Context, plan: Plan) -> Iterator[tuple[Stage, ...]]:
                 yield sequence
 
 
-def _layout(context: Context, plan: Plan, stages: Sequence[Stage]) -> Layout | None:
+def _within_limits(context: Context, layout: Layout) -> Layout:
+    """The rows that show no more and lose no more than the policy allows, as far as that was measured."""
+    policy = context.policy
+    if not len(layout) or (policy.max_leak is None and policy.max_accuracy_loss is None):
+        return layout
+    table = evaluate(context, layout)
+    able = np.ones(len(layout), dtype=np.bool_)
+    if policy.max_leak is not None:
+        able &= table.leak_measured & (table.leak <= policy.max_leak)
+    if policy.max_accuracy_loss is not None:
+        able &= table.loss_measured & (table.loss_steps * LOSS_STEP <= policy.max_accuracy_loss * (1.0 + 1e-9))
+    return layout.where(able)
+
+
+def _layout(context: Context, plan: Plan, stages: Sequence[Stage]) -> Layout:
     """The routes over these stages, in this order. Of three, one crossing at a time is another than the plan's."""
     options = context.options
     choices = [_between(context, left, right) for left, right in pairwise(stages)]
@@ -130,24 +184,6 @@ def _unbeaten(context: Context, table: Table) -> Ints:
     no_worse = (merits[:, :, None] <= merits[:, None, :]).all(axis=0)
     better = (merits[:, :, None] < merits[:, None, :]).any(axis=0)
     return np.flatnonzero(~(no_worse & better).any(axis=0))
-
-
-def _dominates(context: Context, rival: Candidate, route: Candidate) -> bool:
-    if {stage.tier for stage in rival.plan.stages} != {stage.tier for stage in route.plan.stages}:
-        return False
-    a, b = _merits(context, rival), _merits(context, route)
-    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
-
-
-def _merits(context: Context, route: Candidate) -> tuple[float, ...]:
-    merits = (route.predicted.p95_seconds, -route.predicted.max_rate_per_second)
-    match context.policy.prefer:
-        case Preference.COST:
-            return (*merits, route.predicted.cost_per_hour)
-        case Preference.PRIVACY:
-            return (*merits, leak_of(context, route.plan))
-        case _:
-            return merits
 
 
 def _rank(context: Context, route: Candidate) -> tuple[float | str, ...]:

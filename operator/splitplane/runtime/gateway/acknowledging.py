@@ -6,6 +6,7 @@ from typing import Any
 
 from splitplane.adapters.cluster import Cluster, ClusterError
 from splitplane.adapters.kinds import ROUTE_TABLE
+from splitplane.runtime.gateway.choosing import Choice
 from splitplane.runtime.gateway.links import CHANGE_FACTOR
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.settings import Settings
@@ -26,6 +27,7 @@ MOST_GENERATIONS = 64
 def build_status(router: Router) -> dict[str, Any]:
     """The report as ``api.routes.GatewayReport`` has it. A link just gone down is listed without numbers."""
     table = router.table
+    choice = router.peek(frozenset())
     links = []
     for (source, target), estimate in router.links.estimates(router.clock()).items():
         entry: dict[str, Any] = {"source": source, "target": target}
@@ -43,6 +45,8 @@ def build_status(router: Router) -> dict[str, Any]:
             for generation, requests in sorted(router.flights.by_generation.items())[-MOST_GENERATIONS:]
         ],
         "links": links[:MOST_LINKS],
+        # What is no longer true has to be taken away: a merge patch leaves alone what it does not name.
+        "route": choice.route.name if isinstance(choice, Choice) else None,
     }
 
 

@@ -1,4 +1,7 @@
-"""Which route a request takes: the first of the table that can serve it now. Pure; times come in as arguments."""
+"""Which route a request takes: the best at the link's bandwidth now, or else the first of the table that can serve it.
+
+Pure; times come in as arguments.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -56,12 +59,30 @@ class TokenBucket:
         return True
 
 
+HYSTERESIS = 0.1
+"""How far, relatively, the bandwidth must be beyond where a route is the best before another is taken: more than an
+estimate wanders."""
+
+
 class Chooser:
-    """Picks routes of a table. The first one carries whatever comes, a fallback no more than its rate."""
+    """Picks routes of a table. The plan's own carries whatever comes, every other no more than its rate."""
 
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints = endpoints
         self._buckets: dict[str, TokenBucket] = {}
+        self._preferred = ""
+
+    def prefer(self, table: Table, bandwidth: float | None) -> int | None:
+        """The place of the route that is best at this bandwidth, or was just now; ``None``: nothing is known."""
+        if bandwidth is None:
+            return None
+        routes = table.routes
+        for place, route in enumerate(routes):
+            if route.name == self._preferred and route.best_at(bandwidth, slack=HYSTERESIS):
+                return place
+        best = next((place for place, route in enumerate(routes) if route.best_at(bandwidth)), None)
+        self._preferred = "" if best is None else routes[best].name
+        return best
 
     def choose(
         self,
@@ -71,15 +92,18 @@ class Chooser:
         source_tier: str = "",
         avoid: Collection[str] = (),
         down: Collection[tuple[str, str]] = (),
+        bandwidth: float | None = None,
         take: bool = True,
     ) -> Choice | Wait:
         """The first route whose every stage has an admitted endpoint outside ``avoid`` and whose rate is not used up.
 
+        The one that is best at ``bandwidth`` (bytes per second of the table's link) comes before the table's order.
         ``take=False`` only looks, and leaves a fallback's rate as it is. Routes over a link in ``down`` come last, but
         they come: it may be the link target that is broken.
         """
         over_down = [any(link in down for link in route.crossings(source_tier)) for route in table.routes]
-        order = sorted(range(len(table.routes)), key=lambda index: over_down[index])
+        preferred = self.prefer(table, bandwidth)
+        order = sorted(range(len(table.routes)), key=lambda index: (over_down[index], index != preferred))
         shortest: float | None = None
         for index in order:
             route = table.routes[index]

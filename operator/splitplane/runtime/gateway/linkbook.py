@@ -90,6 +90,12 @@ class LinkBook:
         """What is known now, unknown links included."""
         return {link: self._estimate(link, now) for link in sorted(self._estimators)}
 
+    def bandwidth(self, link: LinkName, now: float) -> float | None:
+        """Bytes per second of a link; ``None`` while it is not known, or while it is down."""
+        if link in self.down or link not in self._estimators:
+            return None
+        return self._estimators[link].estimate(now).bandwidth_bytes_per_second
+
     def _estimate(self, link: LinkName, now: float) -> LinkEstimate:
         if now - self.down.get(link, now) >= DOWN_TOLD_SECONDS:
             return LinkEstimate(0.0, None)

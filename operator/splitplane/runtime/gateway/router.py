@@ -69,8 +69,10 @@ class Router:
     def _choose(self, avoid: frozenset[str], *, take: bool) -> Choice | Wait:
         if self.table is None:
             return Wait(None, "the gateway has no route table yet")
+        now = self.clock()
+        bandwidth = None if self.table.link is None else self.links.bandwidth(self.table.link, now)
         return self._chooser.choose(
-            self.table, self.clock(), source_tier=self.tier, avoid=avoid, down=self.links.down, take=take
+            self.table, now, source_tier=self.tier, avoid=avoid, down=self.links.down, bandwidth=bandwidth, take=take
         )
 
     def cut_off(self, route: Route) -> bool:

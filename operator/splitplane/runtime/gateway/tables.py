@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 from splitplane.runtime.inference import ModelMetadata, TensorMetadata
@@ -31,13 +32,18 @@ class Route:
     """Ordered stops; ``codecs[i]`` encodes what stop ``i`` hands to stop ``i + 1``.
 
     ``max_rate_per_second`` is this gateway's share of what its resident replicas bear; ``None`` when the table gives
-    none.
+    none. ``best`` is where it is the best: from, and below, so many bytes per second of the table's link.
     """
 
     name: str
     stops: tuple[Stop, ...]
     codecs: tuple[str, ...]
     max_rate_per_second: float | None = None
+    best: tuple[tuple[float, float], ...] = ()
+
+    def best_at(self, bandwidth: float, *, slack: float = 0.0) -> bool:
+        """Whether it is the best at this bandwidth, or within a relative ``slack`` of where it is."""
+        return any(low * (1.0 - slack) <= bandwidth < high * (1.0 + slack) for low, high in self.best)
 
     def crossings(self, source: str) -> tuple[tuple[str, str], ...]:
         """(source, target) tiers of the hops that leave a tier, from the gateway in tier ``source`` onwards."""
@@ -67,6 +73,8 @@ class Table:
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
     timeout_seconds: float = DEFAULT_TIMEOUT_MILLISECONDS / 1000
     batching: Limits | None = None
+    link: tuple[str, str] | None = None
+    """Source and target tier of the link whose bandwidth decides among the routes."""
 
     def supersedes(self, other: "Table | None") -> bool:
         """Whether this table may replace ``other``: a lower generation of the same object never does."""
@@ -95,6 +103,7 @@ def parse_table(obj: Mapping[str, Any]) -> Table:
             max_in_flight=int(queue.get("maxInFlight") or DEFAULT_MAX_IN_FLIGHT),
             timeout_seconds=int(queue.get("timeoutMilliseconds") or DEFAULT_TIMEOUT_MILLISECONDS) / 1000,
             batching=_limits(spec.get("batching") or {}),
+            link=_ends(spec.get("link")),
         )
     except TableError:
         raise
@@ -102,6 +111,10 @@ def parse_table(obj: Mapping[str, Any]) -> Table:
         raise TableError(f"RouteTable lacks the field {error.args[0]!r}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise TableError(f"RouteTable is malformed: {error}") from error
+
+
+def _ends(item: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    return None if item is None else (str(item["source"]), str(item["target"]))
 
 
 def _limits(item: Mapping[str, Any]) -> Limits | None:
@@ -136,4 +149,8 @@ def _route(item: Mapping[str, Any], gateways: int) -> Route:
     for left, right in pairwise(stops):
         if left.last != right.first:
             raise TableError(f"route {name!r}: stage {right.stage!r} starts at cut {right.first}, not {left.last}")
-    return Route(name, stops, codecs, None if rate in (None, "") else float(rate) / gateways)
+    best = tuple(
+        (float(span.get("fromBytesPerSecond") or 0), float(span.get("belowBytesPerSecond") or inf))
+        for span in item.get("bestBetween") or ()
+    )
+    return Route(name, stops, codecs, None if rate in (None, "") else float(rate) / gateways, best)
