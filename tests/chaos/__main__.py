@@ -1,29 +1,30 @@
 """Does every fault to a cluster under load and tells what clients saw: ``python -m tests.chaos [FAULT ...]``.
 
-What was measured is kept in ``build/chaos/measured.json``, so that a run of some faults replaces their rows only; with
-``--write`` the table of all goes into docs/faults.md.
+What was measured is kept in ``build/chaos``, so that a run of some faults replaces their rows only; with ``--write``
+the table of all goes into docs/faults.md, to each kind of cluster its own.
 """
 
 import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from tests.chaos.faults import FAULTS, Fault
+from tests.chaos import embedded
+from tests.chaos.faults import FAULTS, ON_KIND, Fault
 from tests.chaos.records import Measured, measure
-from tests.chaos.site import RATE, Site, site
+from tests.chaos.site import RATE, Site
 
 ROOT = Path(__file__).parents[2]
-KEPT = ROOT / "build" / "chaos" / "measured.json"
 PAGE = ROOT / "docs" / "faults.md"
 IN_FLIGHT = 10
 """Most requests that may be on their way through a gateway when it dies: half a second's."""
-BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
 
 
 def play(fault: Fault, where: Site, scale: float) -> Measured:
@@ -39,44 +40,83 @@ def kept_promise(fault: Fault, measured: Measured) -> bool:
     return measured.failed == 0 and measured.resent <= (IN_FLIGHT if fault.may_resend else 0)
 
 
-def table(rows: dict[str, Measured], before: str = "") -> str:
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where faults can be done."""
+
+    faults: tuple[Fault, ...]
+    kept: Path
+    """What was measured, by fault."""
+    begin: str
+    """The line of docs/faults.md before its table."""
+
+    @property
+    def end(self) -> str:
+        return self.begin.replace("measured", "end")
+
+    def rows(self) -> dict[str, Measured]:
+        return (
+            {key: Measured(**row) for key, row in json.loads(self.kept.read_text()).items()}
+            if self.kept.exists()
+            else {}
+        )
+
+    def keep(self, rows: dict[str, Measured]) -> None:
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        self.kept.write_text(json.dumps({key: asdict(row) for key, row in rows.items()}, indent=2) + "\n")
+
+    def site(self, say: Callable[[str], None]) -> AbstractContextManager[Site]:
+        if self.faults is FAULTS:
+            return embedded.site(say)
+        from tests.chaos import kind  # only there is hack/kind-node on the path
+
+        return kind.site(say)
+
+
+KEPT = ROOT / "build" / "chaos"
+CLUSTERS = {
+    "embedded": Cluster(FAULTS, KEPT / "measured.json", "<!-- measured -->\n"),
+    "kind": Cluster(ON_KIND, KEPT / "measured-on-kind.json", "<!-- measured on kind -->\n"),
+}
+
+
+def table(rows: dict[str, Measured], faults: tuple[Fault, ...], before: str = "") -> str:
     """The rows measured here; of other faults, those of the table before."""
     told = {line.split("|")[1].strip(): line for line in before.splitlines()}
     told |= {
         fault.name: f"| {fault.name} | {row.requests} | {row.failed} | {row.resent} | {row.recovered_seconds:.1f} s "
         f"| {row.p99_milliseconds:.0f} ms | {row.note} |"
-        for fault in FAULTS
+        for fault in faults
         if (row := rows.get(fault.key)) is not None
     }
     lines = [
         "| fault | requests | failed | sent again by the client | time to recover | p99 during | |",
         "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
-        *(told[fault.name] for fault in FAULTS if fault.name in told),
+        *(told[fault.name] for fault in faults if fault.name in told),
     ]
     return "\n".join(lines) + "\n"
 
 
-def keep(rows: dict[str, Measured]) -> None:
-    KEPT.parent.mkdir(parents=True, exist_ok=True)
-    KEPT.write_text(json.dumps({key: asdict(row) for key, row in rows.items()}, indent=2) + "\n")
-
-
-def write_page(rows: dict[str, Measured]) -> None:
-    before, rest = PAGE.read_text().split(BEGIN)
-    old, after = rest.split(END)
-    PAGE.write_text(before + BEGIN + table(rows, old) + END + after)
+def write_page(rows: dict[str, Measured], cluster: Cluster) -> None:
+    before, rest = PAGE.read_text().split(cluster.begin)
+    old, after = rest.split(cluster.end)
+    PAGE.write_text(before + cluster.begin + table(rows, cluster.faults, old) + cluster.end + after)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
-    parser.add_argument("faults", nargs="*", choices=[[], *(fault.key for fault in FAULTS)], metavar="FAULT")
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help="which ones (default: all)")
+    parser.add_argument("--on", choices=CLUSTERS, default="embedded", help="the cluster (default: embedded)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of each fault's repetitions and length")
     parser.add_argument("--keep-going", action="store_true", help="go on after a fault from which nothing recovered")
     parser.add_argument("--write", action="store_true", help="write the table into docs/faults.md")
     options = parser.parse_args()
-    chosen = [fault for fault in FAULTS if not options.faults or fault.key in options.faults]
+    cluster = CLUSTERS[options.on]
+    if unknown := set(options.faults) - {fault.key for fault in cluster.faults}:
+        parser.error(f"no such fault on {options.on}: {' '.join(unknown)}")
+    chosen = [fault for fault in cluster.faults if not options.faults or fault.key in options.faults]
     out = Console(highlight=False)
-    kept = {key: Measured(**row) for key, row in json.loads(KEPT.read_text()).items()} if KEPT.exists() else {}
+    kept = cluster.rows()
     broken = []
     columns = (
         SpinnerColumn(),
@@ -87,7 +127,7 @@ def main() -> int:
     )
     with Progress(*columns, console=out) as progress:
         task = progress.add_task("Starting", total=len(chosen))
-        with site(lambda text: progress.update(task, description=text)) as where:
+        with cluster.site(lambda text: progress.update(task, description=text)) as where:
             for fault in chosen:
                 progress.update(task, description=fault.name)
                 try:
@@ -103,13 +143,13 @@ def main() -> int:
                 progress.advance(task)
                 kept[fault.key] = row
                 if options.scale == 1.0:
-                    keep(kept)
+                    cluster.keep(kept)
                 out.print(f"{fault.name}: {row}")
                 if not kept_promise(fault, row):
                     broken.append(fault.name)
                     out.print(*errors[-5:], sep="\n")
     if options.write:
-        write_page(kept)
+        write_page(kept, cluster)
     out.print(f"{RATE:.0f} requests/s. " + (f"Not as promised: {', '.join(broken)}" if broken else "All as promised."))
     return 1 if broken else 0
 

@@ -62,10 +62,23 @@ class Gateways:
         return "ipv4:" + ",".join(sorted(self._pods.values()))
 
 
+class OneAddress:
+    """In place of pods, where they cannot be reached from here: a Service's."""
+
+    def __init__(self, address: str) -> None:
+        self.target = f"ipv4:{address}"
+        self.known = asyncio.Event()
+        self.known.set()
+
+    async def follow(self) -> None: ...
+
+
 class ConstantRate:
     """An open loop: slow answers do not hold requests back."""
 
-    def __init__(self, gateways: Gateways, request: bytes, expected: np.ndarray[Any, Any], log: IO[str]) -> None:
+    def __init__(
+        self, gateways: Gateways | OneAddress, request: bytes, expected: np.ndarray[Any, Any], log: IO[str]
+    ) -> None:
         self._gateways, self._request, self._expected, self._log = gateways, request, expected, log
         self._channels: dict[str, grpc.aio.Channel] = {}
         """By target; those of earlier targets too, for what is under way on them."""
@@ -125,7 +138,8 @@ def request(model: str, features: np.ndarray[Any, Any]) -> bytes:
 
 async def main(options: argparse.Namespace) -> None:
     data = np.load(options.data)
-    gateways, stopped = Gateways(options.namespace, options.pipeline), asyncio.Event()
+    gateways = OneAddress(options.address) if options.address else Gateways(options.namespace, options.pipeline)
+    stopped = asyncio.Event()
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     with Path(options.log).open("a") as log:  # noqa: ASYNC230 - one short line a request
@@ -143,4 +157,5 @@ if __name__ == "__main__":
     for name in ("--namespace", "--pipeline", "--data", "--log"):
         parser.add_argument(name, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--address", help="of all gateways together; default: those of their pods, as they come and go")
     asyncio.run(main(parser.parse_args()))

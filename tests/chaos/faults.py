@@ -2,8 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.chaos.site import PIPELINE, WHOLE, Site, split
@@ -63,7 +62,7 @@ def _scaling(site: Site, scale: float) -> str:
 
 def _update(site: Site, scale: float) -> str:
     before = {pod["metadata"]["name"] for pod in site.pods("stage")}
-    for image in ("splitplane/runtime:next", ""):
+    for image in (site.next_image, ""):
         site.apply(partitioning=split(1), image=image)
 
         def updated(old: set[str] = before) -> bool:
@@ -123,25 +122,23 @@ def _stage_killed(site: Site, scale: float) -> str:
     return "SIGKILL; an edge and a cloud replica"
 
 
-@contextmanager
-def _off(site: Site, node: str) -> Iterator[None]:
-    site.cluster.stop_node(node)
-    try:
-        yield
-    finally:
-        site.cluster.start_node(node)
-
-
 def _node_lost(site: Site, scale: float) -> str:
     # An edge node would take a gateway with it: its requests are the client's to send again.
-    with _off(site, "cloud-1"):
+    with site.off(site.cloud_node):
         time.sleep(20)
     site.settled(SPLIT)
-    return "power cut of one of two cloud nodes, 20 s"
+    return f"power cut of {site.cloud_nodes}, 20 s"
+
+
+def _node_paused(site: Site, scale: float) -> str:
+    with site.silent(site.cloud_node):
+        time.sleep(20)
+    site.settled(SPLIT)
+    return f"{site.cloud_nodes} stands still for 20 s"
 
 
 def _edge_node_lost(site: Site, scale: float) -> str:
-    with _off(site, "edge-2"):
+    with site.off(site.edge_node):
         time.sleep(20)
     cases.wait(lambda: len(site.gateways()) == 2, seconds=60, what="2 gateways")
     site.settled(SPLIT)
@@ -217,3 +214,8 @@ FAULTS = (
     Fault("prometheus", "Prometheus gone", _prometheus_gone),
     Fault("api", "API server gone", _api_gone),
 )
+"""On an embedded cluster."""
+_PAUSED = Fault("cloud-node-paused", "cloud node paused", _node_paused)
+_BY_KEY = {fault.key: fault for fault in (*FAULTS, _PAUSED)}
+ON_KIND = tuple(_BY_KEY[key] for key in ("update", "stage", "cloud-node", "cloud-node-paused", "cut", "flapping"))
+"""Those that real kubelets and containers may make another thing of."""

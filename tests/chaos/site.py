@@ -1,24 +1,18 @@
-"""The cluster that faults are done to: a small split pipeline that serves, a client that asks, hands to break it."""
+"""What faults are done to: a small split pipeline that serves, a client that asks, and the hands that a cluster has."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from splitplane.local import binaries, install
-from splitplane.local.cluster import Cluster
-from splitplane.local.config import ClusterConfig
-from splitplane.local.processes import Process, descendants
 from tests.chaos import records
 from tests.support import operator_cases as cases
 from tests.support.operator_requests import FEATURES, expected
@@ -27,16 +21,8 @@ PIPELINE = "steady"
 SEGMENTS = 4
 RATE = 20.0
 """Requests per second."""
-CONFIG = ClusterConfig.model_validate({
-    "nodes": [
-        {"name": "system-1"},
-        {"name": "edge-1", "tier": "edge"},
-        {"name": "edge-2", "tier": "edge"},
-        {"name": "cloud-1", "tier": "cloud"},
-        {"name": "cloud-2", "tier": "cloud"},
-    ],
-    "links": [{"between": ["edge", "cloud"], "rate": "100Mbit", "delay": "2ms"}],
-})  # fmt: skip
+WINDOWS = ("prometheus.windowSeconds=20", "prometheus.demandWindowSeconds=20")
+"""Settings of the chart: faults are short."""
 
 
 def split(cut: int) -> cases.Json:
@@ -49,15 +35,22 @@ WHOLE = cases.fixed(("edge", 0, SEGMENTS))
 class Site:
     """One cluster with one pipeline. ``edge`` and ``cloud`` are the replicas of its tiers."""
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
+    cloud_node: str
+    """One that has a stage."""
+    cloud_nodes: str
+    """That one among its like, in words."""
+    edge_node: str
+    """One that has a stage and a gateway."""
+    next_image = "splitplane/runtime:next"
+    """Another image for stages."""
+
+    def __init__(self, kubectl: Path, kubeconfig: Path, folder: Path) -> None:
+        self.kubeconfig, self.folder = kubeconfig, folder
         self.log = folder / "requests.jsonl"
-        self.spec: dict[str, Any] = {}
-        kubectl = binaries.ensure("kubectl")
 
         def run(*arguments: str, stdin: Any = None, timeout: float = 60) -> str:
             done = subprocess.run(
-                [str(kubectl), f"--kubeconfig={cluster.paths.kubeconfig}", *arguments],
+                [str(kubectl), f"--kubeconfig={kubeconfig}", *arguments],
                 input=None if stdin is None else json.dumps(stdin),
                 capture_output=True, text=True, check=False, timeout=timeout,
             )  # fmt: skip
@@ -72,8 +65,6 @@ class Site:
 
     def begin(self) -> None:
         """From nothing to a split that serves, with two replicas of everything."""
-        windows = ("prometheus.windowSeconds=20", "prometheus.demandWindowSeconds=20")
-        install.install(self.cluster, helm=binaries.ensure("helm"), chart=install.find_chart(), settings=windows)
         self._kubectl("create", "namespace", self.ns.name)
         self.ns.apply(cases.code())
         self.apply(partitioning=split(1))
@@ -117,44 +108,35 @@ class Site:
         """Names of the gateway's pods that are ready."""
         return [pod["metadata"]["name"] for pod in self.pods("gateway") if _ready(pod)]
 
-    # Hands.
+    # Hands: what a cluster does not have is not done to it.
 
     def kill(self, module: str, pod: str) -> None:
-        """SIGKILL to a pod's process."""
-        name = f"SPLITPLANE_POD_NAME={pod}".encode()
-        for process in descendants(self.cluster.status()["supervisor"]["pid"]):
-            with suppress(OSError):
-                command = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-                environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-                if f"splitplane.{module}".encode() in command and name in environment:
-                    process.signal(signal.SIGKILL)
-                    return
-        raise AssertionError(f"no process runs splitplane.{module} in {pod}")
+        """SIGKILL to a pod's process, which runs ``splitplane.MODULE``."""
+        raise NotImplementedError
 
     def replace_operator(self) -> None:
         """End the operator at once, without a word, and let its Deployment start another."""
-        self._kubectl("--namespace", install.NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/component=operator",
-                      "--grace-period=0", "--force")  # fmt: skip
-
-    def operator_ready(self) -> None:
-        self._kubectl("--namespace", install.NAMESPACE, "wait", "deployment", "--for=condition=Available",
-                      "-l", "app.kubernetes.io/component=operator", "--timeout=60s", timeout=70)  # fmt: skip
+        raise NotImplementedError
 
     def link(self, *, down: bool) -> None:
-        self.cluster.set_link(("edge", "cloud"), down=down)
+        """What pods of the two tiers send to each other is lost, or arrives again."""
+        raise NotImplementedError
 
-    @contextmanager
-    def without(self, component: str) -> Iterator[None]:
-        """A part of the control plane is gone: connections to it are refused."""
-        status = self.cluster.status()
-        recorded = (status["supervisor"], status["components"][component])
-        supervisor, part = (Process(record["pid"], record["started"]) for record in recorded)
-        supervisor.signal(signal.SIGSTOP)  # or it would start the part again
-        try:
-            part.signal(signal.SIGKILL)
-            yield
-        finally:
-            supervisor.signal(signal.SIGCONT)
+    def off(self, node: str) -> AbstractContextManager[None]:
+        """The power of a node is cut for the length of a block."""
+        raise NotImplementedError
+
+    def silent(self, node: str) -> AbstractContextManager[None]:
+        """Nothing on a node moves for the length of a block."""
+        raise NotImplementedError
+
+    def without(self, component: str) -> AbstractContextManager[None]:
+        """A part of the control plane is gone for the length of a block: connections to it are refused."""
+        raise NotImplementedError
+
+    def way_in(self) -> tuple[str, ...]:
+        """Arguments of the client that tell how it finds the gateways; none: by their pods' addresses."""
+        return ()
 
     # The client.
 
@@ -163,8 +145,8 @@ class Site:
         data = self.folder / "data.npz"
         np.savez(data, features=FEATURES, expected=expected())
         command = [sys.executable, "-m", "tests.chaos.client", f"--namespace={self.ns.name}", f"--pipeline={PIPELINE}",
-                   f"--data={data}", f"--log={self.log}", f"--rate={RATE}"]  # fmt: skip
-        environment = {**os.environ, "KUBECONFIG": str(self.cluster.paths.kubeconfig), "OMP_NUM_THREADS": "1"}
+                   f"--data={data}", f"--log={self.log}", f"--rate={RATE}", *self.way_in()]  # fmt: skip
+        environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
         try:
             self.wait_answers(1, seconds=60)
@@ -196,25 +178,3 @@ class Site:
 def _ready(pod: cases.Json) -> bool:
     conditions = pod.get("status", {}).get("conditions", ())
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
-
-
-@contextmanager
-def site(say: Callable[[str], None]) -> Iterator[Site]:
-    """A cluster of its own in a state folder of its own, gone at the end."""
-    with tempfile.TemporaryDirectory() as folder:
-        before = os.environ.get("XDG_STATE_HOME")
-        os.environ["XDG_STATE_HOME"] = folder
-        cluster = Cluster.of(f"chaos-{os.getpid()}")
-        try:
-            say("Starting a cluster of two edge and two cloud nodes")
-            cluster.up(CONFIG)
-            made = Site(cluster, Path(folder))
-            say("Installing Splitplane, measuring and starting the pipeline")
-            made.begin()
-            with made.client():
-                yield made
-        finally:
-            cluster.down(purge=True)
-            os.environ.pop("XDG_STATE_HOME")
-            if before is not None:
-                os.environ["XDG_STATE_HOME"] = before

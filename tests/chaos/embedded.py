@@ -1,0 +1,100 @@
+"""Faults on an embedded cluster: processes that are killed, links of the uplink proxies that are cut."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from splitplane.local import binaries, install
+from splitplane.local.cluster import Cluster
+from splitplane.local.config import ClusterConfig
+from splitplane.local.processes import Process, descendants
+from tests.chaos.site import WINDOWS, Site
+
+CONFIG = ClusterConfig.model_validate({
+    "nodes": [
+        {"name": "system-1"},
+        {"name": "edge-1", "tier": "edge"},
+        {"name": "edge-2", "tier": "edge"},
+        {"name": "cloud-1", "tier": "cloud"},
+        {"name": "cloud-2", "tier": "cloud"},
+    ],
+    "links": [{"between": ["edge", "cloud"], "rate": "100Mbit", "delay": "2ms"}],
+})  # fmt: skip
+
+
+class Embedded(Site):
+    """Two edge nodes and two cloud nodes."""
+
+    cloud_node, edge_node = "cloud-1", "edge-2"
+    cloud_nodes = "one of two cloud nodes"
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        super().__init__(binaries.ensure("kubectl"), cluster.paths.kubeconfig, folder)
+        self.cluster = cluster
+
+    def begin(self) -> None:
+        install.install(self.cluster, helm=binaries.ensure("helm"), chart=install.find_chart(), settings=WINDOWS)
+        super().begin()
+
+    def kill(self, module: str, pod: str) -> None:
+        name = f"SPLITPLANE_POD_NAME={pod}".encode()
+        for process in descendants(self.cluster.status()["supervisor"]["pid"]):
+            with suppress(OSError):
+                command = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+                environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+                if f"splitplane.{module}".encode() in command and name in environment:
+                    process.signal(signal.SIGKILL)
+                    return
+        raise AssertionError(f"no process runs splitplane.{module} in {pod}")
+
+    def replace_operator(self) -> None:
+        self._kubectl("--namespace", install.NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/component=operator",
+                      "--grace-period=0", "--force")  # fmt: skip
+
+    def link(self, *, down: bool) -> None:
+        self.cluster.set_link(("edge", "cloud"), down=down)
+
+    @contextmanager
+    def off(self, node: str) -> Iterator[None]:
+        self.cluster.stop_node(node)
+        try:
+            yield
+        finally:
+            self.cluster.start_node(node)
+
+    @contextmanager
+    def without(self, component: str) -> Iterator[None]:
+        status = self.cluster.status()
+        recorded = (status["supervisor"], status["components"][component])
+        supervisor, part = (Process(record["pid"], record["started"]) for record in recorded)
+        supervisor.signal(signal.SIGSTOP)  # or it would start the part again
+        try:
+            part.signal(signal.SIGKILL)
+            yield
+        finally:
+            supervisor.signal(signal.SIGCONT)
+
+
+@contextmanager
+def site(say: Callable[[str], None]) -> Iterator[Site]:
+    """A cluster of its own in a state folder of its own, gone at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = os.environ.get("XDG_STATE_HOME")
+        os.environ["XDG_STATE_HOME"] = folder
+        cluster = Cluster.of(f"chaos-{os.getpid()}")
+        try:
+            say("Starting a cluster of two edge and two cloud nodes")
+            cluster.up(CONFIG)
+            made = Embedded(cluster, Path(folder))
+            say("Installing Splitplane, measuring and starting the pipeline")
+            made.begin()
+            with made.client():
+                yield made
+        finally:
+            cluster.down(purge=True)
+            os.environ.pop("XDG_STATE_HOME")
+            if before is not None:
+                os.environ["XDG_STATE_HOME"] = before

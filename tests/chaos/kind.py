@@ -1,0 +1,99 @@
+"""Faults on kind: containers that are killed and paused, packets between nodes that are dropped."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from kindcluster import lifecycle
+from kindcluster.cluster import Cluster
+from kindcluster.outside import expose
+from kindcluster.product_images import Images
+from tests.chaos.site import PIPELINE, WINDOWS, Site
+from tests.support.kind_images import images_in_use, tag_on_nodes
+
+# A process of a node's pods, by the name of its pod and its module: the init that has it as a child, and itself.
+KILL = """
+for process in /proc/[0-9]*; do
+  if grep -qzx "SPLITPLANE_POD_NAME=$1" "$process/environ" && grep -qzx "splitplane.$2" "$process/cmdline"; then
+    kill -9 "${process#/proc/}" && echo killed
+  fi
+done 2>/dev/null
+"""
+
+
+class OnKind(Site):
+    """Two edge nodes, and one cloud node with both replicas of its stage."""
+
+    cloud_nodes = "the only cloud node"
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        super().__init__(cluster.kubectl, cluster.kubeconfig, folder)
+        self.cluster = cluster
+
+    def begin(self) -> None:
+        self._clear()  # what a killed run has left
+        images = images_in_use(self.cluster)
+        self.next_image = f"{images.runtime}-next"
+        tag_on_nodes(self.cluster, images.runtime, self.next_image)
+        self.cluster.install_chart(images, *WINDOWS)
+        super().begin()
+        (self.cloud_node,) = {pod["spec"]["nodeName"] for pod in self.pods("stage", **{"splitplane.dev/tier": "cloud"})}
+
+    def end(self, images: Images) -> None:
+        """The cluster as it was, for one that stays."""
+        self._clear()
+        self.cluster.install_chart(images)
+
+    def _clear(self) -> None:
+        self._kubectl("delete", "namespace", self.ns.name, "--ignore-not-found", timeout=120)
+
+    def kill(self, module: str, pod: str) -> None:
+        node = self.ns.get("pod", pod)["spec"]["nodeName"]
+        said = self.cluster.engine.run("exec", node, "bash", "-c", KILL, "kill", pod, module)
+        assert "killed" in said, f"no process runs splitplane.{module} in {pod}"
+
+    def link(self, *, down: bool) -> None:
+        # Of pods only: the node itself goes on talking with the control plane.
+        for way in ("--in-interface", "--out-interface"):
+            self.cluster.engine.run("exec", self.cloud_node, "iptables", "--insert" if down else "--delete", "FORWARD",
+                                    way, "eth0", "--jump", "DROP")  # fmt: skip
+
+    @contextmanager
+    def off(self, node: str) -> Iterator[None]:
+        self.cluster.kill(node)
+        try:
+            yield
+        finally:
+            self.cluster.start(node)
+
+    @contextmanager
+    def silent(self, node: str) -> Iterator[None]:
+        self.cluster.pause(node)
+        try:
+            yield
+        finally:
+            self.cluster.unpause(node)
+
+    def way_in(self) -> tuple[str, ...]:
+        return (f"--address={expose(self.cluster, f'{PIPELINE}-gateway', namespace=self.ns.name, port=9000)}",)
+
+
+@contextmanager
+def site(say: Callable[[str], None]) -> Iterator[Site]:
+    """The kind cluster of this machine; gone at the end where it was not up before."""
+    lifecycle.stop_orderly()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        lifecycle.running(Console(stderr=True), say=say) as cluster,
+    ):
+        made, images = OnKind(cluster, Path(folder)), images_in_use(cluster)
+        say("Measuring and starting the pipeline")
+        try:
+            made.begin()
+            with made.client():
+                yield made
+        finally:
+            made.end(images)
