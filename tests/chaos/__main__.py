@@ -6,6 +6,7 @@ the table of all goes into docs/faults.md, to each kind of cluster its own.
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -111,6 +112,7 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="go on after a fault from which nothing recovered")
     parser.add_argument("--write", action="store_true", help="write the table into docs/faults.md")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster goes, as after Ctrl-C
     cluster = CLUSTERS[options.on]
     if unknown := set(options.faults) - {fault.key for fault in cluster.faults}:
         parser.error(f"no such fault on {options.on}: {' '.join(unknown)}")
