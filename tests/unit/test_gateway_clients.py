@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2
 from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import ROUTE_TABLE
-from splitplane.api.pipelines import ClientAuth
+from splitplane.api.gateways import ClientAuth
 from splitplane.api.pods import LocalReference
 from splitplane.controller.authority import Pair, issue, new_authority
 from splitplane.controller.children import gateway_objects

@@ -1,9 +1,8 @@
 """``InferencePipeline``: what a user asks for, and the rules that make a request sensible."""
 
-from ipaddress import ip_network
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import Field
 
 from splitplane.api.defences import CutDefence
 from splitplane.api.fields import (
@@ -20,127 +19,26 @@ from splitplane.api.fields import (
     ordered,
     rule,
     rules,
-    text,
 )
+from splitplane.api.gateways import GatewaySpec
+from splitplane.api.models import ModelSpec
 from splitplane.api.pods import (
-    Env,
     LabelName,
     LabelValue,
-    LocalReference,
     ObjectName,
-    PullSecrets,
     Resources,
     Tolerations,
-    VolumeMounts,
-    Volumes,
 )
-from splitplane.api.routes import MOST_GATEWAYS
 from splitplane.api.statuses import PipelineStatus
-from splitplane.api.tensors import ModelInputs
 
 KIND = "InferencePipeline"
 PLURAL = "inferencepipelines"
-
-_IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]*"
-_FACTORY = text(
-    f"^{_IDENTIFIER}([.]{_IDENTIFIER})*:{_IDENTIFIER}$",
-    "must be module:callable, such as pitch_tracker:build",
-    longest=253,
-)
-_PART = "([^/.?#][^/?#]*|[.][^/.?#][^/?#]*|[.][.][^/?#]+)"
-_HOST = "[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?"
-_IMAGE_PART = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
-_TAG = "[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}"
-_DIGEST = "[A-Za-z][A-Za-z0-9]*:[0-9a-fA-F]{32,128}"
-_REGISTRY = f"{_HOST}([.]{_HOST})*(:[0-9]+)?"
-_URI = text(
-    f"^((file://|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?|https?://{_REGISTRY}|s3://[a-z0-9][-a-z0-9.]*[a-z0-9])(/{_PART})+"
-    f"|oci://{_REGISTRY}(/{_IMAGE_PART})+(:{_TAG}|@{_DIGEST}))$",
-    "must be pvc://<claim>/<path>, file:///<path in the runtime image or a mounted volume>, https://<host>/<path>,"
-    " s3://<bucket>/<key> or oci://<registry>/<repository>:<tag>, without . or .. in it",
-    longest=1024,
-)
-_LOCAL_URI = text(
-    f"^(file://|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?)(/{_PART})+$",
-    "must be pvc://<claim>/<path>, or file:///<path in the runtime image or a mounted volume>, without . or .. in it",
-    longest=1024,
-)
-_SHA256 = text(
-    r"^[0-9a-f]{64}$", "must be the file's SHA-256 as 64 lower-case hexadecimal digits (see sha256sum)", longest=64
-)
-_IMAGE = text(
-    f"^({_REGISTRY}/)?{_IMAGE_PART}(/{_IMAGE_PART})*(:{_TAG})?(@{_DIGEST})?$",
-    "must be an image reference such as repository/name:tag, the name in lower-case letters",
-    longest=512,
-)
 
 MAX_PARTITIONS = 2
 MAX_CODECS = 4
 """The planner tries every allowed codec at every cut."""
 NAMES_LENGTH = 45
 """Longest pipeline's and tier's name together: children are called ``<pipeline>-profile-<tier>-<hash8>``, within 63."""
-
-
-class Weights(Model):
-    """The model's trained weights: a safetensors file, or a torch checkpoint that holds tensors alone."""
-
-    model_config = rules(
-        rule(
-            "!has(self.secretRef) || self.uri.matches('^(https?|s3|oci)://')",
-            "only used for https://, s3:// and oci://; remove it",
-            field=".secretRef",
-        ),
-    )
-
-    uri: Annotated[str, *_URI]
-    """Where the file is: ``pvc://<claim>/<path>``, ``file:///<path>``, or, for each pod to download,
-    ``https://<host>/<path>``, ``s3://<bucket>/<key>``, ``oci://<registry>/<repository>:<tag>``."""
-    sha256: Annotated[str, *_SHA256]
-    """SHA-256 of the whole file; pods refuse any other. Of an OCI artifact, the digest of the file's layer."""
-    secret_ref: LocalReference | None = None
-    """A Secret with what the download needs: ``token``, or ``username`` and ``password``; ``AWS_ACCESS_KEY_ID``,
-    ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``; ``.dockerconfigjson``;
-    ``ca.crt``. It is mounted on every tier that holds a part of the model: let it permit reading, and nothing else."""
-
-
-class CalibrationInputs(Model):
-    """Real inputs of the model, on which a job of the operator measures accuracy loss and leak, where limits on these
-    are set: for the cuts and codecs that a plan could use, once for each model. They are read on trusted tiers only."""
-
-    uri: Annotated[str, *_LOCAL_URI]
-    """A ``.safetensors`` or ``.npz`` file with a tensor ``[samples, ...]`` for each input, and ``labels`` if known."""
-    sha256: Annotated[str, *_SHA256]
-    """SHA-256 of the file; the job refuses any other."""
-    budget_core_seconds: Annotated[int, between(10, 1_000_000)] = 1200
-    """What measuring may take: ten minutes of two cores, unless told otherwise."""
-
-
-class ModelSpec(Model):
-    """The model, and the pods' surroundings that it needs."""
-
-    model_config = rules(
-        rule(
-            "!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes)"
-            " && self.volumes.exists(v, v.name == m.name))",
-            "every mount must name one of spec.model.volumes",
-            field=".volumeMounts",
-        ),
-    )
-
-    factory: Annotated[str, *_FACTORY]
-    """``module:callable`` that returns the ``torch.nn.Module``, importable in the runtime image or a mounted volume."""
-    image: Annotated[str, *_IMAGE] | None = None
-    """Image of the pods that hold the model. Default: the operator's runtime image."""
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    image_pull_secrets: PullSecrets = ()
-    weights: Weights
-    inputs: ModelInputs
-    """The model's inputs in the order of its arguments; the first dimension is the batch, -1."""
-    calibration: CalibrationInputs | None = None
-    """Default: accuracy loss and leak are measured by nobody but ``splitplane model accuracy`` and ``leak``."""
-    env: Env = ()
-    volumes: Volumes = ()
-    volume_mounts: VolumeMounts = ()
 
 
 class Objectives(Model):
@@ -311,57 +209,6 @@ class Batching(Model):
     max_wait_milliseconds: Annotated[int, between(0, 1000)] | None = None
     """Longest time that a request waits for others while a batch is not full. Default: at most a quarter of the time
     that one sample takes, and no wait while requests come one by one."""
-
-
-def _network(text: str) -> str:
-    return str(ip_network(text))
-
-
-Network = Annotated[
-    str,
-    AfterValidator(_network),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "maxLength": 49,
-            "x-kubernetes-validations": [
-                rule("isCIDR(self) && cidr(self) == cidr(self).masked()", "must be a network, such as 10.0.0.0/8")
-            ],
-        }
-    ),
-]
-
-
-class ClientAuth(Model):
-    """What clients must show. With both, a certificate and a token."""
-
-    model_config = rules(
-        rule(
-            "has(self.bearerTokens) || has(self.certificates)",
-            "name a Secret in bearerTokens, certificates or both; or leave clientAuth out to let everybody in",
-        )
-    )
-
-    bearer_tokens: LocalReference | None = None
-    """A Secret each of whose keys holds a token. Clients send one of them as ``Authorization: Bearer``."""
-    certificates: LocalReference | None = None
-    """A Secret with ``tls.crt`` and ``tls.key``, which the gateway shows, and ``ca.crt``, the authorities of clients'
-    certificates. Clients then use ports 8443 (REST) and 9000 (gRPC), both over TLS."""
-
-
-class GatewaySpec(Model):
-    """Where requests come in."""
-
-    tier: TierName
-    """The tier whose nodes run the gateway."""
-    replicas: Annotated[int, between(1, MOST_GATEWAYS)] = 1
-    """With two or more, one that is restarted or lost leaves the others serving; they are spread over nodes."""
-    trusted_proxies: Annotated[tuple[Network, ...], distinct(most=16)] = ()
-    """Networks of the proxies before the gateway, such as an ingress. Who a request is from, so that clients share
-    fairly, is then told by the ``X-Forwarded-For`` that they send; else it is the proxy."""
-    client_auth: ClientAuth | None = None
-    """Who may ask. Default: everybody who reaches the gateway, in clear text."""
-    resources: Resources = Resources()
 
 
 _STAGES = "self.partitioning.fixed.stages"

@@ -5,7 +5,8 @@ import json
 import re
 from typing import Any
 
-from splitplane.api.pipelines import InferencePipelineSpec, ModelSpec, TierSpec
+from splitplane.api.models import ModelSpec
+from splitplane.api.pipelines import InferencePipelineSpec, TierSpec
 
 
 def digest(value: Any, *, length: int = 8) -> str:

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from splitplane.api.pipelines import GatewaySpec, InferencePipeline, ModelSpec, TierSpec
+from splitplane.api.gateways import GatewaySpec
+from splitplane.api.models import ModelSpec
+from splitplane.api.pipelines import InferencePipeline, TierSpec
 from splitplane.controller.naming import image_of
 from splitplane.controller.objects import APP, COMPONENT_LABEL, NAME_LABEL, PIPELINE_LABEL, Object
 from splitplane.domain.quantities import parse_quantity
