@@ -26,6 +26,7 @@ def test_the_status_says_what_serves_and_why(measured: cases.Measured) -> None:
     assert {c["type"]: c["status"] for c in status["conditions"]} == {
         "Ready": "True", "Progressing": "False", "Degraded": "False", "MetricsAvailable": "True",
         "PlanFeasible": "True", "CapacityGranted": "True", "Reconciling": "False", "Stalled": "False",
+        "ModelMeasured": "True", "LimitsMeasured": "True",
     }  # fmt: skip
     assert status["plan"]["summary"].startswith("edge:0-")
     assert status["plan"]["predictedP95Milliseconds"] >= 1
