@@ -23,6 +23,8 @@ PASSING = {"events", "events.events.k8s.io", "componentstatuses"}
 """Kinds that come and go by themselves."""
 OF_KIND = re.compile(r"splitplane-(control-plane|worker\d*)")
 """Nodes are called so by the cluster's own name."""
+TESTS = "test-"
+"""How namespaces begin that tests make."""
 NAMESPACE_OF_THE_CHART = f"Namespace//{NAMESPACE}"
 """Made by `helm --create-namespace`, which never removes one."""
 
@@ -56,7 +58,12 @@ def remove_pipelines(kubectl: Kubectl) -> None:
     """What NOTES.txt says for those who do not want to keep them."""
     kubectl("delete", "ipipe", "--all", "--all-namespaces")
     kubectl(
-        "wait", "--for=delete", "deployments,jobs,services", "--selector=splitplane.dev/pipeline", "--all-namespaces"
+        "wait",
+        "--for=delete",
+        "deployments,jobs,services",
+        "--selector=splitplane.dev/pipeline",
+        "--all-namespaces",
+        "--timeout=120s",
     )
     kubectl("delete", "crd", *CRDS)
 
@@ -94,7 +101,8 @@ def test_an_uninstall_leaves_nothing_but_what_it_says(
     kind: Cluster, kubectl: Kubectl, images: Images, serving: cases.Measured
 ) -> None:
     def outside() -> set[str]:
-        return {key for key in of_splitplane(everything(kubectl)) if key.split("/")[1] != serving.ns.name}
+        """Of the namespaces that have pipelines."""
+        return {key for key in of_splitplane(everything(kubectl)) if not key.split("/")[1].startswith(TESTS)}
 
     uninstall(kind)
     # As NOTES.txt says: definitions stay, and with them the pipelines. The APIService is the API server's, for these.
