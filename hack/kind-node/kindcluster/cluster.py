@@ -263,7 +263,7 @@ class Cluster:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(
             LocalError
-        ):  # some of its many commands fail on nodes that are made here; the others' output is there
+        ):  # nodes that are made here lack some of what it calls; the rest is there
             self._kind("export", "logs", str(folder))
         (folder / "objects.yaml").write_text(self.run("get", "all,events", "--all-namespaces", "--output=yaml"))
         (folder / "nodes.txt").write_text(self.run("describe", "nodes"))
