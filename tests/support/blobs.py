@@ -11,6 +11,7 @@ from splitplane.model import ModelSource
 
 SIDE = 12
 INPUTS = (TensorSpec("image", "FP32", (1, SIDE, SIDE)),)
+WITH_WORDS = (*INPUTS, TensorSpec("words", "INT64", (6,)))
 
 
 class Classifier(nn.Module):
@@ -25,6 +26,18 @@ class Classifier(nn.Module):
         image = nn.functional.max_pool2d(torch.relu(self.first(image)), 2)
         image = nn.functional.max_pool2d(torch.relu(self.second(image)), 2)
         return self.last(torch.tanh(self.narrow(image.flatten(1))))
+
+
+class WithWords(nn.Module):
+    """Takes words as well, which wait until the image is narrowed to two numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.words, self.last = nn.Linear(SIDE**2, 2), nn.Embedding(9, 2), nn.Linear(2, 4)
+
+    def forward(self, image: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        image = torch.tanh(self.narrow(image.flatten(1)))
+        return self.last(torch.relu(image + self.words(words).mean(1)))
 
 
 def blobs(samples: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from splitplane.cli import app
@@ -17,7 +18,7 @@ from splitplane.model import CalibrationError, ModelSource, load_partition, scor
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.inversion import draw
 from splitplane.model.leak import defended, measure_leak
-from splitplane.model.targets import target_of
+from splitplane.model.targets import targets_of
 from splitplane.runtime.calibration_job import Settings, calibrate
 from splitplane.runtime.profiling import wire_codecs
 from tests.support import blobs
@@ -54,14 +55,30 @@ def test_ranks_correlate_whatever_the_values() -> None:
     assert scores.rank_correlation([1.0, 2.0], [1.0, 2.0]) is None
 
 
-def test_what_was_not_attacked_leaks_as_much_as_the_nearest_shallower_cut_that_was() -> None:
+def test_what_was_not_attacked_leaks_as_much_as_fp32_at_the_nearest_shallower_cut() -> None:
     leaks = spread({(2, "fp32"): 0.8, (2, "int8"): 0.6, (4, "fp32"): 0.3}, 6)
     assert [each["fp32"] for each in leaks] == [1.0, 1.0, 0.8, 0.8, 0.3, 0.3]
-    # int8 at cut 4 shows no more than fp32 does there.
-    assert [each["int8"] for each in leaks] == [1.0, 1.0, 0.6, 0.6, 0.3, 0.3]
+    # What crosses cut 3 is not computed from the int8 of cut 2. At cut 4, int8 is computed from fp32.
+    assert [each["int8"] for each in leaks] == [1.0, 1.0, 0.6, 0.8, 0.3, 0.3]
     assert leaks[2]["fp16"] == 0.8
-    # Whoever has what crosses cut 2 can compute what crosses cut 4.
+    # Nor is int4 computed from int8, or anything from a coarse codec of a shallower cut alone.
+    assert leaks[2]["int4"] == 0.8
+    assert spread({(1, "int4"): 0.2}, 3)[2] == dict.fromkeys(leaks[0], 1.0)
+
+
+def test_noise_that_is_made_afresh_at_each_cut_tells_nothing_of_deeper_ones() -> None:
+    leaks = spread({(1, "fp32"): 0.4, (3, "fp32"): 0.3}, 5, defended=True)
+    assert [each["fp32"] for each in leaks] == [1.0, 0.4, 1.0, 0.3, 1.0]
+    assert leaks[1]["int4"] == 0.4
+
+
+def test_what_an_attack_gets_of_less_is_in_what_holds_more() -> None:
+    # Whoever has what crosses cut 2 can compute what crosses cut 4, and whoever has fp32 can compute int8.
     assert spread({(2, "fp32"): 0.4, (4, "fp32"): 0.6}, 6)[3]["fp32"] == 0.6
+    leaks = spread({(1, "fp32"): 0.40, (1, "int8"): 0.55, (1, "int4"): 0.1}, 3)
+    assert leaks[1] == {"fp32": 0.55, "fp16": 0.55, "bf16": 0.55, "int8": 0.55, "int4": 0.1}
+    assert leaks[2]["int4"] == 0.55
+    assert spread({(1, "fp32"): 0.2, (2, "int8"): 0.7}, 3)[1]["fp32"] == 0.7
 
 
 def test_cuts_are_chosen_evenly_with_both_ends() -> None:
@@ -111,9 +128,55 @@ def test_deeper_cuts_and_noise_leak_less_and_the_controls_tell_that_the_attack_w
 
 def test_too_few_inputs_are_refused(files: tuple[ModelSource, Path]) -> None:
     partition = load_partition(files[0], 0, None)
-    few = read_calibration(files[1], blobs.INPUTS).first(10)
-    with pytest.raises(CalibrationError, match="20 calibration inputs at least"):
+    few = read_calibration(files[1], blobs.INPUTS).first(199)
+    with pytest.raises(CalibrationError, match=r"200 calibration inputs at least.*only 199"):
         measure_leak(partition, few, wire_codecs(), [1])
+
+
+def test_every_input_is_attacked_and_one_that_crosses_as_it_is_leaks_all(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(blobs.WithWords().state_dict(), tmp_path / "weights.safetensors")
+    source = ModelSource(
+        "pair", "tests.support.blobs:WithWords", (tmp_path / "weights.safetensors").as_uri(), None, blobs.WITH_WORDS
+    )
+    partition = load_partition(source, 0, None)
+    words = torch.randint(0, 9, (240, 6), generator=torch.Generator().manual_seed(1))
+    given = Calibration({"image": blobs.blobs(240)[0], "words": words}, None)
+    narrow = next(cut.index for cut in partition.graph.cuts if {each.shape for each in cut.tensors} == {(2,), (6,)})
+    codecs = {name: wire_codecs()[name] for name in ("fp32", "int4")}
+    report = measure_leak(partition, given, codecs, [narrow], budget_seconds=20, steps=3, threads=1)
+    assert report.worst() == {(narrow, "fp32"): 1.0, (narrow, "int4"): 1.0}
+    # The image is narrowed to two numbers.
+    assert max(each.score for each in report.attacks if each.target == "image") < 0.9
+    assert report.score == "SSIM, share of tokens recovered"
+
+
+def test_a_score_that_is_no_number_counts_as_all_and_of_the_control_as_none(files: tuple[ModelSource, Path]) -> None:
+    partition = load_partition(files[0], 0, None)
+    given = read_calibration(files[1], blobs.INPUTS)
+    given.inputs["image"][7, 0, 3, 3] = float("inf")
+    codecs = {"fp32": wire_codecs()["fp32"]}
+    report = measure_leak(partition, given, codecs, [2], budget_seconds=20, steps=3, threads=1)
+    assert report.worst() == {(2, "fp32"): 1.0}
+    assert "only 0.00 of the input itself" in report.weakness
+
+
+@pytest.mark.parametrize("shape", [(80, 3000), (300, 20), (1, 96, 96), (2000,), (3,)])
+def test_an_input_that_crosses_as_it_is_is_known_again_whatever_its_kind(shape: tuple[int, ...]) -> None:
+    values = torch.rand(220, *shape, generator=torch.Generator().manual_seed(4))
+    [target] = targets_of(Calibration({"x": values}, None)).values()
+    assert target.crosses({"y": values.flatten(1) + 1e-3})
+    assert not target.crosses({"y": values.flatten(1).flip(0)})
+
+
+def test_fine_inputs_are_averaged_and_not_picked_from() -> None:
+    click = torch.zeros(2, 3000)
+    click[0, 1501] = 1.0
+    [target] = targets_of(Calibration({"x": click}, None)).values()
+    assert float(target.numbers[0].max()) == 1.0
+    bands = torch.rand(3, 80, 3000)
+    [target] = targets_of(Calibration({"x": bands}, None)).values()
+    assert target.numbers.shape == (3, 80, 1024)
 
 
 def test_a_signal_of_one_dimension_is_scored_by_the_variance_explained() -> None:
@@ -126,7 +189,9 @@ def test_tokens_are_recovered_from_their_embeddings_and_not_from_those_of_others
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(1, 40, (300, 12), generator=generator)
     ids[:, 9:] = 0  # padding, which is not asked for
-    target = target_of(Calibration({"ids": ids, "mask": (ids > 0).long()}, None))
+    targets = targets_of(Calibration({"ids": ids, "mask": (ids > 0).long(), "kind": torch.zeros(300, 12)}, None))
+    assert set(targets) == {"ids"}  # a mask of padding only tells lengths, and a constant tells nothing
+    target = targets["ids"]
     table = torch.randn(40, 24, generator=generator)
     seen = target.attack({"x": table[ids]}, 60, width=8, seconds=60, steps=200)
     blind = target.attack({"x": table[ids.flip(0)]}, 60, width=8, seconds=60, steps=200)

@@ -261,9 +261,7 @@ class Cluster:
         """Write the logs of nodes and pods, and what is in the cluster, into a folder of the checkout."""
         folder = ROOT / "build" / "kind-logs"
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(
-            LocalError
-        ):  # nodes that are made here lack some of what it calls; the rest is there
+        with suppress(LocalError):  # nodes that are made here lack some of what it calls; the rest is there
             self._kind("export", "logs", str(folder))
         (folder / "objects.yaml").write_text(self.run("get", "all,events", "--all-namespaces", "--output=yaml"))
         (folder / "nodes.txt").write_text(self.run("describe", "nodes"))

@@ -145,7 +145,7 @@ def leak(
             report.worst(), attack=ATTACK, score=report.score, samples=report.samples,
             input_control=report.input_control, shuffled_control=report.shuffled_control,
         )  # fmt: skip
-        leaks = spread(report.worst(), len(cuts))
+        leaks = spread(report.worst(), len(cuts), defended=bool(noise or dropout))
         _write(
             profile, namespace, partition.graph.fingerprint, Defence(noise, dropout),
             lambda spec: with_leakage(spec, leaks, measurement),

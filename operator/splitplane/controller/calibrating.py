@@ -71,7 +71,9 @@ def request(
     inner = range(1, snapshot.profile.segments)
     lossy = _lossy(pipeline)
     tried = choose_cuts(sorted(cuts) or inner, _MOST_ACCURACY_CUTS)
-    bases = [codec for codec in BASE_CODECS if codec in {base_codec(each) for each in codecs}]
+    # Only fp32 tells of deeper cuts, so it is attacked, too, where it never crosses; behind a defence nothing does.
+    used = {base_codec(each) for each in codecs} | ({"fp32"} if pipeline.spec.objectives.defence is None else set())
+    bases = [codec for codec in BASE_CODECS if codec in used]
     attacked = choose_cuts(sorted(shown) or inner, max(2, min(MOST_CUTS, _MOST_ATTACKED // len(bases))))
     uri = calibration.uri
     if uri.startswith("pvc://"):
@@ -109,7 +111,9 @@ def with_result(profile: ModelProfileSpec, result: CalibrationResult) -> ModelPr
             leak.scores, attack=leak.attack, score=leak.score, samples=leak.samples,
             input_control=leak.input_control, shuffled_control=leak.shuffled_control,
         )  # fmt: skip
-        profile = with_leakage(profile, spread(leak.scores, len(profile.cuts)), measurement)
+        profile = with_leakage(
+            profile, spread(leak.scores, len(profile.cuts), defended=profile.defence is not None), measurement
+        )
     return profile
 
 

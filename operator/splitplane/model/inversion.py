@@ -194,4 +194,6 @@ class _Decoder(nn.Module):
     def _resized(self, value: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:
         if tuple(value.shape[2:]) == places:
             return value
+        if all(new <= old for new, old in zip(places, value.shape[2:], strict=True)):
+            return functional.interpolate(value, places, mode="area")  # as the target was made coarser
         return functional.interpolate(value, places, mode=self.mode, align_corners=False)

@@ -3,6 +3,7 @@
 A stronger attacker may do better. Of what was not attacked, ``domain.leaks`` tells how much it counts as leaking.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ from splitplane.model.errors import CalibrationError
 from splitplane.model.inversion import STEPS, WIDTHS
 from splitplane.model.partitions import Partition
 from splitplane.model.profile import Codec
-from splitplane.model.targets import target_of
+from splitplane.model.targets import targets_of
 
 ATTACK = "inversion decoder, trained on calibration inputs (after He, Zhang, Lee 2019)"
 BUDGET_SECONDS = 600.0
 """Default time for all attacks on a model."""
-MOST_SAMPLES, LEAST_SAMPLES = 4096, 20
+MOST_SAMPLES, LEAST_SAMPLES = 4096, 200
+"""Of fewer than the least an attacker learns too little for its failure to say anything."""
+RAW = "none needed"
+"""Stands for the decoder where an input crosses as it is."""
 HELD_OUT = 5
 """One sample in so many is kept for scoring."""
 WEAKEST_CONTROL, FEWEST_STEPS = 0.9, 100
@@ -33,7 +37,7 @@ CORRELATED_SAMPLES = 400
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What one decoder got of the held-out samples.
+    """What one decoder got of one of the inputs, of held-out samples.
 
     ``score`` is the mean SSIM of images, the mean share of tokens recovered, or the mean share of variance explained of
     other inputs; ``psnr`` in dB, not of tokens;
@@ -47,11 +51,13 @@ class Attack:
     psnr: float | None
     above: float
     steps: int
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LeakReport:
-    """``input_control`` should be about 1, ``shuffled_control`` about what a guess without looking scores.
+    """``input_control`` should be about 1, ``shuffled_control`` about what a guess without looking scores: of several
+    inputs the one that was got worst, and the one that was guessed best.
 
     ``correlations`` are bias-corrected distance correlations by cut, before any codec; ``rank_correlation`` is theirs
     with the scores.
@@ -68,13 +74,13 @@ class LeakReport:
     @property
     def weakness(self) -> str:
         """Why the attacks are too weak for a limit to rest on them; empty if they are not."""
-        if self.input_control < WEAKEST_CONTROL:
+        if not self.input_control >= WEAKEST_CONTROL:
             return f"the attack gets only {self.input_control:.2f} of the input itself"
-        fewest = min(attack.steps for attack in self.attacks)
+        fewest = min((attack.steps for attack in self.attacks if attack.decoder != RAW), default=FEWEST_STEPS)
         return f"an attack was trained for {fewest} steps only, not {FEWEST_STEPS}" if fewest < FEWEST_STEPS else ""
 
     def worst(self) -> dict[tuple[int, str], float]:
-        """By (cut, codec), the score of the decoder that did best."""
+        """By (cut, codec), the score of the decoder that did best, of the input that it did best on."""
         found: dict[tuple[int, str], float] = {}
         for attack in self.attacks:
             key = attack.cut, attack.codec
@@ -114,43 +120,55 @@ def _measure(
     progress: Callable[[str], None],
 ) -> LeakReport:
     calibration = _shuffled(calibration).first(MOST_SAMPLES)
-    target = target_of(calibration)
+    targets = targets_of(calibration)
+    if not targets:
+        raise CalibrationError("every input is the same in all calibration inputs, so there is nothing to tell of them")
     held_out = max(1, calibration.samples // HELD_OUT)
-    jobs = [(cut, codec, decoder) for cut in sorted(cuts) for codec in codecs for decoder in WIDTHS]
-    end, left = time.monotonic() + budget_seconds, len(jobs) + 2
+    runs = len(cuts) * len(codecs) * len(WIDTHS) + 2
+    end, left = time.monotonic() + budget_seconds, runs * len(targets)
 
-    def attack(tensors: Mapping[str, torch.Tensor], cut: int, codec: str, decoder: str) -> Attack:
+    def attack(
+        tensors: Mapping[str, torch.Tensor], secret: str, cut: int, codec: str, decoder: str, *, unknown: float = 1.0
+    ) -> Attack:
         nonlocal left
         seconds = max(0.0, end - time.monotonic()) / left
         left -= 1
-        got = target.attack(tensors, held_out, width=WIDTHS[decoder], seconds=seconds, steps=steps)
+        got = targets[secret].attack(tensors, held_out, width=WIDTHS[decoder], seconds=seconds, steps=steps)
         result = Attack(
-            cut, codec, decoder, score=max(0.0, float(got.scores.mean())), psnr=got.psnr,
-            above=float((got.scores > threshold).float().mean()), steps=got.steps,
+            cut, codec, decoder, score=_share(got.scores, unknown), psnr=got.psnr,
+            above=float((got.scores > threshold).float().mean()), steps=got.steps, target=secret,
         )  # fmt: skip
-        progress(f"leak: cut {cut} {codec} {decoder}: {result.score:.2f}; {left} attacks to go")
+        progress(f"leak: cut {cut} {codec} {decoder}: {result.score:.2f} of {secret}; {left} attacks to go")
         return result
 
-    at_input = attack({"input": target.numbers}, 0, "fp32", "large").score
+    # What crosses cut 0 are the inputs.
+    at_input = min(attack(calibration.inputs, secret, 0, "fp32", "large", unknown=0.0).score for secret in targets)
     attacks: list[Attack] = []
     correlations: dict[int, float] = {}
     shuffled: float | None = None
     for cut in sorted(cuts):
         raw = _activations(partition, calibration, cut)
         few = min(CORRELATED_SAMPLES, calibration.samples)
-        flat = torch.cat([value[:few].float().flatten(1).nan_to_num(0.0, 0.0, 0.0) for value in raw.values()], 1)
-        correlations[cut] = scores.distance_correlation(target.numbers[:few], flat)
+        correlations[cut] = max(
+            scores.distance_correlation(target.numbers[:few], _flat(raw, few)) for target in targets.values()
+        )
         if shuffled is None:
             order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(1))
-            shuffled = attack({name: value[order] for name, value in raw.items()}, cut, "fp32", "large").score
+            mixed = {name: value[order] for name, value in raw.items()}
+            shuffled = max(attack(mixed, secret, cut, "fp32", "large").score for secret in targets)
         for name, codec in codecs.items():
             arrived = crossed(raw, codec)
-            attacks += [attack(arrived, cut, name, decoder) for decoder in WIDTHS]
+            for secret, target in targets.items():
+                if target.crosses(arrived):
+                    left -= len(WIDTHS)
+                    attacks.append(Attack(cut, name, RAW, score=1.0, psnr=None, above=1.0, steps=0, target=secret))
+                else:
+                    attacks += [attack(arrived, secret, cut, name, decoder) for decoder in WIDTHS]
     best: dict[int, float] = {}
     for each in attacks:
         best[each.cut] = max(best.get(each.cut, 0.0), each.score)
     return LeakReport(
-        score=target.score,
+        score=", ".join(sorted({target.score for target in targets.values()})),
         samples=calibration.samples,
         input_control=at_input,
         shuffled_control=shuffled or 0.0,
@@ -158,6 +176,16 @@ def _measure(
         correlations=correlations,
         rank_correlation=scores.rank_correlation(list(correlations.values()), [best[cut] for cut in correlations]),
     )
+
+
+def _share(each: torch.Tensor, unknown: float) -> float:
+    """The mean of scores, from 0 to 1, or what counts where that is no number."""
+    mean = float(each.mean())
+    return unknown if math.isnan(mean) else min(1.0, max(0.0, mean))
+
+
+def _flat(tensors: Mapping[str, torch.Tensor], samples: int) -> torch.Tensor:
+    return torch.cat([value[:samples].float().flatten(1).nan_to_num(0.0, 0.0, 0.0) for value in tensors.values()], 1)
 
 
 def defended(codec: Codec, defence: Defence, *, seed: int = 0) -> Codec:
@@ -183,7 +211,7 @@ def _shuffled(calibration: Calibration) -> Calibration:
     """Files are often sorted by class, and the last samples are held out."""
     if calibration.samples < LEAST_SAMPLES:
         raise CalibrationError(
-            f"leak is measured on {LEAST_SAMPLES} calibration inputs at least, better thousands; the file has "
+            f"leak is measured on {LEAST_SAMPLES} calibration inputs at least, better thousands, and there are only "
             f"{calibration.samples}"
         )
     order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(0))

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional
 
 _WINDOW, _SIGMA = 11, 1.5
+_FEW_NUMBERS = 16
 
 
 def ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -34,9 +35,15 @@ def psnr(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def explained(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Share of each sample's variance that a guess explains, 0 where it explains nothing."""
+    """Share of each sample's variance that a guess explains, 0 where it explains nothing.
+
+    Of few numbers, which may vary little within a sample, the variance is that from sample to sample.
+    """
     guess, truth = guess.flatten(1), truth.flatten(1)
-    spread = (truth - truth.mean(1, keepdim=True)).pow(2).sum(1).clamp_min(1e-12)
+    if truth.shape[1] < _FEW_NUMBERS:
+        spread = (truth - truth.mean(0)).pow(2).sum(1).mean().clamp_min(1e-12)
+    else:
+        spread = (truth - truth.mean(1, keepdim=True)).pow(2).sum(1).clamp_min(1e-12)
     return (1 - (guess - truth).pow(2).sum(1) / spread).clamp(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""What an attacker is after: an image, a signal, or tokens; and how well it was got."""
+"""What an attacker is after: every input of the model, as an image, a signal, or tokens; and how well it was got."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,12 @@ from splitplane.model.calibration import Calibration
 from splitplane.model.inversion import draw, guess_tokens
 
 LARGEST_IMAGE, LONGEST_SIGNAL = 64, 1024
-"""Finer inputs are reconstructed at this size."""
+"""Finer inputs are reconstructed at this size, averaged over what falls together."""
+MOST_CHANNELS = 128
+"""Rows of a signal in several, such as the bands of a spectrogram, beyond which they are averaged as well."""
+SMALLEST_IMAGE = 8
+RAW_ERROR = 0.02
+"""What is as near as this to the input, in parts of the input's range, is the input: all codecs but int4 are nearer."""
 EMBEDDED = 16
 """Numbers by which a token stands where distances are wanted."""
 
@@ -27,7 +32,7 @@ class Got:
 
 
 class Target(Protocol):
-    """The secret of every sample; the last ``held_out`` are scored, the others trained on."""
+    """The secret of every sample. Of as many samples as are given, the last ``held_out`` are scored."""
 
     score: str
     """What it is scored by."""
@@ -36,6 +41,9 @@ class Target(Protocol):
     def numbers(self) -> torch.Tensor:
         """The secret itself, as numbers ``[samples, ...]``."""
 
+    def crosses(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Whether one of the tensors is the secret as it is, or all but."""
+
     def attack(
         self, tensors: Mapping[str, torch.Tensor], held_out: int, *, width: int, seconds: float, steps: int
     ) -> Got:
@@ -43,60 +51,114 @@ class Target(Protocol):
 
 
 class Drawing:
-    """The largest input of floating numbers, ``[n, channels, *places]`` in 0..1."""
+    """An input of numbers, ``[n, channels, *places]`` in 0..1 once it is as coarse as it is drawn."""
 
     def __init__(self, values: torch.Tensor) -> None:
-        if values.ndim == 4 and min(values.shape[2:]) >= 8:
-            places = tuple(min(size, LARGEST_IMAGE) for size in values.shape[2:])
-            if places != tuple(values.shape[2:]):
-                values = functional.interpolate(values, places, mode="area")
-        else:
-            values = values.flatten(1)[:, None]
-            if values.shape[2] > LONGEST_SIGNAL:
-                values = functional.interpolate(values, LONGEST_SIGNAL, mode="linear", align_corners=False)
-        low, high = values.amin(), values.amax()
-        self.numbers = (values - low) / (high - low).clamp_min(1e-12)
-        self.score = "SSIM" if values.ndim == 4 else "share of variance explained"
+        self._values = values
+        self.numbers = self._coarse(values)
+        self.score = "SSIM" if self.numbers.ndim == 4 else "share of variance explained"
+
+    def crosses(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        return any(_is(value, self._values) for value in tensors.values())
 
     def attack(
         self, tensors: Mapping[str, torch.Tensor], held_out: int, *, width: int, seconds: float, steps: int
     ) -> Got:
-        drawn = draw(tensors, self.numbers, held_out, width=width, seconds=seconds, steps=steps)
-        truth = self.numbers[-held_out:]
+        samples = len(next(iter(tensors.values())))
+        # The input itself, maybe with noise, is looked at in the form in which it is drawn, too.
+        alike = {
+            f"{name}, coarse": self._coarse(value)
+            for name, value in tensors.items()
+            if value.shape[1:] == self._values.shape[1:] and value.shape[1:] != self.numbers.shape[1:]
+        }
+        numbers = self.numbers[:samples]
+        drawn = draw({**tensors, **alike}, numbers, held_out, width=width, seconds=seconds, steps=steps)
+        truth = numbers[-held_out:]
         each = (scores.ssim if truth.ndim == 4 else scores.explained)(drawn.guesses, truth)
         return Got(each, float(scores.psnr(drawn.guesses, truth).mean()), drawn.steps)
 
+    def _coarse(self, values: torch.Tensor) -> torch.Tensor:
+        values = values.float()
+        if _pictures(values):
+            places = tuple(min(size, LARGEST_IMAGE) for size in values.shape[2:])
+        elif values.ndim == 3 and min(values.shape[1:]) > 1:
+            if values.shape[1] > values.shape[2]:  # in steps of several numbers each, as transformers take them
+                values = values.transpose(1, 2)
+            if values.shape[1] > MOST_CHANNELS:
+                values = _averaged(values.transpose(1, 2), (MOST_CHANNELS,)).transpose(1, 2)
+            places = (min(values.shape[2], LONGEST_SIGNAL),)
+        else:
+            values = values.reshape(len(values), 1, -1)
+            places = (min(values.shape[2], LONGEST_SIGNAL),)
+        values = _averaged(values, places)
+        low, high = values.amin(), values.amax()
+        return (values - low) / (high - low).clamp_min(1e-12)
+
+
+def _averaged(values: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:
+    return values if places == tuple(values.shape[2:]) else functional.interpolate(values, places, mode="area")
+
 
 class Tokens:
-    """The integer input of most different values, ``[n, places]``; the commonest one (padding) is not asked for."""
+    """An input of integers, ``[n, places]``; the commonest one (padding) is not asked for."""
 
     score = "share of tokens recovered"
 
     def __init__(self, values: torch.Tensor) -> None:
-        known, self._classes = values.flatten(1).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        self._values = values.reshape(len(values), -1)
+        known, self._classes = self._values.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         self._common = int(self._classes.flatten().bincount().argmax())
         generator = torch.Generator().manual_seed(0)
         self.numbers = torch.randn(len(known), EMBEDDED, generator=generator)[self._classes]
 
+    def crosses(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        return any(_is(value, self._values) for value in tensors.values())
+
     def attack(
         self, tensors: Mapping[str, torch.Tensor], held_out: int, *, width: int, seconds: float, steps: int
     ) -> Got:
-        drawn = guess_tokens(tensors, self._classes, held_out, width=width, seconds=seconds, steps=steps)
-        truth = self._classes[-held_out:]
+        classes = self._classes[: len(next(iter(tensors.values())))]
+        drawn = guess_tokens(tensors, classes, held_out, width=width, seconds=seconds, steps=steps)
+        truth = classes[-held_out:]
         asked = truth != self._common
         right = ((drawn.guesses == truth) & asked).sum(1) / asked.sum(1).clamp_min(1)
         return Got(right[asked.any(1)] if bool(asked.any()) else right, None, drawn.steps)
 
 
-def target_of(calibration: Calibration) -> Target:
-    """An input of floating numbers is the secret where there is one, else one of integers."""
-    values = [value for value in calibration.inputs.values() if value.ndim > 1]
-    floating = [value for value in values if value.is_floating_point()]
-    if floating:
-        return Drawing(max(floating, key=lambda value: value[0].numel()).float())
-    chosen = max(values or list(calibration.inputs.values()), key=_different)
-    return Tokens(chosen.long().reshape(len(chosen), -1))
+def targets_of(calibration: Calibration) -> dict[str, Target]:
+    """By name, the inputs that are a secret: all but those that are the same in every sample, and masks of padding.
+
+    Integers of many places, such as the pixels of an image, are drawn, and not guessed one by one.
+    """
+    found: dict[str, Target] = {}
+    for name, value in calibration.inputs.items():
+        if bool((value == value[:1]).all()) or _marks_padding(name, calibration.inputs):
+            continue
+        drawn = value.is_floating_point() or _pictures(value) or value[0].numel() > LONGEST_SIGNAL
+        found[name] = Drawing(value.float()) if drawn else Tokens(value.long())
+    return found
 
 
-def _different(values: torch.Tensor) -> int:
-    return int(values.unique().numel())  # type: ignore[no-untyped-call]
+def _pictures(values: torch.Tensor) -> bool:
+    return values.ndim == 4 and min(values.shape[2:]) >= SMALLEST_IMAGE
+
+
+def _marks_padding(name: str, inputs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether an input only tells how long another one of its shape is: by ones, then zeros, or the other way round."""
+    value = inputs[name]
+    others = (other for called, other in inputs.items() if called != name and not other.is_floating_point())
+    if value.ndim != 2 or value.is_floating_point() or all(other.shape != value.shape for other in others):
+        return False
+    steps = value.long().diff(dim=1)
+    return set(value.unique().tolist()) <= {0, 1} and (bool((steps <= 0).all()) or bool((steps >= 0).all()))  # type: ignore[no-untyped-call]
+
+
+def _is(value: torch.Tensor, secret: torch.Tensor) -> bool:
+    """Whether a tensor holds the first of the secret's samples, whatever its shape."""
+    truth = secret[: len(value)].reshape(len(value), -1)
+    if value[0].numel() != truth.shape[1]:
+        return False
+    if not truth.is_floating_point():
+        return torch.equal(value.reshape(len(value), -1).double(), truth.double())
+    span = float(truth.max() - truth.min())
+    return float((value.reshape(len(value), -1).float() - truth.float()).abs().max()) <= RAW_ERROR * span

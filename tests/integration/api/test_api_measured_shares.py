@@ -41,7 +41,7 @@ def test_measured_shares_reach_the_planner_by_the_profile(
     installed: None, api_kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(api_kubeconfig))
-    source, calibration = blobs.write(tmp_path, 60)
+    source, calibration = blobs.write(tmp_path, 240)
     graph = export(source)
     with config.new_client_from_config(str(api_kubeconfig)) as connection:
         profiles = client.CustomObjectsApi(connection)
@@ -55,7 +55,7 @@ def test_measured_shares_reach_the_planner_by_the_profile(
         assert "isofanothermodel" in unwrapped(refused.output)
     spec = api.ModelProfileSpec.parse(body["spec"])
     assert spec.leak_measurement is not None
-    assert spec.leak_measurement.samples == 60
+    assert spec.leak_measurement.samples == 240
     cuts = api.to_profile(spec).cuts
     assert cuts[1].leakage["int8"] == 1.0  # nothing shallower was attacked
     assert cuts[2].leakage["fp32"] == cuts[2].leakage["int8"] < 1.0
