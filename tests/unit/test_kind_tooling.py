@@ -22,30 +22,23 @@ OUT = Console(file=StringIO())
 KINDCLUSTER = Path(lifecycle.__file__).parents[1]
 
 
+def _engine(folder: Path, script: str) -> Engine:
+    program = folder / "docker"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return Engine(str(program), None)
+
+
 @pytest.fixture
 def docker(tmp_path: Path) -> Callable[[str], Engine]:
     """``docker(words)``: an engine that has no image, and whose daemon refuses to pull any with these words."""
-
-    def refusing(words: str) -> Engine:
-        program = tmp_path / "docker"
-        program.write_text(f"#!/bin/sh\ncat >&2 <<'WORDS'\n{words}\nWORDS\nexit 1\n")
-        program.chmod(0o755)
-        return Engine(str(program), None)
-
-    return refusing
+    return lambda words: _engine(tmp_path, f"cat >&2 <<'WORDS'\n{words}\nWORDS\nexit 1")
 
 
 @pytest.fixture
 def answering(tmp_path: Path) -> Callable[[str], Engine]:
     """``answering(text)``: an engine that answers any command with ``text``, and writes down how it was called."""
-
-    def answers(text: str) -> Engine:
-        program = tmp_path / "docker"
-        program.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/arguments\ncat <<'WORDS'\n{text}\nWORDS\n")
-        program.chmod(0o755)
-        return Engine(str(program), None)
-
-    return answers
+    return lambda text: _engine(tmp_path, f"echo \"$@\" > {tmp_path}/arguments\ncat <<'WORDS'\n{text}\nWORDS")
 
 
 ASKED = 'Error response from daemon: Get "https://registry-1.example/v2/":'
