@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from splitplane.runtime.gateway.linkbook import DOWN_TOLD_SECONDS, LinkBook
-from splitplane.runtime.gateway.links import STALE_SECONDS, LinkEstimate, LinkEstimator
+from splitplane.runtime.gateway.links import FLOOR_SECONDS, STALE_SECONDS, LinkEstimate, LinkEstimator
 from splitplane.runtime.gateway.probing import SHARE, ProbeBudget, payload_bytes
 from splitplane.runtime.gateway.pulses import TICK_SECONDS, TRUST_SECONDS
 from splitplane.runtime.metrics import GatewayMetrics
@@ -85,6 +85,26 @@ def test_one_wild_sample_among_ten_changes_nothing(position: int, factor: float)
         estimator.transfer(index * 0.5, SIZE, SIZE / rate)
     if position > 0:  # the very first sample has nothing to be compared with
         assert estimator.estimate(5.0).bandwidth_bytes_per_second == pytest.approx(1e6, rel=0.01)
+
+
+@given(rate=RATES, slowed=st.floats(min_value=1.0, max_value=1000.0), grown=st.integers(min_value=1, max_value=16))
+def test_a_first_sample_that_was_slow_is_over_with_the_second(rate: float, slowed: float, grown: int) -> None:
+    estimator = LinkEstimator()
+    estimator.probe(0.0, 16_384, slowed * 16_384 / rate)
+    assert estimator.doubtful(0.0)
+    size = 16_384 * grown
+    estimator.probe(1.0, size, size / rate)
+    assert not estimator.doubtful(1.0)
+    bandwidth = estimator.estimate(1.0).bandwidth_bytes_per_second
+    assert bandwidth == pytest.approx(min(rate, size / FLOOR_SECONDS), rel=0.01)
+
+
+def test_a_single_sample_is_in_doubt_only_while_it_counts() -> None:
+    estimator = LinkEstimator()
+    assert not estimator.doubtful(0.0)
+    estimator.transfer(0.0, SIZE, 0.1)
+    assert estimator.doubtful(STALE_SECONDS)
+    assert not estimator.doubtful(STALE_SECONDS + 1)
 
 
 def test_nothing_is_known_before_the_first_sample_and_after_the_last_one_is_stale() -> None:

@@ -4,9 +4,9 @@ A message of ``b`` bytes that is answered after ``t`` seconds, the far end's own
 trip and ``b / bandwidth`` on the link. Small messages tell the round trip (their minimum: everything that disturbs
 them only adds), large ones the bandwidth. What disturbs large ones adds time too (transfers that share the link, a
 busy event loop), so a quantile above the median is taken; what takes time off (a server that overstates its own
-share) is rare and is outvoted. A change of rate shows when the last two samples lie on the same side of the older
-ones, by more than ``CHANGE_FACTOR``: then the older ones are forgotten, so a new rate holds from its second sample
-on.
+share) is rare and is outvoted. Of only two samples the newer counts: what slowed the very first one down is over with
+the second. A change of rate shows when the last two samples lie on the same side of the older ones, by more than
+``CHANGE_FACTOR``: then the older ones are forgotten, so a new rate holds from its second sample on.
 """
 
 from collections import deque
@@ -77,6 +77,11 @@ class LinkEstimator:
         """The link went down: what was measured before says nothing about when it comes back."""
         self._rates.clear()
         self._round_trips.clear()
+        self._last_transfer = -inf
+
+    def doubtful(self, now: float) -> bool:
+        """Whether the bandwidth rests on a single sample, which anything may have slowed down."""
+        return sum(now - sample.at <= STALE_SECONDS for sample in self._rates) == 1
 
     def estimate(self, now: float) -> LinkEstimate:
         rates = [sample.value for sample in self._rates if now - sample.at <= STALE_SECONDS]
@@ -105,4 +110,5 @@ class LinkEstimator:
 
 
 def _typical(rates: list[float]) -> float:
-    return sorted(rates)[int(QUANTILE * (len(rates) - 1))]
+    """Of what is in the order in which it was measured."""
+    return rates[-1] if len(rates) == 2 else sorted(rates)[int(QUANTILE * (len(rates) - 1))]

@@ -3,7 +3,8 @@
 Where no answer has crossed for a moment, the far end's link target is asked for a tiny echo: so a link that is cut is
 known within two seconds, and one that heals soon after. Each round, if ordinary traffic told no bandwidth lately, a
 payload is sent that takes about 45 ms at the present estimate. What payloads may take in all is budgeted: 2 % of the
-time, saved up to one second for when a link has become much slower.
+time, saved up to one second for when a link has become much slower. A first payload's time is checked by a second one
+at once, on credit: it may have been slow for any reason, and would be believed until the budget allows the next.
 """
 
 import asyncio
@@ -150,9 +151,12 @@ class _LinkProber:
         """Tell the estimator of each round's shortest echo, and send a payload where traffic tells nothing."""
         rounds = 0
         while True:
-            # The first rounds are short: what starts should soon know its links.
-            await asyncio.sleep(PULSE_SECONDS if rounds < FIRST_ROUNDS else self._round_seconds)
-            if self._shortest is None or self._name in self._router.links.down:
+            # The first rounds are short: what starts, and what heals, should soon be known.
+            await asyncio.sleep(min(PULSE_SECONDS, self._round_seconds) if rounds < FIRST_ROUNDS else self._round_seconds)
+            if self._name in self._router.links.down:
+                rounds = 0
+                continue
+            if self._shortest is None:
                 continue
             rounds += 1
             self._usual = self._shortest
@@ -162,7 +166,9 @@ class _LinkProber:
 
     async def _send_payload(self) -> None:
         estimator, now = self._router.links.estimator(self._name), self._router.clock()
-        if estimator.idle_seconds(now) < self._round_seconds or not self._budget.allows(now):
+        if estimator.idle_seconds(now) < self._round_seconds:
+            return
+        if not (self._budget.allows(now) or estimator.doubtful(now)):
             return
         size = payload_bytes(estimator.estimate(now).bandwidth_bytes_per_second)
         seconds = await self._send(self._payload[:size], PAYLOAD_TIMEOUT_SECONDS)
