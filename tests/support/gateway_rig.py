@@ -93,6 +93,8 @@ class StageProcess:
         self._process.kill()
         self._process.join()
 
+    close = kill
+
     def _signal(self, number: signal.Signals) -> None:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)

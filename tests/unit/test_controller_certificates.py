@@ -10,7 +10,8 @@ from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from splitplane.adapters.kinds import SECRET
-from splitplane.controller.certificates import AUTHORITY_SECRET, Certificates, load_authority
+from splitplane.controller.authority import Authority
+from splitplane.controller.certificates import AUTHORITY_SECRET, Certificates
 from splitplane.controller.children import StageKey, gateway_objects, stage_deployment
 from splitplane.controller.settings import Settings
 from tests.support.controller_cases import SETTINGS, pipeline
@@ -25,20 +26,23 @@ def certificate(body: dict[str, Any], name: str = "tls.crt") -> x509.Certificate
 
 async def test_the_authority_is_made_once_and_found_again():
     cluster = FakeCluster()
-    made = await load_authority(cluster, "system", now=NOW)
-    assert (await load_authority(cluster, "system", now=NOW)) == made
+
+    async def load() -> Authority:
+        return await Certificates(cluster, "system", now=lambda: NOW).load()
+
+    made = await load()
+    assert await load() == made
     body = await cluster.get(SECRET, AUTHORITY_SECRET, "system")
     assert body["type"] == "kubernetes.io/tls"
     body["data"].pop("tls.key")
     cluster.put(body)
     with pytest.raises(ValueError, match=r"lacks tls\.key: delete it"):
-        await load_authority(cluster, "system", now=NOW)
+        await load()
 
 
 async def test_gateway_and_stages_get_certificates_that_name_them_and_are_renewed_at_a_third_of_their_life():
     cluster, seconds = FakeCluster(), 0.0
-    authority = await load_authority(cluster, "system", now=NOW)
-    certificates = Certificates(cluster, authority, now=lambda: NOW, clock=lambda: seconds)
+    certificates = Certificates(cluster, "system", now=lambda: NOW, clock=lambda: seconds)
     await certificates.ensure(pipeline())
     found = {name: body for name, body in cluster.of("Secret").items() if name != AUTHORITY_SECRET}
     assert set(found) == {"tracker-gateway-tls", "tracker-stage-tls"}

@@ -31,23 +31,15 @@ from tests.support.gateway_rig import (
     table,
     until,
 )
+from tests.support.secret_volumes import renew, shown_to
 
 NOW = dt.datetime.now(dt.UTC)
 
 
 def secret(folder: Path, authority: Pair, role: str, *, pipeline: str = PIPELINE, lifetime: int = 3600) -> Path:
-    """A certificate in a Secret's form, replaced as a kubelet replaces a volume: all at once, by a link."""
+    """A certificate in a Secret's form."""
     pair = issue(authority, peer_name(role, pipeline, "default"), now=NOW, lifetime=dt.timedelta(seconds=lifetime))
-    folder.mkdir(exist_ok=True)
-    version = folder / f"..{len(list(folder.iterdir()))}"
-    version.mkdir()
-    for name, content in (("tls.crt", pair.certificate), ("tls.key", pair.key), ("ca.crt", authority.certificate)):
-        (version / name).write_bytes(content)
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(Path("..data") / name)
-    fresh = folder / "..data_tmp"
-    fresh.symlink_to(version.name)
-    fresh.replace(folder / "..data")
+    renew(folder, {"tls.crt": pair.certificate, "tls.key": pair.key, "ca.crt": authority.certificate})
     return folder
 
 
@@ -121,27 +113,16 @@ async def test_no_request_fails_while_certificates_are_replaced_under_load(pods,
         assert served > 50
         assert identity(folders[GATEWAY]).current() != before
         # The stage shows what lies in its folder now, to whoever connects now.
-        serial = await asyncio.to_thread(_shown_to, pods[0], folders[GATEWAY])
-        assert serial == await asyncio.to_thread(_certificate_in, folders[STAGE])
+        shown = await asyncio.to_thread(
+            shown_to, pods[0].address, peer_name(STAGE, PIPELINE, "default"), folders[GATEWAY]
+        )
+        assert shown == await asyncio.to_thread(_certificate_in, folders[STAGE])
 
 
 def _certificate_in(folder: Path) -> bytes:
     import ssl
 
     return ssl.PEM_cert_to_DER_cert((folder / "tls.crt").read_text())
-
-
-def _shown_to(pod: StageProcess, folder: Path) -> bytes:
-    import socket
-    import ssl
-
-    context = ssl.create_default_context(cafile=folder / "ca.crt")
-    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
-    context.set_alpn_protocols(["h2"])
-    with socket.create_connection((pod.ip, 9000), timeout=10) as plain:
-        name = peer_name(STAGE, PIPELINE, "default")
-        with context.wrap_socket(plain, server_hostname=name) as wrapped:
-            return wrapped.getpeercert(binary_form=True) or b""
 
 
 async def test_a_stage_takes_the_models_input_from_its_gateway_only(pods, folders):

@@ -55,10 +55,10 @@ async def _run(settings: Settings) -> None:
             await _require(cluster, kind)
         certificates = None
         if settings.mtls == AUTHORITY:
-            from splitplane.controller.certificates import Certificates, load_authority
+            from splitplane.controller.certificates import Certificates
 
-            authority = await load_authority(cluster, settings.namespace, now=_utc())
-            certificates = Certificates(cluster, authority, now=_utc)
+            certificates = Certificates(cluster, settings.namespace, now=_utc)
+            await certificates.load()
         registry, kopf_settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         running: list[Any] = []
 

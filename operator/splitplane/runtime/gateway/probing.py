@@ -152,7 +152,9 @@ class _LinkProber:
         rounds = 0
         while True:
             # The first rounds are short: what starts, and what heals, should soon be known.
-            await asyncio.sleep(min(PULSE_SECONDS, self._round_seconds) if rounds < FIRST_ROUNDS else self._round_seconds)
+            await asyncio.sleep(
+                min(PULSE_SECONDS, self._round_seconds) if rounds < FIRST_ROUNDS else self._round_seconds
+            )
             if self._name in self._router.links.down:
                 rounds = 0
                 continue
