@@ -31,7 +31,13 @@ def test_the_operator_asks_for_nothing_that_it_may_not_do_and_may_do_nothing_tha
     ns.apply(cases.pipeline("measured", cases.model(digest), cases.tier("edge")))
     of_job = cases.wait(lambda: handed_on(ns, "profile"), seconds=60, what="a profile job's Role")
     ns("delete", "ipipe", "measured")
+    # Pipelines are made for sites alone, and taken away once no node has named the site for minutes.
+    at_sites = cases.pipeline("all", cases.model(digest), cases.tier("edge"), partitioning=split)
+    ns.apply({**at_sites, "spec": {**at_sites["spec"], "sites": {"topologyKey": "kubernetes.io/hostname"}}})
+    cases.wait(lambda: len(ns.items("ipipe")) > 1, seconds=60, what="pipelines of sites")
+    ns("delete", "ipipe", "all")
 
     found = rights.use(kind)
     assert found.refused == []
-    assert found.unused <= handed_on(serving.ns, "gateway") | of_job
+    later = {("splitplane.dev", "inferencepipelines", "delete")}
+    assert found.unused <= handed_on(serving.ns, "gateway") | of_job | later

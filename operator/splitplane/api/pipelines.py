@@ -39,6 +39,8 @@ MAX_CODECS = 4
 """The planner tries every allowed codec at every cut."""
 NAMES_LENGTH = 45
 """Longest pipeline's and tier's name together: children are called ``<pipeline>-profile-<tier>-<hash8>``, within 63."""
+SITE_LENGTH = 15
+"""What of that the name of a site takes, with the dash before it."""
 
 
 class Objectives(Model):
@@ -76,9 +78,10 @@ class ReplicaRange(Model):
     """The most that a stage gets, however much it has to do."""
 
 
+MOST_LABELS = 16
 _Labels = Annotated[
     dict[LabelName, LabelValue],
-    Field(min_length=1, max_length=16),
+    Field(min_length=1, max_length=MOST_LABELS),
 ]
 
 
@@ -211,7 +214,25 @@ class Batching(Model):
     that one sample takes, and no wait while requests come one by one."""
 
 
+class Sites(Model):
+    """Many edge sites, each with nodes of the gateway's tier, a gateway, a link to the other tiers and a plan of its
+    own; other tiers are there for all of them. A site is operated as a pipeline of its own, ``<pipeline>-<site>``."""
+
+    model_config = rules(
+        rule(
+            "self.topologyKey == oldSelf.topologyKey",
+            "cannot be changed: what serves would be torn down; delete the pipeline and apply it anew",
+            field=".topologyKey",
+        ),
+    )
+
+    topology_key: LabelName
+    """Label of the gateway's tier's nodes that names the site of each, such as ``topology.kubernetes.io/zone``. Limits,
+    ``maxCostPerHour`` and ``replicas`` among them, hold for each site by itself."""
+
+
 _STAGES = "self.partitioning.fixed.stages"
+_AT_SITES = "!has(self.sites) || self.tiers.all(t, t.name != self.gateway.tier ||"
 
 
 class InferencePipelineSpec(Model):
@@ -249,6 +270,22 @@ class InferencePipelineSpec(Model):
             "the first stage must be on a tier with trusted: true, because of objectives.rawInputStaysTrusted",
             field=".partitioning.fixed.stages",
         ),
+        rule(
+            "has(self.sites) == has(oldSelf.sites)",
+            "can be neither added nor taken away: what serves would be torn down; delete the pipeline and apply it"
+            " anew",
+            field=".sites",
+        ),
+        rule(
+            f"{_AT_SITES} !(self.sites.topologyKey in t.nodeSelector))",
+            "the gateway's tier selects nodes of one site by this label; remove it from that tier's nodeSelector",
+            field=".sites",
+        ),
+        rule(
+            f"{_AT_SITES} size(t.nodeSelector) < {MOST_LABELS})",
+            f"the gateway's tier may have {MOST_LABELS - 1} labels in its nodeSelector, as the site's is added",
+            field=".sites",
+        ),
     )
 
     model: ModelSpec
@@ -258,6 +295,8 @@ class InferencePipelineSpec(Model):
     batching: Batching = Batching()
     replanning: Replanning = Replanning()
     gateway: GatewaySpec
+    sites: Sites | None = None
+    """Default: the gateway's tier is one site."""
     priority: Annotated[int, between(-1000, 1000)] = 0
     """Who gets nodes that several pipelines want more of than there are: those of a higher priority are settled first,
     those of one priority share by how much of their load each can carry."""
@@ -276,6 +315,12 @@ class InferencePipeline(Model):
         rule(
             f"self.spec.tiers.all(t, size(self.metadata.name) + size(t.name) <= {NAMES_LENGTH})",
             f"metadata.name: together with the longest tier's name at most {NAMES_LENGTH} characters; shorten one",
+        ),
+        rule(
+            "!has(self.spec.sites) || self.spec.tiers.all(t,"
+            f" size(self.metadata.name) + size(t.name) <= {NAMES_LENGTH - SITE_LENGTH})",
+            "metadata.name: together with the longest tier's name at most"
+            f" {NAMES_LENGTH - SITE_LENGTH} characters with spec.sites, as names of sites are added; shorten one",
         ),
     )
 

@@ -28,6 +28,8 @@ MOST_PERCENT = 10**9
 _Percent = Annotated[int, between(-MOST_PERCENT, MOST_PERCENT)]
 _Digest = Annotated[str, at_most(64)]
 
+MOST_SITES = 100
+"""How many sites of one pipeline are operated."""
 DECISIONS = 10
 """How many decisions the status remembers."""
 
@@ -144,6 +146,32 @@ class Recommendation(Model):
     since: Timestamp | None = None
 
 
+class SiteLink(Model):
+    """A link from a site's gateway, as it measures it; a number that is not known is left out."""
+
+    target: TierName
+    bandwidth_bytes_per_second: Count | None = None
+    """0: it is down."""
+    delay_microseconds: Count | None = None
+
+
+class SiteStatus(Model):
+    """A site in one row; the pipeline that is named tells everything."""
+
+    name: Annotated[str, at_most(63)]
+    """The value of the label."""
+    pipeline: Name
+    """The InferencePipeline that is this site's."""
+    ready: Literal["True", "False", "Unknown"]
+    reason: Reason = ""
+    plan: Summary | None = None
+    replicas: Annotated[str, at_most(128)] | None = None
+    observed_p95_milliseconds: _Milliseconds | None = None
+    requests_per_second: DecimalString | None = None
+    cost_per_hour: DecimalString | None = None
+    links: Annotated[tuple[SiteLink, ...], keyed("target", most=7)] = ()
+
+
 class PipelineStatus(Model):
     """Written by the operator alone."""
 
@@ -152,6 +180,9 @@ class PipelineStatus(Model):
     profile: Annotated[str, at_most(253)] | None = None
     """Name of the ``ModelProfile`` that plans are made from."""
     plan: PlanStatus | None = None
+    """Absent where ``spec.sites`` is given: each site has a plan."""
+    sites: Annotated[tuple[SiteStatus, ...], keyed("name", most=MOST_SITES)] = ()
+    """Of a pipeline with ``spec.sites``: where it is served, by name."""
     routes: Annotated[tuple[RouteStatus, ...], ordered(most=16)] = ()
     """What the gateway chooses from by itself, the plan's own route first: the same as in the RouteTable."""
     replicas: Annotated[str, at_most(128)] | None = None

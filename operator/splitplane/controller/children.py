@@ -7,7 +7,7 @@ from typing import Any
 
 from splitplane.api.defences import to_defence
 from splitplane.api.pipelines import InferencePipeline, TierSpec
-from splitplane.controller.naming import digest, gateway_name, stage_name, tier_of
+from splitplane.controller.naming import digest, gateway_name, model_name, stage_name, tier_of
 from splitplane.controller.objects import STAGE_LABEL, TIER_LABEL, Object
 from splitplane.controller.pods import (
     GATEWAY_STATE_PATH,
@@ -357,7 +357,7 @@ def _model_variables(pipeline: InferencePipeline, tier: TierSpec, **more: str) -
     own = environment(
         name,
         tier.name,
-        SPLITPLANE_MODEL=model_environment(name, model),
+        SPLITPLANE_MODEL=model_environment(model_name(pipeline), model),
         SPLITPLANE_THREADS=str(compute_threads(tier)),
         **weights_variables(model, tier),
         **more,

@@ -14,6 +14,12 @@ from splitplane.domain.times import timestamp
 
 LIMITS = "LimitsMeasured"
 
+GOOD = {
+    "Ready": "True", "Progressing": "False", "Degraded": "False", "MetricsAvailable": "True", "PlanFeasible": "True",
+    "CapacityGranted": "True", "ModelMeasured": "True", LIMITS: "True", "Reconciling": "False", "Stalled": "False",
+}  # fmt: skip
+"""The status of each condition, in the order in which they are shown, while all is well and nothing under way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

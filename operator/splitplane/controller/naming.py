@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from splitplane.api.models import ModelSpec
-from splitplane.api.pipelines import InferencePipelineSpec, TierSpec
+from splitplane.api.pipelines import InferencePipeline, InferencePipelineSpec, TierSpec
+from splitplane.controller.objects import COMPONENT_LABEL, PIPELINE_LABEL, SITE
 
 
 def digest(value: Any, *, length: int = 8) -> str:
@@ -50,6 +51,12 @@ def _mounted(model: ModelSpec) -> list[dict[str, Any]]:
         {"path": mount.mount_path, "subPath": mount.sub_path, "source": sources.get(mount.name)}
         for mount in model.volume_mounts
     ]
+
+
+def model_name(pipeline: InferencePipeline) -> str:
+    """What clients call the model: the user's pipeline, at each of its sites."""
+    at_site = pipeline.metadata.labels.get(COMPONENT_LABEL) == SITE
+    return pipeline.metadata.labels.get(PIPELINE_LABEL, "") if at_site else pipeline.metadata.name
 
 
 def gateway_name(pipeline: str) -> str:

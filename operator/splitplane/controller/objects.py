@@ -8,6 +8,9 @@ COMPONENT_LABEL = "app.kubernetes.io/component"
 PIPELINE_LABEL = "splitplane.dev/pipeline"
 STAGE_LABEL = "splitplane.dev/stage"
 TIER_LABEL = "splitplane.dev/tier"
+SITE_LABEL = "splitplane.dev/site"
+SITE = "site"
+"""Component of a pipeline that was made for a site of another."""
 APP = "splitplane"
 
 Object = dict[str, Any]

@@ -32,6 +32,7 @@ from splitplane.controller.objects import Key, Object, annotations_of, is_termin
 from splitplane.controller.profiles import Profiles
 from splitplane.controller.rounds import Memory, Round, look, parsed
 from splitplane.controller.settings import Settings
+from splitplane.controller.sites import Sites
 from splitplane.controller.snapshots import TierState
 from splitplane.controller.switching import advance, make_room
 from splitplane.controller.telemetry import Telemetry
@@ -65,6 +66,7 @@ class Reconciler:
         self._arbiter = Arbiter(view=view, telemetry=telemetry)
         self._deciding = Deciding(settings=settings, telemetry=telemetry, arbiter=self._arbiter)
         self._telling = Telling(cluster=cluster, view=view, telemetry=telemetry, arbiter=self._arbiter)
+        self._sites = Sites(cluster=cluster, view=view, telemetry=telemetry, telling=self._telling)
         self._certificates = certificates
         self._memories: dict[Key, Memory] = {}
 
@@ -75,6 +77,7 @@ class Reconciler:
         if self._certificates is not None:
             self._certificates.keep_only({memory.uid for memory in self._memories.values()})
         self._arbiter.keep_only(keys)
+        self._sites.keep_only(keys)
 
     async def arbitrate(self) -> None:
         """Settle between pipelines that want more of the same nodes than there are."""
@@ -101,6 +104,9 @@ class Reconciler:
             # The CRD's schema refuses what the models refuse, so the CRD is older than the operator.
             first = error.errors()[0]
             raise ValueError(f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        if pipeline.spec.sites is not None:
+            await self._sites.reconcile(body, pipeline, memory, metrics, now=self._clock.now())
+            return
         this = look(self._view, body, pipeline, metrics, now=self._clock.now())
         try:
             if not await self._act(this, memory):

@@ -46,6 +46,8 @@ class Memory:
     learnt_of: dict[str, tuple[str, DeviceProfile | None]] = field(default_factory=dict)
     surge: int = 0
     """How far the load was above what the plan bears, in steps, when that was looked at last."""
+    sites: dict[str, float] = field(default_factory=dict)
+    """When a node named each site last."""
     contradiction: str = ""
     """Why the planner refused spec and snapshot together, as long as it does."""
 

@@ -9,6 +9,7 @@ from splitplane.api.profiles import ModelProfileSpec
 from splitplane.api.routes import RouteTableSpec
 from splitplane.controller.capacity import matches
 from splitplane.controller.control import CONTROL_ANNOTATION, Control, PublishedRoute, dump
+from splitplane.controller.naming import model_name
 from splitplane.controller.objects import Object, is_terminating, is_true
 from splitplane.controller.pods import GRPC_PORT, labels, owner
 from splitplane.domain.profiles import Profile
@@ -77,7 +78,7 @@ def batching(pipeline: InferencePipeline, control: Control, profile: Profile) ->
 def served_model(pipeline: InferencePipeline, profile: ModelProfileSpec) -> Object:
     """The model as clients see it."""
     return {
-        "name": pipeline.metadata.name,
+        "name": model_name(pipeline),
         "inputs": [tensor.dump() for tensor in profile.inputs],
         "outputs": [tensor.dump() for tensor in profile.outputs],
     }

@@ -43,6 +43,10 @@ class Telemetry:
             registry=self.registry,
         )  # fmt: skip
         self.pipelines = Gauge("splitplane_pipelines", "Pipelines that are looked after.", registry=self.registry)
+        self.site_ready = Gauge(
+            "splitplane_site_ready", "1 where a site of a pipeline is ready, by the names of pipeline and site.",
+            ["pipeline_namespace", "pipeline_name", "site", "site_pipeline"], registry=self.registry,
+        )  # fmt: skip
 
 
 async def serve(telemetry: Telemetry, *, host: str, port: int, stalled: Callable[[], str]) -> web.AppRunner:

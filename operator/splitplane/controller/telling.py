@@ -1,7 +1,7 @@
 """Telling the user: the status block, conditions, and events, each when it says something new."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from splitplane.adapters.cluster import Cluster, Conflict
 from splitplane.adapters.kinds import PIPELINE
@@ -9,8 +9,9 @@ from splitplane.controller import statuses
 from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.conditions import Facts
 from splitplane.controller.naming import gateway_name
-from splitplane.controller.objects import Object
+from splitplane.controller.objects import Object, key_of
 from splitplane.controller.rounds import Memory, Round
+from splitplane.controller.switching import Note
 from splitplane.controller.telemetry import Telemetry
 from splitplane.controller.view import View
 from splitplane.domain.times import timestamp
@@ -65,30 +66,37 @@ class Telling:
             cut_names=[cut.name for cut in current[1].cuts] if current is not None and served == name else [],
             decisions=this.decisions, now=this.now,
         )  # fmt: skip
-        for note in this.notes:
-            await self._cluster.create_event(this.body, type=note.type, reason=note.reason, message=note.message)
+        await self.write(this.body, memory, status, this.notes, now=this.now)
+
+    async def write(
+        self, body: Object, memory: Memory, status: Object, notes: Iterable[Note], *, now: float
+    ) -> None:  # fmt: skip
+        """Write the ``status`` of the pipeline ``body`` if it says something new, and events."""
+        before = body.get("status") or {}
+        for note in notes:
+            await self._cluster.create_event(body, type=note.type, reason=note.reason, message=note.message)
         if not _worth_writing(before, status, elapsed=time.monotonic() - memory.status_at):
-            await self._announce(this, memory, before.get("conditions") or ())
+            await self._announce(body, memory, before.get("conditions") or (), now=now)
             return
+        namespace, name = key_of(body)
         try:
             written = await self._cluster.patch_status(
-                PIPELINE, pipeline.metadata.name, pipeline.metadata.namespace, status,
-                resource_version=this.body["metadata"]["resourceVersion"],
-            )  # fmt: skip
+                PIPELINE, name, namespace, status, resource_version=body["metadata"]["resourceVersion"]
+            )
         except Conflict:
             self._telemetry.lost_races.inc()
-            self._view.forget("InferencePipeline", key)
+            self._view.forget("InferencePipeline", (namespace, name))
             return
         memory.status_at = time.monotonic()
         self._view.remember(written)
-        await self._announce(this, memory, status["conditions"])
+        await self._announce(body, memory, status["conditions"], now=now)
 
-    async def _announce(self, this: Round, memory: Memory, conditions: Sequence[Object]) -> None:
+    async def _announce(self, body: Object, memory: Memory, conditions: Sequence[Object], *, now: float) -> None:
         """Events for conditions that turned, or are bad for another reason than before."""
-        before = (this.body.get("status") or {}).get("conditions") or ()
-        for item in memory.announcements.due(before, conditions, now=this.now):
-            await self._cluster.create_event(this.body, type=item.type, reason=item.reason, message=item.message)
-            memory.announcements.tell(item, now=this.now)
+        before = (body.get("status") or {}).get("conditions") or ()
+        for item in memory.announcements.due(before, conditions, now=now):
+            await self._cluster.create_event(body, type=item.type, reason=item.reason, message=item.message)
+            memory.announcements.tell(item, now=now)
 
 
 def _worth_writing(before: Object, status: Object, *, elapsed: float) -> bool:
@@ -109,7 +117,7 @@ def _without_nothing(value: object) -> object:
 
 _OBSERVED = frozenset({
     "observedP95Milliseconds", "requestsPerSecond", "costPerThousandRequests", "predictedP95Milliseconds",
-    "maxRatePerSecond", "costPerHour", "message", "slo", "recommendation",
+    "maxRatePerSecond", "costPerHour", "message", "slo", "recommendation", "links",
 })  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def test_operator_may_not_grant_what_it_does_not_hold(ask: Ask, pipeline: Infere
         ("create", "pods"),
         ("delete", "namespaces"),
         ("update", "inferencepipelines.splitplane.dev"),
-        ("patch", "inferencepipelines.splitplane.dev"),
+        ("deletecollection", "inferencepipelines.splitplane.dev"),
         ("create", "clusterrolebindings.rbac.authorization.k8s.io"),
     ],
 )

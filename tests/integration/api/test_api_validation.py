@@ -80,6 +80,13 @@ def _free() -> Object:
     return resource
 
 
+def _sites() -> Object:
+    """Short names, as those of sites are added."""
+    resource = _with(_pitch_tracker(), sites={"topologyKey": "topology.kubernetes.io/zone"})
+    resource["metadata"]["name"] = "pitch"
+    return resource
+
+
 def _route_table() -> Object:
     tensor = {"name": "frames", "datatype": "FP32", "shape": [-1, 1024]}
     stages = [
@@ -258,6 +265,9 @@ TWINS = [
     Twins(_pitch_tracker, "spec/gateway/trustedProxies", ["10.0.0.1/8"], ["10.0.0.0/8"], "must be a network"),
     Twins(_two_edges, "spec/gateway/tier", "edgy", "edge", "must be a tier with trusted: true"),
     Twins(_pitch_tracker, "metadata/name", "9pitch", "pitch", "a letter first: it names a Service"),
+    Twins(_sites, "metadata/name", "p" * 26, "p" * 25, "at most 30 characters with spec.sites"),
+    Twins(_sites, "spec/sites/topologyKey", "splitplane.dev/tier", "splitplane.dev/tie", "selects nodes of one site by this label", "spec.sites"),
+    Twins(_sites, "spec/sites/topologyKey", "-zone", "zone", "a label's name"),
     Twins(_pitch_tracker, "metadata/name", "p" * 41, "p" * 40, "at most 45 characters"),
     # What the operator and the gateway write
     Twins(_route_table, "spec/routes/0/stages/1/stage", "p-cloud-3", "p-cloud-2", "must be listed in spec.stages", "spec.routes"),
@@ -317,6 +327,8 @@ REFUSED = [
     Refused("keys for weights that are mounted", _model(weights={"uri": "pvc://models/a", "sha256": SHA, "secretRef": {"name": "keys"}}), "spec.model.weights.secretRef", "only used for https://"),
     Refused("a volume with the operator's name", _model(volumes=[{"name": "code", "emptyDir": {}}, {"name": "splitplane-weights", "emptyDir": {}}]), "spec.model.volumes[1].name", "are the operator's"),
     Refused("a node's folder as a volume", _model(volumes=[{"name": "code", "hostPath": {"path": "/etc"}}]), "spec.model.volumes[0].hostPath", "unknown field"),
+    Refused("sites without a label", _with(_pitch_tracker(), sites={}), "spec.sites.topologyKey", "Required value"),
+    Refused("no room for a site's label", _with(_sites(), tiers=[{**_pitch_tracker()["spec"]["tiers"][0], "nodeSelector": {f"a{n}": "b" for n in range(16)}}]), "spec.sites", "may have 15 labels"),
     Refused("a mistyped field", _with(_pitch_tracker(), objective={}), "spec.objective", "unknown field"),
     Refused("a route without a codec for its crossing", _with(_route_table(), routes=[{**_route_table()["spec"]["routes"][0], "codecs": []}]), "spec.routes[0].codecs", "one codec for each crossing"),
     Refused("a profile with a cut too few", _with(_profile(), segments=_profile()["spec"]["segments"] * 2), "spec.cuts", "one more than segments"),
@@ -374,11 +386,48 @@ def test_resource_that_cannot_work_is_refused(api: client.CustomObjectsApi, refu
 
 @pytest.mark.parametrize(
     "resource",
-    [_pitch_tracker(), _sentence_encoder(), _fixed(), _two_mounts(), _pulling(), _route_table(), _profile()],
-    ids=["pitch tracker", "sentence encoder", "fixed split", "two mounts", "private image", "route table", "profile"],
+    [_pitch_tracker(), _sentence_encoder(), _fixed(), _two_mounts(), _pulling(), _sites(), _route_table(), _profile()],
+    ids=[
+        "pitch tracker",
+        "sentence encoder",
+        "fixed split",
+        "two mounts",
+        "private image",
+        "sites",
+        "route table",
+        "profile",
+    ],
 )
 def test_sensible_resource_is_accepted(api: client.CustomObjectsApi, resource: Object) -> None:
     assert _create(api, resource) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "field", "words"),
+    [
+        (_sites(), {"topologyKey": "rack"}, "spec.sites.topologyKey", "cannot be changed"),
+        (_sites(), None, "spec.sites", "can be neither added nor taken away"),
+        (_with(_sites(), sites=None), {"topologyKey": "rack"}, "spec.sites", "can be neither added nor taken away"),
+        (_sites(), {"topologyKey": "topology.kubernetes.io/zone"}, "", ""),
+    ],
+    ids=["another label", "taken away", "added", "left as they are"],
+)
+def test_what_serves_is_not_torn_down_by_a_change_of_sites(
+    api: client.CustomObjectsApi, before: Object, after: Object | None, field: str, words: str
+) -> None:
+    place = ("splitplane.dev", "v1alpha1", "default", "inferencepipelines")
+    api.create_namespaced_custom_object(*place, before)
+    try:
+        api.patch_namespaced_custom_object(*place, "pitch", {"spec": {"sites": after}}, dry_run="All")
+    except client.ApiException as error:
+        message = str(json.loads(error.body or "{}")["message"])
+    else:
+        message = ""
+    finally:
+        api.delete_namespaced_custom_object(*place, "pitch")
+    assert field in message
+    assert words in message
+    assert bool(message) == bool(words)
 
 
 def test_least_pipeline_gets_its_defaults(api: client.CustomObjectsApi) -> None:

@@ -1,0 +1,123 @@
+"""What a pipeline with ``spec.sites`` says of its sites: a row for each, and conditions over all of them. Pure."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from splitplane.api.pipelines import InferencePipeline
+from splitplane.controller.conditions import GOOD, Verdict, merge
+from splitplane.controller.objects import Object, condition_of
+from splitplane.domain.measurements import known
+from splitplane.domain.snapshots import Link
+
+Json = dict[str, Any]
+Problem = tuple[str, str]
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A site by name, its pipeline's name and, once that exists, the pipeline, with the links that it measures."""
+
+    name: str
+    pipeline: str
+    body: Object | None = None
+    links: Sequence[Link] = ()
+
+    def condition(self, kind: str) -> Verdict:
+        """A condition of its pipeline, unknown where that is about an older spec."""
+        body = self.body or {"metadata": {}}
+        found = condition_of(body, kind)
+        if not found or found.get("observedGeneration", 0) < body["metadata"].get("generation", 0):
+            return Verdict(kind, "Unknown", "NotReconciled", "its pipeline has not been looked at yet")
+        return Verdict(kind, found["status"], found["reason"], found.get("message", ""))
+
+
+def build(
+    pipeline: InferencePipeline, before: Mapping[str, Any], sites: Sequence[Site], problems: Sequence[Problem],
+    *, now: float,
+) -> Json:  # fmt: skip
+    """The whole status. ``problems`` are (reason, message) pairs about the sites as such; the first counts most."""
+    generation = pipeline.metadata.generation
+    rows = [row(site) for site in sites]
+    return {
+        "observedGeneration": generation,
+        "conditions": merge(
+            before.get("conditions") or (), verdicts(sites, problems), at=now, generation=generation
+        ),
+        "sites": rows or None,
+        "replicas": f"sites {sum(each['ready'] == 'True' for each in rows)}/{len(rows)}",
+        "slo": _slo(pipeline, rows),
+    }  # fmt: skip
+
+
+def row(site: Site) -> Json:
+    """One site; what is not known is left out."""
+    ready = site.condition("Ready")
+    status = (site.body or {}).get("status") or {}
+    plan = status.get("plan") or {}
+    found = {
+        "name": site.name,
+        "pipeline": site.pipeline,
+        "ready": ready.status,
+        "reason": ready.reason,
+        "plan": plan.get("summary"),
+        "replicas": status.get("replicas"),
+        "observedP95Milliseconds": plan.get("observedP95Milliseconds"),
+        "requestsPerSecond": plan.get("requestsPerSecond"),
+        "costPerHour": plan.get("costPerHour"),
+        "links": [_link(link) for link in site.links] or None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def verdicts(sites: Sequence[Site], problems: Sequence[Problem]) -> list[Verdict]:
+    """A condition is good where it is good at every site; else it tells of those where it is not."""
+    found = [_over(kind, good, sites) for kind, good in GOOD.items()]
+    if problems:
+        found = [Verdict(each.type, "True", *problems[0]) if each.type == "Degraded" else each for each in found]
+    if not sites:
+        why = problems[0] if problems else ("NoSites", "no node names a site")
+        bad = {"Ready": Verdict("Ready", "False", *why), "Stalled": Verdict("Stalled", "True", *why)}
+        found = [bad.get(each.type, each) for each in found]
+    return found
+
+
+def _over(kind: str, good: str, sites: Sequence[Site]) -> Verdict:
+    if not sites:
+        neutral = kind in ("Progressing", "Degraded", "Reconciling", "Stalled")
+        return Verdict(kind, good if neutral else "Unknown", "NoSites")
+    states = [(site.name, site.condition(kind)) for site in sites]
+    bad = [(name, state) for name, state in states if state.status != good]
+    told = [state for _, state in bad or states]
+    reasons = Counter(state.reason for state in told)
+    reason = told[0].reason if len(reasons) == 1 else "DifferBySite"
+    if not bad:
+        return Verdict(kind, good, reason, f"at all {len(sites)} sites" if len(sites) > 1 else "")
+    # What is known to be bad somewhere is bad, whatever is not known elsewhere.
+    status = next((state.status for state in told if state.status != "Unknown"), "Unknown")
+    texts = [f"{name}: {state.message or state.reason}" for name, state in bad[:_MOST_NAMED]]
+    more = f"; and {len(bad) - _MOST_NAMED} more" if bad[_MOST_NAMED:] else ""
+    return Verdict(kind, status, reason, f"at {len(bad)} of {len(sites)} sites: {'; '.join(texts)}{more}")
+
+
+def _link(link: Link) -> Json:
+    bandwidth, delay = known(link.bandwidth_bytes_per_second), known(link.delay_seconds)
+    found = {
+        "target": link.target,
+        "bandwidthBytesPerSecond": None if bandwidth is None else round(bandwidth),
+        "delayMicroseconds": None if delay is None else round(delay * 1e6),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _slo(pipeline: InferencePipeline, rows: Sequence[Json]) -> str | None:
+    limit = pipeline.spec.objectives.latency_p95_milliseconds
+    if limit is None:
+        return None
+    seen = [each["observedP95Milliseconds"] for each in rows if "observedP95Milliseconds" in each]
+    if not seen:
+        return f"p95 < {limit} ms"
+    return f"p95 < {limit} ms: met at {sum(p95 <= limit for p95 in seen)} of {len(seen)} sites"
