@@ -61,22 +61,24 @@ class Place:
     python: str
     images: dict[str, str]
 
-    def command(self, program: str, environment: dict[str, str], arguments: list[str]) -> tuple[list[str], str]:
-        """The command, and the name of its container, empty for a process."""
+    def command(
+        self, program: str, environment: dict[str, str], arguments: list[str]
+    ) -> tuple[list[str], dict[str, str], str]:
+        """The command, its environment, and the name of its container, empty for a process."""
         image = self.images.get("runtime" if program == "stage" else "operator")
         if image is None:
-            return [self.python, *arguments], ""
+            return [self.python, *arguments], environment, ""
         name = f"splitplane-startup-{uuid.uuid4().hex[:8]}"
         given = [f"--env={key}={value}" for key, value in environment.items()]
         mounts = [f"--volume={folder}:{folder}:ro" for folder in (MODELS, Path(environment["FILES"]))]
         docker = ["docker", "run", "--rm", f"--name={name}", "--network=host", "--read-only", "--tmpfs=/tmp"]
         user = ["--user=0:0"]  # of the files that it reads here; a pod's are readable to its user
-        return [*docker, *user, *given, *mounts, image, "python", *arguments], name
+        return [*docker, *user, *given, *mounts, image, "python", *arguments], dict(os.environ), name
 
 
 @dataclass(frozen=True)
 class Started:
-    """One start: seconds until it was ready, CPU seconds until then (nothing for a container), and what it said."""
+    """One start: seconds until it was ready, CPU seconds until then (0 for a container), and what it said."""
 
     seconds: float
     cpu: float
@@ -86,10 +88,10 @@ class Started:
 @contextlib.contextmanager
 def running(place: Place, program: str, environment: dict[str, str]) -> Iterator[Started]:
     """Start a program and wait until it is ready; it ends with the context."""
-    command, container = place.command(program, environment, ["-m", PROGRAMS[program]])
+    command, variables, container = place.command(program, environment, ["-m", PROGRAMS[program]])
     with tempfile.TemporaryFile("w+") as log:
         begun = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
         try:
             _until_ready(f"http://{ADDRESSES[program]}:8080{READY[program]}", process)
             seconds, cpu = time.perf_counter() - begun, 0.0 if container else _cpu(process.pid)
@@ -121,18 +123,22 @@ def _cpu(pid: int) -> float:
 
 
 def imports(place: Place, program: str, environment: dict[str, str]) -> tuple[float, dict[str, float]]:
-    """CPU seconds that its imports take, with the interpreter's own start, and seconds by package as Python counts."""
+    """CPU seconds that its imports take, with the interpreter's own start, and seconds by package as Python counts.
+
+    The first are 0 for a container, whose CPU is not this process' children's.
+    """
     module = f"{PROGRAMS[program]}.__main__"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command, _ = place.command(program, environment, ["-c", f"import {module}"])
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    command, variables, container = place.command(program, environment, ["-c", f"import {module}"])
+    subprocess.run(command, env=variables, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command, _ = place.command(program, environment, ["-X", "importtime", "-c", f"import {module}"])
-    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stderr
+    command, variables, _ = place.command(program, environment, ["-X", "importtime", "-c", f"import {module}"])
+    said = subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stderr
     packages: dict[str, float] = {}
     for microseconds, name in re.findall(r"import time: +(\d+) \|[ \d]+\| +([\w]+)", said):
         packages[name] = packages.get(name, 0.0) + int(microseconds) / 1e6
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, packages
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return 0.0 if container else cpu, packages
 
 
 def requests(address: str, name: str) -> tuple[float, float]:
@@ -246,11 +252,11 @@ def _rows(program: str, found: list[Started], cpu: float, packages: dict[str, fl
     def median(values: list[float]) -> float:
         return statistics.median(values)
 
-    rows = [
-        row(f"startup: {program}, until ready", median([each.seconds for each in found]), "s"),
-        row(f"startup: {program}, CPU until ready", median([each.cpu for each in found]), "s"),
-        row(f"startup: {program}, CPU of its imports", cpu, "s"),
-    ]
+    rows = [row(f"startup: {program}, until ready", median([each.seconds for each in found]), "s")]
+    if cpu:
+        rows.append(row(f"startup: {program}, CPU until ready", median([each.cpu for each in found]), "s"))
+        rows.append(row(f"startup: {program}, CPU of its imports", cpu, "s"))
+    rows.append(row(f"startup: {program}, imports", sum(packages.values()), "s"))
     for what in ("built, cut and read", "first runs"):
         told = [float(text) for each in found for text in re.findall(rf"{what} in ([\d.]+) s", each.log)]
         if told:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from kindcluster import lifecycle
+from kindcluster import engine as engines
+from kindcluster import firewall, lifecycle, machine
 from kindcluster.cluster import PRICE_ANNOTATION, Cluster
 from kindcluster.outside import expose
 from splitplane.local.errors import LocalError
@@ -37,8 +38,24 @@ def _say(text: str) -> None:
     Console(stderr=True).print(text)
 
 
+def _machine() -> dict[str, Any]:
+    """What Docker and the kubelets change, without what counts on by itself."""
+    described = machine.describe()
+    return {**described, "firewalls": {name: firewall.parse(text) for name, text in described["firewalls"].items()}}
+
+
 @pytest.fixture(scope="session")
-def kind(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def machine_put_back() -> Iterator[None]:
+    """Holds the machine after the session against the machine before it, where the cluster brings its own daemon."""
+    before = None if engines.find() else _machine()
+    yield
+    if before is not None:
+        assert engines.find() is None
+        assert _machine() == before
+
+
+@pytest.fixture(scope="session")
+def kind(request: pytest.FixtureRequest, machine_put_back: None) -> Iterator[Cluster]:
     """The cluster with Prometheus and Splitplane in it. Where a test fails, its logs are kept."""
     lifecycle.stop_orderly()
     with lifecycle.running(Console(stderr=True), say=_say) as cluster:

@@ -141,8 +141,11 @@ def run(
 
 
 def state() -> Path:
-    """The folder of what a running cluster needs: kubeconfig, logs, the private daemon's pid."""
-    return state_home() / "kind"
+    """The folder of what a running cluster needs: kubeconfig, logs, the private daemon's pid.
+
+    Beside that of the embedded clusters, one of which may be called ``kind``.
+    """
+    return state_home().with_name("splitplane-kind")
 
 
 def find() -> Engine | None:

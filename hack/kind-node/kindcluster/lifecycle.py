@@ -21,7 +21,7 @@ from kindcluster.product_images import Images
 from splitplane.cli.progress import BuildProgress
 from splitplane.local import binaries
 from splitplane.local.errors import LocalError
-from splitplane.local.paths import cache_home, state_home
+from splitplane.local.paths import cache_home
 
 Say = Callable[[str], None]
 
@@ -99,7 +99,7 @@ def running(out: Console, *, say: Say, keep: bool = False) -> Iterator[Cluster]:
 @contextmanager
 def alone() -> Iterator[None]:
     """Hold the lock. Raises ``LocalError``, which names the process that does."""
-    path = state_home() / ".kind.lock"  # beside the folder of what runs, which goes with the cluster
+    path = engines.state().with_suffix(".lock")  # beside the folder, which goes with the cluster
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
