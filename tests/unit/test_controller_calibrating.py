@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from splitplane.controller import calibrating, telling
-from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult, LeakFound
+from splitplane.domain.calibrations import AccuracyFound, CalibrationRequest, CalibrationResult, LeakFound
 from splitplane.domain.defences import Defence
 from tests.support.controller_cases import pipeline, pipeline_body, tier
 from tests.support.controller_world import KEY, World, measured
@@ -27,7 +27,9 @@ def found(request: CalibrationRequest, *, weakness: str = "") -> CalibrationResu
     """A leak that falls with the depth, and codecs that lose nothing."""
     scores = {(cut, codec): round(0.8 - 0.1 * cut, 2) for cut, codec in request.leak}
     leak = LeakFound("an attack", "SSIM", 100, 0.99, 0.02, weakness, scores) if request.leak else None
-    return CalibrationResult(crepe().fingerprint, dict.fromkeys(request.accuracy, 0.0), leak)
+    losses = dict.fromkeys(request.accuracy, 0.002)
+    accuracy = AccuracyFound(request.metric or "top1", 900, 0.93, losses) if losses else None
+    return CalibrationResult(crepe().fingerprint, accuracy, leak)
 
 
 def told(world: World) -> tuple[str, str, str]:
@@ -65,6 +67,8 @@ async def test_leak_and_loss_are_measured_once_on_a_trusted_tier_and_shared_by_t
     status, reason, message = told(world)
     assert (status, reason) == ("True", "Measured")
     assert "lower bound, by this attack: an attack" in message
+    assert "what top1 falls by at most, with 95 % confidence, against labels, of which it gets 0.93 unsplit" in message
+    assert "900 inputs drawn at random" in message
     assert world.cluster.of("Job") == {}
     [profile] = world.cluster.of("ModelProfile").values()
     leaks = [{each["codec"]: float(each["share"]) for each in cut["leakage"]} for cut in profile["spec"]["cuts"]]
@@ -78,6 +82,21 @@ async def test_leak_and_loss_are_measured_once_on_a_trusted_tier_and_shared_by_t
     assert len(world.requests) == 1
     other = world.cluster.objects["InferencePipeline", *OTHER]["status"]["conditions"]
     assert next(each for each in other if each["type"] == "LimitsMeasured")["status"] == "True"
+
+
+async def test_accuracy_is_measured_by_the_metric_that_the_pipeline_names() -> None:
+    world = World(calibrated=found)
+    world.apply(**limited({**CALIBRATION, "metric": "r2"}))
+    await world.step(25)
+    assert "what r2 falls by at most" in told(world)[2]
+    [profile] = world.cluster.of("ModelProfile").values()
+    measured_cut = profile["spec"]["cuts"][world.requests[0][1].accuracy[0][0]]
+    assert {"codec": "int8", "share": "0.002"} in measured_cut["accuracyLoss"]
+    world.apply(**limited({**CALIBRATION, "metric": "cosine"}))
+    await world.step(25)
+    assert [request.metric for _, request in world.requests] == ["r2", "cosine"]
+    assert told(world)[:2] == ("True", "Measured")
+    assert "what cosine falls by at most" in told(world)[2]
 
 
 async def test_what_was_measured_lets_the_plan_leave_the_trusted_tier() -> None:

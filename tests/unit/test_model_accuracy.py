@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from splitplane.cli import app
 from splitplane.model import CalibrationError, ModelSource, Partition, load_partition
-from splitplane.model.accuracy import compare_codecs
+from splitplane.model.accuracy import BATCH, Judged, compare_codecs
 from splitplane.model.calibration import Calibration, read_calibration
+from splitplane.model.metrics import choose
 from splitplane.model.profile import Codec
 from splitplane.runtime.profiling import wire_codecs
 from tests.support import blobs
@@ -48,7 +49,9 @@ def test_a_codec_that_keeps_all_loses_nothing_and_one_that_keeps_less_loses_more
         "nothing": codec(torch.zeros_like),
         "broken": codec(lambda value: torch.full_like(value, float("nan"))),
     }
-    found = {each.codec: each for each in compare_codecs(partition, calibration, codecs, [cut])}
+    report = compare_codecs(partition, calibration, codecs, [cut])
+    found = {each.codec: each for each in report.agreements}
+    assert (report.metric, report.labels, report.samples) == ("top1", True, SAMPLES)
     assert (found["fp32"].loss, found["fp32"].top1) == (0.0, 1.0)
     assert found["fp32"].max_error < 1e-5
     assert found["fp32"].max_error < found["fp16"].max_error < found["nothing"].max_error
@@ -58,21 +61,112 @@ def test_a_codec_that_keeps_all_loses_nothing_and_one_that_keeps_less_loses_more
     images, labels = calibration.inputs["image"], calibration.labels
     assert labels is not None
     whole = (partition.run(0, cut + 1, {"image": images})["output_0"].argmax(1) == labels).float().mean()
-    assert found["nothing"].whole_metric == pytest.approx(float(whole))
-    assert found["nothing"].loss == pytest.approx(found["nothing"].whole_metric - found["nothing"].metric)  # type: ignore[operator]
+    assert report.whole == pytest.approx(float(whole))
+    one_class = max((labels == each).float().mean() for each in range(4))
+    assert float(whole) - float(one_class) - 1e-6 <= found["nothing"].loss <= float(whole)
     assert found["nothing"].loss > 0.3
-    wide = {each.codec: each for each in compare_codecs(partition, calibration, wire_codecs(), [1])}
+    wide = {each.codec: each for each in compare_codecs(partition, calibration, wire_codecs(), [1]).agreements}
     assert wide["fp32"].max_error < wide["fp16"].max_error < wide["int8"].max_error
 
 
-def test_without_labels_the_loss_is_how_often_the_answer_is_another(
+def test_without_labels_the_loss_is_the_worse_of_another_answer_and_another_direction(
     partition: Partition, calibration: Calibration
 ) -> None:
     unlabelled = Calibration(calibration.inputs, None)
-    (found,) = compare_codecs(partition, unlabelled, {"nothing": codec(torch.zeros_like)}, [1])
-    assert found.metric is None
+    report = compare_codecs(partition, unlabelled, {"nothing": codec(torch.zeros_like)}, [1])
+    [found] = report.agreements
+    assert (report.metric, report.labels, report.whole) == ("top1 and cosine", False, None)
     assert found.top1 is not None
-    assert found.loss == pytest.approx(1 - found.top1)
+    assert found.loss == pytest.approx(max(1 - found.top1, 1 - found.cosine))
+    named = compare_codecs(partition, unlabelled, {"nothing": codec(torch.zeros_like)}, [1], metric="cosine")
+    assert named.metric == "cosine"
+    assert named.agreements[0].loss == pytest.approx(1 - found.cosine)
+
+
+def test_a_loss_that_was_not_seen_in_few_samples_may_be_there_all_the_same(
+    partition: Partition, calibration: Calibration
+) -> None:
+    def bound(samples: int) -> float:
+        [found] = compare_codecs(partition, calibration.first(samples), {"all": codec(torch.clone)}, [1]).agreements
+        assert found.loss == 0.0
+        return found.bound
+
+    # Wilson's upper bound of nothing in n is z^2 / (n + z^2).
+    assert bound(40) == pytest.approx(1.645**2 / (40 + 1.645**2))
+    assert bound(10) == pytest.approx(1.645**2 / (10 + 1.645**2))
+
+
+def test_samples_are_drawn_from_the_whole_of_a_sorted_file(partition: Partition, calibration: Calibration) -> None:
+    assert calibration.labels is not None
+    order = calibration.labels.argsort()
+    tidy = Calibration({"image": calibration.inputs["image"][order]}, calibration.labels[order])
+    drawn, again, first = (each.labels for each in (tidy.sample(8), tidy.sample(8), tidy.first(8)))
+    assert drawn is not None
+    assert again is not None
+    assert first is not None
+    assert len(first.unique()) == 1
+    assert len(drawn.unique()) >= 3
+    assert torch.equal(drawn, again)
+    # What time leaves no room for is not taken, and that is told.
+    report = compare_codecs(partition, tidy, {"all": codec(torch.clone)}, [1], end=0.0)
+    assert report.samples == report.agreements[0].samples == BATCH
+
+
+OUTPUTS = {
+    "scores": torch.randn(6, 4), "number": torch.randn(6, 1), "tokens": torch.randn(6, 3, 9), "chosen": torch.arange(6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "labels", "expected"),
+    [
+        ("", "scores", None, ["top1", "cosine"]),
+        ("", "number", None, ["r2"]),
+        ("", "tokens", None, ["cosine"]),
+        ("", "chosen", None, ["top1"]),
+        ("", "scores", torch.arange(6) % 4, ["top1"]),
+        ("", "tokens", torch.zeros(6, 3, dtype=torch.int64), ["top1"]),
+        ("", "number", torch.randn(6), ["r2"]),
+        ("top5", "tokens", torch.zeros(6, 3, dtype=torch.int64), ["top5"]),
+        ("cosine", "scores", torch.arange(6) % 4, ["cosine"]),
+        ("top1", "scores", None, ["top1"]),
+    ],
+)
+def test_the_metric_follows_from_labels_and_outputs_unless_it_is_named(
+    name: str, output: str, labels: torch.Tensor | None, expected: list[str]
+) -> None:
+    assert [each.name for each in choose(name, {output: OUTPUTS[output]}, labels)] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "labels"),
+    [
+        ("top5", "scores", torch.arange(6) % 4),  # of four classes all are among the first five
+        ("", "scores", torch.arange(6)),  # a class that has no score
+        ("", "number", torch.arange(6)),
+        ("top1", "scores", torch.rand(6)),
+        ("r2", "scores", torch.rand(6)),
+        ("cosine", "number", None),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_refused_and_told_what_there_is(
+    name: str, output: str, labels: torch.Tensor | None
+) -> None:
+    told = f"the metric {name} does not fit" if name else "no metric fits"
+    with pytest.raises(CalibrationError, match=rf"{told} the outputs {output} float32 \[n, .*labels"):
+        choose(name, {output: OUTPUTS[output]}, labels)
+
+
+def test_numbers_are_judged_by_the_variance_that_they_explain_and_tokens_one_by_one() -> None:
+    truth = torch.tensor([[1.0], [2.0], [3.0], [6.0]])
+    judged = Judged(choose("r2", {"x": truth}, None)[0])
+    judged.take({"x": truth}, None)
+    errors = judged.metric.errors({"x": truth + 1.0}, judged.truth)
+    assert float(errors.mean()) / judged.scale == pytest.approx(1.0 / float(truth.var(correction=0)))
+    labels = torch.tensor([[0, 1, -100], [2, 2, 2]])
+    [metric] = choose("top1", {"x": torch.eye(4)[None, :3].repeat(2, 1, 1)}, labels)
+    answers = {"x": torch.eye(4)[None, :3].repeat(2, 1, 1)}  # 0, 1, 2 twice
+    assert metric.errors(answers, metric.truth(answers, labels)).tolist() == pytest.approx([0.0, 2 / 3])
 
 
 def test_samples_cross_apart_as_requests_of_one_do(partition: Partition, calibration: Calibration) -> None:
@@ -109,6 +203,9 @@ def test_the_command_tells_loss_for_each_cut_and_codec(files: tuple[ModelSource,
     done = CliRunner().invoke(app, ["model", "accuracy", source.factory, *arguments, "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.output)
-    assert report["samples"] == 20
+    assert (report["samples"], report["metric"], report["labels"]) == (20, "top1", True)
     assert {each["codec"] for each in report["agreements"]} >= {"fp32", "fp16", "int8"}
     assert all(each["loss"] == 0.0 for each in report["agreements"] if each["codec"] == "fp32")
+    done = CliRunner().invoke(app, ["model", "accuracy", source.factory, *arguments, "--metric", "top5"])
+    assert done.exit_code == 2
+    assert "top5" in done.output

@@ -232,7 +232,10 @@ def test_a_calibration_job_measures_what_it_is_asked_for_and_nothing_else(
     told: list[str] = []
     settings = Settings.from_environment(environment)
     result = calibrate(settings, told.append)
-    assert set(result.losses) == {(1, "int8"), (2, "int8")}
+    assert result.accuracy is not None
+    assert set(result.accuracy.losses) == {(1, "int8"), (2, "int8")}
+    assert (result.accuracy.metric, result.accuracy.samples) == ("top1", 240)
+    assert all(1.645**2 / 243 < loss < 0.3 for loss in result.accuracy.losses.values())
     assert result.leak is not None
     assert set(result.leak.scores) == {(1, "fp32")}
     assert "attacks to go" in told[-1]

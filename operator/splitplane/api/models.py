@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from splitplane.api.fields import Model, between, rule, rules, text
 from splitplane.api.pods import Env, LocalReference, PullSecrets, VolumeMounts, Volumes
 from splitplane.api.tensors import ModelInputs
+from splitplane.domain.calibrations import Metric
 
 _IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]*"
 _FACTORY = text(
@@ -67,9 +68,15 @@ class CalibrationInputs(Model):
     are set: for the cuts and codecs that a plan could use, once for each model. They are read on trusted tiers only."""
 
     uri: Annotated[str, *_LOCAL_URI]
-    """A ``.safetensors`` or ``.npz`` file with a tensor ``[samples, ...]`` for each input, and ``labels`` if known."""
+    """A ``.safetensors`` or ``.npz`` file with a tensor ``[samples, ...]`` for each input, and ``labels`` (the right
+    classes or numbers) if known."""
     sha256: Annotated[str, *_SHA256]
     """SHA-256 of the file; the job refuses any other."""
+    metric: Metric | None = None
+    """What accuracy loss is judged by: ``top1`` or ``top5`` (share of right classes), ``r2`` (coefficient of
+    determination), or ``cosine``; against the labels where there are any (but for cosine), else against the unsplit
+    model. Default: ``top1`` where the labels are whole numbers, ``r2`` where they are others; without labels the worse
+    of top1 and cosine where an output is ``[n, k]``, r2 where it is one number, else cosine."""
     budget_core_seconds: Annotated[int, between(10, 1_000_000)] = 1200
     """What measuring may take: ten minutes of two cores, unless told otherwise."""
 

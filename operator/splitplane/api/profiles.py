@@ -22,6 +22,7 @@ from splitplane.api.fields import (
     rules,
 )
 from splitplane.api.tensors import Datatype, Tensors
+from splitplane.domain.calibrations import AccuracyFound
 from splitplane.domain.profiles import CODECS, CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
 
 KIND = "ModelProfile"
@@ -61,6 +62,16 @@ class CodecShare(Model):
     share: Share
 
 
+class AccuracyMeasurement(Model):
+    """How ``accuracyLoss`` was measured: what it stays below with 95 % confidence, on so many inputs."""
+
+    metric: _Text
+    """What was judged by, such as ``top1``."""
+    samples: Count
+    whole: Share | None = None
+    """The unsplit model's own share by the metric, against the labels; absent where it was judged without."""
+
+
 class AttackedCut(Model):
     """What the better of the decoders got where a cut was crossed with a codec."""
 
@@ -93,7 +104,7 @@ class ProfiledCut(Model):
     schema_hash: Annotated[str, at_most(64)]
     """Identifies names, datatypes and shapes; stages with different hashes refuse each other."""
     accuracy_loss: Annotated[tuple[CodecShare, ...], keyed("codec", most=len(CODECS))] = ()
-    """What crossing here with a codec costs in accuracy, on calibration inputs (``splitplane model accuracy``)."""
+    """What crossing here with a codec costs in accuracy at most, on calibration inputs."""
     leakage: Annotated[tuple[CodecShare, ...], keyed("codec", most=len(CODECS))] = ()
     """What an attack reconstructs of the input from what crosses here, a lower bound (``splitplane model leak``)."""
 
@@ -168,6 +179,7 @@ class ModelProfileSpec(Model):
     activation_bytes: Count
     """Peak of live activations for one sample."""
     devices: Annotated[tuple[ProfiledDevice, ...], keyed("deviceClass", most=16)] = ()
+    accuracy_measurement: AccuracyMeasurement | None = None
     leak_measurement: LeakMeasurement | None = None
     defence: CutDefence | None = None
     """With which accuracy loss and leak hold (``objectives.defence``)."""
@@ -208,9 +220,23 @@ def codec_shares(shares: Mapping[str, float]) -> list[dict[str, str]]:
     return [{"codec": codec, "share": share_string(share)} for codec, share in sorted(shares.items())]
 
 
-def with_accuracy(spec: ModelProfileSpec, losses: Sequence[Mapping[str, float]]) -> ModelProfileSpec:
-    """The profile with the accuracy loss of each cut by codec."""
-    return _with_shares(spec, "accuracy_loss", losses)
+def with_accuracy(spec: ModelProfileSpec, found: AccuracyFound) -> ModelProfileSpec:
+    """The profile with these accuracy losses beside those known; if they are by another metric, in their stead."""
+    measurement = AccuracyMeasurement.model_validate(
+        {
+            "metric": found.metric,
+            "samples": found.samples,
+            "whole": None if found.whole is None else share_string(found.whole),
+        }
+    )
+    before = spec.accuracy_measurement
+    kept = before is not None and before.metric == found.metric
+    losses: list[dict[str, float]] = [
+        {each.codec: float(each.share) for each in cut.accuracy_loss} if kept else {} for cut in spec.cuts
+    ]
+    for (cut, codec), loss in found.losses.items():
+        losses[cut][codec] = loss
+    return _with_shares(spec, "accuracy_loss", losses).model_copy(update={"accuracy_measurement": measurement})
 
 
 def with_leakage(

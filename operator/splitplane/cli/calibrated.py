@@ -7,7 +7,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from splitplane.api.defences import to_defence
 from splitplane.api.profiles import ModelProfileSpec, leak_measurement, with_accuracy, with_leakage
 from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
 from splitplane.cli.plans import out
+from splitplane.domain.calibrations import AccuracyFound, Metric
 from splitplane.domain.defences import Defence
 from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
 from splitplane.domain.profiles import BASE_CODECS
@@ -56,7 +57,12 @@ def accuracy(
     calibration: CalibrationFile,
     sha256: Sha256 = None,
     path: Folder = None,
-    samples: Annotated[int, typer.Option(min=1, help="Use at most so many calibration inputs.")] = 1000,
+    metric: Annotated[
+        str, typer.Option(help="As spec.model.calibration.metric: top1, top5, r2 or cosine. [default: what fits]")
+    ] = "",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Use at most so many calibration inputs, drawn at random.")
+    ] = 1000,
     noise: Noise = 0.0,
     dropout: Dropout = 0.0,
     profile: ProfileName = None,
@@ -64,39 +70,47 @@ def accuracy(
     as_json: AsJson = False,
 ) -> None:
     """Compare the model's answers, where it crosses each cut with each codec, with those of the unsplit fp32 model."""
+    if metric not in ("", *get_args(Metric)):
+        raise typer.BadParameter(f"no metric {metric}: give one of {', '.join(get_args(Metric))}")
     partition, given, codecs = _load(factory, inputs, weights, sha256, path, calibration, noise, dropout)
+    from splitplane.model import ModelError
     from splitplane.model.accuracy import compare_codecs
 
-    given, cuts = given.first(samples), partition.graph.cuts
-    with Console(stderr=True).status("comparing") as status:
-        found = compare_codecs(partition, given, codecs, range(1, len(cuts) - 1), progress=status.update)
+    cuts, defence = partition.graph.cuts, Defence(noise, dropout)
+    try:
+        with Console(stderr=True).status("comparing") as status:
+            found = compare_codecs(
+                partition, given.sample(samples), codecs, range(1, len(cuts) - 1), metric=metric,
+                progress=status.update,
+            )  # fmt: skip
+    except ModelError as error:
+        raise typer.BadParameter(str(error)) from error
     if profile is not None:
-        losses: list[dict[str, float]] = [{} for _ in cuts]
-        for each in found:
-            losses[each.cut][each.codec] = each.loss
-        _write(
-            profile, namespace, partition.graph.fingerprint, Defence(noise, dropout),
-            lambda spec: with_accuracy(spec, losses),
-        )  # fmt: skip
+        # fp32 loses nothing but behind a defence: a bound from so many samples would only say less.
+        losses = {(each.cut, each.codec): each.bound for each in found.agreements if defence or each.codec != "fp32"}
+        accuracy = AccuracyFound(found.metric, found.samples, found.whole, losses)
+        _write(profile, namespace, partition.graph.fingerprint, defence, lambda spec: with_accuracy(spec, accuracy))
     if as_json:
         rows = [
             {
-                "cut": each.cut, "name": cuts[each.cut].name, "codec": each.codec, "loss": each.loss, "top1": each.top1,
-                "cosine": each.cosine, "maxError": _finite(each.max_error), "metric": each.metric,
-                "wholeMetric": each.whole_metric,
+                "cut": each.cut, "name": cuts[each.cut].name, "codec": each.codec, "loss": each.loss,
+                "lossBound": each.bound, "top1": each.top1, "cosine": each.cosine, "maxError": _finite(each.max_error),
             }
-            for each in found
+            for each in found.agreements
         ]  # fmt: skip
-        typer.echo(json.dumps({"samples": given.samples, "agreements": rows}, indent=2))
+        told = {"metric": found.metric, "labels": found.labels, "whole": found.whole, "samples": found.samples}
+        typer.echo(json.dumps({**told, "agreements": rows}, indent=2))
         return
-    table = Table("cut", "after", "codec", "loss", "same top-1", "cosine", "largest error", "right", "right, unsplit")
-    for each in found:
+    table = Table("cut", "after", "codec", "loss", "at most (95 %)", "same top-1", "cosine", "largest error")
+    for each in found.agreements:
         table.add_row(
-            str(each.cut), cuts[each.cut].name, each.codec, f"{each.loss:.4f}", _share(each.top1), f"{each.cosine:.6f}",
-            f"{each.max_error:.1e}", _share(each.metric), _share(each.whole_metric),
+            str(each.cut), cuts[each.cut].name, each.codec, f"{each.loss:.4f}", f"{each.bound:.4f}", _share(each.top1),
+            f"{each.cosine:.6f}", f"{each.max_error:.1e}",
         )  # fmt: skip
     out.print(table)
-    out.print(f"{given.samples} samples; a loss below 1/{given.samples} cannot be told from none.")
+    whole = "" if found.whole is None else f", of which the unsplit model gets {found.whole:.2%}"
+    against = f"labels{whole}" if found.labels else "the unsplit model's answers"
+    out.print(f"Loss of {found.metric} against {against}, on {found.samples} of {given.samples} samples.")
 
 
 def leak(
@@ -233,7 +247,11 @@ async def _patch(
                 f" --dropout {theirs.dropout:g}, as its pipelines' objectives.defence says: measure with the same"
             )
         changed: dict[str, Any] = change(spec).dump()
-        kept = {key: changed[key] for key in ("cuts", "leakMeasurement") if changed.get(key) is not None}
+        kept = {
+            key: changed[key]
+            for key in ("cuts", "accuracyMeasurement", "leakMeasurement")
+            if changed.get(key) is not None
+        }
         version = {"resourceVersion": body["metadata"]["resourceVersion"]}
         await cluster.merge(MODEL_PROFILE, name, namespace, {"metadata": version, "spec": kept})
     finally:

@@ -46,12 +46,19 @@ def limited(pipeline: InferencePipeline) -> Shares:
 def missing(pipeline: InferencePipeline, profile: ModelProfileSpec) -> Shares:
     """What was not measured of that; of a model that cannot be split there is nothing to measure."""
     wanted, inner = limited(pipeline), profile.cuts[1:-1]
-    known = [{each.codec for each in cut.accuracy_loss} for cut in inner]
+    known = [{each.codec for each in cut.accuracy_loss} for cut in inner] if _by_its_metric(pipeline, profile) else []
     lossy = _lossy(pipeline)
     return Shares(
         accuracy=bool(wanted.accuracy and inner and any(all(codec not in held for held in known) for codec in lossy)),
         leak=bool(wanted.leak and inner and profile.leak_measurement is None),
     )
+
+
+def _by_its_metric(pipeline: InferencePipeline, profile: ModelProfileSpec) -> bool:
+    """Whether accuracy was judged by what the pipeline names; where it names nothing, anything will do."""
+    calibration, found = pipeline.spec.model.calibration, profile.accuracy_measurement
+    wanted = None if calibration is None else calibration.metric
+    return found is not None and wanted in (None, found.metric)
 
 
 def trusted_tiers(pipeline: InferencePipeline) -> list[TierSpec]:
@@ -85,6 +92,7 @@ def request(
         seconds=calibration.budget_core_seconds / compute_threads(tier),
         accuracy=tuple((cut, codec) for cut in tried for codec in lossy) if wanted.accuracy else (),
         leak=tuple((cut, codec) for cut in attacked for codec in bases) if wanted.leak else (),
+        metric=calibration.metric or "",
     )
 
 
@@ -98,13 +106,8 @@ def with_result(profile: ModelProfileSpec, result: CalibrationResult) -> ModelPr
             f"accuracy and leak were measured of fingerprint {result.fingerprint}, the profile is of"
             f" {profile.fingerprint}: let all tiers run one runtime image, or delete the ModelProfile to measure anew"
         )
-    if result.losses:
-        losses: list[dict[str, float]] = [
-            {each.codec: float(each.share) for each in cut.accuracy_loss} for cut in profile.cuts
-        ]
-        for (cut, codec), loss in result.losses.items():
-            losses[cut][codec] = loss
-        profile = with_accuracy(profile, losses)
+    if result.accuracy is not None:
+        profile = with_accuracy(profile, result.accuracy)
     leak = result.leak
     if leak is not None and not leak.weakness:
         measurement = leak_measurement(
@@ -126,16 +129,25 @@ def with_unknown_losses(profile: Profile) -> Profile:
     return replace(profile, cuts=tuple(cuts))
 
 
-def told_of(profile: ModelProfileSpec) -> str:
-    """How the leak was measured, and what that is worth."""
-    found = profile.leak_measurement
-    if found is None:
-        return ""
-    return (
-        f"leak is a lower bound, by this attack: {found.attack}; a stronger one may see more. {found.score} on"
-        f" {found.samples} inputs; controls: {found.input_control} of the input itself, {found.shuffled_control} of"
-        " other inputs' activations"
-    )
+def told_of(profile: ModelProfileSpec, what: Shares) -> str:
+    """How it was measured, and what that is worth."""
+    told = []
+    loss, leak = profile.accuracy_measurement, profile.leak_measurement
+    if what.accuracy and loss is not None:
+        against = (
+            "the unsplit model's answers" if loss.whole is None else f"labels, of which it gets {loss.whole} unsplit"
+        )
+        told.append(
+            f"Accuracy loss is what {loss.metric} falls by at most, with 95 % confidence, against {against}, on"
+            f" {loss.samples} inputs drawn at random."
+        )
+    if what.leak and leak is not None:
+        told.append(
+            f"Leak is a lower bound, by this attack: {leak.attack}; a stronger one may see more. {leak.score} on"
+            f" {leak.samples} inputs; controls: {leak.input_control} of the input itself, {leak.shuffled_control} of"
+            " other inputs' activations."
+        )
+    return " ".join(told)
 
 
 def commands(pipeline: InferencePipeline, profile_name: str, what: Shares) -> str:

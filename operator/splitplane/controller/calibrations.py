@@ -53,7 +53,7 @@ class Calibrations:
                     f"{commands(pipeline, name, lacking)}",
                 )  # fmt: skip
             elif wanted:
-                this.limits = Verdict(LIMITS, "True", "Measured", told_of(profile) if wanted.leak else "")
+                this.limits = Verdict(LIMITS, "True", "Measured", told_of(profile, wanted))
             await self._remove_all(this, jobs)
             return
         tier = next((tier for tier in trusted_tiers(pipeline) if this.tiers[tier.name].capacity.ready), None)
@@ -131,7 +131,7 @@ class Calibrations:
             text = f"The leak counts as unmeasured: {weakness}, so no limit may rest on it. {advice}"
             this.limits = Verdict(LIMITS, "False", "AttackTooWeak", text)
             return
-        this.limits = Verdict(LIMITS, "True", "Measured", told_of(changed))
+        this.limits = Verdict(LIMITS, "True", "Measured", told_of(changed, limited(this.pipeline)))
         await self._profiles.remove(namespace, job_name)
 
     async def _remove_all(self, this: Round, jobs: Mapping[str, Object]) -> None:

@@ -39,6 +39,8 @@ def profile_name(spec: InferencePipelineSpec, default_image: str) -> str:
     }
     if defence is not None:  # accuracy loss and leak are measured with it
         identity["defence"] = defence.dump()
+    if model.calibration is not None and model.calibration.metric is not None:  # accuracy loss is measured by it
+        identity["metric"] = model.calibration.metric
     return f"{slug}-{digest(identity)}"
 
 

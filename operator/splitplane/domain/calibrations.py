@@ -5,11 +5,15 @@ The operator and the job use this module both, so the form has one definition.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from splitplane.domain.defences import NONE, Defence
 
-FORMAT = 1
+Metric = Literal["top1", "top5", "r2", "cosine"]
+"""What answers are judged by: the share of right classes among the one or the five highest scores, the coefficient of
+determination, the cosine between an output and that of the unsplit model."""
+
+FORMAT = 2
 """Raised when the form changes in a way that an older reader would misread."""
 
 Shares = Mapping[tuple[int, str], float]
@@ -20,8 +24,8 @@ Shares = Mapping[tuple[int, str], float]
 class CalibrationRequest:
     """Which (cut, codec) to try, on which file, in how many seconds.
 
-    ``accuracy`` are those whose loss is asked for, ``leak`` those that are to be attacked; ``defence`` is carried out
-    before each codec.
+    ``accuracy`` are those whose loss is asked for, by ``metric`` (empty: by what labels and outputs call for), ``leak``
+    those that are to be attacked; ``defence`` is carried out before each codec.
     """
 
     uri: str
@@ -30,12 +34,13 @@ class CalibrationRequest:
     accuracy: tuple[tuple[int, str], ...] = ()
     leak: tuple[tuple[int, str], ...] = ()
     defence: Defence = NONE
+    metric: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "uri": self.uri, "sha256": self.sha256, "seconds": self.seconds,
             "accuracy": [list(pair) for pair in self.accuracy], "leak": [list(pair) for pair in self.leak],
-            "defence": self.defence.to_dict(),
+            "defence": self.defence.to_dict(), "metric": self.metric,
         }  # fmt: skip
 
     @classmethod
@@ -45,11 +50,25 @@ class CalibrationRequest:
             return cls(
                 str(data["uri"]), str(data["sha256"]), float(data["seconds"]),
                 _pairs(data["accuracy"]), _pairs(data["leak"]), Defence.from_dict(data["defence"]),
+                str(data["metric"]),
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"the request lacks {error}") from error
         except TypeError as error:
             raise ValueError(f"the request is malformed: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyFound:
+    """What each (cut, codec) loses at most, with 95 % confidence, by ``metric``, on so many ``samples``.
+
+    ``whole`` is the unsplit model's share by the metric, where there are labels.
+    """
+
+    metric: str
+    samples: int
+    whole: float | None
+    losses: Shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +89,16 @@ class CalibrationResult:
     """Of the model with ``fingerprint``: what its codecs lose, and what crossing it shows."""
 
     fingerprint: str
-    losses: Shares
+    accuracy: AccuracyFound | None
     leak: LeakFound | None
 
     def to_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"format": FORMAT, "fingerprint": self.fingerprint, "losses": _rows(self.losses)}
+        found: dict[str, Any] = {"format": FORMAT, "fingerprint": self.fingerprint}
+        if self.accuracy is not None:
+            found["accuracy"] = {
+                "metric": self.accuracy.metric, "samples": self.accuracy.samples, "whole": self.accuracy.whole,
+                "losses": _rows(self.accuracy.losses),
+            }  # fmt: skip
         if self.leak is not None:
             found["leak"] = {
                 "attack": self.leak.attack, "score": self.leak.score, "samples": self.leak.samples,
@@ -92,21 +116,30 @@ class CalibrationResult:
                     f"calibration result has format {data['format']}, this version reads {FORMAT}: "
                     "let operator and runtime image be of one release"
                 )
-            leak = data.get("leak")
+            accuracy, leak = data.get("accuracy"), data.get("leak")
             return cls(
                 str(data["fingerprint"]),
-                _shares(data["losses"]),
-                None
-                if leak is None
-                else LeakFound(
-                    str(leak["attack"]), str(leak["score"]), int(leak["samples"]), float(leak["inputControl"]),
-                    float(leak["shuffledControl"]), str(leak["weakness"]), _shares(leak["scores"]),
-                ),
-            )  # fmt: skip
+                None if accuracy is None else _accuracy(accuracy),
+                None if leak is None else _leak(leak),
+            )
         except KeyError as error:
             raise ValueError(f"calibration result lacks {error}") from error
         except (TypeError, AttributeError) as error:
             raise ValueError(f"calibration result is malformed: {error}") from error
+
+
+def _accuracy(found: Mapping[str, Any]) -> AccuracyFound:
+    whole = found["whole"]
+    return AccuracyFound(
+        str(found["metric"]), int(found["samples"]), None if whole is None else float(whole), _shares(found["losses"])
+    )
+
+
+def _leak(found: Mapping[str, Any]) -> LeakFound:
+    return LeakFound(
+        str(found["attack"]), str(found["score"]), int(found["samples"]), float(found["inputControl"]),
+        float(found["shuffledControl"]), str(found["weakness"]), _shares(found["scores"]),
+    )  # fmt: skip
 
 
 def _rows(shares: Shares) -> list[list[Any]]:

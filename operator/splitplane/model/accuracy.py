@@ -6,45 +6,48 @@ of the unsplit fp32 model.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from splitplane.model.calibration import Calibration
+from splitplane.model.metrics import Metric, Tensors, choose, cosines
 from splitplane.model.partitions import Partition
 from splitplane.model.profile import Codec
-
-Tensors = Mapping[str, torch.Tensor]
 
 BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far the outputs of one (cut, codec) are from the whole model's.
+    """How far the answers of one (cut, codec) are from the whole model's.
 
-    ``top1`` is the share of samples with the same highest score, where there are scores (an output ``[batch,
-    classes]``). ``cosine`` is the mean similarity of a sample's output, of several outputs the least. ``max_error`` is
-    relative to the largest absolute value of the output. ``metric`` is the share of samples of the right class, and
-    ``whole_metric`` that of the whole model, where there are labels.
+    ``loss`` is from 0 to 1, by the metric: of rightness where there are labels, else of agreement with the whole model;
+    ``bound`` is what it stays below with 95 % confidence, as not all inputs were tried. ``top1`` is the share of
+    samples with the same highest score, where there is an output ``[batch, scores]``; ``cosine`` is the mean
+    similarity, of several outputs the least; ``max_error`` is relative to the largest absolute value of the output.
     """
 
     cut: int
     codec: str
     samples: int
+    loss: float
+    bound: float
     top1: float | None
     cosine: float
     max_error: float
-    metric: float | None
-    whole_metric: float | None
 
-    @property
-    def loss(self) -> float:
-        """From 0 to 1: of the metric, else of agreement in the highest score, else of the cosine."""
-        if self.metric is not None and self.whole_metric is not None:
-            return max(0.0, self.whole_metric - self.metric)
-        return min(1.0, max(0.0, 1.0 - (self.cosine if self.top1 is None else self.top1)))
+
+@dataclass(frozen=True, slots=True)
+class AccuracyReport:
+    """``metric`` is what was judged by; ``whole`` is the unsplit model's share by it, where there are ``labels``."""
+
+    metric: str
+    labels: bool
+    whole: float | None
+    samples: int
+    agreements: tuple[Agreement, ...]
 
 
 def compare_codecs(
@@ -53,34 +56,47 @@ def compare_codecs(
     codecs: Mapping[str, Codec],
     cuts: Iterable[int],
     *,
+    metric: str = "",
     end: float = math.inf,
     progress: Callable[[str], None] = lambda _: None,
-) -> list[Agreement]:
+) -> AccuracyReport:
     """Compare every (cut, codec), by rising cut. The model must be wholly resident.
 
-    Once ``end`` (on ``time.monotonic``) has passed, no further samples are taken.
+    Samples are taken in random order, the same each time; once ``end`` (on ``time.monotonic``) has passed, no further
+    ones. ``metric`` is a ``domain.calibrations.Metric``, or empty (``metrics.choose``). Raises
+    :class:`CalibrationError` where it does not fit.
     """
-    wanted, last = sorted(set(cuts)), partition.last
-    sums = {(cut, codec): _Sums() for cut in wanted for codec in codecs}
-    whole_right, samples, done = 0.0, calibration.samples, 0
+    wanted, last, samples = sorted(set(cuts)), partition.last, calibration.samples
+    calibration = calibration.sample(samples)
+    some = partition.run(0, last, {name: value[:1] for name, value in calibration.inputs.items()})
+    judged = [Judged(each) for each in choose(metric, some, calibration.labels)]
+    sums = {(cut, codec): _Sums(tuple([] for _ in judged)) for cut in wanted for codec in codecs}
+    done = 0
     for start in range(0, samples, BATCH):
         if start and time.monotonic() > end:
             break
         batch = {name: value[start : start + BATCH] for name, value in calibration.inputs.items()}
         labels = None if calibration.labels is None else calibration.labels[start : start + BATCH]
         expected = partition.run(0, last, batch)
-        whole_right += _right(expected, labels)
+        for each in judged:
+            each.take(expected, labels)
         here, tensors = 0, batch
         for cut in wanted:
             if cut > here:
                 tensors, here = partition.run(here, cut, tensors), cut
             for name, codec in codecs.items():
                 outputs = partition.run(cut, last, crossed(tensors, codec))
-                sums[cut, name].add(outputs, expected, labels)
+                sums[cut, name].add(outputs, expected, judged)
         done = min(start + BATCH, samples)
         progress(f"accuracy: {done} of {samples} samples")
-    labelled = calibration.labels is not None
-    return [each.result(cut, name, done, whole_right if labelled else None) for (cut, name), each in sums.items()]
+    labelled = calibration.labels is not None and any(each.metric.name != "cosine" for each in judged)
+    return AccuracyReport(
+        metric=" and ".join(sorted({each.metric.name for each in judged}, reverse=True)),
+        labels=labelled,
+        whole=judged[0].whole() if labelled else None,
+        samples=done,
+        agreements=tuple(each.result(cut, name, done, judged) for (cut, name), each in sums.items()),
+    )
 
 
 def crossed(tensors: Tensors, codec: Codec) -> dict[str, torch.Tensor]:
@@ -93,51 +109,75 @@ def crossed(tensors: Tensors, codec: Codec) -> dict[str, torch.Tensor]:
     return {name: torch.cat([each[name] for each in arrived]) for name in tensors}
 
 
+class Judged:
+    """A metric, with what is right in the batch at hand, and what the whole model's errors were."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self.errors: list[torch.Tensor] = []
+        self._samples, self._sum, self._squares = 0, torch.zeros(()), 0.0
+
+    def take(self, expected: Tensors, labels: torch.Tensor | None) -> None:
+        self.truth = self.metric.truth(expected, labels)
+        self.errors.append(self.metric.errors(expected, self.truth))
+        if self.metric.by_variance:
+            truth = self.truth.double()
+            self._samples += len(truth)
+            self._sum = self._sum + truth.sum(0)
+            self._squares += float(truth.pow(2).sum())
+
+    @property
+    def scale(self) -> float:
+        """The mean squared error of the best constant answer, where errors are in parts of that."""
+        if not self.metric.by_variance:
+            return 1.0
+        mean = self._sum / self._samples
+        return max(1e-30, self._squares / self._samples - float(mean.pow(2).sum()))
+
+    def whole(self) -> float:
+        return max(0.0, 1.0 - float(torch.cat(self.errors).mean()) / self.scale)
+
+
 @dataclass(slots=True)
 class _Sums:
-    """Sums over samples, output by output where that matters."""
+    """Of one (cut, codec): losses of each sample by metric, and sums over samples, output by output."""
 
-    right: float = 0.0
+    losses: Sequence[list[torch.Tensor]]
     same: float | None = None
     cosine: dict[str, float] = field(default_factory=dict)
     error: dict[str, float] = field(default_factory=dict)
     scale: dict[str, float] = field(default_factory=dict)
 
-    def add(self, outputs: Tensors, expected: Tensors, labels: torch.Tensor | None) -> None:
-        self.right += _right(outputs, labels)
-        scores = _scores(expected)
+    def add(self, outputs: Tensors, expected: Tensors, judged: Sequence[Judged]) -> None:
+        for losses, each in zip(self.losses, judged, strict=True):
+            losses.append(each.metric.errors(outputs, each.truth) - each.errors[-1])
+        scores = next((name for name, value in expected.items() if value.ndim == 2 and value.shape[1] > 1), None)
         if scores is not None:
             same = outputs[scores].argmax(1) == expected[scores].argmax(1)
             self.same = (self.same or 0.0) + float(same.sum())
-        for name, value in expected.items():
-            got, want = outputs[name].double().flatten(1), value.double().flatten(1)
-            # A NaN is as far off as can be.
-            cosine = torch.nn.functional.cosine_similarity(got, want, dim=1).nan_to_num(0.0)
-            self.cosine[name] = self.cosine.get(name, 0.0) + float(cosine.sum())
-            error = float((got - want).abs().nan_to_num(float("inf")).max())
+        for name, want in expected.items():
+            self.cosine[name] = self.cosine.get(name, 0.0) + float(cosines(outputs[name], want).sum())
+            error = float((outputs[name].double() - want.double()).abs().nan_to_num(math.inf).max())
             self.error[name] = max(self.error.get(name, 0.0), error)
             self.scale[name] = max(self.scale.get(name, 0.0), float(want.abs().max()))
 
-    def result(self, cut: int, codec: str, samples: int, whole_right: float | None) -> Agreement:
+    def result(self, cut: int, codec: str, samples: int, judged: Sequence[Judged]) -> Agreement:
+        found = [
+            (each.metric, torch.cat(losses) / each.scale) for losses, each in zip(self.losses, judged, strict=True)
+        ]
+        loss = max(_share(float(losses.mean())) for _, losses in found)
         return Agreement(
             cut=cut,
             codec=codec,
             samples=samples,
+            loss=loss,
+            bound=max(loss, *(_share(metric.bound(losses)) for metric, losses in found)),
             top1=None if self.same is None else self.same / samples,
             cosine=min(self.cosine.values()) / samples,
             max_error=max(error / (self.scale[name] or 1.0) for name, error in self.error.items()),
-            metric=None if whole_right is None else self.right / samples,
-            whole_metric=None if whole_right is None else whole_right / samples,
         )
 
 
-def _scores(outputs: Tensors) -> str | None:
-    """The first output that has a score for each of several classes."""
-    return next((name for name, value in outputs.items() if value.ndim == 2 and value.shape[1] > 1), None)
-
-
-def _right(outputs: Tensors, labels: torch.Tensor | None) -> float:
-    scores = _scores(outputs)
-    if labels is None or scores is None:
-        return 0.0
-    return float((outputs[scores].argmax(1) == labels.reshape(-1)).sum())
+def _share(value: float) -> float:
+    """From 0 to 1; what is no number is all."""
+    return 1.0 if math.isnan(value) else min(1.0, max(0.0, value))

@@ -15,12 +15,12 @@ from splitplane.model.datatypes import torch_datatype
 from splitplane.model.errors import CalibrationError
 
 LABELS = "labels"
-"""Name of the tensor of true classes, one for each sample, where the file has them."""
+"""Name of the tensor of right answers, where the file has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """``inputs`` by name, samples first; ``labels`` are the classes that they belong to."""
+    """``inputs`` by name, samples first; ``labels`` are the right answers: classes as whole numbers, or numbers."""
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None
@@ -31,8 +31,16 @@ class Calibration:
 
     def first(self, samples: int) -> "Calibration":
         """The first so many."""
-        labels = None if self.labels is None else self.labels[:samples]
-        return Calibration({name: value[:samples] for name, value in self.inputs.items()}, labels)
+        return self._at(slice(samples))
+
+    def sample(self, most: int) -> "Calibration":
+        """At most so many, drawn at random from all of them, the same each time: files are often sorted by class."""
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(0))
+        return self._at(order[:most])
+
+    def _at(self, chosen: slice | torch.Tensor) -> "Calibration":
+        labels = None if self.labels is None else self.labels[chosen]
+        return Calibration({name: value[chosen] for name, value in self.inputs.items()}, labels)
 
 
 def read_calibration(path: Path, specs: Sequence[TensorSpec]) -> Calibration:

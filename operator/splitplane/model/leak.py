@@ -119,7 +119,12 @@ def _measure(
     steps: int,
     progress: Callable[[str], None],
 ) -> LeakReport:
-    calibration = _shuffled(calibration).first(MOST_SAMPLES)
+    if calibration.samples < LEAST_SAMPLES:
+        raise CalibrationError(
+            f"leak is measured on {LEAST_SAMPLES} calibration inputs at least, better thousands, and there are only "
+            f"{calibration.samples}"
+        )
+    calibration = calibration.sample(MOST_SAMPLES)  # in random order, and the last are held out
     targets = targets_of(calibration)
     if not targets:
         raise CalibrationError("every input is the same in all calibration inputs, so there is nothing to tell of them")
@@ -205,15 +210,3 @@ def _activations(partition: Partition, calibration: Calibration, cut: int, batch
         parts.append(partition.run(0, cut, inputs))
     # Clones, for what is made in inference mode cannot be trained on.
     return {name: torch.cat([part[name] for part in parts]).clone() for name in parts[0]}
-
-
-def _shuffled(calibration: Calibration) -> Calibration:
-    """Files are often sorted by class, and the last samples are held out."""
-    if calibration.samples < LEAST_SAMPLES:
-        raise CalibrationError(
-            f"leak is measured on {LEAST_SAMPLES} calibration inputs at least, better thousands, and there are only "
-            f"{calibration.samples}"
-        )
-    order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(0))
-    labels = None if calibration.labels is None else calibration.labels[order]
-    return Calibration({name: value[order] for name, value in calibration.inputs.items()}, labels)
