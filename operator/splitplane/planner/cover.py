@@ -6,16 +6,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.arrays import Array, Bools, Ints, Singles
 
 V = TypeVar("V", np.float64, np.int64)
 
-_MOST_LEAKS, _MOST_LOSSES, _COSTS = 300, 40, 20
+_MOST_LEAKS, _MOST_LOSSES, _COSTS = 300, 40, 14
 """Bins. Leaks need most: plans of neighbouring cuts differ in little else, and costs come in few steps of prices."""
 
 
 class Cover:
-    """A table over (cost, leak, loss) bins. Plans enter it rounded up and questions are rounded down, so it never
+    """A table over (leak, loss, cost) bins. Plans enter it rounded up and questions are rounded down, so it never
     claims more than is known.
 
     Bins are made of ``leaks``, all values that occur, and of ``losses``, some of them; costs are binned evenly between
@@ -31,7 +31,8 @@ class Cover:
         self._loss_ceiling = np.searchsorted(self._losses, steps)
         self._cheapest = cheapest
         self._per_cost = _COSTS / max(dearest - cheapest, 1e-9)
-        self._table = np.full((_COSTS + 2, len(self._leaks) + 1, len(self._losses) + 1), np.inf)
+        # Percentiles have eight binary digits (``queueing.round_up``): half the bytes hold them exactly.
+        self._table = np.full((len(self._leaks) + 1, len(self._losses) + 1, _COSTS + 2), np.inf, dtype=np.float32)
         self._flat = self._table.reshape(-1)
 
     def floor(self, leak: Array, loss: Ints) -> Ints:
@@ -44,9 +45,13 @@ class Cover:
 
     def add(self, ceiling: Ints, cost: Array, p95: Array) -> None:
         """Take note of plans."""
-        place = np.ceil((cost - self._cheapest) * self._per_cost)
-        np.minimum(place, _COSTS + 1, out=place)
-        np.minimum.at(self._flat, place.astype(np.int64) * self._stride + ceiling, p95)
+        bins = np.ceil((cost - self._cheapest) * self._per_cost)
+        place = np.minimum(bins, _COSTS + 1, out=bins).astype(np.int64)
+        place += ceiling
+        news = np.flatnonzero(self._flat.take(place) > p95)
+        if not len(news):
+            return
+        np.minimum.at(self._flat, place.take(news), p95.take(news).astype(np.float32))
         table = self._table
         for axis in range(3):
             slices = np.moveaxis(table, axis, 0)
@@ -57,20 +62,16 @@ class Cover:
         """Whether a known plan beats or equals every plan that is at least this large in all four."""
         return self.lowest(floor, cost) <= p95
 
-    def lowest(self, floor: Ints, cost: Array) -> Array:
+    def lowest(self, floor: Ints, cost: Array) -> Singles:
         """The lowest known p95 at no more cost, leak and loss."""
         place = ((cost - self._cheapest) * self._per_cost).astype(np.int64)
         np.minimum(place, _COSTS, out=place)
-        place *= self._stride
         place += floor
         return self._flat.take(place)
 
-    @property
-    def _stride(self) -> int:
-        return self._table.shape[1] * self._table.shape[2]
-
     def _cell(self, leak: Ints, loss: Ints) -> Ints:
-        return leak * self._table.shape[2] + loss
+        """The place of the first cost for this leak and loss."""
+        return (leak * self._table.shape[1] + loss) * self._table.shape[2]
 
 
 def _spread(values: NDArray[V], most: int) -> NDArray[V]:

@@ -184,7 +184,7 @@ def _cover(lines: Sequence[Line]) -> Cover:
     step = max(line.head.price + line.tail.price + (line.middle.price if line.middle else 0.0) for line in lines)
     # Where the rounding of sums goes the other way, a plan must not seem cheaper than the cheapest.
     cheapest -= 1e-9 * abs(cheapest)
-    return Cover(leaks, np.concatenate([*losses, [most]]), cheapest, cheapest + 4.0 * step)
+    return Cover(leaks, np.concatenate([*losses, [most]]), cheapest, cheapest + 2.0 * step)
 
 
 def _find(context: Context, line: Line, plan: Plan) -> Numbers | None:

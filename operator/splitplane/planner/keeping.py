@@ -25,6 +25,7 @@ class Kept:
         self._options: dict[tuple[str, ...], Options] = {}
         self._codec_seconds: dict[str, tuple[Array, Array]] = {}
         self._results: dict[Hashable, tuple[Any, int]] = {}
+        self._plans = 0
 
     def fits(self, profile: Profile) -> bool:
         return profile is self._profile or profile == self._profile
@@ -55,7 +56,9 @@ class Kept:
 
     def keep(self, key: Hashable, result: Any, *, plans: int) -> None:
         """Remember the result of a search, which holds so many plans, in place of those not asked for the longest."""
-        self._results.pop(key, None)
+        _, before = self._results.pop(key, (None, 0))
         self._results[key] = result, plans
-        while len(self._results) > 1 and sum(size for _, size in self._results.values()) > _MOST_PLANS:
-            del self._results[next(iter(self._results))]
+        self._plans += plans - before
+        while len(self._results) > 1 and self._plans > _MOST_PLANS:
+            _, gone = self._results.pop(next(iter(self._results)))
+            self._plans -= gone

@@ -93,7 +93,8 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     squared coefficient of variation of inter-arrival times.
     """
     # All stations at once, a row of the arrays each: numpy takes as long for four rows as for one.
-    shape = np.broadcast_shapes(*(station.service.shape for station in stations))
+    shapes = {station.service.shape for station in stations}
+    shape = np.broadcast_shapes(*shapes)
     service, servers = (np.empty((len(stations), *shape)) for _ in range(2))
     for row, station in enumerate(stations):
         service[row], servers[row] = station.service, station.servers
@@ -103,31 +104,35 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     if any(station.seen is not None for station in stations):
         share, seen, seen_scv = _seen(stations, shape)
     lossy = [row for row, station in enumerate(stations) if station.extra is not None]
-    servers[lossy] = np.maximum(servers[lossy], 1.0)
+    if lossy:
+        servers[lossy] = np.maximum(servers[lossy], 1.0)
     come = rate * share
     busy = come * seen / servers
-    busy[lossy] = 0.0
+    if lossy:
+        busy[lossy] = 0.0
     utilization = busy.max(axis=0)
     # A saturated station is far beyond any use; its numbers only have to be numbers.
     bearable = np.minimum(seen, servers * (1.0 - 1e-9) / come)
     waits = wait(bearable, seen_scv, servers, come, arrival_scv)
-    for cumulant in waits:
-        cumulant[lossy] = 0.0
     squares = service**2
     spread = (scv * squares).sum(axis=0)
     coupling = coupling_of(spread, squares.sum(axis=0))
-    base = (constant + service.sum(axis=0), spread, service_third(service, scv).sum(axis=0))
-    plain, variance, third = (
-        part + blend(each.sum(axis=0), each.max(axis=0), coupling) for part, each in zip(base, waits, strict=True)
-    )
-    steady, skewed = (
-        part + blend(each.sum(axis=0), each.max(axis=0), coupling)
-        for part, each in zip(base[1:], damp(*waits[1:]), strict=True)
-    )
+    third_of_service = service_third(service, scv).sum(axis=0)
+    # As they are, and as the 95th percentile feels them.
+    felt = np.array((*waits, *waits[1:]))
+    if lossy:
+        felt[:, lossy] = 0.0
+    damp(felt[3], felt[4])
+    plain, variance, third, steady, skewed = blend(felt.sum(axis=1), felt.max(axis=1), coupling)
+    plain += constant + service.sum(axis=0)
+    variance += spread
+    steady += spread
+    third += third_of_service
+    skewed += third_of_service
     mean, quick = plain, plain
     if lossy:
-        extra, felt = _elsewhere(stations, rate, arrival_scv)
-        mean, variance, third, quick = plain + extra[0], variance + extra[1], third + extra[2], plain + felt
+        extra, late = _elsewhere(stations, rate, arrival_scv)
+        mean, variance, third, quick = plain + extra[0], variance + extra[1], third + extra[2], plain + late
     deviation = np.sqrt(variance)
     saturated = utilization >= 1.0
     return Response(
@@ -222,7 +227,8 @@ def wait(service: Array, scv: float | Array, servers: Array, rate: float | Array
             mean *= np.exp(idle * ((1.0 - arrival_scv) / (arrival_scv + 4.0 * scv)))
             ratio = 4.0 * load / (arrival_scv + load**2 * (4.0 * arrival_scv + scv))
         chance *= 1.0 + (arrival_scv - 1.0) * idle * ratio
-    np.clip(chance, 1e-6, 1.0, out=chance)
+    np.maximum(chance, 1e-6, out=chance)
+    np.minimum(chance, 1.0, out=chance)
     skewed = np.where(scv >= 1.0, 3.0 * scv * (1.0 + scv), (2.0 * scv + 1.0) * (scv + 1.0))
     spread = idle * (4.0 * skewed / (3.0 * (1.0 + scv) ** 2) - 2.0)
     spread += 1.0

@@ -1,7 +1,7 @@
 """The plans of a line that none beats, by branch and bound over families of plans (docs/planner.md, "Search").
 
 A *row* is a line with an option for each crossing. ``family(n, S)`` holds the plans of a row that have more replicas
-than ``n`` in exactly the stages ``S``. All families of one layer are weighed in one pass of numpy.
+than ``n`` in exactly the stages ``S``. The families of one layer are weighed together.
 
 Nothing is lost. A plan is left out only when a plan that was looked at before is at most as large in all four axes as
 a bound of the family that it lies in: replicas add to the cost, no wait grows with them (``queueing.wait``), and no
@@ -17,11 +17,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from splitplane.planner.arrays import Array, Ints
+from splitplane.planner.arrays import Array, Bits, Ints
 from splitplane.planner.cover import Cover
 from splitplane.planner.exits import Seen
 from splitplane.planner.lines import Line
-from splitplane.planner.queueing import Cumulants, blend, coupling_of, damp, percentile_95, service_third, wait
+from splitplane.planner.queueing import blend, coupling_of, damp, percentile_95, service_third, wait
 from splitplane.planner.stations import round_cost
 
 HEAD, MIDDLE, TAIL = 1, 2, 4
@@ -65,17 +65,16 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows with all that does not depend on replicas. ``seconds`` is the middle stage's service, ``least`` and
-    ``cost`` stand for the fewest replicas, ``bound`` is the p95 with all of them, ``floor`` a place in the cover."""
+    """Rows with all that does not depend on replicas. ``seconds`` is the middle stage's service, ``moments`` are the
+    cumulants of the whole line's (3 x rows), ``least`` and ``cost`` stand for the fewest replicas, ``bound`` is the
+    p95 with all of them, ``floor`` a place in the cover."""
 
     first: Ints
     second: Ints
     seconds: Array
     least: Ints
     cost: Array
-    mean: Array
-    variance: Array
-    third: Array
+    moments: Array
     coupling: Array
     leak: Array
     loss: Ints
@@ -85,19 +84,18 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Nodes:
-    """Plans as corners of families: their row, replicas, stages that may still grow, and the middle stage's waits."""
+    """Plans as corners of families: their row, replicas, stages that may still grow, and the cumulants of the middle
+    stage's waits (3 x plans)."""
 
     row: Ints
     head: Ints
     middle: Ints
     tail: Ints
-    growing: Ints
+    growing: Bits
     cost: Array
     p95: Array
     bound: Array
-    mean: Array
-    variance: Array
-    third: Array
+    waits: Array
 
 
 Numbers = tuple[int, int, int, int, int]
@@ -120,8 +118,12 @@ class _Search:
         self.most = {HEAD: line.head.most, MIDDLE: middle.most if middle else 1, TAIL: line.tail.most}
         self.ends = {HEAD: line.head, TAIL: line.tail}
         able = sum(stage for stage, most in self.most.items() if most > 1)
-        # Single stages first: what they give rules out much of the rest.
-        self.sets = sorted((s for s in range(1, 8) if s & able == s), key=lambda s: (s.bit_count(), s))
+        # Those without the middle stage, whose waits stay as they are, come first.
+        sets = sorted((s for s in range(1, 8) if s & able == s), key=lambda s: (s & MIDDLE, s))
+        self.sets = np.array(sets, dtype=np.uint8)
+        self.with_middle = sum(not s & MIDDLE for s in sets)
+        self.members = {stage: (self.sets & stage) > 0 for stage in self.most}
+        self.step: Array = np.add.reduce([self.members[stage] * self.prices[stage] for stage in self.most])
 
     def run(self) -> Iterator[Found]:
         first, second = self.line.first, self.line.second
@@ -150,8 +152,7 @@ class _Search:
         nodes.row[:] = np.arange(len(alive))
         most = self.middle_waits(rows, np.arange(len(alive)), np.full(len(alive), self.most[MIDDLE]))
         while len(nodes.row):
-            families = [self.families(rows, most, nodes, stages) for stages in self.sets]
-            nodes = _joined([family for family in families if family is not None] or [_taken(nodes, nodes.row[:0])])
+            nodes = self.families(rows, most, nodes)
             if len(nodes.row) >= _WORTH_NOTING:
                 self.note(rows, nodes)
             lowest = self.cover.lowest(rows.floor.take(nodes.row), nodes.cost)
@@ -164,12 +165,8 @@ class _Search:
         seconds, least = np.zeros(len(first)), np.ones(len(first), dtype=np.int64)
         cost = head.cost.take(first)
         cost += tail.cost.take(second)
-        mean = head.service.take(first)
-        mean += tail.service.take(second)
-        variance = head.variance.take(first)
-        variance += tail.variance.take(second)
-        third = head.third.take(first)
-        third += tail.third.take(second)
+        moments = head.moments.take(first, axis=1)
+        moments += tail.moments.take(second, axis=1)
         square = head.square.take(first)
         square += tail.square.take(second)
         if middle is not None:
@@ -178,19 +175,17 @@ class _Search:
             least = np.ceil(busy * (self.load.rate / (self.load.ceiling * (1.0 + _SLACK)))).astype(np.int64)
             np.maximum(least, middle.least, out=least)
             cost += least * middle.price
-            mean += seconds
             squared = seconds * seconds
-            variance += squared * middle.scv
+            moments[0] += seconds
+            moments[1] += squared * middle.scv
+            moments[2] += service_third(seconds, middle.scv)
             square += squared
-            third += service_third(seconds, middle.scv)
-        coupling = coupling_of(variance, square)
+        coupling = coupling_of(moments[1], square)
         leak = np.maximum(head.leak.take(first), tail.leak.take(second))
         loss = head.loss.take(first)
         loss += tail.loss.take(second)
         floor = self.cover.floor(leak, loss)
-        rows = _Rows(
-            first, second, seconds, least, cost, mean, variance, third, coupling, leak, loss, floor, bound=cost
-        )
+        rows = _Rows(first, second, seconds, least, cost, moments, coupling, leak, loss, floor, bound=cost)
         everything = (np.full(len(first), head.most), np.full(len(first), tail.most))
         bound = self.p95(rows, None, *everything, None)
         rows = replace(rows, bound=bound)
@@ -208,9 +203,8 @@ class _Search:
         waits = self.middle_waits(rows, np.arange(len(rows.first)), rows.least)
         return self.existing(rows, _Nodes(
             row=np.arange(len(rows.first)), head=head, middle=rows.least, tail=tail,
-            growing=np.full(len(rows.first), HEAD | MIDDLE | TAIL), cost=rows.cost,
-            p95=self.p95(rows, None, head, tail, waits), bound=rows.bound,
-            mean=waits[0], variance=waits[1], third=waits[2],
+            growing=np.full(len(rows.first), HEAD | MIDDLE | TAIL, dtype=np.uint8), cost=rows.cost,
+            p95=self.p95(rows, None, head, tail, waits), bound=rows.bound, waits=waits,
         ))  # fmt: skip
 
     def all(self, rows: _Rows) -> _Nodes:
@@ -223,57 +217,65 @@ class _Search:
         row, head, middle, tail = (column[able] for column in (row, head, middle, tail))
         cost = rows.cost[row]
         for stage, option, more in zip(self.prices, (rows.first[row], row, rows.second[row]), extra, strict=True):
-            cost = cost + self.growth(stage, option, np.ones_like(row), more[able])
+            cost = cost + self.more(stage, option, np.ones_like(row), more[able])
         waits = self.middle_waits(rows, row, middle)
         return self.existing(rows, _Nodes(
-            row=row, head=head, middle=middle, tail=tail, growing=np.zeros_like(row), cost=cost,
-            p95=self.p95(rows, row, head, tail, waits), bound=rows.bound[row],
-            mean=waits[0], variance=waits[1], third=waits[2],
+            row=row, head=head, middle=middle, tail=tail, growing=np.zeros(len(row), dtype=np.uint8), cost=cost,
+            p95=self.p95(rows, row, head, tail, waits), bound=rows.bound[row], waits=waits,
         ))  # fmt: skip
 
-    def families(self, rows: _Rows, most: Cumulants, nodes: _Nodes, stages: int) -> _Nodes | None:
-        """The corners of ``family(n, stages)`` for all nodes ``n``, where the family is not ruled out."""
-        places = np.flatnonzero((nodes.growing & stages) == stages)
+    def families(self, rows: _Rows, most: Array, nodes: _Nodes) -> _Nodes:
+        """The corners of the nodes' families that are not ruled out; ``most`` are the middle stage's waits with all
+        replicas, by row."""
+        starts = range(0, len(nodes.row), _CHUNK)
+        parts = [self.some_families(rows, most, _sliced(nodes, slice(at, at + _CHUNK))) for at in starts]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def some_families(self, rows: _Rows, most: Array, nodes: _Nodes) -> _Nodes:
+        room = nodes.growing.copy()
+        for stage, count in ((HEAD, nodes.head), (MIDDLE, nodes.middle), (TAIL, nodes.tail)):
+            room &= np.where(count < self.most[stage], np.uint8(7), np.uint8(7 - stage))
+        number, places = np.nonzero((room & self.sets[:, None]) == self.sets[:, None])
         row = nodes.row.take(places)
         cost = nodes.cost.take(places)
+        cost += self.growth(rows, nodes, number, places)
+        left = np.flatnonzero(self.cover.lowest(rows.floor.take(row), cost) > rows.bound.take(row))
+        number, places, row, cost = number.take(left), places.take(left), row.take(left), cost.take(left)
+        head, middle, tail = nodes.head.take(places), nodes.middle.take(places), nodes.tail.take(places)
+        at = int(np.searchsorted(number, self.with_middle))
+        bound = self.p95(
+            rows, row,
+            np.where(self.members[HEAD].take(number), self.most[HEAD], head),
+            np.where(self.members[TAIL].take(number), self.most[TAIL], tail),
+            np.concatenate([nodes.waits.take(places[:at], axis=1), most.take(row[at:], axis=1)], axis=1),
+        )  # fmt: skip
+        left = np.flatnonzero(~self.cover.rules_out(rows.floor.take(row), cost, bound))
+        number, places, row, cost = number.take(left), places.take(left), row.take(left), cost.take(left)
+        head = head.take(left) + self.members[HEAD].take(number)
+        middle = middle.take(left) + self.members[MIDDLE].take(number)
+        tail = tail.take(left) + self.members[TAIL].take(number)
+        at = int(np.searchsorted(number, self.with_middle))
+        kept, grown = nodes.waits.take(places[:at], axis=1), self.middle_waits(rows, row[at:], middle[at:])
+        waits = np.concatenate([kept, grown], axis=1)
+        return self.existing(rows, _Nodes(
+            row=row, head=head, middle=middle, tail=tail, growing=self.sets.take(number), cost=cost,
+            p95=self.p95(rows, row, head, tail, waits), bound=bound.take(left), waits=waits,
+        ))  # fmt: skip
+
+    def growth(self, rows: _Rows, nodes: _Nodes, number: Ints, places: Ints) -> Array:
+        """What a replica more in each stage of these sets adds to the cost of these nodes."""
+        if self.line.head.use is None and self.line.tail.use is None:
+            return self.step.take(number)
+        added = np.zeros(len(places))
         for stage, option, count in (
             (HEAD, rows.first, nodes.head), (MIDDLE, rows.least, nodes.middle), (TAIL, rows.second, nodes.tail)
         ):  # fmt: skip
-            if stage & stages:
-                cost += self.growth(stage, option.take(row), count.take(places), 1)
-        open_ = self.cover.lowest(rows.floor.take(row), cost) > rows.bound.take(row)
-        for stage, count in ((HEAD, nodes.head), (MIDDLE, nodes.middle), (TAIL, nodes.tail)):
-            if stage & stages:
-                open_ &= count.take(places) < self.most[stage]
-        left = np.flatnonzero(open_)
-        places, row, cost = places.take(left), row.take(left), cost.take(left)
-        head, middle, tail = nodes.head.take(places), nodes.middle.take(places), nodes.tail.take(places)
-        waits = most if stages & MIDDLE else (nodes.mean, nodes.variance, nodes.third)
-        which = row if stages & MIDDLE else places
-        bound = self.p95(
-            rows, row,
-            np.full(len(row), self.most[HEAD]) if stages & HEAD else head,
-            np.full(len(row), self.most[TAIL]) if stages & TAIL else tail,
-            (waits[0].take(which), waits[1].take(which), waits[2].take(which)),
-        )  # fmt: skip
-        left = np.flatnonzero(~self.cover.rules_out(rows.floor.take(row), cost, bound))
-        if not len(left):
-            return None
-        places, row, cost, bound = places.take(left), row.take(left), cost.take(left), bound.take(left)
-        head, middle, tail = head.take(left), middle.take(left), tail.take(left)
-        head += bool(stages & HEAD)
-        middle += bool(stages & MIDDLE)
-        tail += bool(stages & TAIL)
-        if stages & MIDDLE:
-            waits = self.middle_waits(rows, row, middle)
-        else:
-            waits = (nodes.mean.take(places), nodes.variance.take(places), nodes.third.take(places))
-        return self.existing(rows, _Nodes(
-            row=row, head=head, middle=middle, tail=tail, growing=np.full(len(row), stages), cost=cost,
-            p95=self.p95(rows, row, head, tail, waits), bound=bound, mean=waits[0], variance=waits[1], third=waits[2],
-        ))  # fmt: skip
+            those = np.flatnonzero(self.members[stage].take(number))
+            where = places.take(those)
+            added[those] += self.more(stage, option.take(nodes.row.take(where)), count.take(where), 1)
+        return added
 
-    def growth(self, stage: int, option: Ints, count: Ints, more: Ints | int) -> Array:
+    def more(self, stage: int, option: Ints, count: Ints, more: Ints | int) -> Array:
         """What so many ``more`` than ``count`` replicas of a stage add to the cost."""
         use = None if stage == MIDDLE else self.ends[stage].use
         if use is None:
@@ -282,34 +284,33 @@ class _Search:
         # Beyond the last place there is nothing to be found; the caller leaves that out.
         return use.cost.take(place + more, mode="clip") - use.cost.take(place)
 
-    def middle_waits(self, rows: _Rows, row: Ints, servers: Ints) -> Cumulants:
+    def middle_waits(self, rows: _Rows, row: Ints, servers: Ints) -> Array:
+        """Cumulants of the middle stage's waits (3 x plans), 0 where there is none."""
         middle = self.line.middle
         if middle is None:
-            return np.zeros(len(row)), np.zeros(len(row)), np.zeros(len(row))
+            return np.zeros((3, len(row)))
         here = Seen(1.0, rows.seconds.take(row), middle.scv)
         if middle.seen is not None:
             here = middle.seen(rows.first.take(row), rows.second.take(row))
         rate = self.load.rate * here.share
         mean, *others = wait(here.service, here.scv, servers.astype(np.float64), rate, self.load.arrival_scv)
-        return (mean, *damp(*others))
+        return np.array((mean, *damp(*others)))
 
-    def p95(self, rows: _Rows, row: Ints | None, head: Ints, tail: Ints, waits: Cumulants | None) -> Array:
+    def p95(self, rows: _Rows, row: Ints | None, head: Ints, tail: Ints, waits: Array | None) -> Array:
         """p95 of plans: rows with replicas of head and tail, and the middle stage's waits (none, if none are given)."""
         first, second = (rows.first, rows.second) if row is None else (rows.first.take(row), rows.second.take(row))
         near = first * self.most[HEAD] + (head - 1)
         far = second * self.most[TAIL] + (tail - 1)
         coupling = rows.coupling if row is None else rows.coupling.take(row)
-        sums = []
-        for k, service in enumerate((rows.mean, rows.variance, rows.third)):
-            total = self.line.head.total[k].take(near)
-            total += self.line.tail.total[k].take(far)
-            largest = np.maximum(self.line.head.largest[k].take(near), self.line.tail.largest[k].take(far))
-            if waits is not None:
-                total += waits[k]
-                np.maximum(largest, waits[k], out=largest)
-            line = blend(total, largest, coupling)
-            line += service if row is None else service.take(row)
-            sums.append(line)
+        total = self.line.head.total.take(near, axis=1)
+        total += self.line.tail.total.take(far, axis=1)
+        largest = self.line.head.largest.take(near, axis=1)
+        np.maximum(largest, self.line.tail.largest.take(far, axis=1), out=largest)
+        if waits is not None:
+            total += waits
+            np.maximum(largest, waits, out=largest)
+        sums = blend(total, largest, coupling)
+        sums += rows.moments if row is None else rows.moments.take(row, axis=1)
         for side, place in ((self.line.head, near), (self.line.tail, far)):
             if side.use is not None:
                 sums[0] += side.use.felt.take(place)
@@ -343,9 +344,13 @@ class _Search:
 
 
 def _taken(columns: T, places: Ints) -> T:
-    return type(columns)(*(getattr(columns, field.name).take(places) for field in fields(columns)))
+    return type(columns)(*(getattr(columns, field.name).take(places, axis=-1) for field in fields(columns)))
+
+
+def _sliced(columns: T, part: slice) -> T:
+    return type(columns)(*(getattr(columns, field.name)[..., part] for field in fields(columns)))
 
 
 def _joined(parts: Sequence[T]) -> T:
     names = [field.name for field in fields(parts[0])]
-    return type(parts[0])(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return type(parts[0])(*(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names))

@@ -20,16 +20,15 @@ _SLACK = 1e-9
 class Side:
     """What the first or the last stage of a line adds to a plan, with the links that go with it.
 
-    ``total`` and ``largest`` are cumulants of waits, flat over (option, replicas from 1 to ``most``). All else is by
-    option; ``cost`` is that of the ``least`` replicas that carry the load, ``capacity`` the highest rate that ``most``
-    replicas and the links bear at the utilisation ceiling.
+    ``total`` and ``largest`` are cumulants of waits, 3 x flat over (option, replicas from 1 to ``most``). All else is
+    by option; ``moments`` are the cumulants of services and delays (3 x options), ``square`` is the sum of the squares
+    of the services, ``cost`` is that of the ``least`` replicas that carry the load, ``capacity`` the highest rate that
+    ``most`` replicas and the links bear at the utilisation ceiling.
     """
 
-    total: Cumulants
-    largest: Cumulants
-    service: Array
-    variance: Array
-    third: Array
+    total: Array
+    largest: Array
+    moments: Array
     square: Array
     cost: Array
     price: float
@@ -173,18 +172,16 @@ def side(
     each = np.repeat(here.service[:, None], site.high, axis=1)
     mean, *others = wait(each, _column(here.scv), servers, rate * _column(here.share), context.arrival_scv)
     # More servers never make a wait longer; this takes away what rounding might say.
-    stage = [np.minimum.accumulate(cumulant, axis=1) for cumulant in (mean, *damp(*others))]
-    total, largest = [cumulant.copy() for cumulant in stage], stage
+    total = np.minimum.accumulate(np.array((mean, *damp(*others))), axis=2)
+    largest = total.copy()
     for link, share in zip(passage.links, passage.shares, strict=True):
-        for k, cumulant in enumerate(_link_wait(context, rate * share, link)):
-            total[k] += cumulant[:, None]
-            np.maximum(largest[k], cumulant[:, None], out=largest[k])
+        waits = np.array(_link_wait(context, rate * share, link))[:, :, None]
+        total += waits
+        np.maximum(largest, waits, out=largest)
     return Side(
-        total=(total[0].ravel(), total[1].ravel(), total[2].ravel()),
-        largest=(largest[0].ravel(), largest[1].ravel(), largest[2].ravel()),
-        service=service + sum(passage.links) + passage.delay,
-        variance=scv * service**2,
-        third=service_third(service, scv),
+        total=total.reshape(3, -1),
+        largest=largest.reshape(3, -1),
+        moments=np.array((service + sum(passage.links) + passage.delay, scv * service**2, service_third(service, scv))),
         square=service**2 + sum(link**2 for link in passage.links),
         cost=least * price + passage.spend,
         price=price,
@@ -217,16 +214,11 @@ def _side_with_use(
     most = int(useful.sum(axis=1).max(initial=1))
     passing = zip(passage.links, passage.shares, strict=True)
     links = [_link_wait(context, rate * each, link + 0.0 * service) for link, each in passing] or [(0.0 * service,) * 3]
-    total, largest = (
-        [np.repeat(merge([link[k] for link in links]), most) for k in range(3)]
-        for merge in (np.add.reduce, np.maximum.reduce)
-    )
+    waits = np.array(links)
     return Side(
-        total=(total[0], total[1], total[2]),
-        largest=(largest[0], largest[1], largest[2]),
-        service=service + sum(passage.links) + passage.delay,
-        variance=scv * service**2,
-        third=service_third(service, scv),
+        total=np.repeat(waits.sum(axis=0), most, axis=1),
+        largest=np.repeat(waits.max(axis=0), most, axis=1),
+        moments=np.array((service + sum(passage.links) + passage.delay, scv * service**2, service_third(service, scv))),
         square=service**2 + sum(link**2 for link in passage.links),
         cost=cost[:, 0],
         price=price,
@@ -296,10 +288,9 @@ def ceiling(context: Context) -> float:
     return context.policy.max_utilization * (1.0 + _SLACK)
 
 
-_ZERO = np.zeros(1)
+_ZERO, _ZEROS = np.zeros(1), np.zeros((3, 1))
 NOTHING = Side(
-    total=(_ZERO, _ZERO, _ZERO), largest=(_ZERO, _ZERO, _ZERO),
-    service=_ZERO, variance=_ZERO, third=_ZERO, square=_ZERO,
+    total=_ZEROS, largest=_ZEROS, moments=_ZEROS, square=_ZERO,
     cost=_ZERO, price=0.0, least=np.ones(1, dtype=np.int64), most=1,
     capacity=np.full(1, np.inf), leak=_ZERO, loss=np.zeros(1, dtype=np.int64),
 )  # fmt: skip
