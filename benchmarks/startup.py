@@ -69,7 +69,7 @@ class Place:
         if image is None:
             return [self.python, *arguments], environment, ""
         name = f"splitplane-startup-{uuid.uuid4().hex[:8]}"
-        given = [f"--env={key}={value}" for key, value in environment.items()]
+        given = [f"--env={key}={value}" for key, value in environment.items() if key != "PATH"]  # the image has its own
         mounts = [f"--volume={folder}:{folder}:ro" for folder in (MODELS, Path(environment["FILES"]))]
         docker = ["docker", "run", "--rm", f"--name={name}", "--network=host", "--read-only", "--tmpfs=/tmp"]
         user = ["--user=0:0"]  # of the files that it reads here; a pod's are readable to its user
