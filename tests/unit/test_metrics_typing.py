@@ -12,6 +12,7 @@ import pytest
 
 from splitplane.adapters.metrics import PrometheusMetrics, Queries, interpret
 from splitplane.domain.measurements import Error, Idle, Missing, Stale, Value
+from splitplane.domain.snapshots import RECENT_SHARES
 
 KEY = ("shop", "tracker")
 OWN = {"namespace": "shop", "pipeline": "tracker"}
@@ -77,9 +78,17 @@ def test_stage_times_are_by_tier_and_range_and_absent_without_requests() -> None
     assert found.of(KEY).stage_seconds == {("edge", 0, 3): Value(0.02)}
 
 
+def test_the_recent_past_of_a_link_is_told_whole_or_not_at_all() -> None:
+    found = read(recent=[
+        *(({**OWN, "source": "edge", "target": "cloud", "share": str(share)}, 1e6 * share) for share in RECENT_SHARES),
+        ({**OWN, "source": "cloud", "target": "edge", "share": "0.1"}, 5.0),
+    ], bandwidth=[({**OWN, "source": "edge", "target": "cloud"}, 2e6)])  # fmt: skip
+    assert found.of(KEY).recent == {("edge", "cloud"): tuple(1e6 * share for share in RECENT_SHARES)}
+
+
 def test_every_query_is_over_all_pipelines_at_once() -> None:
     texts = Queries().texts()
-    assert len(texts) == 8
+    assert len(texts) == 9
     assert not any(f"{label}=" in text for label in ("namespace", "pipeline") for text in texts.values())
 
 

@@ -16,6 +16,7 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.util.retry import Retry
 
 from splitplane.domain.measurements import Error, Idle, Measurement, Missing, Stale, Value
+from splitplane.domain.snapshots import RECENT_SECONDS, RECENT_SHARES
 
 PipelineKey = tuple[str, str]
 """Namespace and name of a pipeline."""
@@ -30,7 +31,8 @@ class PipelineMetrics:
     """Measurements of one pipeline. Rates are per second, times in seconds.
 
     ``stage_seconds`` maps (tier, first cut, last cut) to the mean compute time of that range; ``bandwidth``
-    (bytes per second) and ``delay`` (one-way) are by (source tier, target tier).
+    (bytes per second), ``delay`` (one-way) and ``recent`` (bandwidths of the last hour, ``Link.recent``) are by
+    (source tier, target tier).
     """
 
     arrival_rate: Measurement
@@ -39,6 +41,7 @@ class PipelineMetrics:
     stage_seconds: Mapping[tuple[str, int, int], Measurement] = field(default_factory=dict)
     bandwidth: Mapping[tuple[str, str], Measurement] = field(default_factory=dict)
     delay: Mapping[tuple[str, str], Measurement] = field(default_factory=dict)
+    recent: Mapping[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,11 @@ class Queries:
             # Of several gateways the one that others leave most room to, as ``controller.gateway_reports`` has it.
             "bandwidth": f"max by ({link}) (splitplane_link_bandwidth_bytes_per_second)",
             "delay": f"min by ({link}) (splitplane_link_delay_seconds)",
+            "recent": " or ".join(
+                f"label_replace(max by ({link}) (quantile_over_time({share}, "
+                f'splitplane_link_bandwidth_bytes_per_second[{RECENT_SECONDS}s])), "share", "{share}", "", "")'
+                for share in RECENT_SHARES
+            ),
             "prices": "max by (node) (node_total_hourly_cost)",
         }
 
@@ -146,6 +154,7 @@ def interpret(answers: Mapping[str, list[Any]], *, at: float, window: float) -> 
         if first.isdecimal() and last.isdecimal() and not math.isnan(value):  # 0/0: no request in the window
             stages.setdefault(_own(labels), {})[labels.get("tier", ""), int(first), int(last)] = _finite(value)
     links = {name: _links(_series(answers[name])) for name in ("bandwidth", "delay")}
+    pasts = _pasts(_series(answers["recent"]))
     pipelines = {}
     for key in sampled.keys() | arrivals.keys() | stages.keys() | links["bandwidth"].keys() | links["delay"].keys():
         rate = _rate(arrivals.get(key), sampled.get(key), at=at, window=window)
@@ -156,6 +165,7 @@ def interpret(answers: Mapping[str, list[Any]], *, at: float, window: float) -> 
             stage_seconds=stages.get(key, {}),
             bandwidth=links["bandwidth"].get(key, {}),
             delay=links["delay"].get(key, {}),
+            recent=pasts.get(key, {}),
         )
     prices = {labels["node"]: _finite(value) for labels, value in _series(answers["prices"]) if labels.get("node")}
     return MetricsSnapshot(time=at, pipelines=pipelines, node_prices=prices)
@@ -200,6 +210,22 @@ def _links(
         ends = labels.get("source", ""), labels.get("target", "")
         found.setdefault(_own(labels), {})[ends] = _finite(value)
     return found
+
+
+def _pasts(
+    series: Iterable[tuple[Mapping[str, str], float]],
+) -> dict[PipelineKey, dict[tuple[str, str], tuple[float, ...]]]:
+    """Bandwidths at the shares of the recent past, rising; none of a link of which one is missing."""
+    found: dict[PipelineKey, dict[tuple[str, str], list[float]]] = {}
+    for labels, value in series:
+        ends = labels.get("source", ""), labels.get("target", "")
+        if math.isfinite(value):
+            found.setdefault(_own(labels), {}).setdefault(ends, []).append(value)
+    whole = len(RECENT_SHARES)
+    return {
+        key: {ends: tuple(sorted(values)) for ends, values in links.items() if len(values) == whole}
+        for key, links in found.items()
+    }
 
 
 def _cause(error: BaseException) -> str:

@@ -105,7 +105,7 @@ def links(tiers: Sequence[str], measured: PipelineMetrics, reported: Sequence[Li
                 bandwidth = Value(float(estimate.bandwidth_bytes_per_second))
             if isinstance(delay, Missing) and estimate and estimate.delay_microseconds is not None:
                 delay = Value(estimate.delay_microseconds / 1e6)
-            found.append(Link(source, target, bandwidth, delay))
+            found.append(Link(source, target, bandwidth, delay, measured.recent.get(ends, ())))
     return tuple(found)
 
 

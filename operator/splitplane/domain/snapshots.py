@@ -53,14 +53,25 @@ class Tier:
         return most if self.granted is None else min(most, self.granted)
 
 
+RECENT_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Where the recent past of a link is read: each stands for a fifth of the time."""
+
+RECENT_SECONDS = 3600
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One direction between two tiers, as the data plane measures it. ``delay_seconds`` is one-way."""
+    """One direction between two tiers, as the data plane measures it. ``delay_seconds`` is one-way.
+
+    ``recent`` holds bytes per second at evenly spread shares of the recent past, rising (``RECENT_SHARES``); it is
+    empty where that is not known.
+    """
 
     source: str
     target: str
     bandwidth_bytes_per_second: Measurement
     delay_seconds: Measurement
+    recent: tuple[float, ...] = ()
 
 
 class Preference(StrEnum):

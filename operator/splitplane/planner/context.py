@@ -78,6 +78,8 @@ class Context:
     kept: Kept = field(compare=False)
     passing: tuple[float, ...] = ()
     """``Snapshot.reach``."""
+    pasts: Mapping[Direction, tuple[float, ...]] = field(default_factory=dict)
+    """``Link.recent`` of the directions that have it, and of their reverses where those have none."""
 
     @property
     def table(self) -> CutTable:
@@ -168,6 +170,7 @@ def build_context(snapshot: Snapshot, policy: Policy, kept: Kept | None = None) 
         set_aside=snapshot.set_aside,
         kept=kept,
         passing=() if all(share == 1.0 for share in reach) else reach,
+        pasts=_pasts(snapshot, wires),
     )
 
 
@@ -238,6 +241,11 @@ def _wires(snapshot: Snapshot, recalled: Inputs | None) -> dict[Direction, Wire]
                     wires[forward] = known
                     break
     return wires
+
+
+def _pasts(snapshot: Snapshot, wires: Mapping[Direction, Wire]) -> dict[Direction, tuple[float, ...]]:
+    seen = {(link.source, link.target): tuple(max(1.0, each) for each in link.recent) for link in snapshot.links}
+    return {pair: past for pair in wires if (past := seen.get(pair) or seen.get(pair[::-1]))}
 
 
 def _rate(measurement: Measurement) -> float | None:

@@ -1,7 +1,8 @@
 """What pods keep resident, within memory and trust.
 
 Residency depends on tier, memory limit and trust, not on measured times, so that noise never moves a pod: a plan that
-runs another range within it is a change of routing only.
+runs another range within it is a change of routing only. What is chosen for new pods by the links' recent past
+(``likely``) stays as long as it serves, too.
 """
 
 import numpy as np
@@ -23,6 +24,11 @@ def resident_range(context: Context, tier: str, first: int, last: int) -> tuple[
             serves = stage.tier == tier and kept[0] <= first and last <= kept[1] <= context.profile.segments
             if serves and allowed(context, tier, *kept):
                 return kept
+    return grown(context, tier, first, last)
+
+
+def grown(context: Context, tier: str, first: int, last: int) -> tuple[int, int]:
+    """The largest range around ``[first, last)`` that memory and trust allow, towards the output first."""
     low, high = first, last
     while high < context.profile.segments and allowed(context, tier, low, high + 1):
         high += 1

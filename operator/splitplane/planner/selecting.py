@@ -1,6 +1,7 @@
 """The best plan of all for one context, before any gate."""
 
 import math
+from dataclasses import replace
 
 from splitplane.domain.plans import Candidate, Plan, Stage
 from splitplane.domain.snapshots import Mode
@@ -9,6 +10,7 @@ from splitplane.planner.context import Context, ContradictionError, crossings
 from splitplane.planner.evaluation import assess, evaluate, violations
 from splitplane.planner.frontier import Frontier, contenders, frontier_of_layouts, frontier_of_lines
 from splitplane.planner.layouts import Layout, with_replicas
+from splitplane.planner.likely import with_likely_residency
 from splitplane.planner.lines import highest_rate
 from splitplane.planner.residency import resident_range
 
@@ -24,9 +26,17 @@ def best_plan(context: Context) -> Candidate | None:
     without: list[Plan] = []
     while True:
         found = _best(context, without)
-        if found is None or found.plan.digest not in context.set_aside:
+        if found is None:
+            return None
+        found = replace(found, plan=with_likely_residency(context, found.plan, _plan_at))
+        if found.plan.digest not in context.set_aside:
             return found
         without.append(found.plan)
+
+
+def _plan_at(context: Context) -> Plan | None:
+    best = _best(context, [])
+    return None if best is None else best.plan
 
 
 def current_frontier(context: Context, without: tuple[Plan, ...] = (), *, rate: float | None = None) -> Frontier:

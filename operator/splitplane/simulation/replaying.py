@@ -8,7 +8,7 @@ import numpy as np
 
 from splitplane.domain.measurements import Value
 from splitplane.domain.plans import Plan
-from splitplane.domain.snapshots import Active, Policy, Snapshot
+from splitplane.domain.snapshots import RECENT_SECONDS, RECENT_SHARES, Active, Policy, Snapshot
 from splitplane.planner import Kept
 from splitplane.planner.arrays import Array
 from splitplane.planner.context import IDLE_RATE, build_context
@@ -46,8 +46,14 @@ class Scenario:
     def seen(self, place: int) -> Snapshot:
         """The conditions of one bin as a snapshot."""
         bandwidth, gateway = Value(float(self.bandwidths.values[place])), self.policy.gateway_tier
+        recent: tuple[float, ...] = ()
+        if self.policy.max_partitions > 2:  # only a stage between two others asks for it (``planner.likely``)
+            first = max(0, place + 1 - round(RECENT_SECONDS / self.bandwidths.bin_seconds))
+            recent = tuple(np.quantile(self.bandwidths.values[first : place + 1], RECENT_SHARES).tolist())
         links = tuple(
-            replace(link, bandwidth_bytes_per_second=bandwidth) if gateway in (link.source, link.target) else link
+            replace(link, bandwidth_bytes_per_second=bandwidth, recent=recent)
+            if gateway in (link.source, link.target)
+            else link
             for link in self.snapshot.links
         )
         rate = Value(float(self.arrivals.values[place]))
