@@ -20,13 +20,13 @@ async def test_at_three_times_the_capacity_what_is_served_in_time_stays_and_a_mo
             await until(running.forwarder.ready)
             url = f"http://{running.settings.pod_ip}:8080/v2/models/{PIPELINE}/infer"
             alone = Client(url, "127.0.0.2", deadline=1.0, width=WIDTH)
-            await alone.run(35, 3.0)
+            await alone.run(45, 4.0)
             greedy = Client(url, "127.0.0.2", deadline=1.0, width=WIDTH)
             modest = Client(url, "127.0.0.3", deadline=1.0, width=WIDTH)
             await asyncio.gather(greedy.run(150, 4.0), modest.run(5, 4.0))
-    assert alone.good == alone.sent
-    # The bounds are loose, for machines are: `make bench-data-plane` measures.
-    assert greedy.good + modest.good > 0.6 * 4 * 50
+    assert alone.good > 0.97 * alone.sent
+    # Of what is served at a load that the stage just bears; `make bench-data-plane` compares with the very peak.
+    assert greedy.good + modest.good > 0.9 * alone.good
     assert modest.good > 0.8 * modest.sent
     assert greedy.late < 0.2 * greedy.good
     assert sorted(greedy.refused)[len(greedy.refused) // 2] < 0.2, "refusals come at once"
