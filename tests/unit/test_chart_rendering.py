@@ -253,6 +253,8 @@ def test_values_may_have_the_forms_that_kubernetes_has(tmp_path: Path) -> None:
     for kind in ("Deployment", "DaemonSet"):
         assert _pod(_one(documents, kind))[0]["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
     _, container = _pod(_one(documents, "Deployment"))
+    (told,) = (each["value"] for each in container["env"] if each["name"] == "SPLITPLANE_IMAGE_PULL_SECRETS")
+    assert told == "one two"
     assert container["resources"]["requests"] == values["resources"]["requests"]
     assert parse_quantity(str(container["resources"]["limits"]["memory"])) == 2**30
     lint = _helm("lint", "--strict", str(CHART), *PROMETHEUS, "--values", str(file))

@@ -216,6 +216,32 @@ def test_everything_goes_with_its_pipeline_whether_or_not_the_operator_runs(body
     assert "finalizers" not in body["metadata"]
 
 
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ({}, ["mirror"]),
+        ({"imagePullSecrets": [{"name": "own"}]}, ["own"]),
+        ({"image": "own.example/runtime:1"}, []),
+        ({"image": "own.example/runtime:1", "imagePullSecrets": [{"name": "own"}]}, ["own"]),
+    ],
+)
+def test_images_of_the_operators_are_pulled_with_its_secrets_and_a_pipelines_own_with_its_own(
+    model: Any, wanted: list[str]
+) -> None:
+    settings = replace(SETTINGS, pull_secrets=("mirror",))
+    given = pipeline(model=pipeline_body()["spec"]["model"] | model)
+
+    def secrets(body: Any) -> list[str]:
+        return [each["name"] for each in body["spec"]["template"]["spec"].get("imagePullSecrets", ())]
+
+    assert secrets(stage_deployment(given, StageKey("edge", 0, 3, "f"), replicas=1, settings=settings)) == wanted
+    tier = given.spec.tiers[0]
+    *_, job = profile_objects(given, tier, name="p-1", profile="p", attempt=1, settings=settings)
+    assert secrets(job) == wanted
+    (gateway,) = (body for body in gateway_objects(given, settings) if body["kind"] == "Deployment")
+    assert secrets(gateway) == ["mirror"]
+
+
 def test_a_jobs_rights_end_at_its_result() -> None:
     objects = profile_objects(pipeline(), pipeline().spec.tiers[0], name="n", profile="p", attempt=1, settings=SETTINGS)
     [role] = [body for body in objects if body["kind"] == "Role"]

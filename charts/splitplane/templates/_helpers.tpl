@@ -56,11 +56,15 @@ capabilities:
   valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
 {{- end }}
 
+{{- define "splitplane.pullSecretNames" -}}
+{{- range $index, $secret := .Values.imagePullSecrets }}{{ if $index }} {{ end }}{{ if kindIs "map" $secret }}{{ $secret.name }}{{ else }}{{ $secret }}{{ end }}{{ end }}
+{{- end }}
+
 {{- define "splitplane.pullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
-  {{- range . }}
-  - name: {{ if kindIs "map" . }}{{ .name }}{{ else }}{{ . }}{{ end }}
+  {{- range splitList " " (include "splitplane.pullSecretNames" $) }}
+  - name: {{ . }}
   {{- end }}
 {{- end }}
 {{- end }}

@@ -28,6 +28,7 @@ from splitplane.controller.pods import (
     owner,
     placement,
     pod_safety,
+    pulled_with,
     scrape_annotations,
     server,
     spread,
@@ -91,7 +92,7 @@ def stage_deployment(pipeline: InferencePipeline, key: StageKey, *, replicas: in
 
 
 def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, settings: Settings) -> Object:
-    image, volumes, mounts, pull = model_pod(pipeline, tier, settings.runtime_image)
+    image, volumes, mounts, pull = model_pod(pipeline, tier, settings)
     resident = {
         "SPLITPLANE_RESIDENT": f"{key.resident_first}:{key.resident_last}",
         "SPLITPLANE_FINGERPRINT": key.fingerprint,
@@ -226,6 +227,7 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
                         "securityContext": pod_safety(),
                         "topologySpreadConstraints": spread(match),
                         **placement(tier),
+                        **pulled_with(settings.pull_secrets),
                     },
                 },
             },
@@ -326,7 +328,7 @@ def calibration_template(pipeline: InferencePipeline, tier: TierSpec, settings: 
 def _job_template(
     pipeline: InferencePipeline, tier: TierSpec, settings: Settings, component: str, variables: dict[str, str]
 ) -> Object:
-    image, volumes, mounts, pull = model_pod(pipeline, tier, settings.runtime_image)
+    image, volumes, mounts, pull = model_pod(pipeline, tier, settings)
     container: Object = {
         "name": component,
         "image": image,

@@ -8,6 +8,7 @@ from splitplane.api.models import ModelSpec
 from splitplane.api.pipelines import InferencePipeline, TierSpec
 from splitplane.controller.naming import image_of
 from splitplane.controller.objects import APP, COMPONENT_LABEL, NAME_LABEL, PIPELINE_LABEL, Object
+from splitplane.controller.settings import Settings
 from splitplane.domain.quantities import parse_quantity
 
 HTTP_PORT = 8080
@@ -237,15 +238,19 @@ def scrape_annotations() -> dict[str, str]:
 
 
 def model_pod(
-    pipeline: InferencePipeline, tier: TierSpec, runtime_image: str
+    pipeline: InferencePipeline, tier: TierSpec, settings: Settings
 ) -> tuple[str, list[Object], list[Object], Object]:
     """Image, volumes, mounts and pull settings of pods that hold the pipeline's model."""
     model = pipeline.spec.model
     volumes, mounts = model_volumes(model, tier)
-    pull: Object = {}
-    if model.image_pull_secrets:
-        pull["imagePullSecrets"] = [secret.dump() for secret in model.image_pull_secrets]
-    return image_of(model, runtime_image), volumes, mounts, pull
+    given = [secret.name for secret in model.image_pull_secrets]
+    pull = pulled_with(given or ([] if model.image else settings.pull_secrets))
+    return image_of(model, settings.runtime_image), volumes, mounts, pull
+
+
+def pulled_with(secrets: Sequence[str]) -> Object:
+    """A pod's Secrets for its images' registries. Kubelets take it as no error when one does not exist."""
+    return {"imagePullSecrets": [{"name": name} for name in secrets]} if secrets else {}
 
 
 def gateway_volumes() -> tuple[list[Object], list[Object]]:

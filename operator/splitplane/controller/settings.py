@@ -17,6 +17,8 @@ class Settings:
     prometheus_url: str
     runtime_image: str
     operator_image: str
+    pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets by which these two images are pulled, looked for in each pipeline's own namespace."""
     pod_ip: str = _ANY_ADDRESS
     http_port: int = 8080
     window: int = 60
@@ -47,6 +49,7 @@ class Settings:
                 prometheus_url=environment["SPLITPLANE_PROMETHEUS_URL"],
                 runtime_image=environment["SPLITPLANE_RUNTIME_IMAGE"],
                 operator_image=environment["SPLITPLANE_OPERATOR_IMAGE"],
+                pull_secrets=tuple(environment.get("SPLITPLANE_IMAGE_PULL_SECRETS", "").split()),
                 pod_ip=environment.get("SPLITPLANE_POD_IP", _ANY_ADDRESS),
                 http_port=int(environment.get("SPLITPLANE_HTTP_PORT", "8080")),
                 window=_seconds(environment, "SPLITPLANE_PROMETHEUS_WINDOW_SECONDS", 60),
