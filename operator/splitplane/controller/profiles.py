@@ -24,6 +24,7 @@ from splitplane.controller.objects import (
     is_true,
     key_of,
     labels_of,
+    version_of,
 )
 from splitplane.controller.pods import owner
 from splitplane.controller.profiling import (
@@ -64,6 +65,15 @@ class Outcome:
     waiting: list[tuple[str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """Which profiles a pipeline's spec and the plan that serves it need, at some version of both."""
+
+    version: tuple[str, int, int]
+    owner: Object
+    profiles: frozenset[str]
+
+
 class Profiles:
     """Sees to it that each model is measured on each tier that uses it."""
 
@@ -73,8 +83,14 @@ class Profiles:
         self._settings = settings
         self._parsed: dict[Key, tuple[str, ModelProfileSpec]] = {}
         self._profiles: dict[Key, tuple[str, Profile]] = {}
+        self._uses: dict[Key, _Use] = {}
+        """By pipeline."""
         self._missed: dict[tuple[Key, str], float] = {}
         """Since when a profile has lacked a device class that its pipelines have nodes of."""
+
+    def keep_only(self, keys: set[Key]) -> None:
+        """Forget pipelines that are gone."""
+        self._uses = {key: use for key, use in self._uses.items() if key in keys}
 
     async def ensure(
         self, pipeline: InferencePipeline, *, name: str, active: Serving | None, ready_nodes: Mapping[str, int],
@@ -272,16 +288,26 @@ class Profiles:
 
     def _owners(self, key: Key) -> list[Object]:
         namespace, name = key
-        found = []
-        for body in self._view.pipelines():
-            if body["metadata"].get("namespace") != namespace or is_terminating(body):
-                continue
+        uses = [
+            self._use(body)
+            for body in self._view.pipelines()
+            if body["metadata"].get("namespace") == namespace and not is_terminating(body)
+        ]
+        return [use.owner for use in uses if name in use.profiles]
+
+    def _use(self, body: Object) -> _Use:
+        """Looked at again only when spec or plan have changed: each of many sites asks for all of them."""
+        key = key_of(body)
+        table = self._view.route_table(key)
+        metadata = body["metadata"]
+        version = metadata.get("uid", ""), metadata.get("generation", 0), version_of(table) if table else 0
+        known = self._uses.get(key)
+        if known is None or known.version != version:
             pipeline = InferencePipeline.parse({part: body[part] for part in ("metadata", "spec")})
-            wanted = profile_name(pipeline.spec, self._settings.runtime_image)
-            active = load(self._view.route_table(key_of(body))).active
-            if name in (wanted, active.model if active else ""):
-                found.append(owner(pipeline, controller=False))
-        return found
+            active = load(table).active
+            names = {profile_name(pipeline.spec, self._settings.runtime_image), active.model if active else ""}
+            known = self._uses[key] = _Use(version, owner(pipeline, controller=False), frozenset(names))
+        return known
 
     async def remove(self, namespace: str, name: str) -> None:
         """Delete a job and what was made for it."""

@@ -78,6 +78,7 @@ class Reconciler:
             self._certificates.keep_only({memory.uid for memory in self._memories.values()})
         self._arbiter.keep_only(keys)
         self._sites.keep_only(keys)
+        self._profiles.keep_only(keys)
 
     async def arbitrate(self) -> None:
         """Settle between pipelines that want more of the same nodes than there are."""
