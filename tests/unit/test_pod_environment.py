@@ -38,6 +38,11 @@ def test_settings_come_from_the_environment() -> None:
     assert str(gateway(ENVIRONMENT).state_dir) == "/state"
 
 
+def test_a_stage_answers_to_the_name_that_its_model_is_given() -> None:
+    assert stage({**ENVIRONMENT, "SPLITPLANE_MODEL": '{"name": "tracker"}'}).model_name == "tracker"
+    assert stage(ENVIRONMENT).model_name == ""
+
+
 @pytest.mark.parametrize("read", [stage, gateway, job])
 def test_all_that_is_missing_is_named_at_once(read: Read) -> None:
     with pytest.raises(SettingsError) as caught:

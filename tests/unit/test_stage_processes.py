@@ -39,7 +39,7 @@ class Example:
 
     def environment(self) -> dict[str, str]:
         model = {
-            "name": "tracker",
+            "name": "pitch",
             "factory": self.source.factory,
             "weights": {"uri": self.source.weights_uri, "sha256": self.source.weights_sha256},
             "inputs": [{"name": "frames", "datatype": "FP32", "shape": [-1, 1024]}],
@@ -279,7 +279,7 @@ def test_a_wrong_input_is_refused_with_what_was_expected(stages, tensor, says):
             {"SPLITPLANE_FINGERPRINT": "0" * 32},
             "its profile 00000000000000000000000000000000: the factory, the weights",
         ),
-        ({"SPLITPLANE_RESIDENT": "3:9"}, "SPLITPLANE_RESIDENT: tracker has cuts 0 to 7; 3:9 is no range of them"),
+        ({"SPLITPLANE_RESIDENT": "3:9"}, "SPLITPLANE_RESIDENT: pitch has cuts 0 to 7; 3:9 is no range of them"),
         ({"SPLITPLANE_SPEED_FACTOR": "0.5"}, "SPLITPLANE_SPEED_FACTOR is '0.5'"),
     ],
 )

@@ -41,7 +41,7 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
         identity = Identity(settings.tls_dir, pipeline=settings.pipeline, namespace=settings.namespace)
     worker, channels = Worker(settings.queue_capacity), Channels(identity=identity)
     model = StageModel(
-        name=settings.pipeline,
+        name=settings.model_name or settings.pipeline,
         stage=settings.pod_name,
         tier=settings.tier,
         resident=(settings.resident_first, settings.resident_last),

@@ -1,5 +1,6 @@
 """What the pod's environment tells a stage (docs/architecture.md, "Pods")."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ class Settings:
     resident_first: int
     resident_last: int
     fingerprint: str
+    model_name: str = ""
+    """What requests call the model, if not by the pipeline's name: at a site, by that of the user's pipeline."""
     threads: int = 1
     shield: Shield = field(default_factory=Shield)
     """What is done to tensors that go to tiers which are not trusted."""
@@ -60,10 +63,18 @@ class Settings:
             resident_first=first,
             resident_last=last,
             fingerprint=values["FINGERPRINT"],
+            model_name=_model_name(values["MODEL"]),
             threads=threads(environment),
             shield=_shield(environment.get("SPLITPLANE_DEFENCE", "")),
             tls_dir=folder(environment, "TLS_DIR"),
         )
+
+
+def _model_name(text: str) -> str:
+    try:
+        return str(json.loads(text)["name"])
+    except (ValueError, KeyError, TypeError):
+        return ""  # whoever loads the model says what is wrong with this
 
 
 def _shield(text: str) -> Shield:
