@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from splitplane.cli import app
 from splitplane.model import CalibrationError, ModelSource, Partition, load_partition
-from splitplane.model.accuracy import BATCH, Judged, compare_codecs
+from splitplane.model.accuracy import Judged, compare_codecs
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.metrics import choose
 from splitplane.model.profile import Codec
@@ -109,7 +110,39 @@ def test_samples_are_drawn_from_the_whole_of_a_sorted_file(partition: Partition,
     assert torch.equal(drawn, again)
     # What time leaves no room for is not taken, and that is told.
     report = compare_codecs(partition, tidy, {"all": codec(torch.clone)}, [1], end=0.0)
-    assert report.samples == report.agreements[0].samples == BATCH
+    assert report.samples == report.agreements[0].samples == 1
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_of_a_large_file_no_more_is_read_than_memory_holds_and_rows_stay_together(suffix: str, tmp_path: Path) -> None:
+    path, numbers = tmp_path / f"inputs.{suffix}", torch.arange(500.0)
+    held = {"image": numbers[:, None, None, None].expand(-1, 1, 12, 12).contiguous(), "labels": numbers.long()}
+    if suffix == "npz":
+        np.savez(path, image=held["image"].numpy(), labels=held["labels"].numpy())
+    else:
+        save_file(held, path)
+    read = read_calibration(path, blobs.INPUTS, most=400, most_bytes=4 * 144 * 50)
+    assert read.samples == 50
+    assert read.labels is not None
+    assert torch.equal(read.inputs["image"][:, 0, 3, 3], read.labels.float())
+    assert 150 < float(read.labels.float().mean()) < 350  # from the whole of it
+    assert read_calibration(path, blobs.INPUTS, most=7).samples == 7
+    assert torch.equal(read_calibration(path, blobs.INPUTS).inputs["image"], held["image"])
+
+
+def test_as_many_samples_are_run_together_as_memory_holds(partition: Partition, calibration: Calibration) -> None:
+    sizes: list[int] = []
+
+    class Watched:
+        graph, last = partition.graph, partition.last
+
+        def run(self, first: int, last: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            sizes.append(len(next(iter(tensors.values()))))
+            return partition.run(first, last, tensors)
+
+    largest = max(cut.wire_bytes["fp32"] for cut in partition.graph.cuts)
+    compare_codecs(Watched(), calibration, {"all": codec(torch.clone)}, [1], memory_bytes=5 * 4 * largest)  # type: ignore[arg-type]
+    assert max(sizes) == 5
 
 
 OUTPUTS = {

@@ -16,7 +16,7 @@ from splitplane.domain.defences import Defence
 from splitplane.domain.leaks import choose_cuts, spread
 from splitplane.model import CalibrationError, ModelSource, load_partition, scores
 from splitplane.model.calibration import Calibration, read_calibration
-from splitplane.model.inversion import draw
+from splitplane.model.inversion import _Standardised, draw
 from splitplane.model.leak import defended, measure_leak
 from splitplane.model.targets import targets_of
 from splitplane.runtime.calibration_job import Settings, calibrate
@@ -133,6 +133,32 @@ def test_too_few_inputs_are_refused(files: tuple[ModelSource, Path]) -> None:
         measure_leak(partition, few, wire_codecs(), [1])
 
 
+def test_the_inputs_that_are_looked_at_fit_the_memory_and_the_time(files: tuple[ModelSource, Path]) -> None:
+    partition, given = load_partition(files[0], 0, None), read_calibration(files[1], blobs.INPUTS)
+    codecs = {"fp32": wire_codecs()["fp32"]}
+    # 144 numbers go in, 4 x 6 x 6 cross cut 1, as many in 32 bits as are held at once.
+    each = 4 * (4 * 144 + 3 * 144)
+    report = measure_leak(partition, given, codecs, [1], budget_seconds=20, steps=3, memory_bytes=210 * each)
+    assert report.samples == 210
+    with pytest.raises(CalibrationError, match=r"200 inputs .* take 1 MB, of which there are 1: give .* more memory"):
+        measure_leak(partition, given, codecs, [1], memory_bytes=199 * each)
+    with pytest.raises(CalibrationError, match=r"to run 200 inputs to 1 cuts takes .* raise the budget"):
+        measure_leak(partition, given, codecs, [1], budget_seconds=1e-4)
+
+
+def test_what_is_made_in_parts_is_what_is_made_at_once() -> None:
+    generator = torch.Generator().manual_seed(5)
+    value = torch.randn(50, 7, 3, generator=generator) * 4 + 2
+    known = _Standardised(value, lambda part: part, 40)[slice(0, 40)]
+    assert known.mean((0, 2)).tolist() == pytest.approx([0.0] * 7, abs=1e-6)
+    assert known.std((0, 2), correction=0).tolist() == pytest.approx([1.0] * 7, rel=1e-5)
+    wide = torch.randn(60, 20_000, generator=generator)
+    narrow = wide[:, :5]
+    assert scores.distance_correlation(narrow, wide) == pytest.approx(
+        scores.distance_correlation(narrow, wide.flip(1)), abs=1e-9
+    )
+
+
 def test_every_input_is_attacked_and_one_that_crosses_as_it_is_leaks_all(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_file(blobs.WithWords().state_dict(), tmp_path / "weights.safetensors")
@@ -234,8 +260,9 @@ def test_a_calibration_job_measures_what_it_is_asked_for_and_nothing_else(
     result = calibrate(settings, told.append)
     assert result.accuracy is not None
     assert set(result.accuracy.losses) == {(1, "int8"), (2, "int8")}
-    assert (result.accuracy.metric, result.accuracy.samples) == ("top1", 240)
-    assert all(1.645**2 / 243 < loss < 0.3 for loss in result.accuracy.losses.values())
+    assert result.accuracy.metric == "top1"
+    assert 1 <= result.accuracy.samples <= 240  # as many as its share of the time allows
+    assert all(loss > 1.645**2 / 243 for loss in result.accuracy.losses.values())
     assert result.leak is not None
     assert set(result.leak.scores) == {(1, "fp32")}
     assert "attacks to go" in told[-1]

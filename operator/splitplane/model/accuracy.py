@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 import torch
 
 from splitplane.model.calibration import Calibration
+from splitplane.model.memory import available_bytes
 from splitplane.model.metrics import Metric, Tensors, choose, cosines
 from splitplane.model.partitions import Partition
 from splitplane.model.profile import Codec
 
 BATCH = 16
+COPIES = 4
+"""Of the largest tensors, that are held at once: what left, what arrived, what the range works on and gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +61,35 @@ def compare_codecs(
     *,
     metric: str = "",
     end: float = math.inf,
+    memory_bytes: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> AccuracyReport:
     """Compare every (cut, codec), by rising cut. The model must be wholly resident.
 
-    Samples are taken in random order, the same each time; once ``end`` (on ``time.monotonic``) has passed, no further
-    ones. ``metric`` is a ``domain.calibrations.Metric``, or empty (``metrics.choose``). Raises
+    Samples are taken in random order, the same each time, but for the first only as many as can be compared before
+    ``end`` (on ``time.monotonic``), and so many at once as ``memory_bytes`` hold (by default half of what is there).
+    ``metric`` is a ``domain.calibrations.Metric``, or empty (``metrics.choose``). Raises
     :class:`CalibrationError` where it does not fit.
     """
     wanted, last, samples = sorted(set(cuts)), partition.last, calibration.samples
-    calibration = calibration.sample(samples)
-    some = partition.run(0, last, {name: value[:1] for name, value in calibration.inputs.items()})
-    judged = [Judged(each) for each in choose(metric, some, calibration.labels)]
+    order = calibration.order()
+    first = partition.run(0, last, {name: value[:1] for name, value in calibration.inputs.items()})
+    judged = [Judged(each) for each in choose(metric, first, calibration.labels)]
+    memory = available_bytes() // 2 if memory_bytes is None else memory_bytes
+    largest = max(cut.wire_bytes["fp32"] for cut in partition.graph.cuts)
+    together = max(1, min(BATCH, memory // (COPIES * largest)))
     sums = {(cut, codec): _Sums(tuple([] for _ in judged)) for cut in wanted for codec in codecs}
-    done = 0
-    for start in range(0, samples, BATCH):
-        if start and time.monotonic() > end:
+    done, began = 0, time.monotonic()
+    while done < samples:
+        # A few to begin with, by which the time of the others is told.
+        size = min(together, samples - done, max(1, done))
+        if done and end < math.inf:
+            size = min(size, int((end - time.monotonic()) * done / (time.monotonic() - began)))
+        if size <= 0:
             break
-        batch = {name: value[start : start + BATCH] for name, value in calibration.inputs.items()}
-        labels = None if calibration.labels is None else calibration.labels[start : start + BATCH]
+        some = order[done : done + size]
+        batch = {name: value[some] for name, value in calibration.inputs.items()}
+        labels = None if calibration.labels is None else calibration.labels[some]
         expected = partition.run(0, last, batch)
         for each in judged:
             each.take(expected, labels)
@@ -87,7 +100,7 @@ def compare_codecs(
             for name, codec in codecs.items():
                 outputs = partition.run(cut, last, crossed(tensors, codec))
                 sums[cut, name].add(outputs, expected, judged)
-        done = min(start + BATCH, samples)
+        done += size
         progress(f"accuracy: {done} of {samples} samples")
     labelled = calibration.labels is not None and any(each.metric.name != "cosine" for each in judged)
     return AccuracyReport(

@@ -1,14 +1,17 @@
 """Real inputs of a model, from the user's file, which accuracy and leak are measured on. They stay on this machine."""
 
+import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model.datatypes import torch_datatype
@@ -29,50 +32,97 @@ class Calibration:
     def samples(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    def order(self) -> torch.Tensor:
+        """All samples at random, the same each time: files are often sorted by class."""
+        return _order(self.samples)
+
+    def sample(self, most: int) -> "Calibration":
+        """At most so many, drawn at random, in random order."""
+        return self._at(self.order()[:most])
+
     def first(self, samples: int) -> "Calibration":
         """The first so many."""
         return self._at(slice(samples))
-
-    def sample(self, most: int) -> "Calibration":
-        """At most so many, drawn at random from all of them, the same each time: files are often sorted by class."""
-        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(0))
-        return self._at(order[:most])
 
     def _at(self, chosen: slice | torch.Tensor) -> "Calibration":
         labels = None if self.labels is None else self.labels[chosen]
         return Calibration({name: value[chosen] for name, value in self.inputs.items()}, labels)
 
 
-def read_calibration(path: Path, specs: Sequence[TensorSpec]) -> Calibration:
+def _order(samples: int) -> torch.Tensor:
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(0))
+
+
+class _Held:
+    """A tensor of a file, of which rows are read when they are asked for."""
+
+    def __init__(self, shape: Sequence[int], rows: Callable[[int, int], torch.Tensor]) -> None:
+        self.shape, self._rows = tuple(shape), rows
+
+    def read(self, most: int) -> torch.Tensor:
+        """At most so many rows, drawn at random, as they follow each other in the file."""
+        samples = self.shape[0]
+        if most >= samples:
+            return self._rows(0, samples)
+        return torch.cat([self._rows(row, row + 1) for row in _order(samples)[:most].sort().values.tolist()])
+
+
+def read_calibration(
+    path: Path, specs: Sequence[TensorSpec], *, most: int | None = None, most_bytes: int | None = None
+) -> Calibration:
     """Read a ``.safetensors`` or ``.npz`` file with a tensor for each input, ``[samples, ...]``, and maybe ``labels``.
 
-    Raises :class:`CalibrationError` that says what the file lacks.
+    Of ``most`` samples at most, and of as many as ``most_bytes`` hold as 32 bit numbers, drawn at random; of a
+    ``.npz`` file a whole tensor is read first. Raises :class:`CalibrationError` that says what the file lacks.
     """
     try:
-        if zipfile.is_zipfile(path):  # as .npz is
-            with np.load(path, allow_pickle=False) as file:
-                held = {name: torch.from_numpy(np.array(file[name])) for name in file.files}
-        else:
-            held = load_file(path)
+        with ExitStack() as stack:
+            held = _held(path, stack)
+            return _read(path, held, specs, most, most_bytes)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CalibrationError(
             f"cannot read calibration inputs from {path}: {error}: give .safetensors or .npz"
         ) from error
-    labels = held.pop(LABELS, None) if LABELS not in {spec.name for spec in specs} else None
-    inputs = {}
+
+
+def _held(path: Path, stack: ExitStack) -> dict[str, _Held]:
+    if zipfile.is_zipfile(path):  # as .npz is
+        arrays = stack.enter_context(np.load(path, allow_pickle=False))
+        tensors = {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+        return {name: _Held(value.shape, partial(_rows, value)) for name, value in tensors.items()}
+    file = stack.enter_context(safe_open(path, framework="pt"))
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    return {name: _Held(each.get_shape(), partial(_rows, each)) for name, each in slices.items()}
+
+
+def _rows(value: Any, start: int, stop: int) -> torch.Tensor:
+    found: torch.Tensor = value[start:stop]
+    return found
+
+
+def _read(
+    path: Path, held: Mapping[str, _Held], specs: Sequence[TensorSpec], most: int | None, most_bytes: int | None
+) -> Calibration:
     for spec in specs:
         if spec.name not in held:
             raise CalibrationError(f"{path} lacks the input {spec.name}; it holds {', '.join(held) or 'nothing'}")
-        value = held[spec.name]
-        fits = len(spec.declared_shape) == value.ndim and all(
-            want in (-1, got) for want, got in zip(spec.declared_shape, value.shape, strict=True)
+        shape = held[spec.name].shape
+        fits = len(spec.declared_shape) == len(shape) and all(
+            want in (-1, got) for want, got in zip(spec.declared_shape, shape, strict=True)
         )
         if not fits:
             raise CalibrationError(
-                f"{path}: {spec.name} is {list(value.shape)}, not {list(spec.declared_shape)} (-1: any size)"
+                f"{path}: {spec.name} is {list(shape)}, not {list(spec.declared_shape)} (-1: any size)"
             )
-        inputs[spec.name] = value.to(torch_datatype(spec.datatype))
-    sizes = {len(value) for value in (*inputs.values(), *(() if labels is None else (labels,)))}
+    labels = held.get(LABELS) if LABELS not in {spec.name for spec in specs} else None
+    wanted = [held[spec.name] for spec in specs]
+    sizes = {(*each.shape, 0)[0] for each in (*wanted, *(() if labels is None else (labels,)))}
     if len(sizes) != 1 or sizes == {0}:
         raise CalibrationError(f"{path}: every tensor must have the same number of samples, at least one")
-    return Calibration(inputs, labels)
+    samples = min(sizes) if most is None else min(*sizes, most)
+    if most_bytes is not None:
+        samples = max(1, min(samples, most_bytes // (4 * sum(math.prod(each.shape[1:]) for each in wanted))))
+    return Calibration(
+        {spec.name: held[spec.name].read(samples).to(torch_datatype(spec.datatype)) for spec in specs},
+        None if labels is None else labels.read(samples),
+    )

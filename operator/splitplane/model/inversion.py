@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -42,11 +43,11 @@ def draw(
 
     Training ends after ``steps`` or ``seconds``, whichever comes first.
     """
-    given = [_standardised(each, held_out) for each in _grids(tensors, targets.ndim - 2)]
     known = len(targets) - held_out
+    given = [_Standardised(value, partial(_grid, dims=targets.ndim - 2), known) for value in tensors.values()]
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        decoder = _Decoder([tuple(each.shape[1:]) for each in given], tuple(targets.shape[1:]), width)
+        decoder = _Decoder([tuple(each[:1].shape[1:]) for each in given], tuple(targets.shape[1:]), width)
 
     def loss(chosen: torch.Tensor) -> torch.Tensor:
         drawn = decoder([each[chosen] for each in given])
@@ -67,37 +68,66 @@ def guess_tokens(
     steps: int = STEPS, seed: int = 0,
 ) -> Drawn:  # fmt: skip
     """As :func:`draw`, for classes ``[n, places]``: the guesses are those of the held-out samples."""
-    given = _by_place(tensors, targets.shape[1], held_out)
-    known, classes = len(targets) - held_out, int(targets.max()) + 1
+    known, classes, places = len(targets) - held_out, int(targets.max()) + 1, targets.shape[1]
+    parts = [
+        _Standardised(value, partial(_at_places, places=places), known)
+        for value in tensors.values()
+        if _has_places(value, places) or value[0].numel() <= _MOST_ANYWHERE
+    ]
+
+    def given(chosen: torch.Tensor | slice) -> torch.Tensor:
+        """``[chosen, places, numbers]``: the place itself, what belongs to it, what belongs to none."""
+        found = [part[chosen].movedim(1, 2) for part in parts]
+        return torch.cat([torch.eye(places).expand(len(targets[chosen]), -1, -1), *found], 2)
+
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         hidden = _HIDDEN * width
-        decoder = nn.Sequential(nn.Linear(given.shape[2], hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        decoder = nn.Sequential(nn.Linear(given(slice(1)).shape[2], hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
     def loss(chosen: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(decoder(given[chosen]).flatten(0, 1), targets[chosen].flatten())
+        return functional.cross_entropy(decoder(given(chosen)).flatten(0, 1), targets[chosen].flatten())
 
     done = _train(decoder, loss, known, seconds=seconds, steps=steps, seed=seed)
     with torch.inference_mode():
-        parts = [decoder(given[start : start + BATCH]).argmax(2) for start in range(known, len(targets), BATCH)]
-    return Drawn(torch.cat(parts), done)
+        guesses = [decoder(given(slice(at, at + BATCH))).argmax(2) for at in range(known, len(targets), BATCH)]
+    return Drawn(torch.cat(guesses), done)
 
 
-def _by_place(tensors: Mapping[str, torch.Tensor], places: int, held_out: int) -> torch.Tensor:
-    """``[n, places, numbers]``: what belongs to a place, what belongs to none at each of them, and the place itself."""
-    samples = len(next(iter(tensors.values())))
-    parts = [torch.eye(places)[None].expand(samples, -1, -1)]
-    for value in tensors.values():
-        value = value.float().nan_to_num(0.0, 0.0, 0.0)
-        if value.ndim == 3 and value.shape[1] == places:
-            part = value
-        elif value[0].numel() <= _MOST_ANYWHERE:
-            part = value.flatten(1)[:, None].expand(-1, places, -1)
-        else:
-            continue
-        known = part[:-held_out].flatten(0, 1)
-        parts.append((part - known.mean(0)) / known.std(0).clamp_min(1e-6))
-    return torch.cat(parts, 2)
+def _has_places(value: torch.Tensor, places: int) -> bool:
+    return value.ndim == 3 and value.shape[1] == places
+
+
+def _at_places(value: torch.Tensor, *, places: int) -> torch.Tensor:
+    """``[n, numbers, places]``: what belongs to a place, or to none and so to each."""
+    if _has_places(value, places):
+        return value.transpose(1, 2)
+    return value.flatten(1)[:, :, None].expand(-1, -1, places)
+
+
+class _Standardised:
+    """Samples in the form that a decoder takes, made when they are asked for: all at once may be more than fits.
+
+    Each channel has mean 0 and deviation 1 over the ``known`` samples, the first ones; what is no number is 0.
+    """
+
+    def __init__(self, value: torch.Tensor, form: Callable[[torch.Tensor], torch.Tensor], known: int) -> None:
+        self._value, self._form = value, form
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for start in range(0, known, BATCH):
+            part = self._formed(slice(start, min(known, start + BATCH))).double()
+            over = [0, *range(2, part.ndim)]
+            count += part.numel() // part.shape[1]
+            total, squares = total + part.sum(over, keepdim=True), squares + part.pow(2).sum(over, keepdim=True)
+        self._mean = total / count
+        self._deviation = (squares / count - self._mean.pow(2)).clamp_min(0).sqrt().clamp_min(1e-6).float()
+        self._mean = self._mean.float()
+
+    def __getitem__(self, chosen: torch.Tensor | slice) -> torch.Tensor:
+        return (self._formed(chosen) - self._mean) / self._deviation
+
+    def _formed(self, chosen: torch.Tensor | slice) -> torch.Tensor:
+        return self._form(self._value[chosen].float().nan_to_num(0.0, 0.0, 0.0))
 
 
 def _train(
@@ -119,13 +149,8 @@ def _train(
     return done
 
 
-def _grids(tensors: Mapping[str, torch.Tensor], dims: int) -> list[torch.Tensor]:
-    """Each tensor as ``[n, channels, *places]`` where it has places, else as ``[n, numbers]``."""
-    return [_grid(value.float(), dims) for value in tensors.values()]
-
-
-def _grid(value: torch.Tensor, dims: int) -> torch.Tensor:
-    value = value.nan_to_num(0.0, 0.0, 0.0)
+def _grid(value: torch.Tensor, *, dims: int) -> torch.Tensor:
+    """``[n, channels, *places]`` where there are places, else ``[n, numbers]``."""
     if value.ndim > dims + 2:  # such as a convolution along one dimension, written in two
         kept = [size for size in value.shape[1:] if size > 1]
         value = value.reshape(len(value), *kept)
@@ -137,13 +162,6 @@ def _grid(value: torch.Tensor, dims: int) -> torch.Tensor:
             if side > 1 and side**2 == value.shape[1] - extra:
                 return value[:, extra:].transpose(1, 2).reshape(len(value), -1, side, side)
     return value.flatten(1)
-
-
-def _standardised(value: torch.Tensor, held_out: int) -> torch.Tensor:
-    over = [0, *range(2, value.ndim)]
-    known = value[:-held_out]
-    mean, deviation = known.mean(over, keepdim=True), known.std(over, keepdim=True)
-    return (value - mean) / deviation.clamp_min(1e-6)
 
 
 class _Decoder(nn.Module):

@@ -17,6 +17,7 @@ from splitplane.model.calibration import Calibration
 from splitplane.model.defending import defend
 from splitplane.model.errors import CalibrationError
 from splitplane.model.inversion import STEPS, WIDTHS
+from splitplane.model.memory import available_bytes
 from splitplane.model.partitions import Partition
 from splitplane.model.profile import Codec
 from splitplane.model.targets import targets_of
@@ -28,6 +29,13 @@ MOST_SAMPLES, LEAST_SAMPLES = 4096, 200
 """Of fewer than the least an attacker learns too little for its failure to say anything."""
 RAW = "none needed"
 """Stands for the decoder where an input crosses as it is."""
+PREPARING = 0.25
+"""Share of the budget in which the inputs are run to the cuts."""
+TRIED = 16
+"""Inputs that are run together, and by which time and memory of the others are told."""
+_FLOAT = 4
+_COPIES_OF_INPUTS, _COPIES_OF_CUTS = 4, 3
+"""In 32 bits, that are held at once: the inputs as given, as drawn and as shuffled; what left, what arrived, parts."""
 HELD_OUT = 5
 """One sample in so many is kept for scoring."""
 WEAKEST_CONTROL, FEWEST_STEPS = 0.9, 100
@@ -98,15 +106,59 @@ def measure_leak(
     threshold: float = 0.5,
     steps: int = STEPS,
     threads: int = 2,
+    memory_bytes: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LeakReport:
-    """Attack every (cut, codec) with both decoders, and the two controls. Raises :class:`CalibrationError`."""
+    """Attack every (cut, codec) with both decoders, and the two controls.
+
+    So many of the calibration inputs are drawn at random that these and what crosses for them take at most
+    ``memory_bytes`` (by default half of what is available), and that running them takes ``PREPARING`` of the budget.
+    Raises :class:`CalibrationError` where too few are left.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return _measure(partition, calibration, codecs, cuts, budget_seconds, threshold, steps, progress)
+        end = time.monotonic() + budget_seconds
+        memory = available_bytes() // 2 if memory_bytes is None else memory_bytes
+        samples = _affordable(partition, calibration, codecs, cuts, PREPARING * budget_seconds, memory)
+        return _measure(partition, calibration.sample(samples), codecs, cuts, end, threshold, steps, progress)
     finally:
         torch.set_num_threads(before)
+
+
+def _affordable(
+    partition: Partition, calibration: Calibration, codecs: Mapping[str, Codec], cuts: Sequence[int], seconds: float,
+    memory: int,
+) -> int:  # fmt: skip
+    """How many inputs memory and time allow."""
+    if calibration.samples < LEAST_SAMPLES:
+        raise CalibrationError(
+            f"leak is measured on {LEAST_SAMPLES} calibration inputs at least, better thousands, and there are only "
+            f"{calibration.samples}"
+        )
+    few = {name: value[:TRIED] for name, value in calibration.inputs.items()}
+    largest, spent = 0, 0.0
+    for cut in cuts:
+        partition.run(0, cut, few)  # which compiles it
+        started = time.monotonic()
+        raw = partition.run(0, cut, few)
+        for codec in codecs.values():
+            crossed(raw, codec)
+        spent += time.monotonic() - started
+        largest = max(largest, sum(value[0].numel() for value in raw.values()))
+    each = _FLOAT * (_COPIES_OF_INPUTS * sum(value[0].numel() for value in few.values()) + _COPIES_OF_CUTS * largest)
+    by_memory, by_time = memory // each, int(TRIED * seconds / max(spent, 1e-9))
+    if by_memory < LEAST_SAMPLES:
+        raise CalibrationError(
+            f"{LEAST_SAMPLES} inputs and what crosses for them take {LEAST_SAMPLES * each / 1e6:.0f} MB, of which there"
+            f" are {memory / 1e6:.0f}: give the tier's pods more memory, or measure at cuts that carry less"
+        )
+    if by_time < LEAST_SAMPLES:
+        raise CalibrationError(
+            f"to run {LEAST_SAMPLES} inputs to {len(cuts)} cuts takes {spent * LEAST_SAMPLES / TRIED:.0f} s, and no"
+            f" more than {seconds:.0f} s of the budget is for that: raise the budget"
+        )
+    return min(MOST_SAMPLES, by_memory, by_time)
 
 
 def _measure(
@@ -114,23 +166,18 @@ def _measure(
     calibration: Calibration,
     codecs: Mapping[str, Codec],
     cuts: Sequence[int],
-    budget_seconds: float,
+    end: float,
     threshold: float,
     steps: int,
     progress: Callable[[str], None],
 ) -> LeakReport:
-    if calibration.samples < LEAST_SAMPLES:
-        raise CalibrationError(
-            f"leak is measured on {LEAST_SAMPLES} calibration inputs at least, better thousands, and there are only "
-            f"{calibration.samples}"
-        )
-    calibration = calibration.sample(MOST_SAMPLES)  # in random order, and the last are held out
+    """The samples are in random order, and the last are held out; no attack begins to be trained after ``end``."""
     targets = targets_of(calibration)
     if not targets:
         raise CalibrationError("every input is the same in all calibration inputs, so there is nothing to tell of them")
     held_out = max(1, calibration.samples // HELD_OUT)
     runs = len(cuts) * len(codecs) * len(WIDTHS) + 2
-    end, left = time.monotonic() + budget_seconds, runs * len(targets)
+    left = runs * len(targets)
 
     def attack(
         tensors: Mapping[str, torch.Tensor], secret: str, cut: int, codec: str, decoder: str, *, unknown: float = 1.0
@@ -151,24 +198,34 @@ def _measure(
     attacks: list[Attack] = []
     correlations: dict[int, float] = {}
     shuffled: float | None = None
-    for cut in sorted(cuts):
-        raw = _activations(partition, calibration, cut)
+
+    def attack_others(raw: Mapping[str, torch.Tensor], cut: int) -> float:
+        order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(1))
+        mixed = {name: value[order] for name, value in raw.items()}
+        return max(attack(mixed, secret, cut, "fp32", "large").score for secret in targets)
+
+    def attack_arrived(arrived: Mapping[str, torch.Tensor], cut: int, codec: str) -> None:
+        nonlocal left
+        for secret, target in targets.items():
+            if target.crosses(arrived):
+                left -= len(WIDTHS)
+                attacks.append(Attack(cut, codec, RAW, score=1.0, psnr=None, above=1.0, steps=0, target=secret))
+            else:
+                attacks.extend(attack(arrived, secret, cut, codec, decoder) for decoder in WIDTHS)
+
+    def attack_cut(raw: Mapping[str, torch.Tensor], cut: int) -> None:
+        nonlocal shuffled
         few = min(CORRELATED_SAMPLES, calibration.samples)
-        correlations[cut] = max(
-            scores.distance_correlation(target.numbers[:few], _flat(raw, few)) for target in targets.values()
-        )
+        flat = _flat(raw, few)
+        correlations[cut] = max(scores.distance_correlation(target.numbers[:few], flat) for target in targets.values())
+        del flat
         if shuffled is None:
-            order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(1))
-            mixed = {name: value[order] for name, value in raw.items()}
-            shuffled = max(attack(mixed, secret, cut, "fp32", "large").score for secret in targets)
+            shuffled = attack_others(raw, cut)
         for name, codec in codecs.items():
-            arrived = crossed(raw, codec)
-            for secret, target in targets.items():
-                if target.crosses(arrived):
-                    left -= len(WIDTHS)
-                    attacks.append(Attack(cut, name, RAW, score=1.0, psnr=None, above=1.0, steps=0, target=secret))
-                else:
-                    attacks += [attack(arrived, secret, cut, name, decoder) for decoder in WIDTHS]
+            attack_arrived(_crossed(raw, codec), cut, name)
+
+    for cut in sorted(cuts):  # nothing keeps what crosses one cut, or arrived, while the next is made
+        attack_cut(_activations(partition, calibration, cut), cut)
     best: dict[int, float] = {}
     for each in attacks:
         best[each.cut] = max(best.get(each.cut, 0.0), each.score)
@@ -203,10 +260,27 @@ def defended(codec: Codec, defence: Defence, *, seed: int = 0) -> Codec:
     )
 
 
-def _activations(partition: Partition, calibration: Calibration, cut: int, batch: int = 64) -> dict[str, torch.Tensor]:
-    parts = []
-    for start in range(0, calibration.samples, batch):
-        inputs = {name: value[start : start + batch] for name, value in calibration.inputs.items()}
-        parts.append(partition.run(0, cut, inputs))
-    # Clones, for what is made in inference mode cannot be trained on.
-    return {name: torch.cat([part[name] for part in parts]).clone() for name in parts[0]}
+def _activations(partition: Partition, calibration: Calibration, cut: int) -> dict[str, torch.Tensor]:
+    """What crosses a cut, ``[samples, ...]``."""
+    return _in_parts(
+        lambda part: partition.run(0, cut, {name: value[part] for name, value in calibration.inputs.items()}),
+        calibration.samples,
+    )
+
+
+def _crossed(raw: Mapping[str, torch.Tensor], codec: Codec) -> dict[str, torch.Tensor]:
+    """What arrives of that, a sample at a time."""
+    samples = len(next(iter(raw.values())))
+    return _in_parts(lambda part: crossed({name: value[part] for name, value in raw.items()}, codec), samples)
+
+
+def _in_parts(make: Callable[[slice], Mapping[str, torch.Tensor]], samples: int) -> dict[str, torch.Tensor]:
+    """Tensors made part by part, and held once. They are no inference tensors, and can be trained on."""
+    whole: dict[str, torch.Tensor] = {}
+    for start in range(0, samples, TRIED):
+        part = slice(start, min(samples, start + TRIED))
+        for name, value in make(part).items():
+            if name not in whole:
+                whole[name] = torch.empty(samples, *value.shape[1:], dtype=value.dtype)
+            whole[name][part] = value
+    return whole

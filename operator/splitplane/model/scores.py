@@ -5,6 +5,8 @@ from torch.nn import functional
 
 _WINDOW, _SIGMA = 11, 1.5
 _FEW_NUMBERS = 16
+_COLUMNS = 8192
+"""Numbers of a sample that are looked at together, in double precision."""
 
 
 def ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -59,8 +61,11 @@ def distance_correlation(first: torch.Tensor, second: torch.Tensor) -> float:
 
 def _centred(samples: torch.Tensor) -> torch.Tensor:
     """The U-centred matrix of distances."""
-    flat = samples.flatten(1).double()
-    distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
+    flat = samples.flatten(1)
+    squares = torch.zeros(len(flat), len(flat), dtype=torch.double)
+    for part in torch.split(flat, _COLUMNS, dim=1):
+        squares += torch.cdist(part.double(), part.double(), compute_mode="donot_use_mm_for_euclid_dist").pow(2)
+    distances = squares.sqrt()
     n = len(distances)
     sums = distances.sum(0)
     centred = distances - sums[None] / (n - 2) - sums[:, None] / (n - 2) + distances.sum() / ((n - 1) * (n - 2))

@@ -1,8 +1,9 @@
 """``python -m splitplane.runtime.calibration_job``: what crossing costs and shows, on the user's real inputs.
 
-Accuracy loss and leak of the cuts and codecs that the operator asks for, within the time that it gives, on a node of a
-trusted tier. Nothing but shares leaves the pod. The result goes where a profile job's goes, with the same exit codes
-(``runtime.profile_job``), and 5 where the file of inputs is wrong.
+Accuracy loss and leak of the cuts and codecs that the operator asks for, within the time that it gives and half of the
+memory that the pod has left once the model is loaded, on a node of a trusted tier. Nothing but shares leaves the pod.
+The result goes where a profile job's goes, with the same exit codes (``runtime.profile_job``), and 5 where the file of
+inputs is wrong.
 """
 
 import json
@@ -19,6 +20,7 @@ from splitplane.model.accuracy import compare_codecs
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.errors import CalibrationError, WeightsError
 from splitplane.model.leak import ATTACK, LeakReport, defended, measure_leak
+from splitplane.model.memory import available_bytes
 from splitplane.model.profile import Codec
 from splitplane.model.weights import WeightsFile
 from splitplane.runtime.environment import SettingsError, required, threads
@@ -28,7 +30,8 @@ from splitplane.runtime.profiling import wire_codecs
 ACCURACY_SHARE = 0.25
 """Of the time, where a leak is asked for as well."""
 MOST_SAMPLES = 4096
-"""Inputs on which accuracy is compared, if the time allows: with none that differs, a loss below 0.0007 is proven."""
+"""Inputs that are read, if memory allows, and compared, if time does: where none differs, a loss above 0.0007 is
+excluded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +58,16 @@ class Settings:
 def calibrate(settings: Settings, progress: Callable[[str], None]) -> CalibrationResult:
     """Measure what is asked for. Raises :class:`ModelError`."""
     source, request = ModelSource.from_json(settings.model), settings.request
-    partition, given = load_partition(source, 0, None), _inputs(source, request)
-    started = time.monotonic()
+    partition = load_partition(source, 0, None)
+    started, memory = time.monotonic(), available_bytes() // 2
+    given = _inputs(source, request, memory // 8)
     accuracy = None
     if request.accuracy:
         share = ACCURACY_SHARE if request.leak else 1.0
         cuts, codecs = _asked(request.accuracy, request.defence)
         found = compare_codecs(
-            partition, given.sample(MOST_SAMPLES), codecs, cuts, metric=request.metric,
-            end=started + share * request.seconds, progress=progress,
+            partition, given, codecs, cuts, metric=request.metric, end=started + share * request.seconds,
+            memory_bytes=memory, progress=progress,
         )  # fmt: skip
         accuracy = AccuracyFound(
             found.metric, found.samples, found.whole, {(each.cut, each.codec): each.bound for each in found.agreements}
@@ -71,17 +75,17 @@ def calibrate(settings: Settings, progress: Callable[[str], None]) -> Calibratio
     leak = None
     if request.leak:
         left = request.seconds - (time.monotonic() - started)
-        leak = _leak(partition, given, request, max(1.0, left), settings.threads, progress)
+        leak = _leak(partition, given, request, max(1.0, left), settings.threads, memory, progress)
     return CalibrationResult(partition.graph.fingerprint, accuracy, leak)
 
 
 def _leak(
     partition: Partition, given: Calibration, request: CalibrationRequest, seconds: float, threads: int,
-    progress: Callable[[str], None],
+    memory: int, progress: Callable[[str], None],
 ) -> LeakFound:  # fmt: skip
     cuts, codecs = _asked(request.leak, request.defence)
     report: LeakReport = measure_leak(
-        partition, given, codecs, cuts, budget_seconds=seconds, threads=threads, progress=progress
+        partition, given, codecs, cuts, budget_seconds=seconds, threads=threads, memory_bytes=memory, progress=progress
     )
     return LeakFound(
         attack=ATTACK, score=report.score, samples=report.samples, input_control=report.input_control,
@@ -97,12 +101,12 @@ def _asked(pairs: tuple[tuple[int, str], ...], defence: Defence) -> tuple[list[i
     return sorted({cut for cut, _ in pairs}), {codec: known[codec] for codec in BASE_CODECS if codec in asked}
 
 
-def _inputs(source: ModelSource, request: CalibrationRequest) -> Calibration:
+def _inputs(source: ModelSource, request: CalibrationRequest, most_bytes: int) -> Calibration:
     try:
         file = WeightsFile.open(replace(source, weights_uri=request.uri, weights_sha256=request.sha256))
     except WeightsError as error:
         raise CalibrationError(str(error).replace("weights", "calibration")) from error
-    return read_calibration(file.path, source.inputs)
+    return read_calibration(file.path, source.inputs, most=MOST_SAMPLES, most_bytes=most_bytes)
 
 
 def work(environment: Mapping[str, str], publisher: Publisher) -> Mapping[str, object]:
