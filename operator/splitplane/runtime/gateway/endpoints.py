@@ -15,6 +15,10 @@ LONGEST_EJECTION_SECONDS = 10.0
 CHECK_RETRY_SECONDS = 0.5
 DOUBTS = 3
 UNANSWERED_CHECK_SECONDS = 3.0
+SLOW_SECONDS, LONGEST_SLOW_SECONDS = 30.0, 300.0
+"""How long a replica that is much slower than the others is left out: so long for each time in a row."""
+SLOW_SHARE = 1 / 3
+"""Of a stage's replicas, at most so many are left out for being slow, and none while more are left out already."""
 MAX_ALTERNATES = 2
 """Further addresses that a route carries per stage, for the sender to fall back on."""
 
@@ -37,6 +41,7 @@ class Endpoint:
     admitted: bool = False
     check_at: float = -inf
     failures: int = 0
+    slow: int = 0
     outstanding: int = 0
     used: int = 0
     """Turn of its last use: of equally loaded endpoints the one that has rested longest comes first."""
@@ -128,6 +133,22 @@ class Endpoints:
             endpoint.failures += 1
             if endpoint.failures >= DOUBTS:
                 self.failed(address, now)
+
+    def judged(self, address: str, now: float, *, slow: bool) -> float:
+        """The endpoint was compared with the others of its stage. Seconds that it is left out for; 0: it is not."""
+        endpoint = self._by_address.get(address)
+        if endpoint is None or not endpoint.admitted:
+            return 0.0
+        if not slow:
+            endpoint.slow = max(0, endpoint.slow - 1)
+            return 0.0
+        stage = [e for e in self._by_address.values() if e.pod.stage == endpoint.pod.stage]
+        if sum(not e.admitted for e in stage) + 1 > SLOW_SHARE * len(stage):
+            return 0.0
+        endpoint.slow += 1
+        pause = min(SLOW_SECONDS * endpoint.slow, LONGEST_SLOW_SECONDS)
+        self._eject(endpoint, now + pause)
+        return pause
 
     def pick(self, stage: str, avoid: Collection[str] = ()) -> tuple[str, ...]:
         """Admitted addresses of a stage, least loaded first, with at most ``MAX_ALTERNATES``; ``avoid`` is left out.

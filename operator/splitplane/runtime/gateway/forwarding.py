@@ -11,6 +11,7 @@ from typing import Any
 from splitplane.runtime.gateway.admission import Line, Throughput, overloaded
 from splitplane.runtime.gateway.checking import Checker
 from splitplane.runtime.gateway.choosing import Choice
+from splitplane.runtime.gateway.outliers import Outliers
 from splitplane.runtime.gateway.pacing import ONCE, RETRYABLE, Patience, RetryBudget, pause_seconds
 from splitplane.runtime.gateway.proxies import Proxies
 from splitplane.runtime.gateway.router import Router
@@ -83,6 +84,7 @@ class Forwarder:
         self._turn = asyncio.Lock()
         self._throughput = Throughput()
         self._line = Line(router.replicas)
+        self._outliers = Outliers()
         self._encoded: dict[Hashable, str] = {}
         self.draining = False
 
@@ -254,6 +256,7 @@ class Forwarder:
             router.endpoints.succeeded(address)
         trace = self._trace(answered)
         router.links.observe(answered, trace, now)
+        self._compare(choice, trace, now)
         journey.unqueued_seconds = max(0.0, now - started - sum(hop.queue for hop in trace))
         self._line.feedback(waited=any(hop.queue > hop.compute for hop in trace))
         kept = {name: value for name, value in answered.response.parameters.items() if name != TRACE}
@@ -262,6 +265,18 @@ class Forwarder:
             model_name=journey.request.model_name,
             parameters={**kept, GENERATION: choice.generation, PLAN: choice.route.name},
         )
+
+    def _compare(self, choice: Choice, trace: tuple[HopTrace, ...], now: float) -> None:
+        """Leave out a replica that takes far longer than the others of its stage."""
+        for address, hop in zip(choice.addresses, trace, strict=False):
+            self._outliers.observe((hop.stage, hop.first, hop.last), address, hop.server - hop.hop - hop.queue)
+        endpoints = self._router.endpoints
+        for verdict in self._outliers.judge(now):
+            if seconds := endpoints.judged(verdict.address, now, slow=verdict.slow):
+                logger.warning(
+                    "%s takes %.3f s where other replicas take %.3f s: left out for %.0f s",
+                    verdict.address, verdict.seconds, verdict.usual, seconds,
+                )  # fmt: skip
 
     async def _wait(self, sending: "asyncio.Future[Call]", choice: Choice) -> Call:
         """The answer. Gives up once a link on the way has fallen, or the endpoints are dead, if another way is free."""

@@ -1,0 +1,112 @@
+"""A replica that is much slower than the others is left out for a while, and never too many of them."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitplane.adapters.kinds import POD, ROUTE_TABLE
+from splitplane.runtime.gateway import forwarding
+from splitplane.runtime.gateway.endpoints import SLOW_SECONDS, Endpoints, Pod
+from splitplane.runtime.gateway.outliers import FEWEST_REQUESTS, INTERVAL_SECONDS, Outliers
+from splitplane.runtime.inference import InferRequest
+from splitplane.runtime.tensors import from_array
+from tests.support.gateway_rig import (
+    PIPELINE,
+    MemoryCluster,
+    StageProcess,
+    frames,
+    gateway,
+    route,
+    stages,
+    table,
+    until,
+)
+
+
+def slow_ones(seconds: dict[str, float], *, requests: int = FEWEST_REQUESTS, work: object = "w") -> list[str]:
+    outliers = Outliers()
+    assert outliers.judge(0.0) == []
+    for address, each in seconds.items():
+        for _ in range(requests):
+            outliers.observe(work, address, each)
+    assert outliers.judge(INTERVAL_SECONDS - 0.1) == []
+    return [verdict.address for verdict in outliers.judge(INTERVAL_SECONDS) if verdict.slow]
+
+
+def test_a_replica_stands_out_by_far_and_for_long_or_not_at_all() -> None:
+    assert slow_ones({"a": 0.1, "b": 0.1, "c": 0.31}) == ["c"]
+    assert slow_ones({"a": 0.1, "b": 0.1, "c": 0.29}) == []
+    assert slow_ones({"a": 0.001, "b": 0.001, "c": 0.02}) == []
+    assert slow_ones({"a": 0.1, "b": 0.1, "c": 0.31, "d": 0.5}) == ["d", "c"]
+
+
+def test_nothing_is_said_of_two_replicas_or_from_few_requests() -> None:
+    assert slow_ones({"a": 0.1, "c": 9.0}) == []
+    assert slow_ones({"a": 0.1, "b": 0.1, "c": 9.0}, requests=FEWEST_REQUESTS - 1) == []
+
+
+def test_only_equal_work_is_compared_and_an_interval_knows_nothing_of_the_last() -> None:
+    outliers = Outliers()
+    outliers.judge(0.0)
+    for work, seconds in (("first half", 0.01), ("second half", 1.0)):
+        for address in ("a", "b", "c"):
+            for _ in range(9):
+                outliers.observe(f"{work}", f"{address} {work}", seconds)
+    verdicts = outliers.judge(INTERVAL_SECONDS)
+    assert len(verdicts) == 6
+    assert not any(verdict.slow for verdict in verdicts)
+    assert outliers.judge(2 * INTERVAL_SECONDS) == []
+
+
+def admitted(count: int) -> Endpoints:
+    endpoints = Endpoints()
+    endpoints.replace([Pod(f"pod-{n}", "stage", f"{n}", ready=True) for n in range(count)])
+    for endpoint in endpoints.take_due(0.0):
+        endpoints.checked(endpoint, healthy=True, now=0.0)
+    return endpoints
+
+
+@given(count=st.integers(1, 12), slow=st.lists(st.integers(0, 11), max_size=20))
+def test_two_thirds_of_the_replicas_stay_whatever_is_found_slow(count: int, slow: list[int]) -> None:
+    endpoints = admitted(count)
+    for number in slow:
+        endpoints.judged(f"{number}", 0.0, slow=True)
+    assert endpoints.ready("stage") >= count * 2 / 3
+
+
+def test_a_slow_replica_is_away_for_longer_each_time_until_it_has_been_well_again() -> None:
+    endpoints, now = admitted(3), 0.0
+    for pause in (SLOW_SECONDS, 2 * SLOW_SECONDS):
+        assert endpoints.judged("1", now, slow=True) == pause
+        assert endpoints.judged("2", now, slow=True) == 0.0, "one of three is away already"
+        assert "1" not in endpoints.pick("stage")
+        assert endpoints.take_due(now + pause - 1) == []
+        now += pause
+        (back,) = endpoints.take_due(now)
+        endpoints.checked(back, healthy=True, now=now)
+    assert endpoints.judged("1", now, slow=False) == 0.0
+    assert endpoints.judged("1", now, slow=True) == 2 * SLOW_SECONDS
+
+
+async def test_a_gateway_leaves_out_the_slow_one_of_three_replicas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(forwarding, "Outliers", lambda: Outliers(interval_seconds=1.0))
+    replicas = [StageProcess("small-edge", "edge", (0, 3), seconds=seconds) for seconds in (0.005, 0.005, 0.15)]
+    cluster = MemoryCluster()
+    with stages(*replicas):
+        for replica in replicas:
+            cluster.put(POD, replica.pod)
+        cluster.put(ROUTE_TABLE, table(1, route(("small-edge", "edge", 0, 3)), stages=["small-edge"]))
+        async with gateway(cluster, tmp_path) as running:
+            endpoints = running.router.endpoints
+            await until(lambda: endpoints.ready("small-edge") == 3)
+            async with asyncio.timeout(60):
+                while endpoints.ready("small-edge") == 3:
+                    await running.forwarder.infer(InferRequest(PIPELINE, (from_array("frames", frames()),)))
+            assert endpoints.pick("small-edge") != ()
+            assert replicas[2].address not in endpoints.pick("small-edge")
+            assert "left out for 30 s" in caplog.text
