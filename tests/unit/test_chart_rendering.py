@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import subprocess
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,46 +16,15 @@ from splitplane.controller import children
 from splitplane.controller.certificates import AUTHORITY_SECRET
 from splitplane.controller.settings import Settings
 from splitplane.domain.quantities import parse_quantity
-from splitplane.local import binaries
+from tests.support.chart import CHART, PROMETHEUS, ROOT, helm, one, pod, render, template
 from tests.support.controller_cases import pipeline
 
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "splitplane"
-PROMETHEUS = ("--set", "prometheus.url=http://prometheus.example:9090")
 Right = tuple[str, str, str]
-
-
-def _helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    helm = binaries.find("helm")
-    if helm is None:
-        pytest.fail("helm is not built yet: run `make binaries`")
-    return subprocess.run([str(helm), *arguments], capture_output=True, text=True, timeout=60, check=False)
-
-
-def _template(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return _helm("template", "release", str(CHART), "--namespace", "splitplane-system", *arguments)
-
-
-def _render(*arguments: str) -> list[dict[str, Any]]:
-    done = _template(*PROMETHEUS, *arguments)
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
 @pytest.fixture(scope="module")
 def rendered() -> list[dict[str, Any]]:
-    return _render()
-
-
-def _one(documents: list[dict[str, Any]], kind: str, ending: str = "") -> dict[str, Any]:
-    (found,) = [d for d in documents if d["kind"] == kind and d["metadata"]["name"].endswith(ending)]
-    return found
-
-
-def _pod(document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    spec = document["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
-    return spec, container
+    return render()
 
 
 def _rights(rules: Iterable[dict[str, Any]]) -> set[Right]:
@@ -81,10 +49,10 @@ def _documented_rights() -> set[Right]:
 
 
 def _operator_rules(rendered: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    binding = _one(rendered, "ClusterRoleBinding")
-    deployment, _ = _pod(_one(rendered, "Deployment"))
+    binding = one(rendered, "ClusterRoleBinding")
+    deployment, _ = pod(one(rendered, "Deployment"))
     assert [subject["name"] for subject in binding["subjects"]] == [deployment["serviceAccountName"]]
-    rules: list[dict[str, Any]] = _one(rendered, "ClusterRole", binding["roleRef"]["name"])["rules"]
+    rules: list[dict[str, Any]] = one(rendered, "ClusterRole", binding["roleRef"]["name"])["rules"]
     return rules
 
 
@@ -108,9 +76,9 @@ def test_the_operator_holds_every_right_that_it_grants(rendered: list[dict[str, 
 
 def test_secrets_are_reached_only_where_the_operator_issues_certificates() -> None:
     for mode in ("Off", "Secrets"):
-        rights = {right for d in _render("--set", f"mtls.mode={mode}") for right in _rights(d.get("rules", ()))}
+        rights = {right for d in render("--set", f"mtls.mode={mode}") for right in _rights(d.get("rules", ()))}
         assert not any(resource == "secrets" for _, resource, _ in rights)
-    documents = _render("--set", "mtls.mode=Authority")
+    documents = render("--set", "mtls.mode=Authority")
     assert {verb for _, resource, verb in _rights(_operator_rules(documents)) if resource == "secrets"} == {
         "create", "patch",
     }  # fmt: skip
@@ -118,7 +86,7 @@ def test_secrets_are_reached_only_where_the_operator_issues_certificates() -> No
     assert role["rules"] == [
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["splitplane-authority"], "verbs": ["get"]}
     ]
-    _, container = _pod(_one(documents, "Deployment"))
+    _, container = pod(one(documents, "Deployment"))
     assert {"name": "SPLITPLANE_MTLS", "value": "Authority"} in container["env"]
 
 
@@ -132,13 +100,13 @@ def test_no_right_is_a_wildcard_or_reaches_secrets(rendered: list[dict[str, Any]
 def test_editors_of_a_namespace_may_edit_pipelines_but_not_what_the_operator_writes(
     rendered: list[dict[str, Any]],
 ) -> None:
-    edit = _one(rendered, "ClusterRole", ":edit")
+    edit = one(rendered, "ClusterRole", ":edit")
     assert edit["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
     assert {resource for _, resource, _ in _rights(edit["rules"])} == {"inferencepipelines"}
 
 
 def test_the_operator_finds_its_settings_in_the_environment(rendered: list[dict[str, Any]]) -> None:
-    _, container = _pod(_one(rendered, "Deployment"))
+    _, container = pod(one(rendered, "Deployment"))
     environment = {variable["name"]: variable.get("value", "10.0.0.1") for variable in container["env"]}
     settings = Settings.from_environment(environment)
     assert settings.prometheus_url == "http://prometheus.example:9090"
@@ -146,56 +114,6 @@ def test_the_operator_finds_its_settings_in_the_environment(rendered: list[dict[
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert settings.operator_image == container["image"] == f"splitplane/operator:{version}"
     assert settings.runtime_image == f"splitplane/runtime:{version}"
-
-
-@pytest.mark.parametrize("kind", ["Deployment", "DaemonSet"])
-def test_pods_meet_the_restricted_pod_security_standard(rendered: list[dict[str, Any]], kind: str) -> None:
-    spec, container = _pod(_one(rendered, kind))
-    assert spec["securityContext"]["runAsNonRoot"]
-    assert spec["securityContext"]["runAsUser"] > 0
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
-    assert all("hostPath" not in volume for volume in spec["volumes"])
-
-
-def test_one_operator_at_a_time_that_prometheus_scrapes(rendered: list[dict[str, Any]]) -> None:
-    deployment = _one(rendered, "Deployment")
-    assert deployment["spec"]["replicas"] == 1
-    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
-    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
-    _, container = _pod(deployment)
-    (port,) = container["ports"]
-    assert annotations["prometheus.io/port"] == str(port["containerPort"])
-    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": port["name"]}
-
-
-def test_selectors_match_their_own_pods_only(rendered: list[dict[str, Any]]) -> None:
-    workloads = [_one(rendered, "Deployment"), _one(rendered, "DaemonSet")]
-    for workload in workloads:
-        wanted = workload["spec"]["selector"]["matchLabels"].items()
-        matched = [w for w in workloads if wanted <= w["spec"]["template"]["metadata"]["labels"].items()]
-        assert matched == [workload]
-
-
-def test_link_targets_run_on_every_node_of_a_tier_whatever_its_taints(rendered: list[dict[str, Any]]) -> None:
-    daemon_set = _one(rendered, "DaemonSet")
-    spec, container = _pod(daemon_set)
-    assert daemon_set["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"] == "link-target"
-    (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert term == {"matchExpressions": [{"key": "splitplane.dev/tier", "operator": "Exists"}]}
-    assert spec["tolerations"] == [{"operator": "Exists"}]
-    assert spec["automountServiceAccountToken"] is False
-    assert {"name": "grpc", "containerPort": 9000} in container["ports"]
-
-
-def test_link_targets_can_be_left_out() -> None:
-    assert "DaemonSet" not in {document["kind"] for document in _render("--set", "linkTarget.enabled=false")}
 
 
 def test_the_chart_carries_the_generated_crds_and_keeps_them_on_uninstall(rendered: list[dict[str, Any]]) -> None:
@@ -209,17 +127,17 @@ def test_the_chart_carries_the_generated_crds_and_keeps_them_on_uninstall(render
 
 
 def test_crds_can_be_left_to_somebody_else() -> None:
-    documents = _render("--set", "crds.install=false")
+    documents = render("--set", "crds.install=false")
     assert "CustomResourceDefinition" not in {document["kind"] for document in documents}
 
 
 def test_values_of_the_user_reach_the_operator() -> None:
-    documents = _render(
+    documents = render(
         "--set", "image.operator.repository=mirror.example/splitplane/operator,image.operator.tag=v9",
         "--set", "imagePullSecrets={pull}", "--set", "nodeSelector.disk=ssd",
         "--set", "tolerations[0].operator=Exists", "--set", "prometheus.demandWindowSeconds=12",
     )  # fmt: skip
-    spec, container = _pod(_one(documents, "Deployment"))
+    spec, container = pod(one(documents, "Deployment"))
     assert container["image"] == "mirror.example/splitplane/operator:v9"
     assert spec["imagePullSecrets"] == [{"name": "pull"}]
     assert spec["nodeSelector"] == {"disk": "ssd"}
@@ -231,10 +149,10 @@ DIGEST = f"sha256:{'5e' * 32}"
 
 
 def test_images_can_be_pinned_by_digest() -> None:
-    documents = _render("--set", f"image.operator.digest={DIGEST},image.runtime.digest={DIGEST},image.runtime.tag=v9")
+    documents = render("--set", f"image.operator.digest={DIGEST},image.runtime.digest={DIGEST},image.runtime.tag=v9")
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    _, target = _pod(_one(documents, "DaemonSet"))
-    _, operator = _pod(_one(documents, "Deployment"))
+    _, target = pod(one(documents, "DaemonSet"))
+    _, operator = pod(one(documents, "Deployment"))
     named = {variable["name"]: variable.get("value") for variable in operator["env"]}
     pinned = f"splitplane/operator:{version}@{DIGEST}"
     assert (operator["image"], target["image"], named["SPLITPLANE_OPERATOR_IMAGE"]) == (pinned,) * 3
@@ -249,26 +167,26 @@ def test_values_may_have_the_forms_that_kubernetes_has(tmp_path: Path) -> None:
     }
     file = tmp_path / "values.yaml"
     file.write_text(yaml.safe_dump(values))
-    documents = _render("--values", str(file))
+    documents = render("--values", str(file))
     for kind in ("Deployment", "DaemonSet"):
-        assert _pod(_one(documents, kind))[0]["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
-    _, container = _pod(_one(documents, "Deployment"))
+        assert pod(one(documents, kind))[0]["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+    _, container = pod(one(documents, "Deployment"))
     (told,) = (each["value"] for each in container["env"] if each["name"] == "SPLITPLANE_IMAGE_PULL_SECRETS")
     assert told == "one two"
     assert container["resources"]["requests"] == values["resources"]["requests"]
     assert parse_quantity(str(container["resources"]["limits"]["memory"])) == 2**30
-    lint = _helm("lint", "--strict", str(CHART), *PROMETHEUS, "--values", str(file))
+    lint = helm("lint", "--strict", str(CHART), *PROMETHEUS, "--values", str(file))
     assert lint.returncode == 0, lint.stdout + lint.stderr
 
 
 def test_installing_without_prometheus_says_what_to_set() -> None:
-    done = _template()
+    done = template()
     assert done.returncode != 0
     assert re.search(r"prometheus\.url is required: --set prometheus\.url=http://", done.stderr)
 
 
 def _notes(*arguments: str) -> str:
-    done = _helm("install", "splitplane", str(CHART), "--namespace=n", "--dry-run=client", *PROMETHEUS, *arguments)
+    done = helm("install", "splitplane", str(CHART), "--namespace=n", "--dry-run=client", *PROMETHEUS, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\nNOTES:\n", 1)[1]
 
@@ -285,15 +203,15 @@ def test_the_notes_tell_what_an_uninstall_keeps_and_how_to_remove_it() -> None:
 
 
 def test_the_namespace_is_rendered_only_for_a_file_of_its_own() -> None:
-    assert "Namespace" not in {document["kind"] for document in _render()}
-    made = _one(_render("--set", "namespace.create=true"), "Namespace")["metadata"]
+    assert "Namespace" not in {document["kind"] for document in render()}
+    made = one(render("--set", "namespace.create=true"), "Namespace")["metadata"]
     assert made["name"] == "splitplane-system"
     assert made["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 def test_gateways_use_kserves_name_of_a_metric_only_where_the_chart_says_so() -> None:
     def container(*arguments: str) -> dict[str, Any]:
-        _, operator = _pod(_one(_render(*arguments), "Deployment"))
+        _, operator = pod(one(render(*arguments), "Deployment"))
         variables = {each["name"]: each.get("value", "") for each in operator["env"]}
         settings = Settings.from_environment(variables)
         (gateway,) = [each for each in children.gateway_objects(pipeline(), settings) if each["kind"] == "Deployment"]
@@ -305,7 +223,7 @@ def test_gateways_use_kserves_name_of_a_metric_only_where_the_chart_says_so() ->
 
 def test_tracing_variables_are_there_only_with_an_endpoint() -> None:
     def variables(*arguments: str) -> dict[str, Any]:
-        _, container = _pod(_one(_render(*arguments), "Deployment"))
+        _, container = pod(one(render(*arguments), "Deployment"))
         return {each["name"]: each.get("value") for each in container["env"] if "TRACING" in each["name"]}
 
     # An empty value would be dropped by the API server, and every `kubectl apply` would change the Deployment again.
@@ -331,19 +249,19 @@ def test_tracing_variables_are_there_only_with_an_endpoint() -> None:
     ],
 )
 def test_a_mistyped_value_is_refused_by_name(setting: str, named: str) -> None:
-    done = _template(*PROMETHEUS, "--set", setting)
+    done = template(*PROMETHEUS, "--set", setting)
     assert done.returncode != 0
     assert named in done.stderr
 
 
 def test_the_chart_passes_helms_strict_lint() -> None:
-    done = _helm("lint", "--strict", str(CHART), *PROMETHEUS)
+    done = helm("lint", "--strict", str(CHART), *PROMETHEUS)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_two_releases_in_two_namespaces_share_no_object_of_the_cluster() -> None:
     names = []
     for namespace in ("one", "two"):
-        documents = _render("--namespace", namespace, "--set", "crds.install=false")
+        documents = render("--namespace", namespace, "--set", "crds.install=false")
         names.append({d["metadata"]["name"] for d in documents if d["kind"].startswith("Cluster")})
     assert not names[0] & names[1]

@@ -1,0 +1,128 @@
+"""The pods that the chart makes: where they run, as whom, and by which probes they count as well."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.chart import one, pod, render
+
+
+@pytest.fixture(scope="module")
+def rendered() -> list[dict[str, Any]]:
+    return render()
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "DaemonSet"])
+def test_pods_meet_the_restricted_pod_security_standard(rendered: list[dict[str, Any]], kind: str) -> None:
+    spec, container = pod(one(rendered, kind))
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+    assert all("hostPath" not in volume for volume in spec["volumes"])
+
+
+def test_one_operator_at_a_time_that_prometheus_scrapes(rendered: list[dict[str, Any]]) -> None:
+    deployment = one(rendered, "Deployment")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    _, container = pod(deployment)
+    (port,) = container["ports"]
+    assert annotations["prometheus.io/port"] == str(port["containerPort"])
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": port["name"]}
+
+
+def test_selectors_match_their_own_pods_only(rendered: list[dict[str, Any]]) -> None:
+    workloads = [one(rendered, "Deployment"), one(rendered, "DaemonSet")]
+    for workload in workloads:
+        wanted = workload["spec"]["selector"]["matchLabels"].items()
+        matched = [w for w in workloads if wanted <= w["spec"]["template"]["metadata"]["labels"].items()]
+        assert matched == [workload]
+
+
+def test_link_targets_run_on_every_node_of_a_tier_whatever_its_taints(rendered: list[dict[str, Any]]) -> None:
+    daemon_set = one(rendered, "DaemonSet")
+    spec, container = pod(daemon_set)
+    assert daemon_set["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"] == "link-target"
+    (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term == {"matchExpressions": [{"key": "splitplane.dev/tier", "operator": "Exists"}]}
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["automountServiceAccountToken"] is False
+    assert {"name": "grpc", "containerPort": 9000} in container["ports"]
+
+
+def test_link_targets_can_be_left_out() -> None:
+    assert "DaemonSet" not in {document["kind"] for document in render("--set", "linkTarget.enabled=false")}
+
+
+def test_an_operator_whose_loop_has_stalled_is_restarted_within_a_minute_and_not_at_the_first_slow_answer(
+    rendered: list[dict[str, Any]],
+) -> None:
+    probe = pod(one(rendered, "Deployment"))[1]["livenessProbe"]
+    assert probe["httpGet"] == {"path": "/healthz", "port": "http"}
+    assert probe["failureThreshold"] >= 3
+    assert probe["timeoutSeconds"] >= 3
+    assert probe["failureThreshold"] * probe["periodSeconds"] <= 60
+
+
+def test_pods_are_ready_when_they_answer(rendered: list[dict[str, Any]]) -> None:
+    for kind, path, seconds in (("Deployment", "/healthz", 2), ("DaemonSet", "/v2/health/ready", 10)):
+        _, container = pod(one(rendered, kind))
+        probe = container["readinessProbe"]
+        assert probe["httpGet"] == {"path": path, "port": "http"}
+        assert probe["periodSeconds"] <= seconds
+        assert {"name": "http", "containerPort": 8080} in container["ports"]
+
+
+@pytest.mark.parametrize("policy", ["Always", "Never"])
+def test_images_are_pulled_by_the_policy_that_the_user_names(policy: str) -> None:
+    documents = render("--set", f"image.operator.pullPolicy={policy}")
+    assert {pod(one(documents, kind))[1]["imagePullPolicy"] for kind in ("Deployment", "DaemonSet")} == {policy}
+
+
+def test_the_operator_prefers_nodes_of_no_tier_unless_the_user_says_otherwise(rendered: list[dict[str, Any]]) -> None:
+    spec, _ = pod(one(rendered, "Deployment"))
+    assert spec["affinity"] == {
+        "nodeAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                {
+                    "weight": 100,
+                    "preference": {"matchExpressions": [{"key": "splitplane.dev/tier", "operator": "DoesNotExist"}]},
+                }
+            ]
+        }
+    }
+    zone = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]
+    required = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": zone}}}
+    mine, _ = pod(one(render("--set-json", f"affinity={json.dumps(required)}"), "Deployment"))
+    assert mine["affinity"]["nodeAffinity"].items() >= required["nodeAffinity"].items()
+
+
+def test_pods_know_their_own_address_and_may_write_to_tmp_alone(rendered: list[dict[str, Any]]) -> None:
+    for kind in ("Deployment", "DaemonSet"):
+        spec, container = pod(one(rendered, kind))
+        variables = {each["name"]: each.get("valueFrom") for each in container["env"]}
+        assert variables["SPLITPLANE_POD_IP"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+        assert variables["SPLITPLANE_NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+        assert container["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+        assert spec["volumes"] == [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
+
+
+def test_each_program_has_its_own_command_and_the_resources_of_the_values() -> None:
+    documents = render("--set", "resources.limits.memory=1Gi,linkTarget.resources.limits.memory=99Mi")
+    for kind, module, memory in (
+        ("Deployment", "splitplane.controller", "1Gi"),
+        ("DaemonSet", "splitplane.runtime.link_target", "99Mi"),
+    ):
+        _, container = pod(one(documents, kind))
+        assert container["args"] == ["python", "-m", module]
+        assert container["resources"]["limits"]["memory"] == memory
+        assert container["resources"]["requests"].keys() == {"cpu", "memory"}
