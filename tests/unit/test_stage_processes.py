@@ -244,6 +244,23 @@ def test_a_replica_that_is_gone_is_replaced_by_its_alternate(stages, example):
     assert np.abs(answer.as_numpy("output_0") - expected(example)).max() <= 1e-5
 
 
+def test_over_http_a_stage_calls_no_other(stages):
+    edge, cloud = stages
+    tensor = tritonclient.http.InferInput("frames", FRAMES.shape, "FP32")
+    tensor.set_data_from_numpy(FRAMES)
+
+    def served() -> list[str]:
+        return [line for line in cloud.get("/metrics")[1].splitlines() if "duration_seconds_count" in line]
+
+    before = served()
+    with (
+        tritonclient.http.InferenceServerClient(f"{edge.address}:8080") as client,
+        pytest.raises(tritonclient.utils.InferenceServerException, match="taken over gRPC only"),
+    ):
+        client.infer("pitch", [tensor], parameters={"splitplane_route": route(edge, cloud, 4, "fp16")})
+    assert served() == before
+
+
 def test_a_range_that_is_not_resident_is_refused_with_what_is(stages):
     edge, cloud = stages
     with (

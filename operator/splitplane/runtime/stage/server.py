@@ -16,7 +16,7 @@ from splitplane.runtime.metrics import StageMetrics
 from splitplane.runtime.mtls import Identity
 from splitplane.runtime.stage.batching import keeps_samples_apart
 from splitplane.runtime.stage.computing import Pace, Runnable
-from splitplane.runtime.stage.serving import StageModel
+from splitplane.runtime.stage.serving import Routeless, StageModel
 from splitplane.runtime.stage.settings import Settings
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import torch_dtype
@@ -57,7 +57,7 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
     await server.start()
     http = await oip_rest.serve(
         # HTTP stays in clear text, for kubelet and Prometheus: with mutual TLS it takes no requests.
-        oip_rest.make_app(model, registry, inference=identity is None),
+        oip_rest.make_app(Routeless(model), registry, inference=identity is None),
         settings.pod_ip,
         settings.http_port,
         drain_seconds=settings.drain_seconds,

@@ -208,6 +208,22 @@ class StageModel:
         return call
 
 
+class Routeless:
+    """The stage as its HTTP port has it: alone. Pods use gRPC, so only that port need be closed to others.
+
+    Kubelets and Prometheus reach HTTP from anywhere; nobody may have a stage call addresses by it.
+    """
+
+    def __init__(self, model: StageModel) -> None:
+        self.metadata, self.ready = model.metadata, model.ready
+        self._model = model
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        if ROUTE in request.parameters:
+            raise InferenceError(Failure.PERMISSION_DENIED, f"parameter {ROUTE} is taken over gRPC only")
+        return await self._model.infer(request)
+
+
 def declared(cut: Cut) -> tuple[TensorMetadata, ...]:
     """The tensors of a cut as a model's inputs or outputs: the batch comes first and is dynamic."""
     return tuple(TensorMetadata(spec.name, spec.datatype, spec.declared_shape) for spec in cut.tensors)
