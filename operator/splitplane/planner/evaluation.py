@@ -110,9 +110,9 @@ def evaluate(
             here, service = rate * stage.share, stage.service if stage.seen is None else stage.seen
             share = overflow_share(stage.servers, here * service, context.arrival_scv)
             cost += share * use_cost(site.tier.pay_per_use, service, here)
-    answer = np.full(len(layout), context.answer_bytes)
     for hop in reversed(hops):
         if hop is not None:
+            answer = np.full(len(layout), context.answer_bytes)
             back = context.wires[hop.target, hop.source]
             stations.append(_link(bandwidths.get((hop.target, hop.source), back.bandwidth), answer, hop.share))
             constant += back.delay
@@ -266,13 +266,12 @@ def _hops(context: Context, layout: Layout) -> list[_Hop | None]:
     senders = (context.gateway, *layout.tiers)
     for k, target in enumerate(layout.tiers):
         source = senders[k]
-        codec: Ints | int = layout.codecs[k - 1] if k else context.table.codecs.index("fp32")
-        sent = context.table.sent[codec, layout.bounds[k]]
         if source == target:
             hops.append(None)
         else:
-            wire = context.wires[source, target]
-            hops.append(_Hop(source, target, wire, codec, sent, share_at(context, layout.bounds[k])))
+            codec: Ints | int = layout.codecs[k - 1] if k else context.table.codecs.index("fp32")
+            sent, share = context.table.sent[codec, layout.bounds[k]], share_at(context, layout.bounds[k])
+            hops.append(_Hop(source, target, context.wires[source, target], codec, sent, share))
     return hops
 
 

@@ -94,7 +94,7 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     """
     # All stations at once, a row of the arrays each: numpy takes as long for four rows as for one.
     shapes = {station.service.shape for station in stations}
-    shape = np.broadcast_shapes(*shapes)
+    shape = shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
     service, servers = (np.empty((len(stations), *shape)) for _ in range(2))
     for row, station in enumerate(stations):
         service[row], servers[row] = station.service, station.servers
@@ -229,8 +229,7 @@ def wait(service: Array, scv: float | Array, servers: Array, rate: float | Array
         chance *= 1.0 + (arrival_scv - 1.0) * idle * ratio
     np.maximum(chance, 1e-6, out=chance)
     np.minimum(chance, 1.0, out=chance)
-    skewed = np.where(scv >= 1.0, 3.0 * scv * (1.0 + scv), (2.0 * scv + 1.0) * (scv + 1.0))
-    spread = idle * (4.0 * skewed / (3.0 * (1.0 + scv) ** 2) - 2.0)
+    spread = idle * (4.0 / 3.0 * np.maximum(3.0 * scv, 2.0 * scv + 1.0) / (1.0 + scv) - 2.0)
     spread += 1.0
     np.maximum(spread, 0.0, out=spread)  # the squared coefficient of variation of the wait of those who wait
     waiting = mean / chance
