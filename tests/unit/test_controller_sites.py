@@ -85,6 +85,18 @@ async def test_each_site_is_a_pipeline_of_its_own_with_its_own_plan_and_one_row_
     PipelineStatus.parse(world.status)  # within the CRD's bounds
 
 
+async def test_a_link_that_is_measured_a_little_otherwise_is_no_news(world: World) -> None:
+    await serving(world)
+    world.metrics = metrics(north=5.01e6, south=4.98e6)
+    before = rows(world)
+
+    await rounds(world, 15)
+
+    assert {name: row["links"] for name, row in rows(world).items()} == {
+        name: row["links"] for name, row in before.items()
+    }
+
+
 async def test_gateway_and_edge_partitions_of_a_site_go_to_its_nodes_and_the_others_anywhere(world: World) -> None:
     stages = [{"tier": "edge", "firstCut": 0, "lastCut": 2}, {"tier": "cloud", "firstCut": 2, "lastCut": 6}]
     await serving(world, partitioning={"mode": "Fixed", "fixed": {"stages": stages, "codecs": ["fp32"]}})

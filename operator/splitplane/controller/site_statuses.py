@@ -8,6 +8,7 @@ from typing import Any
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller.conditions import GOOD, Verdict, merge
 from splitplane.controller.objects import Object, condition_of
+from splitplane.controller.statuses import rounded
 from splitplane.domain.measurements import known
 from splitplane.domain.snapshots import Link
 
@@ -107,8 +108,8 @@ def _link(link: Link) -> Json:
     bandwidth, delay = known(link.bandwidth_bytes_per_second), known(link.delay_seconds)
     found = {
         "target": link.target,
-        "bandwidthBytesPerSecond": None if bandwidth is None else round(bandwidth),
-        "delayMicroseconds": None if delay is None else round(delay * 1e6),
+        "bandwidthBytesPerSecond": None if bandwidth is None else round(rounded(bandwidth)),
+        "delayMicroseconds": None if delay is None else round(rounded(delay * 1e6)),
     }
     return {key: value for key, value in found.items() if value is not None}
 

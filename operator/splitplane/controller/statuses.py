@@ -131,15 +131,15 @@ def _plan(facts: Facts, cut_names: list[str]) -> Json:
     plan.update(from_prediction(predicted) | from_shares(predicted))
     plan["since"] = timestamp(control.since)
     rate = known(facts.arrival_rate)
-    plan["requestsPerSecond"] = None if rate is None else decimal_or_none(_rounded(rate), digits=3)
+    plan["requestsPerSecond"] = None if rate is None else decimal_or_none(rounded(rate), digits=3)
     # 1000 requests at this cost per hour; without requests there is no such number.
     per_thousand = predicted.cost_per_hour / (rate * 3600) * 1000 if rate else math.nan
-    plan["costPerThousandRequests"] = decimal_or_none(_rounded(per_thousand), digits=8)
+    plan["costPerThousandRequests"] = decimal_or_none(rounded(per_thousand), digits=8)
     plan["observedP95Milliseconds"] = round(facts.p95.value * 1000) if isinstance(facts.p95, Value) else None
     return plan
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """Two digits that matter: the third moves with every scrape and would only cause writes."""
     return float(f"{value:.2g}")
 
