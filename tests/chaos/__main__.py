@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from splitplane.local.errors import LocalError
 from tests.chaos import embedded
 from tests.chaos.faults import FAULTS, ON_KIND, Fault
 from tests.chaos.records import Measured, measure
@@ -157,4 +158,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except LocalError as error:
+        sys.exit(f"Error: {error}")

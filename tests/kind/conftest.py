@@ -18,6 +18,7 @@ from kindcluster.cluster import PRICE_ANNOTATION, Cluster
 from kindcluster.outside import expose
 from splitplane.local.errors import LocalError
 from tests.support import operator_cases as cases
+from tests.support.firewall_rules import meaning
 
 Kubectl = Callable[..., str]
 SEGMENTS = 4
@@ -38,20 +39,25 @@ def _say(text: str) -> None:
     Console(stderr=True).print(text)
 
 
-def _machine() -> dict[str, Any]:
-    """What Docker and the kubelets change, without what counts on by itself."""
-    described = machine.describe()
-    return {**described, "firewalls": {name: firewall.parse(text) for name, text in described["firewalls"].items()}}
-
-
 @pytest.fixture(scope="session")
 def machine_put_back() -> Iterator[None]:
     """Holds the machine after the session against the machine before it, where the cluster brings its own daemon."""
-    before = None if engines.find() else _machine()
+    before = None if engines.find() else machine.describe()
     yield
-    if before is not None:
-        assert engines.find() is None
-        assert _machine() == before
+    if before is None:
+        return
+    assert engines.find() is None
+    after = machine.describe()
+    assert _rules(after) == _rules(before)
+    # What the kernel has only since a module is loaded (nf_conntrack_max) was nothing before.
+    assert {name: after["settings"][name] for name in before["settings"]} == before["settings"]
+    assert not machine.new_bridges(before["links"], after["links"])
+    assert after["modules"] == before["modules"]
+
+
+def _rules(described: dict[str, Any]) -> dict[str, firewall.Tables]:
+    rules = {command: meaning(firewall.parse(text)) for command, text in described["firewalls"].items()}
+    return {command: tables for command, tables in rules.items() if tables}  # a firewall may be readable only since
 
 
 @pytest.fixture(scope="session")

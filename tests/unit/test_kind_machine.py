@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kindcluster import firewall, machine
+from tests.support.firewall_rules import meaning
 
 DOCKERS_FILTER = """\
 :DOCKER - [0:0]
@@ -78,15 +79,6 @@ CASES = {
     ),
 }  # fmt: skip
 """Rules before the daemon (recorded), while it runs (recorded), and as they have to be after it."""
-
-
-def meaning(tables: firewall.Tables) -> firewall.Tables:
-    """Without tables that say nothing: the kernel keeps a table that was once used."""
-    return {
-        name: chains
-        for name, chains in tables.items()
-        if any(chain.rules or chain.policy != "ACCEPT" for chain in chains.values())
-    }
 
 
 def applied(tables: firewall.Tables, step: firewall.Step) -> None:

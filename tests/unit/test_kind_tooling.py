@@ -220,6 +220,10 @@ def test_a_signal_to_ci_alone_reaches_what_it_runs(number: signal.Signals, tmp_p
     script = tmp_path / ".ci" / "run"
     script.parent.mkdir()
     script.write_bytes((KINDCLUSTER.parents[1] / ".ci" / "run").read_bytes())
+    packages = tmp_path / "hack" / "kind-node" / "install-packages"
+    packages.parent.mkdir(parents=True)
+    packages.write_text("#!/bin/sh\n")
+    packages.chmod(0o755)
     (tmp_path / "step.py").write_text(CI_STEP)
     (tmp_path / "Makefile").write_text(f"SHELL := /bin/bash\nlint:\n\t@UV=uv {sys.executable} -m step $(ARGS)\n")
     # A make that runs this test is nothing that CI's own makes know of.
@@ -229,6 +233,7 @@ def test_a_signal_to_ci_alone_reaches_what_it_runs(number: signal.Signals, tmp_p
         ["bash", str(script)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
+        assert process.stdout.readline().startswith("== hack/kind-node/install-packages: ")
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)
         said, _ = process.communicate(timeout=30)
@@ -237,19 +242,31 @@ def test_a_signal_to_ci_alone_reaches_what_it_runs(number: signal.Signals, tmp_p
     assert process.returncode == 143
 
 
+LOCAL = "unix:///var/run/docker.sock"
+DEBIAN = {"OperatingSystem": "Debian", "SecurityOptions": ["name=cgroupns"]}
+
+
 @pytest.mark.parametrize(
-    ("info", "words"),
+    ("address", "info", "words"),
     [
-        ({"OperatingSystem": "Debian", "SecurityOptions": ["name=seccomp", "name=rootless"]}, "a rootless daemon"),
-        ({"OperatingSystem": "Docker Desktop", "SecurityOptions": None}, "Docker Desktop"),
+        (LOCAL, {**DEBIAN, "SecurityOptions": ["name=seccomp", "name=rootless"]}, "a rootless daemon"),
+        (LOCAL, {"OperatingSystem": "Docker Desktop", "SecurityOptions": None}, "Docker Desktop"),
+        ("ssh://builder.example", DEBIAN, "Docker is at ssh://builder.example"),
+        ("tcp://10.0.0.7:2376", DEBIAN, "Docker is at tcp://10.0.0.7:2376"),
+        ("tcp://localhost.example:2376", DEBIAN, "Docker is at tcp://localhost.example:2376"),
+        (LOCAL, DEBIAN, ""),
+        ("tcp://127.0.0.1:2375", DEBIAN, ""),
     ],
 )
 def test_a_docker_whose_nodes_cannot_be_reached_is_refused_before_anything_is_built(
-    info: dict[str, object], words: str, answering: Callable[[str], Engine]
+    address: str, info: dict[str, object], words: str, tmp_path: Path
 ) -> None:
+    engine = _engine(tmp_path, f"[ \"$1\" = context ] && echo '{address}' || echo '{json.dumps(info)}'")
+    if not words:
+        engine.check()
+        return
     with pytest.raises(LocalError, match=words):
-        answering(json.dumps(info)).check()
-    answering(json.dumps({"OperatingSystem": "Debian", "SecurityOptions": ["name=cgroupns"]})).check()
+        engine.check()
 
 
 def test_a_build_behind_a_proxy_reaches_what_is_served_for_it_directly(

@@ -30,6 +30,7 @@ _SETTINGS = {"builder": {"gc": {"enabled": True, "defaultKeepStorage": "6GB"}}}
 LABEL = "dev.splitplane.kind=made-here"
 """On every image that these commands build, and only these commands remove."""
 
+_LOCAL = re.compile(r"unix://|tcp://(localhost|127\.[0-9.]+|\[::1\])(:|$)")
 _PROXY = re.compile(r"(http|https|ftp|no|all)_proxy", re.IGNORECASE)
 _NO_ANSWER = re.compile(
     r"dial tcp|no such host|server misbehaving|connection re(fused|set)|no route to host|network is unreachable"
@@ -77,6 +78,9 @@ class Engine:
 
     def check(self) -> None:
         """Raises ``LocalError`` for a daemon whose nodes this machine could not reach by address, nor shape."""
+        address = self.run("context", "inspect", "--format={{.Endpoints.docker.Host}}").strip()
+        if not _LOCAL.match(address):
+            raise LocalError(f"Docker is at {address}; a daemon of this machine is needed (docs/kind.md).")
         info = json.loads(self.run("info", "--format={{json .}}"))
         rootless = any("rootless" in option for option in info.get("SecurityOptions") or ())
         if rootless or info.get("OperatingSystem") == "Docker Desktop":

@@ -182,7 +182,8 @@ def _down(out: Console, say: Say) -> None:
                 cluster.delete()
         if engines.stop():
             say("The private Docker daemon has ended; the machine's network is as it was")
-        say(f"Images, programs and torch stay for the next time: {cache_home()}")
+        elsewhere = " (images in Docker)" if engine and engine.host is None else ""
+        say(f"Images, programs and torch stay for the next time: {cache_home()}{elsewhere}")
 
 
 @contextmanager

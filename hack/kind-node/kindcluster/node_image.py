@@ -22,6 +22,8 @@ PUBLISHED = "kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a26593
 
 POD_NETWORK_IMAGE = "splitplane-kind/pod-network:v1"
 _NAME = "splitplane-kind/node"
+_INSIDE = "splitplane-kind/inside/"
+"""Before the names that images have inside the node: what is made here does not go by publishers' names in Docker."""
 _SOURCES = Path(__file__).parents[1] / "node"
 
 
@@ -70,15 +72,18 @@ def _build(engine: Engine, tag: str, base: str, context: Path) -> None:
         str(context / "programs" / "kubeadm"), "config", "images", "list", "--kubernetes-version", _kubernetes_version()
     ).split()
     images = {name.rpartition("/")[2].partition(":")[0]: name for name in kubeadm_images}
-    images["prometheus"] = prometheus_image()
-    images["pod-network"] = POD_NETWORK_IMAGE
+    images["prometheus"] = f"docker.io/{prometheus_image()}"
+    images["pod-network"] = f"docker.io/{POD_NETWORK_IMAGE}"
     arguments = {
         "BASE_IMAGE": base, "KUBERNETES_VERSION": f"v{_kubernetes_version()}", "PAUSE_IMAGE": images["pause"],
+        "INSIDE": f"docker.io/{_INSIDE}",
     }  # fmt: skip
-    for target, image in images.items():
+    own = {target: _INSIDE + image for target, image in images.items()}
+    for target, image in own.items():
         engine.build(f"--target={target}", f"--tag={image}", str(context), arguments=arguments)
-    engine.run("save", f"--output={context / 'images.tar'}", *images.values())
+    engine.run("save", f"--output={context / 'images.tar'}", *own.values())
     engine.build("--target=node", f"--tag={tag}", str(context), arguments=arguments)
+    engine.run("rmi", *own.values())
     shutil.rmtree(context)
 
 
