@@ -143,6 +143,87 @@ async def test_progress_is_told_and_a_weak_attack_changes_nothing_and_is_not_mad
     assert world.requests[1][1].seconds == 4000.0
 
 
+async def test_a_codec_that_is_allowed_later_is_measured_though_the_attack_was_too_weak() -> None:
+    world = World(calibrated=lambda request: found(request, weakness="the attack gets only 0.40 of the input itself"))
+    world.apply(**limited())
+    await world.step(25)
+    assert told(world)[1] == "AttackTooWeak"
+    await world.step(25)
+    assert len(world.requests) == 1
+    world.apply(**limited(partitioning={"codecs": ["fp32", "int8", "int4"]}))
+    await world.step(25)
+    assert len(world.requests) == 2
+    assert {codec for _, codec in world.requests[1][1].accuracy} == {"int8", "int4"}
+    [profile] = world.cluster.of("ModelProfile").values()
+    assert {each["codec"] for each in profile["spec"]["cuts"][2]["accuracyLoss"]} == {"int8", "int4"}
+
+
+def weak_everywhere() -> list[dict[str, Any]]:
+    return [tier("edge", trusted=True), tier("cloud", trusted=True), tier("third")]
+
+
+async def test_a_weak_attack_is_not_made_again_on_another_tier_when_its_node_is_lost() -> None:
+    world = World(calibrated=lambda request: found(request, weakness="the attack gets only 0.40 of the input itself"))
+    world.apply(**limited(tiers=weak_everywhere()))
+    await world.step(25)
+    assert [where for where, _ in world.requests] == ["edge"]
+    nodes = {name: world.cluster.objects["Node", "", name] for name in ("e1", "e2")}
+    for name in nodes:
+        world.cluster.remove("Node", name, "")
+    await world.step(10)
+    assert told(world)[1] == "AttackTooWeak"
+    for node in nodes.values():
+        world.cluster.put(node)
+    await world.step(10)
+    assert len(world.requests) == 1
+
+
+async def test_a_first_profile_stops_a_calibration_and_is_not_measured_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(telling, "_OBSERVED_EVERY_SECONDS", 0.0)
+    world = World()  # calibrations never end
+    world.apply(**limited())
+    await world.step(15)
+    [running] = world.cluster.of("Job")
+    assert "-measure-" in running
+    # The job's pod outlives the job for a moment.
+    pod = {
+        "kind": "Pod", "apiVersion": "v1", "spec": {"nodeName": "e1", "containers": []}, "status": {"phase": "Running"},
+        "metadata": {
+            "name": "measurer", "namespace": "shop",
+            "labels": {**world.cluster.of("Job")[running]["metadata"]["labels"], "job-name": running},
+        },
+    }  # fmt: skip
+    world.cluster.put(pod)
+    other = limited(None)
+    other["model"]["factory"] = "other:build"
+    world.apply(OTHER, **other)
+    await world.step(5, keys=(KEY, OTHER))
+    assert not world.cluster.of("Job")
+    assert told(world)[:2] == ("False", "Measuring")
+    world.cluster.remove("Pod", "measurer", "shop")
+    await world.step(1, keys=(OTHER, KEY), settle=False)
+    [profiling_job] = world.cluster.of("Job")
+    assert "-profile-" in profiling_job
+    assert f"once {profiling_job} has ended" in told(world)[2]
+    await world.step(15, keys=(KEY, OTHER))
+    assert [name for name in world.cluster.of("Job") if "-measure-" in name] == [running]
+    assert len(world.cluster.of("ModelProfile")) == 2
+
+
+async def test_one_pipeline_measures_a_model_for_all_that_wait_for_it() -> None:
+    world = World()
+    world.apply(**limited())
+    world.apply(OTHER, **limited())
+    await world.step(60, keys=(KEY, OTHER))
+    assert len(world.cluster.of("Job")) == 1
+    world.calibrated = found
+    await world.step(20, keys=(KEY, OTHER))
+    assert len(world.requests) == 1
+    assert told(world)[:2] == ("True", "Measured")
+
+
 async def test_untrusted_tiers_see_no_real_inputs() -> None:
     world = World(calibrated=found)
     for name in ("e1", "e2"):

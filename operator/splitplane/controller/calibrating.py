@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from splitplane.api.defences import to_defence
 from splitplane.api.pipelines import InferencePipeline, TierSpec
@@ -66,6 +67,15 @@ def trusted_tiers(pipeline: InferencePipeline) -> list[TierSpec]:
     return [tier for tier in pipeline.spec.tiers if tier.trusted]
 
 
+def asked_for(pipeline: InferencePipeline, profile: ModelProfileSpec) -> list[Any]:
+    """What tells one measurement from another: of which model, on which inputs, of which limits, with which codecs."""
+    calibration = pipeline.spec.model.calibration
+    bases = sorted({base_codec(codec) for codec in pipeline.spec.partitioning.codecs})
+    return [
+        profile.fingerprint, calibration.dump() if calibration is not None else None, str(limited(pipeline)), bases,
+    ]  # fmt: skip
+
+
 def request(
     pipeline: InferencePipeline, tier: TierSpec, wanted: Shares, asked: tuple[Snapshot, Policy]
 ) -> CalibrationRequest:
@@ -77,7 +87,10 @@ def request(
     cuts, shown = _crossings(_plans(snapshot, policy), untrusted)
     inner = range(1, snapshot.profile.segments)
     lossy = _lossy(pipeline)
-    tried = choose_cuts(sorted(cuts) or inner, _MOST_ACCURACY_CUTS)
+    tried = choose_cuts(sorted(cuts), _MOST_ACCURACY_CUTS)
+    # Other pipelines of this model, or this one under another load, may want other cuts.
+    others = [cut for cut in inner if cut not in tried]
+    tried = sorted({*tried, *choose_cuts(others, _MOST_ACCURACY_CUTS - len(tried))})
     # Only fp32 tells of deeper cuts, so it is attacked, too, where it never crosses; behind a defence nothing does.
     used = {base_codec(each) for each in codecs} | ({"fp32"} if pipeline.spec.objectives.defence is None else set())
     bases = [codec for codec in BASE_CODECS if codec in used]

@@ -1,7 +1,7 @@
 """Carrying out what ``calibrating.py`` finds missing: a job on a trusted tier, and its result into the ModelProfile.
 
-There is one job for each model, file of inputs and kind of limit; what it finds is shared by all pipelines with the
-same model. Attacks that were too weak are told and not tried again, until the file or the budget changes.
+There is one job at a time, and none beside a profile job; what it finds is shared by all pipelines with the same model.
+Attacks that were too weak are told and not tried again, until the file, the budget, or what is asked for changes.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from splitplane.api.pipelines import TierSpec
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.controller.calibrating import (
     Shares,
+    asked_for,
     commands,
     limited,
     missing,
@@ -23,7 +24,7 @@ from splitplane.controller.calibrating import (
 from splitplane.controller.children import calibration_objects, calibration_template
 from splitplane.controller.conditions import LIMITS, Verdict
 from splitplane.controller.naming import calibration_job_name
-from splitplane.controller.objects import Object
+from splitplane.controller.objects import Object, is_true, key_of
 from splitplane.controller.profiles import Profiles
 from splitplane.controller.profiling import Collect, Create, Failed, Wait, job_step, read_json
 from splitplane.controller.rounds import Memory, Round
@@ -56,18 +57,25 @@ class Calibrations:
                 this.limits = Verdict(LIMITS, "True", "Measured", told_of(profile, wanted))
             await self._remove_all(this, jobs)
             return
-        tier = next((tier for tier in trusted_tiers(pipeline) if this.tiers[tier.name].capacity.ready), None)
+        names = {
+            tier.name: calibration_job_name(
+                pipeline.metadata.name, tier, name, asked_for(pipeline, profile),
+                calibration_template(pipeline, tier, self._settings),
+            )
+            for tier in trusted_tiers(pipeline)
+        }  # fmt: skip
+        ready = [tier for tier in trusted_tiers(pipeline) if this.tiers[tier.name].capacity.ready]
+        # What has ended is looked at wherever it ran: its node may be gone, and it is not measured again elsewhere.
+        ended = [tier for tier in trusted_tiers(pipeline) if is_true(jobs.get(names[tier.name], {}), "Complete")]
+        started = [tier for tier in ready if names[tier.name] in jobs]
+        tier = next(iter((*ended, *started, *ready)), None)
         if tier is None:
             text = (
                 f"{_unmeasured(lacking)} It is measured on a tier with trusted: true only, and none has a ready node."
             )
             this.limits = Verdict(LIMITS, "False", "NoTrustedNode", text)
             return
-        template = calibration_template(pipeline, tier, self._settings)
-        calibration = pipeline.spec.model.calibration.dump()
-        job_name = calibration_job_name(
-            pipeline.metadata.name, tier, name, [calibration, str(wanted)], template
-        )  # fmt: skip
+        job_name = names[tier.name]
         await self._remove_all(this, {other: job for other, job in jobs.items() if other != job_name})
         await self._step(this, memory, tier, job_name, jobs.get(job_name), name, profile, lacking)
 
@@ -76,15 +84,19 @@ class Calibrations:
         profile: ModelProfileSpec, lacking: Shares,
     ) -> None:  # fmt: skip
         what = f"measuring {lacking} on real inputs, on tier {tier.name}"
-        if memory.asked is None or (job is None and self._profiles.measuring()):
-            this.limits = Verdict(LIMITS, "False", "Measuring", f"{_unmeasured(lacking)} It is about to be.")
-            return
         if job is None:
             step: object = Create(tier, job_name, attempt=1)
         else:
             config_map = self._view.config_map((this.key[0], job_name))
             pods = self._view.pods_of(this.key, "calibration")
             step = job_step(tier, job_name, job, pods, config_map, what=what, now=this.now)
+        others = self._profiles.measuring(but=(this.key[0], job_name))
+        if isinstance(step, Create) and (memory.asked is None or others or self._profiles.queued(this.now)):
+            waits = f"once {key_of(others[0])[1]} has ended" if others else "once all profiles are measured"
+            if memory.asked is None:
+                waits = "once plans can be made"
+            this.limits = Verdict(LIMITS, "False", "Measuring", f"{_unmeasured(lacking)} It is about to be, {waits}.")
+            return
         match step:
             case Create(attempt=attempt):
                 await self._start(this, memory, tier, job_name, name, attempt, lacking, replaces=job is not None)

@@ -57,9 +57,9 @@ def _by_key(body: kopf.Body, namespace: str | None, name: str, **_: Any) -> dict
 
 
 def _by_component(body: kopf.Body, labels: kopf.Labels, **_: Any) -> dict[Any, Object] | None:
-    """Only pods that are looked for over all pipelines: link targets and profile jobs."""
+    """Only pods that are looked for over all pipelines: link targets and those that measure."""
     component = labels.get(COMPONENT_LABEL)
-    if labels.get(NAME_LABEL) != APP or component not in ("link-target", "profile"):
+    if labels.get(NAME_LABEL) != APP or component not in ("link-target", "profile", "calibration"):
         return None
     return {component: lean_pod(body)}
 

@@ -74,8 +74,9 @@ def profile_job_name(pipeline: str, tier: TierSpec, profile: str, template: Any)
     return f"{pipeline}-profile-{tier.name}-{digest([profile, template])}"
 
 
-def calibration_job_name(pipeline: str, tier: TierSpec, profile: str, wanted: Any, template: Any) -> str:
-    return f"{pipeline}-measure-{tier.name}-{digest([profile, wanted, template])}"
+def calibration_job_name(pipeline: str, tier: TierSpec, profile: str, asked: Any, template: Any) -> str:
+    """``asked`` is what is measured, and of what: with anything else, a result at hand is no answer any more."""
+    return f"{pipeline}-measure-{tier.name}-{digest([profile, asked, template])}"
 
 
 def tier_of(spec: InferencePipelineSpec, name: str) -> TierSpec:

@@ -15,15 +15,11 @@ from splitplane.controller.control import Serving, load
 from splitplane.controller.naming import profile_name
 from splitplane.controller.objects import (
     APP,
-    COMPONENT_LABEL,
     NAME_LABEL,
     Key,
     Object,
-    condition_of,
     is_terminating,
-    is_true,
     key_of,
-    labels_of,
     version_of,
 )
 from splitplane.controller.pods import owner
@@ -33,8 +29,10 @@ from splitplane.controller.profiling import (
     Failed,
     Step,
     Wait,
+    first_queued,
     has_failed,
-    job_of,
+    in_the_way,
+    measuring,
     merged,
     next_steps,
     read_result,
@@ -47,6 +45,9 @@ from splitplane.domain.profiles import Profile
 
 _PATIENCE_SECONDS = 120.0
 """How long a measurement is waited for, from when it was first missed, before an estimate stands in for it."""
+
+_QUEUED_SECONDS = 30.0
+"""A pipeline that was not seen for so long is gone."""
 
 
 @dataclass(slots=True)
@@ -85,6 +86,8 @@ class Profiles:
         self._profiles: dict[Key, tuple[str, Profile]] = {}
         self._uses: dict[Key, _Use] = {}
         """By pipeline."""
+        self._queued: dict[Key, float] = {}
+        """When pipelines were seen last whose first profile waits for what else measures."""
         self._missed: dict[tuple[Key, str], float] = {}
         """Since when a profile has lacked a device class that its pipelines have nodes of."""
 
@@ -103,13 +106,18 @@ class Profiles:
         profiled = frozenset(device.device_class for device in outcome.spec.devices) if outcome.spec else frozenset()
         jobs = self._view.jobs_of(pipeline_key)
         steps: list[Step] = []
+        self._queued.pop(pipeline_key, None)
         if not pipeline.spec.suspend:
             steps = next_steps(
                 pipeline, profile_name=name, profiled=profiled, jobs=jobs, pods=pods,
                 config_maps={job: body for job in jobs if (body := self._view.config_map((namespace, job)))},
-                other_jobs=self.measuring(),
+                others=self.measuring(),
                 ready_nodes=ready_nodes, now=now, settings=self._settings,
             )  # fmt: skip
+            if first_queued(steps):
+                self._queued[pipeline_key] = now
+                for stopped in in_the_way(self.measuring()):
+                    await self.remove(*key_of(stopped))
             for step in steps:
                 await self._carry_out(step, pipeline, name, outcome)
         self._estimate(pipeline, name, steps, outcome, active=active, ready_nodes=ready_nodes, now=now)
@@ -173,21 +181,17 @@ class Profiles:
         others = sorted(key_of(body) for body in self._view.profiles_in(key[0]))
         return [self._profile(other) for other in others if other != key and self._known(other).spec is not None]
 
-    def measuring(self) -> list[Object]:
-        """Jobs of all pipelines that may be measuring now; one that no node takes does not keep others waiting."""
-        stuck = {
-            (pod["metadata"].get("namespace", ""), job_of(pod))
-            for pod in self._view.profile_pods()
-            if condition_of(pod, "PodScheduled").get("status") == "False"
-        }
-        return [
-            job
-            for job in self._view.jobs()
-            if labels_of(job).get(COMPONENT_LABEL) == "profile"
-            and not is_true(job, "Complete")
-            and not is_true(job, "Failed")
-            and key_of(job) not in stuck
-        ]
+    def queued(self, now: float) -> bool:
+        """Whether a first profile of any pipeline waits, which calibrations do not start before."""
+        return any(now - since < _QUEUED_SECONDS for since in self._queued.values())
+
+    def measuring(self, *, but: Key = ("", "")) -> list[Object]:
+        """What may be measuring now, of all pipelines: jobs and, where a job was deleted, the pods that it left.
+
+        Profiles are measured alone, for a calibration beside them would take of their time. A job that no node takes
+        does not keep others waiting. ``but`` is a job that is not looked at.
+        """
+        return measuring(self._view.jobs(), self._view.measuring_pods(), but=but)
 
     def _known(self, key: Key) -> Outcome:
         body = self._view.profile(key)

@@ -16,6 +16,8 @@ from splitplane.controller.children import (
 )
 from splitplane.controller.naming import profile_job_name
 from splitplane.controller.objects import (
+    COMPONENT_LABEL,
+    Key,
     Object,
     annotations_of,
     condition_of,
@@ -28,6 +30,7 @@ from splitplane.domain.profiles import TensorSpec
 from splitplane.domain.profiles_io import PROGRESS, RESULT, ProfileResult, from_dict
 from splitplane.domain.times import instant
 
+QUEUED = "ProfileQueued"
 _FIRST_RETRY_SECONDS = 30.0
 _LAST_RETRY_SECONDS = 900.0
 
@@ -80,13 +83,13 @@ def has_failed(step: Step) -> bool:
 
 def next_steps(
     pipeline: InferencePipeline, *, profile_name: str, profiled: frozenset[str],
-    jobs: Mapping[str, Object], pods: Sequence[Object], config_maps: Mapping[str, Object], other_jobs: Sequence[Object],
+    jobs: Mapping[str, Object], pods: Sequence[Object], config_maps: Mapping[str, Object], others: Sequence[Object],
     ready_nodes: Mapping[str, int], now: float, settings: Settings,
 ) -> list[Step]:  # fmt: skip
     """One step for each tier whose device class is not ``profiled`` yet; at most one of them creates a job.
 
     ``jobs`` are this pipeline's profile jobs by name, ``pods`` and ``config_maps`` (by the job's name) theirs;
-    ``other_jobs`` are all that measure now.
+    ``others`` is all that measures now.
     """
     steps: list[Step] = []
     seen = set(profiled)
@@ -99,22 +102,70 @@ def next_steps(
         job = jobs.get(name)
         if job is not None:
             what = f"measuring the model on tier {tier.name} (device class {tier.device_class})"
-            steps.append(job_step(tier, name, job, pods, config_maps.get(name), what=what, now=now))
-            if isinstance(steps[-1], Create):
-                creating = True
+            step = job_step(tier, name, job, pods, config_maps.get(name), what=what, now=now)
+            if isinstance(step, Create):  # it has failed, and is tried again once nothing else measures
+                if others or creating:
+                    step = Wait(tier, QUEUED, _queued(tier, others), step.attempt)
+                else:
+                    creating = True
+            steps.append(step)
             continue
         if not ready_nodes.get(tier.name):
             continue  # nothing can be measured there; the pipeline's conditions say so
-        shared = [
-            job for job in other_jobs if _measures(job, pipeline.metadata.namespace, profile_name, tier.device_class)
-        ]
-        if shared or other_jobs or creating:
-            who = key_of((shared or other_jobs)[0])[1] if shared or other_jobs else "the job before it"
-            steps.append(Wait(tier, "ProfileQueued", f"measuring on tier {tier.name} waits for {who}"))
+        if others or creating:
+            shared = [
+                other
+                for other in others
+                if _measures(other, pipeline.metadata.namespace, profile_name, tier.device_class)
+            ]
+            steps.append(Wait(tier, QUEUED, _queued(tier, shared or others)))
             continue
         creating = True
         steps.append(Create(tier, name, attempt=1))
     return steps
+
+
+def _queued(tier: TierSpec, others: Sequence[Object]) -> str:
+    who = key_of(others[0])[1] if others else "the job before it"
+    return f"measuring on tier {tier.name} waits for {who}"
+
+
+def measuring(jobs: Sequence[Object], pods: Sequence[Object], *, but: Key) -> list[Object]:
+    """Those of the jobs that may be measuring, and pods that are left of deleted ones (``Profiles.measuring``)."""
+    stuck = {_job_key(pod) for pod in pods if condition_of(pod, "PodScheduled").get("status") == "False"}
+    known = {key_of(job) for job in jobs}
+    found = [
+        job
+        for job in jobs
+        if labels_of(job).get(COMPONENT_LABEL) in ("profile", "calibration")
+        and not is_true(job, "Complete")
+        and not is_true(job, "Failed")
+        and key_of(job) not in stuck | {but}
+    ]
+    left = [
+        pod
+        for pod in pods
+        if _job_key(pod) not in known | stuck and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+    ]
+    return found + left
+
+
+def first_queued(steps: Sequence[Step]) -> bool:
+    """Whether a first profile waits for its turn; one that has failed before is in no hurry."""
+    return any(isinstance(step, Wait) and step.reason == QUEUED and step.attempt == 1 for step in steps)
+
+
+def in_the_way(others: Sequence[Object]) -> list[Object]:
+    """Calibration jobs that are stopped, to start anew later, where they are all that a first profile waits for.
+
+    Without a profile nothing is served, and a calibration may take long.
+    """
+    calibrations = [each for each in others if labels_of(each).get(COMPONENT_LABEL) == "calibration"]
+    return [each for each in calibrations if each["kind"] == "Job"] if len(calibrations) == len(others) else []
+
+
+def _job_key(pod: Object) -> Key:
+    return pod["metadata"].get("namespace", ""), job_of(pod)
 
 
 def stale_jobs(jobs: Mapping[str, Object], *, profile_name: str) -> list[str]:

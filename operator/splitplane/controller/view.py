@@ -80,9 +80,9 @@ class View:
         """Pods of the chart's link targets, on all nodes."""
         return self._store("pods", "link-target")
 
-    def profile_pods(self) -> list[Object]:
-        """Pods of profile jobs of all pipelines."""
-        return self._store("pods", "profile")
+    def measuring_pods(self) -> list[Object]:
+        """Pods of all pipelines' jobs that measure a model."""
+        return [pod for component in ("profile", "calibration") for pod in self._store("pods", component)]
 
     def deployments_of(self, pipeline: Key, component: str) -> dict[str, Object]:
         return {key_of(body)[1]: body for body in self._children("deployments", pipeline, component)}
