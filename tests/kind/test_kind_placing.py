@@ -20,9 +20,28 @@ def nodes(kubectl: Kubectl, tier: str) -> set[str]:
     return {node["metadata"]["name"] for node in found}
 
 
-def pods(ns: cases.Namespace, **labels: str) -> list[cases.Json]:
-    selector = ",".join(f"{key}={value}" for key, value in labels.items())
-    return ns.items("pods", f"--selector={selector}")
+REPLICAS = {"edge": 2, "cloud": 1}
+"""Of the pipeline that serves."""
+
+
+def pods(ns: cases.Namespace, count: int, component: str, **labels: str) -> list[cases.Json]:
+    """Those that are to stay, of which there are ``count``: what holds for each of none would say nothing."""
+    selector = ",".join(f"{key}={value}" for key, value in {"app.kubernetes.io/component": component, **labels}.items())
+    found: list[cases.Json] = []
+
+    def settled() -> bool:
+        found[:] = (
+            pod for pod in ns.items("pods", f"--selector={selector}") if "deletionTimestamp" not in pod["metadata"]
+        )
+        return len(found) == count
+
+    cases.wait(settled, seconds=60, what=lambda: f"{count} pods with {selector}, not {len(found)}")
+    return found
+
+
+def partitions(ns: cases.Namespace, tier: str) -> list[cases.Json]:
+    """The pods of a tier's stage."""
+    return pods(ns, REPLICAS[tier], "stage", **{"splitplane.dev/tier": tier})
 
 
 async def test_a_pipeline_split_over_real_nodes_answers_as_the_whole_model(
@@ -32,13 +51,10 @@ async def test_a_pipeline_split_over_real_nodes_answers_as_the_whole_model(
 
 
 def test_stages_and_gateway_run_on_the_tainted_nodes_of_their_tier(serving: cases.Measured, kubectl: Kubectl) -> None:
-    stages = {
-        tier: {pod["spec"]["nodeName"] for pod in pods(serving.ns, **{"splitplane.dev/tier": tier})}
-        for tier in ("edge", "cloud")
-    }
-    assert stages["edge"] <= nodes(kubectl, "edge")
-    assert stages["cloud"] == nodes(kubectl, "cloud")
-    (gateway,) = pods(serving.ns, **{"app.kubernetes.io/component": "gateway"})
+    for tier in REPLICAS:
+        on = {pod["spec"]["nodeName"] for pod in partitions(serving.ns, tier)}
+        assert on <= nodes(kubectl, tier), tier
+    (gateway,) = pods(serving.ns, 1, "gateway")
     assert gateway["spec"]["nodeName"] in nodes(kubectl, "edge")
 
 
@@ -72,16 +88,12 @@ def test_a_tiers_taint_keeps_out_pods_that_do_not_tolerate_it(
     assert "untolerated taint" in scheduled["message"]
 
 
-@pytest.mark.parametrize("tier", ["edge", "cloud"])
+@pytest.mark.parametrize("tier", REPLICAS)
 def test_partitions_may_run_on_the_nodes_of_their_tier_and_nowhere_else(tier: str, serving: cases.Measured) -> None:
-    for pod in pods(serving.ns, **{"splitplane.dev/tier": tier}):
-        spec = pod["spec"]
-        required = (
-            spec.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution")
-        )
-        assert spec.get("nodeSelector") == {"splitplane.dev/tier": tier} or required
-        (wanted,) = cases.tier(tier)["tolerations"]
-        assert any(wanted.items() <= one.items() for one in spec["tolerations"])
+    (wanted,) = cases.tier(tier)["tolerations"]
+    for pod in partitions(serving.ns, tier):
+        assert pod["spec"]["nodeSelector"] == {"splitplane.dev/tier": tier}
+        assert any(wanted.items() <= one.items() for one in pod["spec"]["tolerations"])
 
 
 def test_what_belongs_to_no_tier_runs_on_none_of_their_nodes(kubectl: Kubectl) -> None:
@@ -89,8 +101,9 @@ def test_what_belongs_to_no_tier_runs_on_none_of_their_nodes(kubectl: Kubectl) -
         ("--namespace=monitoring",),
         (f"--namespace={NAMESPACE}", "--selector=app.kubernetes.io/component=operator"),
     )
-    found = [pod for where in selectors for pod in json.loads(kubectl("get", "pods", *where, "--output=json"))["items"]]
-    assert {pod["spec"]["nodeName"] for pod in found} == {CONTROL_PLANE}
+    for where in selectors:
+        found = json.loads(kubectl("get", "pods", *where, "--output=json"))["items"]
+        assert {pod["spec"]["nodeName"] for pod in found} == {CONTROL_PLANE}, where
 
 
 PROCESS = """
@@ -106,9 +119,11 @@ open("/tmp/written", "w")
 """
 
 
-@pytest.mark.parametrize("component", ["gateway", "stage"])
-def test_pods_run_restricted_in_a_namespace_that_asks_for_it(component: str, serving: cases.Measured) -> None:
-    pod = pods(serving.ns, **{"app.kubernetes.io/component": component})[0]["metadata"]["name"]
+@pytest.mark.parametrize(("component", "count"), [("gateway", 1), ("stage", sum(REPLICAS.values()))])
+def test_pods_run_restricted_in_a_namespace_that_asks_for_it(
+    component: str, count: int, serving: cases.Measured
+) -> None:
+    pod = pods(serving.ns, count, component)[0]["metadata"]["name"]
     said = serving.ns("exec", pod, "--", "python", "-c", PROCESS).splitlines()
 
     assert said[0] == "65532 65532 [65532]"
@@ -132,10 +147,10 @@ for path in sys.argv[1:]:
 
 def test_only_the_gateway_has_a_token_and_it_opens_its_own_route_table_only(serving: cases.Measured) -> None:
     ns = serving.ns
-    for pod in pods(ns, **{"app.kubernetes.io/component": "stage"}):
+    for pod in pods(ns, sum(REPLICAS.values()), "stage"):
         mounts = [mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]]
         assert not [mount for mount in mounts if "serviceaccount" in mount]
-    (gateway,) = pods(ns, **{"app.kubernetes.io/component": "gateway"})
+    (gateway,) = pods(ns, 1, "gateway")
     tables = f"/apis/splitplane.dev/v1alpha1/namespaces/{ns.name}/routetables"
     paths = (
         f"{tables}/first",

@@ -92,7 +92,7 @@ async def test_another_model_takes_over_without_a_lost_request(started: Started)
     wide = cases.model(
         sha256(cases.weights(wide=True)).hexdigest(), factory="narrowing:build_wide", file="wide.safetensors"
     )
-    async with asking(address, "changing") as requests:
+    async with asking(address, "changing", right=(expected(), expected(wide=True))) as requests:
         ns.apply(cases.pipeline("changing", wide, cases.tier("edge")))
         deadline = time.monotonic() + 180
         while abs(await ask(address, "changing") - expected(wide=True)).max() > 1e-5:
