@@ -82,3 +82,30 @@ def test_the_bill_lists_every_python_package_wherever_it_is(tmp_path: Path) -> N
     assert found == {
         "pkg:pypi/aiohttp@3.14.5", "pkg:pypi/splitplane@0.1.0", "pkg:pypi/pip@26.0", "pkg:pypi/zipp-x@3.0",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("digests", "hashes"), [("", ""), ("1a 2b", " --hash=sha256:1a --hash=sha256:2b")])
+def test_torch_of_an_index_of_its_own_is_held_to_the_digests_that_the_build_names(
+    tmp_path: Path, digests: str, hashes: str
+) -> None:
+    text = (IMAGES / "runtime" / "Dockerfile").read_text()
+    (step,) = [part for part in text.replace("\\\n", "").split("\nRUN ") if part.startswith("set -eu; lock=")]
+    command = step.split("\n", 1)[0].replace("/build/", f"{tmp_path}/")
+    (tmp_path / "runtime.lock").write_text(
+        "numpy==2.0 \\\n    --hash=sha256:aa\ntorch==2.15.0 \\\n    --hash=sha256:bb\n"
+    )
+    pip = tmp_path / "pip"
+    pip.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n')
+    pip.chmod(0o755)
+    variables = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "TORCH_INDEX_URL": "http://index.example",
+        "TORCH_SHA256": digests,
+    }
+    subprocess.run(["sh", "-c", command], env=variables, check=True, timeout=30)
+
+    assert (tmp_path / "torch.txt").read_text() == f"torch==2.15.0{hashes}\n"
+    own, rest = (tmp_path / "calls").read_text().splitlines()
+    assert own.endswith(f"--index-url http://index.example --requirement {tmp_path}/torch.txt")
+    assert rest.endswith(f"--require-hashes --requirement {tmp_path}/rest.lock")
+    assert (tmp_path / "rest.lock").read_text() == "numpy==2.0 \\\n    --hash=sha256:aa\n"
