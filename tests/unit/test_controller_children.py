@@ -20,7 +20,7 @@ from splitplane.controller.realising import realise
 from splitplane.controller.route_tables import batching, links, live_routes, route_table
 from splitplane.controller.statuses import routes_of
 from splitplane.domain.plans import Candidate, Plan, Prediction, Stage, Steps
-from splitplane.domain.profiles import DeviceProfile, Profile
+from splitplane.domain.profiles import DeviceProfile, Profile, Timing
 from tests.support.controller_cases import SETTINGS, pipeline, pipeline_body, serving, tier
 
 GOLDEN = Path(__file__).parent / "controller_golden"
@@ -100,6 +100,30 @@ def test_batches_are_bounded_by_the_spec_the_latency_limit_and_the_memory_of_the
     for memory, most in (("31000301", 3), ("31000299", 2), ("1", 1)):
         narrow = tier("edge", resources={"limits": {"memory": memory}})
         assert batching(pipeline(tiers=[narrow, tier("cloud")]), control, whole)["maxSize"] == most
+
+
+def test_stages_begin_at_the_batch_that_pays_on_each_of_them_as_measured_within_the_latency_limit() -> None:
+    control = Control(active=serving(), since=1.0)
+
+    def device(name: str, threads: int = 1, **whole: float) -> DeviceProfile:
+        timings = tuple(
+            Timing(int(batch[1:]), threads, tuple(seconds * at / 7 for at in range(8)), 0.0)
+            for batch, seconds in whole.items()
+        )
+        return DeviceProfile(name, tuple(0.007 * at / 7 for at in range(8)), 0.0, 0.0, {}, 1_000_000, 1, timings)
+
+    def first(edge: DeviceProfile, cloud: DeviceProfile, **spec: Any) -> int | None:
+        devices = {"edge-device": edge, "cloud-device": cloud}
+        profile = Profile("f", (), (100,) * 7, activation_bytes=1000, devices=devices)
+        return batching(pipeline(batching={"maxSize": 16}, **spec), control, profile).get("firstSize")
+
+    best = device("x", b4=0.016, b16=0.048)
+    assert first(best, best) == 16
+    assert first(best, device("x", b4=0.016, b16=0.112)) == 4, "the other stage gains nothing beyond 4"
+    assert first(best, device("x", b4=0.028, b16=0.112)) is None, "batches do not pay there"
+    assert first(best, device("x", threads=2, b4=0.016)) is None, "measured on other threads"
+    assert first(best, best, objectives={"latencyP95Milliseconds": 100}) == 4, "16 could take over 25 ms"
+    assert first(best, device("x")) is None
 
 
 def name(body: Any) -> str:

@@ -190,6 +190,22 @@ def test_no_batch_is_larger_or_expected_to_take_longer_than_the_route_allows():
     assert learnt({1: 0.010})[0].most(Limits(samples=16, seconds=0.015)) == 1  # two could take 0.020
 
 
+@pytest.mark.parametrize(
+    ("times", "most"),
+    [
+        ({}, 1),  # a single one still comes first
+        ({1: 0.010}, 8),  # then what the profile says, whatever it seems to take
+        ({1: 0.010, 4: 0.030}, 8),
+        ({1: 0.010, 8: 0.020}, 16),
+        ({1: 0.010, 8: 0.070}, 2),  # here it does not pay: all sizes are tried in order
+        ({1: 0.010, 2: 0.012, 8: 0.070}, 4),
+        ({1: 0.010, 2: 0.019, 4: 0.038}, 1),
+    ],
+)
+def test_a_stage_begins_at_the_size_that_its_route_names_and_believes_what_it_measures(times, most):
+    assert learnt(times)[0].most(Limits(samples=16, seconds=0.060, first=8)) == most
+
+
 def test_what_did_not_pay_is_tried_again_after_a_minute():
     sizes, clock = learnt({1: 0.010, 2: 0.020, 4: 0.040})
     assert sizes.most(Limits(samples=16)) == 1

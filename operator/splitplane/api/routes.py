@@ -118,6 +118,8 @@ class BatchLimits(Model):
 
     max_size: Annotated[int, between(1, 128)] = 1
     """Most samples at once."""
+    first_size: Annotated[int, between(1, 128)] | None = None
+    """The size to begin at: as profiled, it is the best on each stage of the plan, and takes no longer than it may."""
     max_wait_milliseconds: Annotated[int, between(0, 1000)] | None = None
     max_batch_milliseconds: Annotated[int, between(1, 600_000)] | None = None
     """Longest time that a batch may take."""

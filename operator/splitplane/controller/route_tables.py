@@ -1,10 +1,10 @@
 """The RouteTable as the operator writes it. Pure."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from splitplane.api.fields import decimal_string
-from splitplane.api.pipelines import InferencePipeline
+from splitplane.api.pipelines import InferencePipeline, TierSpec
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.api.routes import RouteTableSpec
 from splitplane.controller.capacity import matches
@@ -12,6 +12,7 @@ from splitplane.controller.control import CONTROL_ANNOTATION, Control, Published
 from splitplane.controller.naming import model_name
 from splitplane.controller.objects import Object, is_terminating, is_true
 from splitplane.controller.pods import GRPC_PORT, labels, owner
+from splitplane.domain.batches import paying_samples
 from splitplane.domain.profiles import Profile
 from splitplane.domain.quantities import parse_quantity
 
@@ -55,7 +56,7 @@ def route_table(
 
 
 def batching(pipeline: InferencePipeline, control: Control, profile: Profile) -> Object:
-    """How far the stages may compute requests together: within latency limit and memory.
+    """How far the stages may compute requests together, within latency limit and memory, and where they begin.
 
     A request waits for one batch and runs in the next, on each of two stages: each may take a quarter of the time.
     """
@@ -72,7 +73,22 @@ def batching(pipeline: InferencePipeline, control: Control, profile: Profile) ->
                 tier.device_class, stage.resident_first, stage.resident_last, int(parse_quantity(memory))
             )
             allowed["maxSize"] = min(allowed["maxSize"], most)
+    if first := _first_size(allowed, control, tiers, profile):
+        allowed["firstSize"] = first
     return allowed
+
+
+def _first_size(allowed: Object, control: Control, tiers: Mapping[str, TierSpec], profile: Profile) -> int:
+    """The batch that pays on every stage of the plan, as measured; 0: none larger than one is known to."""
+    longest = allowed.get("maxBatchMilliseconds")
+    sizes = []
+    for stage in control.active.plan.stages if control.active is not None else ():
+        device = profile.devices.get(tiers[stage.tier].device_class) if stage.tier in tiers else None
+        if device is None:
+            return 0
+        within = None if longest is None else longest / 1000
+        sizes.append(paying_samples(device, stage.first, stage.last, most=allowed["maxSize"], within_seconds=within))
+    return first if (first := min(sizes, default=1)) > 1 else 0
 
 
 def served_model(pipeline: InferencePipeline, profile: ModelProfileSpec) -> Object:

@@ -29,6 +29,8 @@ class Limits:
     wait_seconds: float | None = None
     seconds: float | None = None
     """Longest time that a batch may take; a single request may take what it takes."""
+    first: int = 1
+    """The size to begin at, where none has been tried yet."""
 
 
 @dataclass(frozen=True, slots=True)

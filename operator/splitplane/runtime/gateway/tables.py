@@ -124,7 +124,10 @@ def _limits(item: Mapping[str, Any]) -> Limits | None:
         return None if item.get(field) is None else int(item[field]) / 1000
 
     samples = int(item.get("maxSize") or 1)
-    return None if samples == 1 else Limits(samples, seconds("maxWaitMilliseconds"), seconds("maxBatchMilliseconds"))
+    if samples == 1:
+        return None
+    first = min(int(item.get("firstSize") or 1), samples)
+    return Limits(samples, seconds("maxWaitMilliseconds"), seconds("maxBatchMilliseconds"), first)
 
 
 def _tensors(items: Sequence[Mapping[str, Any]]) -> tuple[TensorMetadata, ...]:

@@ -1,9 +1,10 @@
 """How many samples a stage computes at once, and whether it may: learnt from what it runs, within what a route allows.
 
 Batching pays where a device is the faster per sample the more it gets (weights are read once, operators are called
-once), which differs by model, range, shape and device. So nobody predicts it: each power of two is tried when the load
-offers it, one step beyond what is known to pay, and used while it saves a notable share of the time per sample. Nothing
-waits at low load: a batch waits for more only where the one before it held more than one request.
+once), which differs by model, range, shape and device. A profile says where to begin, and the rest is learnt: each
+power of two is tried when the load offers it, one step beyond what is known to pay, and used while it saves a notable
+share of the time per sample. Nothing waits at low load: a batch waits for more only where the one before it held more
+than one request.
 """
 
 import time
@@ -14,12 +15,11 @@ from typing import Protocol
 
 import torch
 
+from splitplane.domain.batches import PAYS
 from splitplane.domain.profiles import Cut
 from splitplane.runtime.routes import Limits
 from splitplane.runtime.tensors import torch_dtype
 
-PAYS = 0.85
-"""A larger batch must take at most so much of the time per sample that the smaller one takes."""
 MISSES = 2
 """So many sizes in a row that do not pay end the search: kernels are not equally good at all."""
 KNOWN_SECONDS = 60.0
@@ -54,9 +54,14 @@ class Sizes:
         best, seconds = 1, self._per_sample(1)
         if seconds is None:
             return 1
-        size, missed = 2, 0
+        size, missed, first = 2, 0, self._first(limits, seconds)
         while size <= limits.samples:
             each = self._per_sample(size)
+            if each is None and size < first:
+                size *= 2
+                continue
+            if each is None and size == first:
+                return size  # the profile has also said that it takes no longer than it may
             guess = seconds if each is None else each
             if limits.seconds is not None and guess * size > limits.seconds:
                 return best
@@ -68,6 +73,11 @@ class Sizes:
                 return best
             size *= 2
         return limits.samples if 2 * best > limits.samples else best
+
+    def _first(self, limits: Limits, alone: float) -> int:
+        """The size to begin at, if it is not yet known to be no good; 1 then, so that all sizes are tried in order."""
+        each = self._per_sample(limits.first)
+        return 1 if each is not None and each > PAYS * alone else limits.first
 
     def patience(self, limits: Limits) -> tuple[int, float]:
         """As ``worker.Batch`` has it: the last batch's size is expected again, if that was just now."""
