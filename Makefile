@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz chaos bench-data-plane bench-predictions bench-leak bench-model sweep-models kind-up kind-down kind-demo kind-chaos kind-test manifest bench-startup bench-peers
+.PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz chaos bench-data-plane bench-predictions bench-leak bench-model sweep-models kind-up kind-down kind-demo demo-table kind-chaos kind-test manifest bench-startup bench-peers
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -126,6 +126,9 @@ kind-down: env  ## Delete the kind cluster; a Docker daemon that kind-up started
 
 kind-demo: env  ## The same demo on real containers, on a kind cluster (about 15 minutes); writes build/kind-demo/report.json
 	@UV="$(abspath $(UV))" PYTHONPATH=examples:hack/kind-node $(BIN)/python -m demo --on kind --out build/kind-demo $(DEMO_ARGS)
+
+demo-table: env  ## Both demos side by side, after both have run, as docs/kind.md has them
+	@PYTHONPATH=examples $(BIN)/python -m demo.compare
 
 kind-chaos: env  ## Do the faults that real kubelets may take another way to a kind cluster, and write docs/faults.md (about 15 minutes)
 	@UV="$(abspath $(UV))" PYTHONPATH=hack/kind-node $(BIN)/python -m tests.chaos --on kind --write $(CHAOS_ARGS)

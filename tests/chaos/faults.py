@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.chaos.site import PIPELINE, WHOLE, Site, split
+from tests.chaos.site import PIPELINE, SPLIT, WHOLE, Site, split
 from tests.support import operator_cases as cases
 
-SPLIT = "edge:0-1|cloud:1-4 fp32"
 EDGE_ONLY = "edge:0-4"
 AFTERWARDS_SECONDS = 15.0
 """How long a fault of an instant is looked at: what it leaves behind may show late."""

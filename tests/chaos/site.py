@@ -19,6 +19,8 @@ from tests.support.operator_requests import FEATURES, expected
 
 PIPELINE = "steady"
 SEGMENTS = 4
+SPLIT = "edge:0-1|cloud:1-4 fp32"
+"""The plan that serves before and after each fault."""
 RATE = 20.0
 """Requests per second."""
 WINDOWS = ("prometheus.windowSeconds=20", "prometheus.demandWindowSeconds=20")
@@ -68,7 +70,7 @@ class Site:
         self._kubectl("create", "namespace", self.ns.name)
         self.ns.apply(cases.code())
         self.apply(partitioning=split(1))
-        self.settled("edge:0-1|cloud:1-4 fp32", edge=2, cloud=2, seconds=240)
+        self.settled(SPLIT, edge=2, cloud=2, seconds=240)
 
     def apply(self, *, edge: int = 2, cloud: int = 2, image: str = "", **spec: Any) -> None:
         model = cases.model(sha256(cases.weights()).hexdigest())
@@ -164,15 +166,18 @@ class Site:
     def between(self, start: float, end: float) -> list[records.Record]:
         return [record for record in records.read(self.log) if start <= record.sent < end]
 
-    def wait_calm(self, *, seconds: float = 60) -> None:
-        """Wait until three seconds' requests have been answered undisturbed."""
+    def wait_calm(self, *, seconds: float = 120) -> None:
+        """Wait until three seconds' requests have been answered undisturbed, and over the cloud.
+
+        A gateway that still goes round what the last fault did to the cloud would not notice the next one.
+        """
 
         def calm() -> bool:
             now = time.time()
             last = self.between(now - 4.0, now - 1.0)
-            return len(last) > 2.5 * RATE and not any(record.disturbed for record in last)
+            return len(last) > 2.5 * RATE and all(record.plan == SPLIT and not record.disturbed for record in last)
 
-        cases.wait(calm, seconds=seconds, what="calm")
+        cases.wait(calm, seconds=seconds, what=f"calm over {SPLIT}")
 
 
 def _ready(pod: cases.Json) -> bool:
