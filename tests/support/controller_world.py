@@ -80,9 +80,11 @@ class World:
         self.operator = self.another()
 
     def another(self) -> Reconciler:
+        self.telemetry = Telemetry()
         return Reconciler(
-            cluster=self.cluster, view=self.cluster.view(), clock=self.clock, settings=SETTINGS, telemetry=Telemetry()
-        )
+            cluster=self.cluster, view=self.cluster.view(), clock=self.clock, settings=SETTINGS,
+            telemetry=self.telemetry,
+        )  # fmt: skip
 
     def apply(self, key: tuple[str, str] = KEY, **spec: Any) -> None:
         known = self.cluster.objects.get(("InferencePipeline", *key))

@@ -119,6 +119,25 @@ async def test_clients_of_every_site_ask_for_the_model_by_the_pipelines_own_name
     assert {table["spec"]["model"]["name"] for table in world.cluster.of("RouteTable").values()} == {"tracker"}
 
 
+async def test_the_operators_metrics_tell_which_sites_are_ready_as_long_as_there_are_any(world: World) -> None:
+    await serving(world)
+    world.cluster.put(at("e2", "south", ready=False))
+    world.metrics = metrics(north=5e6)
+    for name in [name for name in world.cluster.of("RouteTable") if "south" in name]:
+        table = world.cluster.of("RouteTable")[name]
+        world.cluster.put({**table, "status": {}})
+    await rounds(world, 3, settle=False)
+
+    def shown(site: str) -> float | None:
+        labels = {"pipeline_namespace": "shop", "pipeline_name": "tracker", "site": site}
+        labels["site_pipeline"] = f"tracker-{site}"
+        return world.telemetry.registry.get_sample_value("splitplane_site_ready", labels)
+
+    assert (shown("north"), shown("south"), shown("west")) == (1.0, 0.0, None)
+    world.operator.keep_only(set())
+    assert (shown("north"), shown("south")) == (None, None)
+
+
 async def test_the_model_is_measured_once_for_all_sites(world: World) -> None:
     await serving(world)
 
@@ -169,6 +188,18 @@ async def test_what_somebody_changes_at_a_site_is_changed_back(world: World) -> 
     assert "suspend" not in world.cluster.of("InferencePipeline")["tracker-north"]["spec"]
 
 
+async def test_labels_that_somebody_takes_from_a_site_are_put_back(world: World) -> None:
+    await serving(world)
+    body = world.cluster.of("InferencePipeline")["tracker-north"]
+    labels = body["metadata"].pop("labels")
+    world.cluster.put(body)
+
+    await rounds(world, 2)
+
+    assert world.cluster.of("InferencePipeline")["tracker-north"]["metadata"]["labels"] == labels
+    assert set(world.cluster.of("InferencePipeline")) == {"tracker", "tracker-north", "tracker-south"}
+
+
 async def test_a_site_that_appears_is_served_and_the_others_are_left_alone(world: World) -> None:
     await serving(world)
     before = {name: table["spec"] for name, table in world.cluster.of("RouteTable").items()}
@@ -194,6 +225,22 @@ async def test_a_site_goes_once_no_node_has_named_it_for_a_while(world: World) -
     assert rows(world).keys() == {"north"}
     assert "tracker-south" not in world.cluster.of("InferencePipeline")
     assert any(reason == "SiteRemoved" for _, reason, _ in world.cluster.events)
+
+
+async def test_a_site_that_was_taken_away_is_not_made_again_before_the_watch_has_told_of_it(world: World) -> None:
+    await serving(world)
+    gone = world.cluster.of("InferencePipeline")["tracker-south"]
+    world.cluster.remove("Node", "e2")
+    await rounds(world)
+    world.clock.time += GONE_SECONDS
+    await rounds(world)
+    assert "tracker-south" not in world.cluster.of("InferencePipeline")
+
+    world.cluster.put(gone)  # as the index still has it
+    await world.step()
+
+    assert "tracker-south" not in world.cluster.of("InferencePipeline")
+    assert [reason for _, reason, _ in world.cluster.events].count("SiteRemoved") == 1
 
 
 async def test_a_site_whose_node_comes_back_in_time_is_kept(world: World) -> None:

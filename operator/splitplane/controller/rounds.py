@@ -47,7 +47,7 @@ class Memory:
     surge: int = 0
     """How far the load was above what the plan bears, in steps, when that was looked at last."""
     sites: dict[str, float] = field(default_factory=dict)
-    """When a node named each site last."""
+    """When a node named each site last; minus infinity once it was taken away."""
     contradiction: str = ""
     """Why the planner refused spec and snapshot together, as long as it does."""
 

@@ -1,5 +1,6 @@
 """Pipelines with ``spec.sites``: a pipeline for each site made, kept and taken away, and what they all are, told."""
 
+import math
 import time
 
 from splitplane.adapters.cluster import Cluster, Forbidden, Invalid
@@ -11,7 +12,7 @@ from splitplane.api.statuses import MOST_SITES
 from splitplane.controller import gateway_reports, site_statuses
 from splitplane.controller.children import DESIRED_ANNOTATION
 from splitplane.controller.naming import tier_of
-from splitplane.controller.objects import Key, Object, annotations_of, is_terminating
+from splitplane.controller.objects import Key, Object, annotations_of, is_terminating, labels_of
 from splitplane.controller.rounds import Memory
 from splitplane.controller.site_pipelines import find, of_sites, site_name, site_of, site_pipeline
 from splitplane.controller.site_statuses import Problem, Site
@@ -23,6 +24,7 @@ from splitplane.controller.view import View
 
 GONE_SECONDS = 300.0
 """How long no node must have named a site before its pipeline goes: a node may be replaced meanwhile."""
+_REMOVED = -math.inf
 _MOST_NAMED = 5
 
 
@@ -71,7 +73,7 @@ class Sites:
         namespace = pipeline.metadata.namespace
         found = find(pipeline, self._view.nodes())
         mine = of_sites(pipeline, self._view.pipelines())
-        present = {site_of(each): each for each in mine.values() if not is_terminating(each)}
+        present = {site_of(each): each for each in mine.values() if site_of(each) and not is_terminating(each)}
         for site in found.sites | (present.keys() - memory.sites.keys()):
             memory.sites[site] = now
         wanted = found.sites | {site for site in present if now - memory.sites[site] < GONE_SECONDS}
@@ -94,8 +96,10 @@ class Sites:
             gone = present[site]
             await self._cluster.delete(PIPELINE, gone["metadata"]["name"], namespace, uid=gone["metadata"]["uid"])
             self._view.forget("InferencePipeline", (namespace, gone["metadata"]["name"]))
-            memory.sites.pop(site, None)
-            notes.append(Note("Normal", "SiteRemoved", f"site {site}: no node has named it for {GONE_SECONDS:.0f} s"))
+            if memory.sites[site] != _REMOVED:  # else the watch has not told yet that it is gone
+                text = f"site {site}: no node has named it for {GONE_SECONDS:.0f} s"
+                notes.append(Note("Normal", "SiteRemoved", text))
+            memory.sites[site] = _REMOVED
         return sites
 
     async def _apply(self, wanted: Object, held: Object | None, memory: Memory) -> Object:
@@ -104,7 +108,8 @@ class Sites:
         digest = annotations_of(wanted)[DESIRED_ANNOTATION]
         if held is not None:
             state = f"{annotations_of(held).get(DESIRED_ANNOTATION)}/{held['metadata'].get('generation')}"
-            if memory.applied.get(place, ("", 0.0))[0] == state and state.startswith(f"{digest}/"):
+            same = memory.applied.get(place, ("", 0.0))[0] == state and state.startswith(f"{digest}/")
+            if same and labels_of(wanted).items() <= labels_of(held).items():
                 return held
         written = await self._cluster.apply(wanted)
         self._view.remember(written)
