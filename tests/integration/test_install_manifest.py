@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "splitplane-system"
-CHILDREN = "deployments,jobs,services,configmaps,serviceaccounts,roles,rolebindings"
+CHILDREN = "deployments,jobs,services,configmaps,serviceaccounts,roles,rolebindings,poddisruptionbudgets"
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def remove_pipelines(kubectl: Kubectl) -> None:
     kubectl(
         "wait",
         "--for=delete",
-        "deployments,jobs,services",
+        "deployments,jobs,services,configmaps,serviceaccounts,roles,rolebindings,poddisruptionbudgets",
         "--selector=splitplane.dev/pipeline",
         "--all-namespaces",
         "--timeout=120s",

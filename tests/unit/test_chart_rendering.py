@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from splitplane.adapters.kinds import kind_of
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller import children
 from splitplane.controller.certificates import AUTHORITY_SECRET
@@ -200,6 +201,21 @@ def test_the_notes_tell_what_an_uninstall_keeps_and_how_to_remove_it() -> None:
     command = f"kubectl delete secret {AUTHORITY_SECRET} --namespace n"
     assert command in own_authority
     assert command not in plain
+
+
+def test_notes_and_docs_wait_for_every_kind_that_the_operator_makes_before_the_definitions_go() -> None:
+    """A child whose owner's definition has gone stays for ever."""
+    resource, settings = pipeline(), Settings(prometheus_url="http://p", runtime_image="r", operator_image="o")
+    made = children.gateway_objects(resource, settings)
+    made += children.profile_objects(
+        resource, resource.spec.tiers[0], name="n", profile="f", attempt=1, settings=settings
+    )
+    kinds = {kind_of(each["apiVersion"], each["kind"]).plural for each in made}
+    for text in (_notes(), (ROOT / "docs" / "install.md").read_text()):
+        command = text.split("kubectl wait --for=delete ", 1)[1].split("\n\n", 1)[0]
+        assert set(command.split(maxsplit=1)[0].split(",")) == kinds
+        assert "--timeout=2m" in command
+        assert text.index("kubectl delete ipipe") < text.index("kubectl wait") < text.index("kubectl delete crd")
 
 
 def test_the_namespace_is_rendered_only_for_a_file_of_its_own() -> None:

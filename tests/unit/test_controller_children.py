@@ -15,6 +15,7 @@ import yaml
 from splitplane.api.routes import RouteTableSpec
 from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
 from splitplane.controller.control import Control, Draining
+from splitplane.controller.disruptions import stage_budget
 from splitplane.controller.naming import profile_name
 from splitplane.controller.realising import realise
 from splitplane.controller.route_tables import batching, links, live_routes, route_table
@@ -43,6 +44,12 @@ def same_as_golden(name: str, objects: list[Any]) -> None:
 
 def test_a_stage_is_as_pinned() -> None:
     same_as_golden("stage", [stage_deployment(pipeline(), STAGE, replicas=2, settings=SETTINGS)])
+
+
+def test_a_stages_budget_is_as_pinned() -> None:
+    written = stage_deployment(pipeline(), STAGE, replicas=2, settings=SETTINGS)
+    written["metadata"]["uid"] = "u-2"
+    same_as_golden("stage-budget", [stage_budget(written)])
 
 
 def test_a_gateway_is_as_pinned() -> None:

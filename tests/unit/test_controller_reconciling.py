@@ -53,6 +53,34 @@ async def test_a_pipeline_is_measured_tier_after_tier_and_then_served(world: Wor
     assert set(world.table["spec"]["stages"]) == set(world.stages())
 
 
+async def test_each_stage_has_a_budget_of_its_own_which_goes_with_its_deployment(world: World) -> None:
+    def owners() -> dict[str, str]:
+        found = world.cluster.of("PodDisruptionBudget")
+        assert found.pop("tracker-gateway")["metadata"]["ownerReferences"][0]["kind"] == "InferencePipeline"
+        return {name: body["metadata"]["ownerReferences"][0]["uid"] for name, body in found.items()}
+
+    def deployments() -> dict[str, str]:
+        return {name: world.cluster.of("Deployment")[name]["metadata"]["uid"] for name in world.stages()}
+
+    await serving(world, partitioning=split(2))
+    assert owners() == deployments()
+    (gone, *_) = world.stages()
+    world.cluster.remove("Deployment", gone, KEY[0])  # and with it, by the garbage collector, its budget
+    world.cluster.remove("PodDisruptionBudget", gone, KEY[0])
+    await world.step(3)
+    assert owners() == deployments()
+    assert gone in owners()
+
+
+async def test_stages_of_an_operator_without_budgets_get_theirs(world: World) -> None:
+    await serving(world)
+    for name in world.cluster.of("PodDisruptionBudget"):
+        world.cluster.remove("PodDisruptionBudget", name, KEY[0])
+    world.restart()
+    await world.step()
+    assert world.cluster.of("PodDisruptionBudget").keys() == {*world.stages(), "tracker-gateway"}
+
+
 async def test_a_decision_is_logged_with_all_that_it_takes_to_make_it_again(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from splitplane.api.defences import to_defence
 from splitplane.api.pipelines import InferencePipeline, TierSpec
+from splitplane.controller.disruptions import gateway_budget
 from splitplane.controller.naming import digest, gateway_name, model_name, stage_name, tier_of
 from splitplane.controller.objects import STAGE_LABEL, TIER_LABEL, Object
 from splitplane.controller.pods import (
@@ -125,8 +126,9 @@ def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, 
 
 
 def gateway_objects(pipeline: InferencePipeline, settings: Settings) -> list[Object]:
-    """ServiceAccount, Role, RoleBinding, Deployment and Service of the gateway, in the order to apply them."""
+    """ServiceAccount, Role, RoleBinding, Deployment, Service and budget of the gateway, in the order to apply them."""
     name = gateway_name(pipeline.metadata.name)
+    match = labels(pipeline.metadata.name, "gateway")
     return [
         *service_account_objects(
             pipeline,
@@ -150,6 +152,7 @@ def gateway_objects(pipeline: InferencePipeline, settings: Settings) -> list[Obj
         ),
         _gateway_deployment(pipeline, settings),
         _gateway_service(pipeline),
+        finished(gateway_budget(_metadata(pipeline, name, "gateway"), match)),
     ]
 
 

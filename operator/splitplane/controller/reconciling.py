@@ -27,6 +27,7 @@ from splitplane.controller.children import DESIRED_ANNOTATION, gateway_objects, 
 from splitplane.controller.conditions import LIMITS, Verdict
 from splitplane.controller.control import Control, Serving
 from splitplane.controller.deciding import Deciding
+from splitplane.controller.disruptions import stage_budget
 from splitplane.controller.naming import profile_name
 from splitplane.controller.objects import Key, Object, annotations_of, is_terminating
 from splitplane.controller.profiles import Profiles
@@ -140,7 +141,7 @@ class Reconciler:
         if not await self._write_routes(this, model):
             return False
         await self._forget_gateways(this)
-        await self._apply_stages(this, model[1].fingerprint if model is not None else "")
+        await self._apply_stages(this, memory, model[1].fingerprint if model is not None else "")
         return True
 
     def _profile_name(self, pipeline: InferencePipeline) -> str:
@@ -156,16 +157,20 @@ class Reconciler:
         for body in gateway_objects(pipeline, self._settings):
             kind, name = body["kind"], body["metadata"]["name"]
             desired = annotations_of(body)[DESIRED_ANNOTATION]
-            if kind == "Deployment":
-                seen = present.get(name)
-                fresh = seen is not None and annotations_of(seen).get(DESIRED_ANNOTATION) == desired
-            else:
-                # These are not indexed; a copy that somebody has changed or deleted is mended after a while.
-                digest, since = memory.applied.get((kind, name), ("", 0.0))
-                fresh = digest == desired and time.monotonic() - since < _REAPPLY_SECONDS
-            if not fresh:
+            if kind != "Deployment":
+                await self._apply_unseen(body, desired, memory)
+                continue
+            seen = present.get(name)
+            if seen is None or annotations_of(seen).get(DESIRED_ANNOTATION) != desired:
                 self._view.remember(await self._cluster.apply(body))
-                memory.applied[kind, name] = (desired, time.monotonic())
+
+    async def _apply_unseen(self, body: Object, desired: str, memory: Memory) -> None:
+        """Apply what is not indexed. A copy that somebody has changed or deleted is mended after a while."""
+        key = body["kind"], body["metadata"]["name"]
+        digest, since = memory.applied.get(key, ("", 0.0))
+        if digest != desired or time.monotonic() - since >= _REAPPLY_SECONDS:
+            await self._cluster.apply(body)
+            memory.applied[key] = (desired, time.monotonic())
 
     # The profile
 
@@ -249,8 +254,8 @@ class Reconciler:
             namespace, name = this.key
             self._view.remember(await self._cluster.patch_status(ROUTE_TABLE, name, namespace, gone))
 
-    async def _apply_stages(self, this: Round, fingerprint: str) -> None:
-        """Create, scale and delete stage Deployments until they are what the written state wants."""
+    async def _apply_stages(self, this: Round, memory: Memory, fingerprint: str) -> None:
+        """Create, scale and delete stage Deployments and their budgets until they are what the written state wants."""
         pipeline, control = this.pipeline, this.control
         namespace = pipeline.metadata.namespace
         present = self._view.deployments_of((namespace, pipeline.metadata.name), "stage")
@@ -263,15 +268,19 @@ class Reconciler:
                 if key is None or key.fingerprint != fingerprint:
                     continue  # of a model that the spec no longer has: it cannot be made again, only replaced
                 body = stage_deployment(pipeline, key, replicas=replicas, settings=self._settings)
-                if body["metadata"]["name"] == name:
-                    self._view.remember(await self._cluster.apply(body))
+                if body["metadata"]["name"] != name:
+                    continue
+                seen = await self._cluster.apply(body)
+                self._view.remember(seen)
             elif seen["spec"].get("replicas", 1) != replicas:
                 scaled = await self._cluster.merge(DEPLOYMENT, name, namespace, {"spec": {"replicas": replicas}})
                 self._view.remember(scaled)
+            await self._apply_unseen(stage_budget(seen), seen["metadata"]["uid"], memory)
         for name, seen in sorted(present.items()):
             if name not in wanted and not is_terminating(seen):
                 await self._cluster.delete(DEPLOYMENT, name, namespace, uid=seen["metadata"]["uid"])
                 self._view.forget("Deployment", (namespace, name))
+                memory.applied.pop(("PodDisruptionBudget", name), None)  # the budget goes with its owner
 
 
 def _no_nodes(state: TierState) -> tuple[str, str]:

@@ -35,6 +35,21 @@ def test_the_status_says_what_serves_and_why(measured: cases.Measured) -> None:
     assert len(started) == 1
 
 
+def test_a_drain_finds_a_budget_for_every_pod_that_serves(measured: cases.Measured) -> None:
+    """As the API server's disruption controller counts them: it knows no budget's pods without their Deployment."""
+    wanted = {body["metadata"]["name"]: body["spec"]["replicas"] for body in measured.ns.items("deployments")}
+
+    def counted() -> dict[str, tuple[int, int]]:
+        found = {body["metadata"]["name"]: body.get("status", {}) for body in measured.ns.items("poddisruptionbudgets")}
+        return {
+            name: (status.get("expectedPods", 0), status.get("disruptionsAllowed", 0)) for name, status in found.items()
+        }
+
+    assert len(wanted) >= 2
+    half = {name: (count, (count + 1) // 2) for name, count in wanted.items()}
+    cases.wait(lambda: counted() == half, seconds=30, what=lambda: f"budgets {half}, not {counted()}")
+
+
 def test_profile_jobs_leave_nothing_but_the_profile(measured: cases.Measured) -> None:
     assert {device["deviceClass"] for device in measured.profile["spec"]["devices"]} == {"small"}
     assert (
