@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 
+from splitplane.controller import children
+from splitplane.controller.children import StageKey
+from splitplane.controller.settings import Settings
 from tests.support.chart import one, pod, render
+from tests.support.controller_cases import pipeline
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,14 @@ def test_an_operator_whose_loop_has_stalled_is_restarted_within_a_minute_and_not
     assert probe["failureThreshold"] * probe["periodSeconds"] <= 60
 
 
+def test_a_link_target_that_answers_no_more_is_restarted_within_a_minute(rendered: list[dict[str, Any]]) -> None:
+    probe = pod(one(rendered, "DaemonSet"))[1]["livenessProbe"]
+    assert probe["httpGet"] == {"path": "/v2/health/live", "port": "http"}
+    assert probe["failureThreshold"] >= 3
+    assert probe["timeoutSeconds"] >= 3
+    assert probe["failureThreshold"] * probe["periodSeconds"] <= 60
+
+
 def test_pods_are_ready_when_they_answer(rendered: list[dict[str, Any]]) -> None:
     for kind, path, seconds in (("Deployment", "/healthz", 2), ("DaemonSet", "/v2/health/ready", 10)):
         _, container = pod(one(rendered, kind))
@@ -126,3 +138,43 @@ def test_each_program_has_its_own_command_and_the_resources_of_the_values() -> N
         assert container["args"] == ["python", "-m", module]
         assert container["resources"]["limits"]["memory"] == memory
         assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [("Deployment", ""), ("DaemonSet", "linkTarget.")])
+def test_pods_carry_the_annotations_and_priority_that_the_user_gives_each(kind: str, prefix: str) -> None:
+    documents = render("--set", f"{prefix}podAnnotations.team=edge,{prefix}priorityClassName=high")
+    plain = render()
+    (other,) = {"Deployment", "DaemonSet"} - {kind}
+    template = one(documents, kind)["spec"]["template"]
+    before = one(plain, kind)["spec"]["template"]
+    known = before["metadata"].get("annotations", {})
+    assert template["metadata"]["annotations"] == {**known, "team": "edge"}
+    assert template["spec"] == {**before["spec"], "priorityClassName": "high"}
+    assert one(documents, other)["spec"] == one(plain, other)["spec"]
+
+
+def operators_settings(documents: list[dict[str, Any]]) -> Settings:
+    _, container = pod(one(documents, "Deployment"))
+    return Settings.from_environment({each["name"]: each.get("value", "10.0.0.1") for each in container["env"]})
+
+
+def user_of(template: dict[str, Any]) -> list[Any]:
+    safety = template["spec"]["template"]["spec"]["securityContext"]
+    assert safety["runAsNonRoot"] is True
+    return [safety.get(name) for name in ("runAsUser", "runAsGroup")]
+
+
+@pytest.mark.parametrize(("value", "user"), [("65532", 65532), ("1000680000", 1000680000), ("null", None)])
+def test_all_pods_run_as_the_user_of_the_values_or_as_whom_the_platform_chooses(value: str, user: int | None) -> None:
+    documents = render("--set", f"runAsUser={value}")
+    settings = operators_settings(documents)
+    resource = pipeline()
+    edge = resource.spec.tiers[0]
+    made = children.gateway_objects(resource, settings)
+    made += children.profile_objects(resource, edge, name="n", profile="f", attempt=1, settings=settings)
+    made += [children.stage_deployment(resource, StageKey("edge", 0, 3, "f"), replicas=1, settings=settings)]
+    workloads = [each for each in (*documents, *made) if "template" in each.get("spec", {})]
+    assert len(workloads) == 5
+    assert [user_of(each) for each in workloads] == [[user, user]] * 5
+    for kind in ("Deployment", "DaemonSet"):
+        assert pod(one(documents, kind))[0]["securityContext"].get("fsGroup") == user

@@ -262,6 +262,10 @@ def test_tracing_variables_are_there_only_with_an_endpoint() -> None:
         ("resources.requests.memory=256MB", "memory"),
         ("image.operator.digest=5e5e", "digest"),
         ("imagePullSecrets[0].secret=pull", "imagePullSecrets"),
+        ("runAsUser=0", "runAsUser"),
+        ("podAnnotations.weight=1", "podAnnotations"),
+        ("priorityClassName=Very_High", "priorityClassName"),
+        ("linkTarget.priorityClass=high", "priorityClass"),
     ],
 )
 def test_a_mistyped_value_is_refused_by_name(setting: str, named: str) -> None:
@@ -275,9 +279,20 @@ def test_the_chart_passes_helms_strict_lint() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_two_releases_in_two_namespaces_share_no_object_of_the_cluster() -> None:
-    names = []
-    for namespace in ("one", "two"):
-        documents = render("--namespace", namespace, "--set", "crds.install=false")
-        names.append({d["metadata"]["name"] for d in documents if d["kind"].startswith("Cluster")})
-    assert not names[0] & names[1]
+def test_the_charts_readme_lists_every_value_with_its_default() -> None:
+    def leaves(values: dict[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
+        for key, value in values.items():
+            name = f"{path}{key}"
+            if isinstance(value, dict) and value and key not in ("resources", "affinity"):
+                yield from leaves(value, f"{name}.")
+            else:
+                yield name, value
+
+    table = dict(re.findall(r"^\| `([A-Za-z.]+)` \| (.*?) ?\| ", (CHART / "README.md").read_text(), re.MULTILINE))
+    values = dict(leaves(yaml.safe_load((CHART / "values.yaml").read_text())))
+    assert table.keys() == values.keys()
+    told = {name: yaml.safe_load(text.strip("`")) for name, text in table.items() if text.startswith("`")}
+    assert told == {name: values[name] for name in told}
+    assert {name for name, value in values.items() if value not in ("", None)} - told.keys() == {
+        "resources", "linkTarget.resources", "affinity",
+    }  # fmt: skip

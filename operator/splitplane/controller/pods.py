@@ -28,9 +28,6 @@ TLS_PATH = "/var/run/splitplane/tls"
 _TLS_VOLUME = "splitplane-tls"
 _CLIENTS_PATH = "/var/run/splitplane/client"
 
-_USER = 65532
-"""As the images have it; any other number would do."""
-
 GRACE_SECONDS = 60
 """How long a pod may go on with requests in flight once it was told to stop."""
 _UNLISTED_SECONDS = 3
@@ -215,22 +212,19 @@ def container_safety() -> Object:
     }
 
 
-def model_pod_safety(model: ModelSpec, tier: TierSpec) -> Object:
+def model_pod_safety(model: ModelSpec, tier: TierSpec, user: int | None) -> Object:
     """:func:`pod_safety`, and the right to write into the tier's cache of weights."""
     # A claim's files belong to root unless a group is named; looking through all of them at each start is left out.
-    more = {"fsGroup": _USER, "fsGroupChangePolicy": "OnRootMismatch"} if _caches(model, tier) else {}
-    return pod_safety() | more
+    cached = _caches(model, tier)
+    group = {"fsGroup": user} if cached and user is not None else {}  # a platform that gives users gives this, too
+    return pod_safety(user) | group | ({"fsGroupChangePolicy": "OnRootMismatch"} if cached else {})
 
 
-def pod_safety() -> Object:
+def pod_safety(user: int | None) -> Object:
     """What Pod Security's level ``restricted`` asks of a pod, and a user and group that own nothing."""
     # A kubelet takes the image's user but not its group: without both here, a pod's group is root's.
-    return {
-        "runAsNonRoot": True,
-        "runAsUser": _USER,
-        "runAsGroup": _USER,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
+    own = {} if user is None else {"runAsUser": user, "runAsGroup": user}
+    return {"runAsNonRoot": True, **own, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def scrape_annotations() -> dict[str, str]:

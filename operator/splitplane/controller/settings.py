@@ -19,6 +19,8 @@ class Settings:
     operator_image: str
     pull_secrets: tuple[str, ...] = ()
     """Names of Secrets by which these two images are pulled, looked for in each pipeline's own namespace."""
+    run_as_user: int | None = 65532
+    """User and group of pods; None leaves them to the platform. The default is what the images have."""
     pod_ip: str = _ANY_ADDRESS
     http_port: int = 8080
     window: int = 60
@@ -50,6 +52,7 @@ class Settings:
                 runtime_image=environment["SPLITPLANE_RUNTIME_IMAGE"],
                 operator_image=environment["SPLITPLANE_OPERATOR_IMAGE"],
                 pull_secrets=tuple(environment.get("SPLITPLANE_IMAGE_PULL_SECRETS", "").split()),
+                run_as_user=_user(environment.get("SPLITPLANE_RUN_AS_USER", "65532")),
                 pod_ip=environment.get("SPLITPLANE_POD_IP", _ANY_ADDRESS),
                 http_port=int(environment.get("SPLITPLANE_HTTP_PORT", "8080")),
                 window=_seconds(environment, "SPLITPLANE_PROMETHEUS_WINDOW_SECONDS", 60),
@@ -62,6 +65,14 @@ class Settings:
             )
         except KeyError as error:
             raise ValueError(f"the variable {error.args[0]} is not set; the chart sets it") from error
+
+
+def _user(text: str) -> int | None:
+    if text == "any":
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"SPLITPLANE_RUN_AS_USER must be a number above 0 or 'any', not {text!r}")
+    return int(text)
 
 
 def _one_of(environment: Mapping[str, str], name: str, allowed: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from kubernetes import client, config
 
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller import children
+from splitplane.controller.disruptions import stage_budget
 from splitplane.controller.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -68,9 +69,14 @@ def _apply(ask: Ask, resource: Object, *, user: str = "") -> tuple[bool, str]:
 
 
 def test_operator_may_make_everything_that_a_pipeline_needs(ask: Ask, pipeline: InferencePipeline) -> None:
-    for resource in [*_made_for(pipeline), _route_table(pipeline, 1)]:
+    *others, stage = _made_for(pipeline)
+    for resource in [*others, _route_table(pipeline, 1)]:
         made, said = _apply(ask, resource, user=OPERATOR)
         assert made, said
+    made, said = ask("apply", "--server-side", "--output=json", "-f", "-", user=OPERATOR, stdin=stage)
+    assert made, said
+    made, said = _apply(ask, stage_budget(json.loads(said)), user=OPERATOR)
+    assert made, said
 
 
 def test_operator_may_not_grant_what_it_does_not_hold(ask: Ask, pipeline: InferencePipeline) -> None:
@@ -233,6 +239,18 @@ def test_upgrade_brings_the_new_schema(ask: Ask, helm: Helm, installed: None, tm
     assert json.loads(names) == ["mprof"]
 
 
+def _second(helm: Helm, *arguments: str) -> str:
+    """What Helm would do with another release, in another namespace."""
+    return helm("install", "second", str(CHART), "--namespace=default", "--dry-run=server",
+                "--set=prometheus.url=http://prometheus.example:9090", *arguments)  # fmt: skip
+
+
+def test_a_second_release_is_refused_since_it_would_operate_the_same_pipelines(helm: Helm, installed: None) -> None:
+    told = "already installed, as splitplane-system/splitplane, and operates the pipelines of all namespaces"
+    with pytest.raises(pytest.fail.Exception, match=told):
+        _second(helm, "--set=crds.install=false")
+
+
 def test_uninstall_leaves_pipelines_alone_and_the_next_install_takes_them_over(
     ask: Ask, helm: Helm, pipeline: InferencePipeline
 ) -> None:
@@ -241,6 +259,10 @@ def test_uninstall_leaves_pipelines_alone_and_the_next_install_takes_them_over(
         found, _ = ask("get", "ipipe", pipeline.metadata.name, f"--namespace={pipeline.metadata.namespace}")
         assert found
         assert not ask("get", "deployment", "splitplane", "--namespace=splitplane-system")[0]
+        # As docs/install.md says: the definitions still name their release, and another one has to take them.
+        with pytest.raises(pytest.fail.Exception, match="invalid ownership metadata"):
+            _second(helm)
+        assert "kind: Deployment" in _second(helm, "--take-ownership")
     finally:
         helm("install", "splitplane", str(CHART), "--set=prometheus.url=http://prometheus.example:9090")
     found, said = ask("get", "ipipe", pipeline.metadata.name, f"--namespace={pipeline.metadata.namespace}")
