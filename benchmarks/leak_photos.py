@@ -6,9 +6,8 @@ leaves in ``build/leak/photos.safetensors`` serves ``splitplane model leak`` for
 """
 
 import argparse
-import importlib.util
 import json
-from pathlib import Path
+from collections import OrderedDict
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.leak import OUT
-from splitplane.model import scores
-from splitplane.model.inversion import WIDTHS, draw
+from benchmarks._inversion import OUT, attack, package_data, train
 
 PHOTOGRAPHS = (
     "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
@@ -31,7 +28,7 @@ CRAFT_SIDE, CRAFT_MOST_OF_ONE = 64, 60
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's channels, as the text detector takes its images."""
 CHANNELS = (32, 32, 64, 64, 64, 64)
-ATTACKED = {"conv1": "SSIM about 0.99", "conv4": "about 0.69", "conv6": "about 0.31"}
+ATTACKED = {"layers.relu1": "SSIM about 0.99", "layers.relu4": "about 0.69", "layers.relu6": "about 0.31"}
 """Layers, with what He, Zhang and Lee report on CIFAR-10."""
 
 
@@ -40,36 +37,23 @@ class SixConvolutions(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
         before = 3
         for number, width in enumerate(CHANNELS, start=1):
-            layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+            layers[f"conv{number}"], layers[f"relu{number}"] = nn.Conv2d(before, width, 3, padding=1), nn.ReLU()
             before = width
             if number % 2 == 0:
-                layers.append(nn.MaxPool2d(2))
-        self.layers = nn.Sequential(*layers)
+                layers[f"pool{number}"] = nn.MaxPool2d(2)
+        self.layers = nn.Sequential(layers)
         self.last = nn.Linear(before * (SIDE // 8) ** 2, classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.last(self.layers(image).flatten(1))  # type: ignore[no-any-return]
 
-    def after(self, image: torch.Tensor, convolution: int) -> torch.Tensor:
-        """What the ReLU of so many a convolution gives."""
-        passed = 0
-        for layer in self.layers:
-            image = layer(image)
-            passed += isinstance(layer, nn.ReLU)
-            if passed == convolution:
-                return image
-        raise ValueError(f"there are {passed} convolutions")
-
 
 def patches(side: int, most: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Patches in 0..1 that do not overlap, in random order, and of which photograph each is."""
-    spec = importlib.util.find_spec("skimage")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    folder = Path(spec.submodule_search_locations[0]) / "data"
+    folder = package_data("skimage")
     found, labels = [], []
     generator = torch.Generator().manual_seed(0)
     for label, name in enumerate(PHOTOGRAPHS):
@@ -86,19 +70,14 @@ def trained(images: torch.Tensor, labels: torch.Tensor, held_out: int, steps: in
     """The network, and its share of right answers on the held-out patches."""
     torch.manual_seed(0)
     model = SixConvolutions(len(PHOTOGRAPHS))
-    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
-    for _ in range(steps):
-        chosen = torch.randint(len(images) - held_out, (64,))
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+    train(model, images[:-held_out], labels[:-held_out], steps=steps, rate=1e-3)
     with torch.no_grad():
         return model, float((model(images[-held_out:]).argmax(1) == labels[-held_out:]).float().mean())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="at most, for each attack")
+    parser.add_argument("--seconds", type=float, default=20.0, help="at most, for each decoder")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--training", type=int, default=250, help="steps of training the network")
     options = parser.parse_args()
@@ -112,28 +91,9 @@ def main() -> None:
     held_out = len(images) // 5
     model, right = trained(images, labels, held_out, options.training)
     print(f"{len(images)} patches; {right:.1%} of those held out are told from which photograph they are", flush=True)
-    given: dict[str, torch.Tensor] = {"input": images}
-    with torch.no_grad():
-        given |= {name: model.after(images, int(name[-1])) for name in ATTACKED}
-    given["conv1 of others"] = given["conv1"][torch.randperm(len(images), generator=torch.Generator().manual_seed(1))]
-    rows = []
-    for name, value in given.items():
-        drawn = draw(
-            {"x": value}, images, held_out, width=WIDTHS["large"], seconds=options.seconds, steps=options.steps
-        )
-        ssim = float(scores.ssim(drawn.guesses, images[-held_out:]).mean())
-        psnr = float(scores.psnr(drawn.guesses, images[-held_out:]).mean())
-        correlation = scores.distance_correlation(images[:400], value[:400])
-        rows.append({"after": name, "ssim": ssim, "psnr": psnr, "steps": drawn.steps, "correlation": correlation})
-        print(
-            f"{name:16} {list(value.shape[1:])}: SSIM {ssim:.3f}, PSNR {psnr:.1f} dB, {drawn.steps} steps, distance "
-            f"correlation {correlation:.2f}; on CIFAR-10 by He, Zhang and Lee: {ATTACKED.get(name, '')}",
-            flush=True,
-        )
-    clean = [row for row in rows if row["after"] in ATTACKED]
-    rank = scores.rank_correlation([row["correlation"] for row in clean], [row["ssim"] for row in clean])  # type: ignore[misc]
-    print(f"rank correlation of distance correlation with SSIM {rank}")
-    (OUT / "leak-photos.json").write_text(json.dumps({"rows": rows, "rank": rank, "right": right}, indent=2))
+    report, rows = attack(model, images, ATTACKED, seconds=options.seconds, steps=options.steps)
+    told = {"input": report.input_control, "shuffled": report.shuffled_control, "rank": report.rank_correlation}
+    (OUT / "leak-photos.json").write_text(json.dumps({**told, "rows": rows, "right": right}, indent=2))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from splitplane.cli import app
@@ -84,3 +86,22 @@ def test_profile_measures_the_factorys_own_values_and_draws_them(tmp_path: Path)
     assert result["device"]["prefixSeconds"][-1] > 0.0
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert "segments" in done.stderr
+
+
+def test_profile_draws_the_leak_too_where_real_inputs_are_given(tmp_path: Path) -> None:
+    picture, inputs = tmp_path / "profile.png", tmp_path / "inputs.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    save_file({"x": torch.randn(220, 2, generator=generator) @ torch.randn(2, 64, generator=generator)}, inputs)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("splitplane"), "model", "profile", SKIPS.factory, "--input", "x:FP32:-1,64",
+         "--path", ".", "--json", "--seconds", "1", "--threads", "1", "--batch", "2", "--plot", str(picture),
+         "--calibration", str(inputs), "--leak-seconds", "6"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    inner = range(1, len(result["cuts"]) - 1)
+    assert {each["cut"] for each in result["leak"]["attacks"]} <= set(inner)
+    assert result["leak"]["samples"] == 220
+    # Three panels are half as high again as two: 10.5 inches at 150 dots.
+    assert int.from_bytes(picture.read_bytes()[20:24], "big") == 1575

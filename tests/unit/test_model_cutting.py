@@ -256,6 +256,34 @@ def test_a_file_that_holds_other_integers_than_a_rebuilt_buffer_is_refused(make:
     load_partition(source, 3, None)  # what is read by another range only
 
 
+class Branching(nn.Module):
+    """Two layers and a branch between them, which calls one of two functions."""
+
+    negative: Callable[[torch.Tensor], torch.Tensor] = staticmethod(torch.sin)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        (x,) = torch.cond(x.sum() > 0, lambda x: (torch.relu(x),), lambda x: (self.negative(x),), (x,))
+        return self.last(x)
+
+
+class BranchingOtherwise(Branching):
+    """The same but for what is within one branch."""
+
+    negative = staticmethod(torch.cos)
+
+
+def test_the_fingerprint_covers_what_is_within_branches(make: Make) -> None:
+    first, again, other = (export(make(each, VECTOR)) for each in (Branching, Branching, BranchingOtherwise))
+    assert first.refusal is None
+    assert [cut.schema_hash for cut in first.cuts] == [cut.schema_hash for cut in other.cuts]
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+
+
 def test_the_fingerprint_covers_graph_and_weights_and_nothing_that_varies(make: Make) -> None:
     first = export(make(Shrinking, VECTOR)).fingerprint
     assert export(make(Shrinking, VECTOR)).fingerprint == first

@@ -5,7 +5,8 @@ Both need real inputs, which stay on the machine that this runs on; only the sha
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -26,8 +27,9 @@ from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
 from splitplane.domain.profiles import BASE_CODECS
 
 if TYPE_CHECKING:
-    from splitplane.model import Partition
+    from splitplane.model import ModelSource, Partition
     from splitplane.model.calibration import Calibration
+    from splitplane.model.leak import LeakReport
     from splitplane.model.profile import Codec
 
 WeightsUri = Annotated[str, typer.Option(help="As in spec.model.weights.uri, such as file:///...safetensors.")]
@@ -165,34 +167,73 @@ def leak(
             lambda spec: with_leakage(spec, leaks, measurement),
         )  # fmt: skip
     if as_json:
-        rows = [
-            {
-                "cut": each.cut, "name": cuts[each.cut].name, "codec": each.codec, "decoder": each.decoder,
-                "score": each.score, "psnr": each.psnr, "above": each.above, "steps": each.steps,
-                "distanceCorrelation": report.correlations[each.cut],
-            }
-            for each in report.attacks
-        ]  # fmt: skip
-        controls = {"input": report.input_control, "shuffled": report.shuffled_control}
-        told = {"attack": ATTACK, "score": report.score, "samples": report.samples, "controls": controls}
-        told |= {"rankCorrelation": report.rank_correlation, "attacks": rows}
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(leak_dict(report, [each.name for each in cuts]), indent=2))
         return
+    out.print(leak_table(report, [each.name for each in cuts], threshold))
+    out.print(leak_controls(report))
+
+
+def leak_along(
+    source: "ModelSource",
+    calibration: Path,
+    *,
+    budget_seconds: float,
+    threads: int,
+    progress: Callable[[float, str], None],
+) -> "LeakReport":
+    """Attack up to six cuts, evenly, in fp32. Raises :class:`ModelError`."""
+    from splitplane.model import load_partition
+    from splitplane.model.calibration import read_calibration
+    from splitplane.model.leak import measure_leak
+    from splitplane.runtime.profiling import wire_codecs
+
+    partition, began = load_partition(source, 0, None), time.monotonic()
+    return measure_leak(
+        partition, read_calibration(calibration, source.inputs), {"fp32": wire_codecs()["fp32"]},
+        choose_cuts(range(1, len(partition.graph.cuts) - 1), MOST_CUTS), budget_seconds=budget_seconds,
+        threads=threads,
+        progress=lambda text: progress(min(1.0, (time.monotonic() - began) / budget_seconds), text),
+    )  # fmt: skip
+
+
+def leak_dict(report: "LeakReport", names: Sequence[str]) -> dict[str, Any]:
+    """A report in JSON; ``names`` are those of all cuts."""
+    rows = [
+        {
+            "cut": each.cut, "name": names[each.cut], "codec": each.codec, "decoder": each.decoder,
+            "score": each.score, "psnr": each.psnr, "above": each.above, "steps": each.steps,
+            "distanceCorrelation": report.correlations[each.cut],
+        }
+        for each in report.attacks
+    ]  # fmt: skip
+    return {
+        "attack": report.attack, "score": report.score, "samples": report.samples,
+        "controls": {"input": report.input_control, "shuffled": report.shuffled_control},
+        "rankCorrelation": report.rank_correlation, "attacks": rows,
+    }  # fmt: skip
+
+
+def leak_table(report: "LeakReport", names: Sequence[str], threshold: float = 0.5) -> Table:
+    """A row for each attack; ``names`` are those of all cuts."""
     above = f"above {threshold:g}"
     table = Table("cut", "after", "codec", "decoder", report.score, "PSNR, dB", above, "steps", "distance corr.")
     for each in report.attacks:
         psnr = "" if each.psnr is None else f"{each.psnr:.1f}"
         table.add_row(
-            str(each.cut), cuts[each.cut].name, each.codec, each.decoder, f"{each.score:.3f}", psnr,
-            f"{each.above:.0%}", str(each.steps), f"{report.correlations[each.cut]:.3f}",
+            str(each.cut), names[each.cut], each.codec, each.decoder, f"{each.score:.3f}", psnr, f"{each.above:.0%}",
+            str(each.steps), f"{report.correlations[each.cut]:.3f}",
         )  # fmt: skip
-    out.print(table)
+    return table
+
+
+def leak_controls(report: "LeakReport") -> str:
+    """What the figures are worth."""
     rank = report.rank_correlation
-    out.print(
+    return (
         f"Controls: the input itself {report.input_control:.3f} (should be about 1), other inputs' activations "
         f"{report.shuffled_control:.3f}. Rank correlation of distance correlation and score: "
-        f"{'unknown' if rank is None else f'{rank:.2f}'}.\nA lower bound, by this attack: {ATTACK}; a stronger one may "
-        "see more."
+        f"{'unknown' if rank is None else f'{rank:.2f}'}.\nA lower bound, by this attack: {report.attack}; a stronger "
+        "one may see more."
     )
 
 

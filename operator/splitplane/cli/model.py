@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from splitplane.cli.calibrated import leak_along, leak_controls, leak_dict, leak_table
 from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
 from splitplane.cli.plans import out
 from splitplane.cli.profiles import MeasureProgress, own_weights, plotting, profile_tables
@@ -138,8 +139,14 @@ def profile(
     threads: Annotated[int | None, typer.Option(min=1, help="Compute threads. [default: all cores]")] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="Time for measuring, once the model is loaded.")] = 30.0,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw time and bytes along the depth. Needs splitplane[plot].", dir_okay=False)
+        Path | None,
+        typer.Option(help="Draw time, bytes and leak along the depth. Needs splitplane[plot].", dir_okay=False),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Real inputs, on which the leak of up to 6 cuts is measured."),
+    ] = None,
+    leak_seconds: Annotated[float, typer.Option(min=1.0, help="Time for that.")] = 600.0,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on this machine as a profile job does on a node: time along the depth, codecs, bytes, memory."""
@@ -148,20 +155,31 @@ def profile(
     from splitplane.model import ModelError, libraries
     from splitplane.runtime.profiling import profile_model
 
-    libraries.use_threads(threads or os.cpu_count() or 1)
+    most = threads or os.cpu_count() or 1
+    libraries.use_threads(most)
     try:
         with MeasureProgress(Console(stderr=True)) as progress, own_weights(source) as given:
             result = profile_model(
                 given, "this-machine", say=progress.say, progress=progress.measured, budget_seconds=seconds,
                 batches=tuple(sorted({1, *(batch or (4, 16))})),
             )  # fmt: skip
+            leaked = None
+            if calibration is not None:
+                leaked = leak_along(
+                    given, calibration, budget_seconds=leak_seconds, threads=most, progress=progress.measured
+                )
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
+    names = [cut.name for cut in result.profile.cuts]
     if as_json:
-        typer.echo(json.dumps(to_dict(result), indent=2))
+        leak_found = {} if leaked is None else {"leak": leak_dict(leaked, names)}
+        typer.echo(json.dumps({**to_dict(result), **leak_found}, indent=2))
     else:
         for table in profile_tables(result):
             out.print(table)
+        if leaked is not None:
+            out.print(leak_table(leaked, names))
+            out.print(leak_controls(leaked))
     if plot is not None and draw is not None:
-        draw(result, plot)
+        draw(result, leaked, plot)
         typer.echo(f"drawn: {plot}", err=True)

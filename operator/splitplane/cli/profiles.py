@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from splitplane.domain.leaks import spread
 from splitplane.domain.profiles import BASE_CODECS, ZSTD
 from splitplane.domain.profiles_io import ProfileResult
 
 if TYPE_CHECKING:
     from splitplane.model import ModelSource
+    from splitplane.model.leak import LeakReport
 
 MB, KB = 1e6, 1e3
 
@@ -89,8 +91,8 @@ def profile_tables(result: ProfileResult) -> list[Table]:
     _right(sizes, 0)
     own = (1, device.threads, whole, device.time_cv)
     others = [(each.batch, each.threads, each.prefix_seconds[-1], each.time_cv) for each in device.timings]
-    for batch, threads, seconds, spread in sorted([own, *others]):
-        sizes.add_row(str(batch), str(threads), f"{seconds * 1e3:.1f}", f"{seconds * 1e3 / batch:.1f}", f"{spread:.1%}")
+    for batch, threads, seconds, cv in sorted([own, *others]):
+        sizes.add_row(str(batch), str(threads), f"{seconds * 1e3:.1f}", f"{seconds * 1e3 / batch:.1f}", f"{cv:.1%}")
     codecs = Table("codec", "encode, ms/MB", "decode, ms/MB", "of fp32's bytes", title="Codecs, per MB of fp32")
     _right(codecs, 1)
     inner = profile.cuts[1:-1] or profile.cuts[-1:]
@@ -108,7 +110,7 @@ def _right(table: Table, first: int) -> None:
         column.justify = "right"
 
 
-def plotting() -> Callable[[ProfileResult, Path], None]:
+def plotting() -> "Callable[[ProfileResult, LeakReport | None, Path], None]":
     """What draws a profile. Raises ``typer.BadParameter`` where matplotlib is not installed, before time is spent."""
     try:
         matplotlib: Any = importlib.import_module("matplotlib")
@@ -117,10 +119,12 @@ def plotting() -> Callable[[ProfileResult, Path], None]:
     except ImportError as error:
         raise typer.BadParameter(f"{error}: pip install 'splitplane[plot]'") from error
 
-    def draw(result: ProfileResult, path: Path) -> None:
+    def draw(result: ProfileResult, leak: "LeakReport | None", path: Path) -> None:
         profile, device = result.profile, result.device
         cuts = range(len(profile.cuts))
-        figure, (above, below) = pyplot.subplots(2, sharex=True, figsize=(max(7, len(cuts) / 4), 7), layout="tight")
+        panels = 2 if leak is None else 3
+        size = max(7, len(cuts) / 4), 3.5 * panels
+        figure, (above, below, *more) = pyplot.subplots(panels, sharex=True, figsize=size, layout="tight")
         above.set_title(f"{result.model} on {device.threads} threads")
         above.plot(cuts, [seconds * 1e3 for seconds in device.prefix_seconds], marker="o", label="batch 1")
         for timing in device.timings:
@@ -133,9 +137,23 @@ def plotting() -> Callable[[ProfileResult, Path], None]:
             below.step(cuts, [cut.wire_bytes[codec] / KB for cut in profile.cuts], where="mid", label=codec)
         below.set_yscale("log")
         below.set_ylabel("kB across the cut, a sample")
-        below.set_xticks(list(cuts), [cut.name for cut in profile.cuts], rotation=90, fontsize=7)
         below.legend(ncols=3, fontsize=8)
+        if leak is not None:
+            _draw_leak(more[0], leak, len(cuts))
+        figure.axes[-1].set_xticks(list(cuts), [cut.name for cut in profile.cuts], rotation=90, fontsize=7)
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
 
     return draw
+
+
+def _draw_leak(panel: Any, leak: "LeakReport", cuts: int) -> None:
+    """What was got of the input at each attacked cut, what the others count as, and the two controls."""
+    found = leak.worst()
+    panel.step(range(cuts), [each["fp32"] for each in spread(found, cuts)], where="mid", label="counts as, fp32")
+    panel.plot([cut for cut, _ in found], list(found.values()), "o", label="attacked")
+    panel.axhline(leak.input_control, linestyle=":", color="grey", label="control: the input itself")
+    panel.axhline(leak.shuffled_control, linestyle="--", color="grey", label="control: other inputs")
+    panel.set_ylim(-0.02, 1.02)
+    panel.set_ylabel(f"leak, at least\n({leak.score})")
+    panel.legend(fontsize=8)

@@ -210,6 +210,10 @@ def _graph_lines(program: Program) -> Iterable[str]:
         yield f"{node.op} {node.name} {node.target} {node.args} {node.kwargs} {_form(traced, node)}"
     for node, value in traced.constants.items():
         yield f"constant {node.name} {hashlib.sha256(tensor_bytes(value.contiguous())).hexdigest()}"
+    for name, module in traced.root.named_modules():  # branches and loops, which nodes call by name
+        if name and isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                yield f"in {name}: {node.op} {node.name} {node.target} {node.args} {node.kwargs}"
 
 
 def _form(traced: Traced, node: fx.Node) -> str:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -18,7 +19,6 @@ from splitplane.model.defending import defend
 from splitplane.model.errors import CalibrationError
 from splitplane.model.inversion import STEPS, WIDTHS
 from splitplane.model.memory import available_bytes
-from splitplane.model.partitions import Partition
 from splitplane.model.profile import Codec
 from splitplane.model.targets import targets_of
 
@@ -41,6 +41,12 @@ HELD_OUT = 5
 WEAKEST_CONTROL, FEWEST_STEPS = 0.9, 100
 """Attacks that score less on the input itself, or were trained for less, are too weak for a limit to rest on them."""
 CORRELATED_SAMPLES = 400
+
+
+class Runs(Protocol):
+    """What gives what crosses a cut: a wholly resident partition."""
+
+    def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,7 @@ class LeakReport:
     attacks: tuple[Attack, ...]
     correlations: Mapping[int, float]
     rank_correlation: float | None
+    attack: str = ATTACK
 
     @property
     def weakness(self) -> str:
@@ -97,7 +104,7 @@ class LeakReport:
 
 
 def measure_leak(
-    partition: Partition,
+    partition: Runs,
     calibration: Calibration,
     codecs: Mapping[str, Codec],
     cuts: Sequence[int],
@@ -127,7 +134,7 @@ def measure_leak(
 
 
 def _affordable(
-    partition: Partition, calibration: Calibration, codecs: Mapping[str, Codec], cuts: Sequence[int], seconds: float,
+    partition: Runs, calibration: Calibration, codecs: Mapping[str, Codec], cuts: Sequence[int], seconds: float,
     memory: int,
 ) -> int:  # fmt: skip
     """How many inputs memory and time allow."""
@@ -162,7 +169,7 @@ def _affordable(
 
 
 def _measure(
-    partition: Partition,
+    partition: Runs,
     calibration: Calibration,
     codecs: Mapping[str, Codec],
     cuts: Sequence[int],
@@ -260,7 +267,7 @@ def defended(codec: Codec, defence: Defence, *, seed: int = 0) -> Codec:
     )
 
 
-def _activations(partition: Partition, calibration: Calibration, cut: int) -> dict[str, torch.Tensor]:
+def _activations(partition: Runs, calibration: Calibration, cut: int) -> dict[str, torch.Tensor]:
     """What crosses a cut, ``[samples, ...]``."""
     return _in_parts(
         lambda part: partition.run(0, cut, {name: value[part] for name, value in calibration.inputs.items()}),
