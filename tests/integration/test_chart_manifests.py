@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 def rendered() -> str:
     return subprocess.run(
         [str(binaries.ensure("helm")), "template", "release", str(install.find_chart()), "--namespace=default",
-         "--set=prometheus.url=http://prometheus.example:9090"],
+         "--set=prometheus.url=http://prometheus.example:9090,networkPolicy.enabled=true,mtls.mode=Authority"],
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout  # fmt: skip
 

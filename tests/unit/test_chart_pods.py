@@ -178,3 +178,18 @@ def test_all_pods_run_as_the_user_of_the_values_or_as_whom_the_platform_chooses(
     assert [user_of(each) for each in workloads] == [[user, user]] * 5
     for kind in ("Deployment", "DaemonSet"):
         assert pod(one(documents, kind))[0]["securityContext"].get("fsGroup") == user
+
+
+def test_network_policies_let_in_what_each_pod_serves_and_nothing_else() -> None:
+    assert "NetworkPolicy" not in {document["kind"] for document in render()}
+    documents = render("--set", "networkPolicy.enabled=true")
+    for kind, component in (("Deployment", "operator"), ("DaemonSet", "link-target")):
+        workload = one(documents, kind)
+        policy = one(documents, "NetworkPolicy", component)["spec"]
+        assert policy["podSelector"]["matchLabels"] == workload["spec"]["selector"]["matchLabels"]
+        assert policy["policyTypes"] == ["Ingress"]
+        served = [{"port": port["name"], "protocol": "TCP"} for port in pod(workload)[1]["ports"]]
+        assert policy["ingress"] == [{"ports": served}]
+    few = render("--set", "networkPolicy.enabled=true,linkTarget.enabled=false")
+    one(few, "NetworkPolicy", "operator")
+    assert len([each for each in few if each["kind"] == "NetworkPolicy"]) == 1
