@@ -106,10 +106,10 @@ def account(kubectl: Kubectl, ns: str, folder: Path) -> Path:
     )
     rules = [
         {"apiGroups": ["splitplane.dev"], "resources": ["routetables"], "resourceNames": ["tracker"],
-         "verbs": ["get", "list", "watch"]},
+         "verbs": ["list", "watch"]},
         {"apiGroups": ["splitplane.dev"], "resources": ["routetables/status"], "resourceNames": ["tracker"],
          "verbs": ["patch"]},
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
     ]  # fmt: skip
     for body in children.service_account_objects(pipeline, "tracker-gateway", "gateway", rules):
         body["metadata"].pop("ownerReferences", None)

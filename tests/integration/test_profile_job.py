@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def credentials(kubectl: Kubectl, kubeconfig: Path, namespace: str, tmp_path: Path) -> Path:
     """A kubeconfig of a ServiceAccount that may get and patch the ConfigMap ``result`` and nothing else."""
     kubectl("-n", namespace, "create", "serviceaccount", "job")
-    rights = ("--verb=get,patch", "--resource=configmaps", "--resource-name=result")
+    rights = ("--verb=patch", "--resource=configmaps", "--resource-name=result")
     kubectl("-n", namespace, "create", "role", "job", *rights)
     kubectl("-n", namespace, "create", "rolebinding", "job", "--role=job", f"--serviceaccount={namespace}:job")
     config = yaml.safe_load(kubeconfig.read_text())

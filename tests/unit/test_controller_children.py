@@ -277,7 +277,7 @@ def test_a_jobs_rights_end_at_its_result() -> None:
     objects = profile_objects(pipeline(), pipeline().spec.tiers[0], name="n", profile="p", attempt=1, settings=SETTINGS)
     [role] = [body for body in objects if body["kind"] == "Role"]
     assert role["rules"] == [
-        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["n"], "verbs": ["get", "patch"]}
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["n"], "verbs": ["patch"]}
     ]
 
 

@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any
 
 _FOLDER = "audit"
+_OWN = "system:serviceaccounts:splitplane-system"
 _POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
     "rules": [
-        {"level": "Metadata", "userGroups": ["system:serviceaccounts:splitplane-system"]},
+        {
+            "level": "RequestResponse",  # tells which rights a Role gives that goes again with its pipeline
+            "userGroups": [_OWN],
+            "resources": [{"group": "rbac.authorization.k8s.io", "resources": ["roles"]}],
+        },
+        {"level": "Metadata", "userGroups": [_OWN]},
+        {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},  # pipelines' own, in any namespace
         {"level": "None"},
     ],
 }

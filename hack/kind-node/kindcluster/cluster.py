@@ -128,7 +128,7 @@ class Cluster:
         return engines.state() / "unfinished"
 
     def audit_events(self) -> list[dict[str, Any]]:
-        """What the API server was asked by Splitplane's accounts, oldest first."""
+        """What the API server was asked by ServiceAccounts, but for Kubernetes' own, oldest first."""
         return audit.events(self.engine.run("exec", CONTROL_PLANE, "cat", audit.log_path(SHARED_FOLDER)))
 
     def save(self, images: Images) -> None:

@@ -139,7 +139,7 @@ def gateway_objects(pipeline: InferencePipeline, settings: Settings) -> list[Obj
                     "apiGroups": ["splitplane.dev"],
                     "resources": ["routetables"],
                     "resourceNames": [pipeline.metadata.name],
-                    "verbs": ["get", "list", "watch"],
+                    "verbs": ["list", "watch"],
                 },
                 {
                     "apiGroups": ["splitplane.dev"],
@@ -147,7 +147,7 @@ def gateway_objects(pipeline: InferencePipeline, settings: Settings) -> list[Obj
                     "resourceNames": [pipeline.metadata.name],
                     "verbs": ["patch"],
                 },
-                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
             ],
         ),
         _gateway_deployment(pipeline, settings),
@@ -291,7 +291,7 @@ def _job_objects(
 ) -> list[Object]:  # fmt: skip
     metadata = _metadata(pipeline, name, component, **more)
     rights = [
-        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "patch"]},
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["patch"]},
     ]
     template["metadata"] = {"labels": labels(pipeline.metadata.name, component, **more)}
     pod = template["spec"]
