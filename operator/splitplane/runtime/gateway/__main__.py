@@ -15,6 +15,7 @@ with importing():
     from splitplane.runtime.environment import SettingsError
     from splitplane.runtime.gateway.app import Gateway
     from splitplane.runtime.gateway.settings import Settings
+    from splitplane.runtime.memory import keep_freed
 
 logger = logging.getLogger("splitplane.gateway")
 
@@ -45,6 +46,7 @@ def main() -> int:
         logger.error("%s", error)
         return 2
     try:
+        keep_freed()
         tracing.begin(os.environ, service="splitplane-gateway", **settings.described())
         asyncio.run(_run(settings))
         tracing.end()

@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from splitplane.model import ModelError, ModelSource, libraries, load_partition
 from splitplane.runtime import emulation, tracing
 from splitplane.runtime.environment import SettingsError
+from splitplane.runtime.memory import keep_freed
 from splitplane.runtime.stage import server
 from splitplane.runtime.stage.computing import Runnable
 from splitplane.runtime.stage.settings import Settings
@@ -48,6 +49,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     try:
         settings = Settings.from_environment(os.environ)
+        keep_freed()
         libraries.use_threads(settings.threads)
         tracing.begin(os.environ, service="splitplane-stage", **settings.described())
         emulation.speed_factor()  # a wrong one should end the start, not each request
