@@ -166,7 +166,7 @@ def user_of(template: dict[str, Any]) -> list[Any]:
 
 @pytest.mark.parametrize(("value", "user"), [("65532", 65532), ("1000680000", 1000680000), ("null", None)])
 def test_all_pods_run_as_the_user_of_the_values_or_as_whom_the_platform_chooses(value: str, user: int | None) -> None:
-    documents = render("--set", f"runAsUser={value}")
+    documents = render("--set-json", f"runAsUser={value}")  # a float, as of a file of values
     settings = operators_settings(documents)
     resource = pipeline()
     edge = resource.spec.tiers[0]
@@ -175,9 +175,11 @@ def test_all_pods_run_as_the_user_of_the_values_or_as_whom_the_platform_chooses(
     made += [children.stage_deployment(resource, StageKey("edge", 0, 3, "f"), replicas=1, settings=settings)]
     workloads = [each for each in (*documents, *made) if "template" in each.get("spec", {})]
     assert len(workloads) == 5
-    assert [user_of(each) for each in workloads] == [[user, user]] * 5
+    users = [user_of(each) for each in workloads]
+    assert users == [[user, user]] * 5
+    assert not any(isinstance(each, float) for pair in users for each in pair)
     for kind in ("Deployment", "DaemonSet"):
-        assert pod(one(documents, kind))[0]["securityContext"].get("fsGroup") == user
+        assert repr(pod(one(documents, kind))[0]["securityContext"].get("fsGroup")) == repr(user)
 
 
 def test_network_policies_let_in_what_each_pod_serves_and_nothing_else() -> None:

@@ -24,7 +24,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- if contains "splitplane" .Release.Name }}{{ .Release.Name }}{{ else }}{{ printf "%s-splitplane" .Release.Name | trunc 43 | trimSuffix "-" }}{{ end }}
 {{- end }}
 
-{{- /* Names of the cluster's own objects: two releases in different namespaces must not share them. */ -}}
+{{- /* Names of the cluster's own objects tell whose they are: validate.yaml looks for those of another release. */ -}}
 {{- define "splitplane.clusterName" -}}
 {{ printf "%s:%s" .Release.Namespace (include "splitplane.name" .) }}
 {{- end }}
