@@ -11,6 +11,8 @@ Right = tuple[str, str, str]
 """API group, resource (with its subresource), verb."""
 
 _ACCOUNTS = f"system:serviceaccount:{NAMESPACE}:"
+_DECISION = "authorization.k8s.io/decision"
+"""Missing where the API server was too busy to decide."""
 _SELECTOR = "--selector=app.kubernetes.io/name=splitplane"
 
 NOT_COUNTED = "splitplane-tests"
@@ -93,7 +95,7 @@ def asked(events: Iterable[dict[str, Any]]) -> Iterator[Right]:
             resource = "/".join(filter(None, (at["resource"], at.get("subresource"))))
             group = at.get("apiGroup", "")
             yield group, resource, event["verb"]
-            if event["verb"] == "patch" and event["responseStatus"]["code"] == 201:
+            if event["verb"] == "patch" and event.get("responseStatus", {}).get("code") == 201:
                 yield group, resource, "create"  # server-side apply of what was not there asks for both
 
 
@@ -103,7 +105,7 @@ def granted(rules: Iterable[dict[str, Any]]) -> set[Right]:
 
 
 def _refused(events: Iterable[dict[str, Any]]) -> list[str]:
-    return [_words(event) for event in events if event["annotations"]["authorization.k8s.io/decision"] == "forbid"]
+    return [_words(event) for event in events if event.get("annotations", {}).get(_DECISION) == "forbid"]
 
 
 def _words(event: dict[str, Any]) -> str:
