@@ -36,6 +36,7 @@ class LinkMetrics:
     def __init__(self, registry: CollectorRegistry, *, namespace: str, pipeline: str) -> None:
         self._labels = {"namespace": namespace, "pipeline": pipeline}
         names = (*POD_LABELS, "source", "target")
+        self._children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._bytes = Counter(
             "splitplane_link_bytes", "Payload bytes sent and received over a link", names, registry=registry
         )
@@ -49,8 +50,13 @@ class LinkMetrics:
 
     def transferred(self, *, source: str, target: str, size: int, seconds: float) -> None:
         """Count one call: ``size`` bytes in both directions, ``seconds`` for both (negative is taken as 0)."""
-        self._bytes.labels(**self._labels, source=source, target=target).inc(size)
-        self._seconds.labels(**self._labels, source=source, target=target).observe(max(0.0, seconds))
+        children = self._children.get((source, target))
+        if children is None:
+            labels = {**self._labels, "source": source, "target": target}
+            children = self._children[source, target] = self._bytes.labels(**labels), self._seconds.labels(**labels)
+        transferred, lasted = children
+        transferred.inc(size)
+        lasted.observe(max(0.0, seconds))
 
 
 class StageMetrics:
@@ -60,6 +66,7 @@ class StageMetrics:
         self._labels = {"namespace": namespace, "pipeline": pipeline, "tier": tier}
         self.links = LinkMetrics(registry, namespace=namespace, pipeline=pipeline)
         names = (*POD_LABELS, "tier", "range")
+        self._children: dict[tuple[int, int], tuple[Histogram, Counter]] = {}
         self._seconds = Histogram(
             "splitplane_stage_duration_seconds",
             "Compute seconds of a range, emulated slowness included, as if each request were computed by itself",
@@ -90,9 +97,13 @@ class StageMetrics:
 
     def computed(self, *, first: int, last: int, seconds: float) -> None:
         """Count one request's run of ``[first, last)``: what it takes, or would have taken, by itself."""
-        labels = {**self._labels, "range": f"{first}-{last}"}
-        self._seconds.labels(**labels).observe(seconds)
-        self._squared.labels(**labels).inc(seconds * seconds)
+        children = self._children.get((first, last))
+        if children is None:
+            labels = {**self._labels, "range": f"{first}-{last}"}
+            children = self._children[first, last] = self._seconds.labels(**labels), self._squared.labels(**labels)
+        took, squared = children
+        took.observe(seconds)
+        squared.inc(seconds * seconds)
 
     def watch_queue(self, depth: Callable[[], float]) -> None:
         """Read the queue's depth from ``depth`` at each scrape."""

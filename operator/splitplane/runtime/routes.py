@@ -6,6 +6,7 @@ always the first; a stage puts its own record before those that came back, so a 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
@@ -79,6 +80,8 @@ class HopTrace:
     received: int = 0
 
 
+KNOWN_ROUTES, KNOWN_LENGTH = 64, 4096
+"""So many routes, of so many characters at most, are kept as they were read."""
 _ROUTE = TypeAdapter(tuple[Hop, ...])
 _TRACE = TypeAdapter(tuple[HopTrace, ...])
 
@@ -92,6 +95,10 @@ def decode_route(text: str) -> tuple[Hop, ...]:
 
     Raises ``ValueError`` that says what is wrong with it.
     """
+    return _known(text) if len(text) <= KNOWN_LENGTH else _decoded(text)
+
+
+def _decoded(text: str) -> tuple[Hop, ...]:
     hops = _read(_ROUTE, text)
     if not hops:
         raise ValueError("the route is empty")
@@ -103,6 +110,10 @@ def decode_route(text: str) -> tuple[Hop, ...]:
         if not left.codec:
             raise ValueError(f"hop {left.stage} names no codec for the way to {right.stage}")
     return hops
+
+
+_known = lru_cache(KNOWN_ROUTES)(_decoded)
+"""A route comes again and again, in the very same words."""
 
 
 def encode_trace(trace: Iterable[HopTrace]) -> str:

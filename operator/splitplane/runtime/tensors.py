@@ -3,6 +3,7 @@
 torch is imported only by the functions that return or take its tensors: gateway and link target run without it.
 """
 
+import functools
 import math
 import struct
 from collections.abc import Iterable, Sequence
@@ -201,6 +202,7 @@ def from_torch(name: str, value: "torch.Tensor") -> Tensor:
     return Tensor(name=name, datatype=torch_datatype(value.dtype), shape=tuple(value.shape), data=data)
 
 
+@functools.cache
 def torch_dtype(datatype: str) -> "torch.dtype":
     """torch's type of an OIP datatype, all of ``DATATYPE_BYTES``."""
     import torch
@@ -212,6 +214,7 @@ def torch_dtype(datatype: str) -> "torch.dtype":
     return dtype
 
 
+@functools.cache
 def torch_datatype(dtype: "torch.dtype") -> str:
     """The OIP datatype of a torch type. Raises ``ValueError`` for those that the protocol lacks (complex)."""
     for datatype in DATATYPE_BYTES:
