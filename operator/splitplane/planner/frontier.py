@@ -153,26 +153,19 @@ def _search(context: Context, lines: Sequence[Line], rate: float, without: Colle
     for number, line in enumerate(lines):
         left_out = [numbers for plan in without if (numbers := _find(context, line, plan)) is not None]
         found += [(number, part) for part in search(line, load, cover, left_out)]
-    # What became known later rules out most of what was found early, in less time than the exact filter takes for it.
-    found = [(number, _still_open(cover, part)) for number, part in found]
-    columns = {
-        name: np.concatenate([getattr(part, name) for _, part in found])
-        for name in ("first", "second", "head", "middle", "tail", "cost", "p95", "leak", "loss")
-    }
+    everything = Found.joined([part for _, part in found])
     origin = np.concatenate([np.full(len(part.cost), number) for number, part in found])
-    kept = nondominated(columns["cost"], columns["p95"], columns["leak"], columns["loss"])
+    # What became known later rules out some of what was found early, in less time than the exact filter takes for it.
+    lowest = cover.lowest(cover.floor(everything.leak, everything.loss), everything.cost)
+    places = np.flatnonzero(lowest >= everything.p95)
+    everything, origin = everything.where(places), origin[places]
+    kept = nondominated(everything.cost, everything.p95, everything.leak, everything.loss)
     layouts = []
     for each, line in enumerate(lines):
-        row = {name: values[kept[origin[kept] == each]] for name, values in columns.items()}
-        replicas = row["head"], row["middle"], row["tail"]
-        layouts.append(line.layout(context.profile.segments, row["first"], row["second"], replicas))
+        rows = everything.where(kept[origin[kept] == each])
+        replicas = rows.head, rows.middle, rows.tail
+        layouts.append(line.layout(context.profile.segments, rows.first, rows.second, replicas))
     return [layout for layout in layouts if len(layout)]
-
-
-def _still_open(cover: Cover, part: Found) -> Found:
-    """The plans that no known plan is faster than at no more cost, leak and loss."""
-    lowest = cover.lowest(cover.floor(part.leak, part.loss), part.cost)
-    return part.where(np.flatnonzero(lowest >= part.p95))
 
 
 def _cover(lines: Sequence[Line]) -> Cover:

@@ -12,7 +12,8 @@ _EARLIER = np.tri(_PART, k=-1, dtype=np.bool_)
 def nondominated(cost: Array, p95: Array, leak: Array, loss: Ints) -> Ints:
     """Places of the plans to keep, by rising cost. Of plans that are equal in all four the first is kept.
 
-    Every p95 is positive and of eight binary digits (``queueing.round_up``); no loss is negative.
+    Every p95 is positive and of eight binary digits (``queueing.round_up``), which half the bytes hold exactly; no loss
+    is negative.
     """
     if not len(cost):
         return np.zeros(0, dtype=np.int64)
@@ -23,7 +24,7 @@ def nondominated(cost: Array, p95: Array, leak: Array, loss: Ints) -> Ints:
     places = _stairs(cost_rank, _ranks(p95), cell)
     places = places[np.lexsort((cell[places], p95[places], cost_rank[places]))]
     # The lowest p95 so far, which is to say at no more cost, by leak and loss at most.
-    lowest = np.full((len(leaks), losses), np.inf)
+    lowest = np.full((len(leaks), losses), np.inf, dtype=np.float32)
     kept: list[Ints] = []
     for start in range(0, len(places), _BLOCK):
         block = places[start : start + _BLOCK]
@@ -33,7 +34,7 @@ def nondominated(cost: Array, p95: Array, leak: Array, loss: Ints) -> Ints:
             part = part[lowest.take(cell[part]) > p95[part]]
             part = part[~_beaten_by_earlier(p95[part], leak_rank[part], loss_rank[part])]
             kept.append(part)
-            np.minimum.at(lowest.reshape(-1), cell[part], p95[part])
+            np.minimum.at(lowest.reshape(-1), cell[part], p95[part].astype(np.float32))
             np.minimum.accumulate(lowest, axis=0, out=lowest)
             np.minimum.accumulate(lowest, axis=1, out=lowest)
     return np.concatenate(kept)

@@ -59,6 +59,10 @@ class Found:
     leak: Array
     loss: Ints
 
+    @classmethod
+    def joined(cls, parts: Sequence["Found"]) -> "Found":
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
     def where(self, places: Ints) -> "Found":
         return Found(*(getattr(self, field.name).take(places) for field in fields(self)))
 
