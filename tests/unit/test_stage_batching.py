@@ -206,6 +206,11 @@ def test_a_stage_begins_at_the_size_that_its_route_names_and_believes_what_it_me
     assert learnt(times)[0].most(Limits(samples=16, seconds=0.060, first=8)) == most
 
 
+def test_a_sample_alone_takes_no_longer_than_a_batch_of_it_and_others():
+    assert learnt({1: 0.010, 4: 0.020})[0].gain(4) == pytest.approx(2)
+    assert learnt({1: 0.100, 4: 0.020})[0].gain(4) == 4  # something else slowed the single one down
+
+
 def test_what_did_not_pay_is_tried_again_after_a_minute():
     sizes, clock = learnt({1: 0.010, 2: 0.020, 4: 0.040})
     assert sizes.most(Limits(samples=16)) == 1
@@ -258,7 +263,7 @@ FREE = TensorSpec("x", "FP32", (3,), ("n",))
 
 
 class Scaling:
-    """Multiplies by 2; takes as long for many samples as for one. Keeps the shapes that it ran.
+    """Multiplies by 2; takes as long for many samples as for one. Keeps the shapes that it ran, and what they took.
 
     ``busy``: the time is one that torch computes for, and not slept.
     """
@@ -266,6 +271,7 @@ class Scaling:
     def __init__(self, seconds: float, *, busy: bool = False) -> None:
         self.seconds, self.busy = seconds, busy
         self.shapes: list[tuple[int, ...]] = []
+        self.took: list[float] = []
 
         @dataclass(frozen=True)
         class Graph:
@@ -278,10 +284,12 @@ class Scaling:
 
     def run(self, _first: int, _last: int, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         self.shapes.append(tuple(tensors["x"].shape))
+        started = time.perf_counter()
         until, square = time.thread_time() + self.seconds, torch.ones(256, 256)
         while self.busy and time.thread_time() < until:
             square = square @ square / 256
         time.sleep(0.0 if self.busy else self.seconds)
+        self.took.append(time.perf_counter() - started)
         if bool((tensors["x"] == -13).any()):
             raise invalid("-13 is unlucky")
         return {"x": tensors["x"] * 2}
@@ -337,10 +345,12 @@ async def test_every_request_of_a_batch_gets_its_own_answer_and_shapes_are_never
         sample = stage.registry.get_sample_value
         assert sample("splitplane_stage_batch_samples_count", common) == len(stage.partition.shapes)
         assert sample("splitplane_stage_duration_seconds_count", {**common, "range": "0-1"}) == 24 * 20
-        # The planner hears what a request takes by itself, batched or not.
+        # The planner hears what a request takes by itself, batched or not: here about as long as its batch did.
+        runs = zip(stage.partition.took, stage.partition.shapes, strict=True)
+        usual = sum(took * samples for took, (samples, _) in runs) / sum(s for s, _ in stage.partition.shapes)
         seconds = sample("splitplane_stage_duration_seconds_sum", {**common, "range": "0-1"})
         assert seconds is not None
-        assert 0.003 < seconds / (24 * 20) < 0.02
+        assert 0.5 * usual < seconds / (24 * 20) < 3 * usual
 
 
 @pytest.mark.parametrize(("limits", "together"), [(None, True), (Limits(samples=1), True), (Limits(samples=8), False)])

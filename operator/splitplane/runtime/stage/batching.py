@@ -90,9 +90,12 @@ class Sizes:
         return size, min(WAIT_SHARE * alone, LIMIT_SHARE * (limits.seconds or 1.0))
 
     def gain(self, samples: int) -> float:
-        """How many times longer a sample takes alone than among so many; 1 while that is not known."""
+        """How many times longer a sample takes alone than among so many; 1 while that is not known.
+
+        At most so many times: a batch takes no less than one of its samples does, whatever slowed that one down.
+        """
         alone, among = self._per_sample(1), self._per_sample(_step(samples))
-        return alone / among if alone and among else 1.0
+        return min(alone / among, float(samples)) if alone and among else 1.0
 
     def _per_sample(self, size: int) -> float | None:
         newest = self._clock() - KNOWN_SECONDS
