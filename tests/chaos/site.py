@@ -172,12 +172,19 @@ class Site:
         A gateway that still goes round what the last fault did to the cloud would not notice the next one.
         """
 
-        def calm() -> bool:
+        def last() -> list[records.Record]:
             now = time.time()
-            last = self.between(now - 4.0, now - 1.0)
-            return len(last) > 2.5 * RATE and all(record.plan == SPLIT and not record.disturbed for record in last)
+            return self.between(now - 4.0, now - 1.0)
 
-        cases.wait(calm, seconds=seconds, what=f"calm over {SPLIT}")
+        def calm() -> bool:
+            found = last()
+            return len(found) > 2.5 * RATE and all(record.plan == SPLIT and not record.disturbed for record in found)
+
+        def seen() -> str:
+            plans, slowest = {record.plan for record in last()}, max((record.seconds for record in last()), default=0.0)
+            return f"calm over {SPLIT}; last over {sorted(plans)}, in {slowest:.2f} s or less"
+
+        cases.wait(calm, seconds=seconds, what=seen)
 
 
 def _ready(pod: cases.Json) -> bool:

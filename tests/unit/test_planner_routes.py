@@ -6,7 +6,7 @@ import pytest
 
 from splitplane.domain.measurements import Missing
 from splitplane.domain.plans import Candidate, Plan
-from splitplane.domain.snapshots import Preference
+from splitplane.domain.snapshots import FixedPlan, Mode, Preference
 from splitplane.planner import plan
 from splitplane.planner.context import build_context
 from splitplane.planner.routes import LIMIT, admissible, admissible_routes
@@ -52,6 +52,15 @@ def test_every_other_route_is_the_best_at_some_bandwidth_or_the_only_one_over_it
     for place, route in enumerate(found.routes[1:], start=1):
         alike = [each for each in found.routes if tiers(each) == tiers(route)]
         assert found.steps.ranges(place) or alike == [route]
+
+
+def test_a_fixed_plan_gives_way_to_another_route_at_no_bandwidth_and_keeps_its_way_out():
+    fixed = FixedPlan((("edge", 0, 1), ("cloud", 1, 6)), ("fp32",))
+    for megabits in (0.1, 1, 10, 1000):
+        snapshot = replace(SNAPSHOT, links=links(megabits))
+        decision = plan(snapshot, replace(POLICY, mode=Mode.FIXED, fixed=fixed, codecs=("fp32",)), 0.0)
+        assert decision.steps is None
+        assert [tiers(route) for route in decision.routes] == [["edge", "cloud"], ["edge"]]
 
 
 def tiers(route: Candidate) -> list[str]:

@@ -65,7 +65,9 @@ def _admissible(context: Context, plan: Plan) -> Admissible:
             layouts.append((stages, layout))
             out = min(_predict(context, stages, layout), key=lambda route: _rank(context, route))
             ways.setdefault(out.plan.routing, out)
-    found = weigh(context, plan, [(stages, held_by_nodes(context, layout)) for stages, layout in layouts], most=LIMIT)
+    # A plan that the user has fixed serves at every bandwidth: others are ways out of it and no more.
+    weighed = [] if context.policy.mode is Mode.FIXED else layouts
+    found = weigh(context, plan, [(stages, held_by_nodes(context, layout)) for stages, layout in weighed], most=LIMIT)
     best = {route.plan.routing: route for route in found.routes} if found else {}
     others = [route for key, route in (ways | best).items() if own is None or key != own.plan.routing]
     others = [route for route in others if route.predicted.max_rate_per_second > 0.0]

@@ -59,5 +59,4 @@ def test_measured_shares_reach_the_planner_by_the_profile(
     cuts = api.to_profile(spec).cuts
     assert cuts[1].leakage["int8"] == 1.0  # nothing shallower was attacked
     assert cuts[2].leakage["fp32"] == cuts[2].leakage["int8"] < 1.0
-    assert cuts[1].accuracy_loss["fp32"] == 0.0
-    assert cuts[1].accuracy_loss.keys() >= {"fp16", "int8", "int4"}
+    assert cuts[1].accuracy_loss.keys() == {"fp16", "bf16", "int8", "int4"}  # fp32 loses nothing, and needs no bound
