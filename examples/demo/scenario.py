@@ -51,7 +51,7 @@ STEPS = (
     ),
     Step(
         "c", "(c) three times the requests", frozenset({"DemandGrew"}),
-        lambda before, now, _: sum(now.replicas.values()) > sum(before.replicas.values()),
+        lambda before, now, _: any(count > before.replicas.get(tier, 0) for tier, count in now.replicas.items()),
         rate=3 * BASE_RATE, within=120.0,
     ),
     Step(
