@@ -67,22 +67,24 @@ def test_link_targets_can_be_left_out() -> None:
     assert "DaemonSet" not in {document["kind"] for document in render("--set", "linkTarget.enabled=false")}
 
 
+def assert_patient_for_a_minute(probe: dict[str, Any]) -> None:
+    assert probe["failureThreshold"] >= 3
+    assert probe["timeoutSeconds"] >= 3
+    assert probe["failureThreshold"] * probe["periodSeconds"] <= 60
+
+
 def test_an_operator_whose_loop_has_stalled_is_restarted_within_a_minute_and_not_at_the_first_slow_answer(
     rendered: list[dict[str, Any]],
 ) -> None:
     probe = pod(one(rendered, "Deployment"))[1]["livenessProbe"]
     assert probe["httpGet"] == {"path": "/healthz", "port": "http"}
-    assert probe["failureThreshold"] >= 3
-    assert probe["timeoutSeconds"] >= 3
-    assert probe["failureThreshold"] * probe["periodSeconds"] <= 60
+    assert_patient_for_a_minute(probe)
 
 
 def test_a_link_target_that_answers_no_more_is_restarted_within_a_minute(rendered: list[dict[str, Any]]) -> None:
     probe = pod(one(rendered, "DaemonSet"))[1]["livenessProbe"]
     assert probe["httpGet"] == {"path": "/v2/health/live", "port": "http"}
-    assert probe["failureThreshold"] >= 3
-    assert probe["timeoutSeconds"] >= 3
-    assert probe["failureThreshold"] * probe["periodSeconds"] <= 60
+    assert_patient_for_a_minute(probe)
 
 
 def test_pods_are_ready_when_they_answer(rendered: list[dict[str, Any]]) -> None:
