@@ -8,6 +8,7 @@ import numpy as np
 
 from splitplane.domain.plans import Candidate, Plan
 from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.columns import joined, taken
 from splitplane.planner.context import Context
 from splitplane.planner.cover import Cover
 from splitplane.planner.evaluation import Table, broken, evaluate
@@ -15,7 +16,7 @@ from splitplane.planner.layouts import Layout, layout_of
 from splitplane.planner.lines import TRICKLE, Line, build_lines
 from splitplane.planner.options import Options
 from splitplane.planner.pareto import nondominated
-from splitplane.planner.search import Found, Load, Numbers, search
+from splitplane.planner.search import Load, Numbers, search
 
 _FEW = 4000
 """Plans that are weighed in less time than the best of them are searched for."""
@@ -153,16 +154,16 @@ def _search(context: Context, lines: Sequence[Line], rate: float, without: Colle
     for number, line in enumerate(lines):
         left_out = [numbers for plan in without if (numbers := _find(context, line, plan)) is not None]
         found += [(number, part) for part in search(line, load, cover, left_out)]
-    everything = Found.joined([part for _, part in found])
+    everything = joined([part for _, part in found])
     origin = np.concatenate([np.full(len(part.cost), number) for number, part in found])
     # What became known later rules out some of what was found early, in less time than the exact filter takes for it.
     lowest = cover.lowest(cover.floor(everything.leak, everything.loss), everything.cost)
     places = np.flatnonzero(lowest >= everything.p95)
-    everything, origin = everything.where(places), origin[places]
+    everything, origin = taken(everything, places), origin[places]
     kept = nondominated(everything.cost, everything.p95, everything.leak, everything.loss)
     layouts = []
     for each, line in enumerate(lines):
-        rows = everything.where(kept[origin[kept] == each])
+        rows = taken(everything, kept[origin[kept] == each])
         replicas = rows.head, rows.middle, rows.tail
         layouts.append(line.layout(context.profile.segments, rows.first, rows.second, replicas))
     return [layout for layout in layouts if len(layout)]

@@ -12,12 +12,12 @@ of each corner within its own ``S``, hold every plan of the row once.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from splitplane.planner.arrays import Array, Bits, Ints
+from splitplane.planner.columns import joined, sliced, taken
 from splitplane.planner.cover import Cover
 from splitplane.planner.exits import Seen
 from splitplane.planner.lines import Line
@@ -32,8 +32,6 @@ _CHUNK = 8192
 _SAMPLE = 11
 _WORTH_NOTING = 256
 _SLACK = 1e-9
-
-T = TypeVar("T", "_Rows", "_Nodes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +56,6 @@ class Found:
     p95: Array
     leak: Array
     loss: Ints
-
-    @classmethod
-    def joined(cls, parts: Sequence["Found"]) -> "Found":
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
-
-    def where(self, places: Ints) -> "Found":
-        return Found(*(getattr(self, field.name).take(places) for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +136,14 @@ class _Search:
         chunks = [
             self.promising(first[at : at + _CHUNK], second[at : at + _CHUNK]) for at in range(0, len(first), _CHUNK)
         ]
-        rows = _joined([rows for rows, _ in chunks])
-        nodes = _joined([nodes for _, nodes in chunks])
+        rows = joined([rows for rows, _ in chunks])
+        nodes = joined([nodes for _, nodes in chunks])
         nodes.row[:] = np.arange(len(nodes.row))
         self.note(rows, nodes)
         lowest = self.cover.lowest(rows.floor, nodes.cost)
-        yield self.found(rows, _taken(nodes, np.flatnonzero(lowest >= nodes.p95)))
+        yield self.found(rows, taken(nodes, np.flatnonzero(lowest >= nodes.p95)))
         alive = np.flatnonzero((lowest > rows.bound) & (nodes.p95 > rows.bound))
-        rows, nodes = _taken(rows, alive), _taken(nodes, alive)
+        rows, nodes = taken(rows, alive), taken(nodes, alive)
         nodes.row[:] = np.arange(len(alive))
         most = self.middle_waits(rows, np.arange(len(alive)), np.full(len(alive), self.most[MIDDLE]))
         while len(nodes.row):
@@ -160,8 +151,8 @@ class _Search:
             if len(nodes.row) >= _WORTH_NOTING:
                 self.note(rows, nodes)
             lowest = self.cover.lowest(rows.floor.take(nodes.row), nodes.cost)
-            yield self.found(rows, _taken(nodes, np.flatnonzero(lowest >= nodes.p95)))
-            nodes = _taken(nodes, np.flatnonzero((lowest > nodes.bound) & (nodes.p95 > nodes.bound)))
+            yield self.found(rows, taken(nodes, np.flatnonzero(lowest >= nodes.p95)))
+            nodes = taken(nodes, np.flatnonzero((lowest > nodes.bound) & (nodes.p95 > nodes.bound)))
 
     def rows(self, first: Ints, second: Ints) -> _Rows:
         """The rows of these pairs that carry the load."""
@@ -194,12 +185,12 @@ class _Search:
         bound = self.p95(rows, None, *everything, None)
         rows = replace(rows, bound=bound)
         able = np.flatnonzero(least <= self.most[MIDDLE])
-        return rows if len(able) == len(first) else _taken(rows, able)
+        return rows if len(able) == len(first) else taken(rows, able)
 
     def promising(self, first: Ints, second: Ints) -> tuple[_Rows, _Nodes]:
         """Rows that nothing known rules out, with their plans of the fewest replicas."""
         rows = self.rows(first, second)
-        rows = _taken(rows, np.flatnonzero(~self.cover.rules_out(rows.floor, rows.cost, rows.bound)))
+        rows = taken(rows, np.flatnonzero(~self.cover.rules_out(rows.floor, rows.cost, rows.bound)))
         return rows, self.fewest(rows)
 
     def fewest(self, rows: _Rows) -> _Nodes:
@@ -232,8 +223,8 @@ class _Search:
         """The corners of the nodes' families that are not ruled out; ``most`` are the middle stage's waits with all
         replicas, by row."""
         starts = range(0, len(nodes.row), _CHUNK)
-        parts = [self.some_families(rows, most, _sliced(nodes, slice(at, at + _CHUNK))) for at in starts]
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        parts = [self.some_families(rows, most, sliced(nodes, slice(at, at + _CHUNK))) for at in starts]
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def some_families(self, rows: _Rows, most: Array, nodes: _Nodes) -> _Nodes:
         room = nodes.growing.copy()
@@ -338,23 +329,10 @@ class _Search:
 
     def found(self, rows: _Rows, nodes: _Nodes) -> Found:
         if self.without:
-            nodes = _taken(nodes, np.flatnonzero(np.isfinite(nodes.p95)))
+            nodes = taken(nodes, np.flatnonzero(np.isfinite(nodes.p95)))
         row = nodes.row
         return Found(
             first=rows.first.take(row), second=rows.second.take(row),
             head=nodes.head, middle=nodes.middle, tail=nodes.tail,
             cost=round_cost(nodes.cost), p95=nodes.p95, leak=rows.leak.take(row), loss=rows.loss.take(row),
         )  # fmt: skip
-
-
-def _taken(columns: T, places: Ints) -> T:
-    return type(columns)(*(getattr(columns, field.name).take(places, axis=-1) for field in fields(columns)))
-
-
-def _sliced(columns: T, part: slice) -> T:
-    return type(columns)(*(getattr(columns, field.name)[..., part] for field in fields(columns)))
-
-
-def _joined(parts: Sequence[T]) -> T:
-    names = [field.name for field in fields(parts[0])]
-    return type(parts[0])(*(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names))

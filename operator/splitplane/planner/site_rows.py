@@ -4,12 +4,12 @@ A site's own stages and links queue by themselves; the wait in the shared pool i
 depends on what all sites do.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.columns import joined
 from splitplane.planner.context import Context
 from splitplane.planner.layouts import Layout
 from splitplane.planner.lines import TRICKLE, Line, build_lines
@@ -49,11 +49,6 @@ class SiteRows:
     def __len__(self) -> int:
         return len(self.site)
 
-    @classmethod
-    def joined(cls, parts: Sequence["SiteRows"]) -> "SiteRows":
-        """The rows of all parts; the last axis is that of rows."""
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts], axis=-1) for field in fields(cls)))
-
     def where(self, places: Ints) -> "SiteRows":
         return SiteRows(*(getattr(self, field.name)[..., places] for field in fields(self)))
 
@@ -80,7 +75,7 @@ def rows_of(context: Context, shared: str, site: int) -> SiteRows:
     stations bear the load. Lines over further tiers are left out: they share nothing."""
     known = (context.gateway,), (context.gateway, shared), (shared,)
     lines = [line for line in build_lines(context, TRICKLE) if line.tiers in known]
-    return SiteRows.joined([_empty(), *(_rows(context, line, shared, site) for line in lines)])
+    return joined([_empty(), *(_rows(context, line, shared, site) for line in lines)])
 
 
 def _rows(context: Context, line: Line, shared: str, site: int) -> SiteRows:

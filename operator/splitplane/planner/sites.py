@@ -21,6 +21,7 @@ from splitplane.domain.plans import Candidate, Plan, Prediction, Stage
 from splitplane.domain.snapshots import Policy, Preference, Snapshot
 from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.choice import LATENCY_TIE
+from splitplane.planner.columns import joined
 from splitplane.planner.context import Context, ContradictionError, build_context
 from splitplane.planner.evaluation import leak_of
 from splitplane.planner.keeping import Kept
@@ -28,7 +29,7 @@ from splitplane.planner.knapsack import Menu, Relaxed, pack
 from splitplane.planner.queueing import Cumulants, damp, wait
 from splitplane.planner.residency import resident_range
 from splitplane.planner.selecting import best_plan
-from splitplane.planner.site_rows import SiteRows, rows_of
+from splitplane.planner.site_rows import rows_of
 
 CEILINGS = (0.25, 0.5, 0.75, 1.0)
 """How much of the utilisation ceiling a pool may be planned to be busy for: the less, the shorter are its waits."""
@@ -150,7 +151,7 @@ class _Problem:
         self.contexts = list(contexts.values())
         self.names = list(contexts)
         self.shared = shared
-        self.rows = SiteRows.joined([rows_of(context, shared, n) for n, context in enumerate(self.contexts)])
+        self.rows = joined([rows_of(context, shared, n) for n, context in enumerate(self.contexts)])
         sharing = [context for context in self.contexts if shared in context.sites]
         self.least, self.most = 1, 0
         self.price, self.ceiling, self.scv, self.cv = 0.0, 1.0, 1.0, 0.0
