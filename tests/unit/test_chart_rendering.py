@@ -15,6 +15,7 @@ from splitplane.adapters.kinds import kind_of
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller import children
 from splitplane.controller.certificates import AUTHORITY_SECRET
+from splitplane.controller.objects import MACHINE_LABEL
 from splitplane.controller.settings import Settings
 from splitplane.domain.quantities import parse_quantity
 from tests.support.chart import CHART, PROMETHEUS, ROOT, helm, one, pod, render, template
@@ -235,6 +236,17 @@ def test_gateways_use_kserves_name_of_a_metric_only_where_the_chart_says_so() ->
 
     assert "SPLITPLANE_KSERVE_METRICS" not in container()
     assert container("--set", "metrics.kserveNames=true")["SPLITPLANE_KSERVE_METRICS"] == "true"
+
+
+def test_the_chart_says_which_label_names_the_machine_of_a_node() -> None:
+    def label(*arguments: str) -> str:
+        _, operator = pod(one(render(*arguments), "Deployment"))
+        return Settings.from_environment(
+            {each["name"]: each.get("value", "") for each in operator["env"]}
+        ).machine_label
+
+    assert label() == MACHINE_LABEL
+    assert label("--set", "profiling.machineLabel=kubernetes.io/hostname") == "kubernetes.io/hostname"
 
 
 def test_tracing_variables_are_there_only_with_an_endpoint() -> None:

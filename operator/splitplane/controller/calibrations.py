@@ -1,6 +1,6 @@
 """Carrying out what ``calibrating.py`` finds missing: a job on a trusted tier, and its result into the ModelProfile.
 
-There is one job at a time, and none beside a profile job; what it finds is shared by all pipelines with the same model.
+No other job measures on the machine meanwhile; what it finds is shared by all pipelines with the same model.
 Attacks that were too weak are told and not tried again, until the file, the budget, or what is asked for changes.
 """
 
@@ -23,6 +23,7 @@ from splitplane.controller.calibrating import (
 )
 from splitplane.controller.children import calibration_objects, calibration_template
 from splitplane.controller.conditions import LIMITS, Verdict
+from splitplane.controller.machines import Running
 from splitplane.controller.naming import calibration_job_name
 from splitplane.controller.objects import Object, is_true, key_of
 from splitplane.controller.profiles import Profiles
@@ -90,9 +91,11 @@ class Calibrations:
             config_map = self._view.config_map((this.key[0], job_name))
             pods = self._view.pods_of(this.key, "calibration")
             step = job_step(tier, job_name, job, pods, config_map, what=what, now=this.now)
-        others = self._profiles.measuring(but=(this.key[0], job_name))
-        if isinstance(step, Create) and (memory.asked is None or others or self._profiles.queued(this.now)):
-            waits = f"once {key_of(others[0])[1]} has ended" if others else "once all profiles are measured"
+        others: list[Running] = []
+        if isinstance(step, Create):
+            others = self._profiles.ahead_of_calibration((this.key[0], job_name), tier, profile=name)
+        if isinstance(step, Create) and (memory.asked is None or others or self._profiles.queued(this.now, tier)):
+            waits = f"once {key_of(others[0].body)[1]} has ended" if others else "once all profiles are measured"
             if memory.asked is None:
                 waits = "once plans can be made"
             this.limits = Verdict(LIMITS, "False", "Measuring", f"{_unmeasured(lacking)} It is about to be, {waits}.")

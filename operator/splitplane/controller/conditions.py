@@ -136,7 +136,12 @@ def _progress(facts: Facts) -> tuple[str, str] | None:
     if control.draining:
         names = sorted(stage.name for drain in control.draining for stage in drain.stages)
         return "Draining", f"waiting for the last requests on {', '.join(names)}"
-    return facts.waiting[0] if facts.waiting else None
+    return _told(facts.waiting) if facts.waiting else None
+
+
+def _told(waiting: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """What is waited for, all of it: several device classes may be measured at once, or one behind another."""
+    return waiting[0][0], "; ".join(dict.fromkeys(message for _, message in waiting))
 
 
 def _degraded(facts: Facts) -> Verdict:
@@ -193,7 +198,7 @@ def _granted(facts: Facts) -> Verdict:
 def _measured(facts: Facts) -> Verdict:
     measuring = [waited for waited in facts.waiting if waited[0].startswith("Profil")]
     if facts.control.active is None and measuring:
-        return Verdict("ModelMeasured", "Unknown", *measuring[0])
+        return Verdict("ModelMeasured", "Unknown", *_told(measuring))
     if not facts.estimates:
         return Verdict("ModelMeasured", "True", "Measured")
     which = "; ".join(f"device class {name} by {each.basis}" for name, each in sorted(facts.estimates.items()))

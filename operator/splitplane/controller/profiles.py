@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from splitplane.adapters.cluster import Cluster, Conflict
 from splitplane.adapters.kinds import CONFIG_MAP, JOB, MODEL_PROFILE, ROLE, ROLE_BINDING, SERVICE_ACCOUNT
-from splitplane.api.pipelines import InferencePipeline
+from splitplane.api.pipelines import InferencePipeline, TierSpec
 from splitplane.api.profiles import ModelProfileSpec, to_profile
 from splitplane.controller.children import profile_objects
 from splitplane.controller.control import Serving, load
+from splitplane.controller.machines import Machines, Nodes, Running, share
 from splitplane.controller.naming import profile_name
 from splitplane.controller.objects import (
     APP,
@@ -29,12 +30,13 @@ from splitplane.controller.profiling import (
     Failed,
     Step,
     Wait,
-    first_queued,
+    ahead_of,
     has_failed,
     in_the_way,
     measuring,
     merged,
     next_steps,
+    queued_first,
     read_result,
     stale_jobs,
 )
@@ -86,8 +88,8 @@ class Profiles:
         self._profiles: dict[Key, tuple[str, Profile]] = {}
         self._uses: dict[Key, _Use] = {}
         """By pipeline."""
-        self._queued: dict[Key, float] = {}
-        """When pipelines were seen last whose first profile waits for what else measures."""
+        self._queued: dict[Key, tuple[float, list[Machines]]] = {}
+        """When pipelines were seen last whose first profiles wait for what else measures, and for which machines."""
         self._missed: dict[tuple[Key, str], float] = {}
         """Since when a profile has lacked a device class that its pipelines have nodes of."""
 
@@ -107,16 +109,17 @@ class Profiles:
         jobs = self._view.jobs_of(pipeline_key)
         steps: list[Step] = []
         self._queued.pop(pipeline_key, None)
-        if not pipeline.spec.suspend:
+        if not pipeline.spec.suspend and any(tier.device_class not in profiled for tier in pipeline.spec.tiers):
+            nodes = self._nodes()
             steps = next_steps(
                 pipeline, profile_name=name, profiled=profiled, jobs=jobs, pods=pods,
                 config_maps={job: body for job in jobs if (body := self._view.config_map((namespace, job)))},
-                others=self.measuring(),
+                others=self._measuring(), nodes=nodes,
                 ready_nodes=ready_nodes, now=now, settings=self._settings,
             )  # fmt: skip
-            if first_queued(steps):
-                self._queued[pipeline_key] = now
-                for stopped in in_the_way(self.measuring()):
+            if waiting := queued_first(steps):
+                self._queued[pipeline_key] = now, [nodes.behind(step.tier.node_selector) for step in waiting]
+                for stopped in (job for step in waiting for job in in_the_way(step.others)):
                     await self.remove(*key_of(stopped))
             for step in steps:
                 await self._carry_out(step, pipeline, name, outcome)
@@ -181,17 +184,28 @@ class Profiles:
         others = sorted(key_of(body) for body in self._view.profiles_in(key[0]))
         return [self._profile(other) for other in others if other != key and self._known(other).spec is not None]
 
-    def queued(self, now: float) -> bool:
-        """Whether a first profile of any pipeline waits, which calibrations do not start before."""
-        return any(now - since < _QUEUED_SECONDS for since in self._queued.values())
+    def queued(self, now: float, tier: TierSpec) -> bool:
+        """Whether a first profile of any pipeline waits for machines of this tier; calibrations let it go first."""
+        machines = self._nodes().behind(tier.node_selector)
+        return any(
+            now - since < _QUEUED_SECONDS and any(share(machines, wanted) for wanted in waited_for)
+            for since, waited_for in self._queued.values()
+        )
 
-    def measuring(self, *, but: Key = ("", "")) -> list[Object]:
+    def ahead_of_calibration(self, job: Key, tier: TierSpec, *, profile: str) -> list[Running]:
+        """What a calibration job on a tier waits for, as what runs beside a measurement takes of its time."""
+        machines = self._nodes().behind(tier.node_selector)
+        return ahead_of(self._measuring(but=job), machines, job[0], profile, None)[0]
+
+    def _measuring(self, *, but: Key = ("", "")) -> list[Running]:
         """What may be measuring now, of all pipelines: jobs and, where a job was deleted, the pods that it left.
 
-        Profiles are measured alone, for a calibration beside them would take of their time. A job that no node takes
-        does not keep others waiting. ``but`` is a job that is not looked at.
+        A job that no node takes does not keep others waiting. ``but`` is a job that is not looked at.
         """
-        return measuring(self._view.jobs(), self._view.measuring_pods(), but=but)
+        return measuring(self._view.jobs(), self._view.measuring_pods(), self._nodes(), but=but)
+
+    def _nodes(self) -> Nodes:
+        return Nodes(self._view.nodes(), self._settings.machine_label)
 
     def _known(self, key: Key) -> Outcome:
         body = self._view.profile(key)

@@ -14,6 +14,7 @@ from splitplane.controller.children import (
     PROFILE_LABEL,
     profile_template,
 )
+from splitplane.controller.machines import Machines, Nodes, Running, share
 from splitplane.controller.naming import profile_job_name
 from splitplane.controller.objects import (
     COMPONENT_LABEL,
@@ -55,12 +56,13 @@ class Collect:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A job is under way, or stands in line; ``attempt`` counts from 1."""
+    """A job is under way, or stands in line behind ``others``; ``attempt`` counts from 1."""
 
     tier: TierSpec
     reason: str
     message: str
     attempt: int = 1
+    others: tuple[Running, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,55 +85,66 @@ def has_failed(step: Step) -> bool:
 
 def next_steps(
     pipeline: InferencePipeline, *, profile_name: str, profiled: frozenset[str],
-    jobs: Mapping[str, Object], pods: Sequence[Object], config_maps: Mapping[str, Object], others: Sequence[Object],
-    ready_nodes: Mapping[str, int], now: float, settings: Settings,
+    jobs: Mapping[str, Object], pods: Sequence[Object], config_maps: Mapping[str, Object], others: Sequence[Running],
+    nodes: Nodes, ready_nodes: Mapping[str, int], now: float, settings: Settings,
 ) -> list[Step]:  # fmt: skip
-    """One step for each tier whose device class is not ``profiled`` yet; at most one of them creates a job.
+    """One step for each tier whose device class is not ``profiled`` yet; jobs that it creates share no machine.
 
     ``jobs`` are this pipeline's profile jobs by name, ``pods`` and ``config_maps`` (by the job's name) theirs;
     ``others`` is all that measures now.
     """
     steps: list[Step] = []
     seen = set(profiled)
-    creating = False
+    created: list[Machines] = []
     for tier in pipeline.spec.tiers:
         if tier.device_class in seen:
             continue
         seen.add(tier.device_class)
         name = profile_job_name(pipeline.metadata.name, tier, profile_name, profile_template(pipeline, tier, settings))
         job = jobs.get(name)
+        step: Step = Create(tier, name, attempt=1)
         if job is not None:
             what = f"measuring the model on tier {tier.name} (device class {tier.device_class})"
             step = job_step(tier, name, job, pods, config_maps.get(name), what=what, now=now)
-            if isinstance(step, Create):  # it has failed, and is tried again once nothing else measures
-                if others or creating:
-                    step = Wait(tier, QUEUED, _queued(tier, others), step.attempt)
-                else:
-                    creating = True
-            steps.append(step)
-            continue
-        if not ready_nodes.get(tier.name):
+        elif not ready_nodes.get(tier.name):
             continue  # nothing can be measured there; the pipeline's conditions say so
-        if others or creating:
-            shared = [
-                other
-                for other in others
-                if _measures(other, pipeline.metadata.namespace, profile_name, tier.device_class)
-            ]
-            steps.append(Wait(tier, QUEUED, _queued(tier, shared or others)))
-            continue
-        creating = True
-        steps.append(Create(tier, name, attempt=1))
+        if isinstance(step, Create):
+            machines = nodes.behind(tier.node_selector)
+            ahead, why = ahead_of(others, machines, pipeline.metadata.namespace, profile_name, tier.device_class)
+            if ahead or any(share(machines, other) for other in created):
+                who = key_of(ahead[0].body)[1] if ahead else "the job before it"
+                text = f"measuring on tier {tier.name} waits for {who}, {why}"
+                step = Wait(tier, QUEUED, text, step.attempt, tuple(ahead))
+            else:
+                created.append(machines)
+        steps.append(step)
     return steps
 
 
-def _queued(tier: TierSpec, others: Sequence[Object]) -> str:
-    who = key_of(others[0])[1] if others else "the job before it"
-    return f"measuring on tier {tier.name} waits for {who}"
+def ahead_of(
+    others: Sequence[Running], machines: Machines, namespace: str, profile_name: str, device_class: str | None
+) -> tuple[list[Running], str]:
+    """What a job on these machines waits for, and why: whatever measures the same, else what it may share one with.
+
+    Without a ``device_class`` the job measures accuracy loss and leak.
+    """
+    same = [
+        other
+        for other in others
+        if key_of(other.body)[0] == namespace
+        and labels_of(other.body).get(PROFILE_LABEL) == profile_name
+        and labels_of(other.body).get(DEVICE_CLASS_LABEL) == device_class
+    ]
+    if same:
+        return same, "which measures the same"
+    return [other for other in others if share(machines, other.machines)], "as they may share a machine"
 
 
-def measuring(jobs: Sequence[Object], pods: Sequence[Object], *, but: Key) -> list[Object]:
-    """Those of the jobs that may be measuring, and pods that are left of deleted ones (``Profiles.measuring``)."""
+def measuring(jobs: Sequence[Object], pods: Sequence[Object], nodes: Nodes, *, but: Key) -> list[Running]:
+    """Those of the jobs that may be measuring, and pods that are left of deleted ones (``Profiles._measuring``)."""
+    own: dict[Key, list[Object]] = {}
+    for pod in pods:
+        own.setdefault(_job_key(pod), []).append(pod)
     stuck = {_job_key(pod) for pod in pods if condition_of(pod, "PodScheduled").get("status") == "False"}
     known = {key_of(job) for job in jobs}
     found = [
@@ -147,21 +160,22 @@ def measuring(jobs: Sequence[Object], pods: Sequence[Object], *, but: Key) -> li
         for pod in pods
         if _job_key(pod) not in known | stuck and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
     ]
-    return found + left
+    return [Running(body, nodes.of(body, own.get(key_of(body), ()))) for body in (*found, *left)]
 
 
-def first_queued(steps: Sequence[Step]) -> bool:
-    """Whether a first profile waits for its turn; one that has failed before is in no hurry."""
-    return any(isinstance(step, Wait) and step.reason == QUEUED and step.attempt == 1 for step in steps)
+def queued_first(steps: Sequence[Step]) -> list[Wait]:
+    """First profiles that wait for their turn; one that has failed before is in no hurry."""
+    return [step for step in steps if isinstance(step, Wait) and step.reason == QUEUED and step.attempt == 1]
 
 
-def in_the_way(others: Sequence[Object]) -> list[Object]:
+def in_the_way(others: Sequence[Running]) -> list[Object]:
     """Calibration jobs that are stopped, to start anew later, where they are all that a first profile waits for.
 
     Without a profile nothing is served, and a calibration may take long.
     """
-    calibrations = [each for each in others if labels_of(each).get(COMPONENT_LABEL) == "calibration"]
-    return [each for each in calibrations if each["kind"] == "Job"] if len(calibrations) == len(others) else []
+    bodies = [each.body for each in others]
+    calibrations = [each for each in bodies if labels_of(each).get(COMPONENT_LABEL) == "calibration"]
+    return [each for each in calibrations if each["kind"] == "Job"] if len(calibrations) == len(bodies) else []
 
 
 def _job_key(pod: Object) -> Key:
@@ -171,15 +185,6 @@ def _job_key(pod: Object) -> Key:
 def stale_jobs(jobs: Mapping[str, Object], *, profile_name: str) -> list[str]:
     """Jobs of this pipeline that measure a model which it no longer has."""
     return [name for name, job in jobs.items() if labels_of(job).get(PROFILE_LABEL) != profile_name]
-
-
-def _measures(job: Object, namespace: str, profile_name: str, device_class: str) -> bool:
-    labels = labels_of(job)
-    return (
-        job["metadata"].get("namespace") == namespace
-        and labels.get(PROFILE_LABEL) == profile_name
-        and labels.get(DEVICE_CLASS_LABEL) == device_class
-    )
 
 
 def job_step(

@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from splitplane.controller.objects import MACHINE_LABEL
+
 _ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - outside a pod there is no address of one's own
 OFF, SECRETS, AUTHORITY = "Off", "Secrets", "Authority"
 MTLS = (OFF, SECRETS, AUTHORITY)
@@ -42,6 +44,9 @@ class Settings:
     """The operator's own."""
     profile_deadline: int = 900
     """A profile job is stopped after this time."""
+    machine_label: str = MACHINE_LABEL
+    """Label of nodes with the name of the physical machine they are on: models are measured side by side on two only
+    where both have it, with different values."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -62,6 +67,7 @@ class Settings:
                 kserve_metrics=environment.get("SPLITPLANE_KSERVE_METRICS") == "true",
                 mtls=_one_of(environment, "SPLITPLANE_MTLS", MTLS),
                 namespace=environment.get("SPLITPLANE_NAMESPACE", ""),
+                machine_label=environment.get("SPLITPLANE_MACHINE_LABEL", MACHINE_LABEL),
             )
         except KeyError as error:
             raise ValueError(f"the variable {error.args[0]} is not set; the chart sets it") from error
