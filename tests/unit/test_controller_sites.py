@@ -11,7 +11,7 @@ from splitplane.api.statuses import MOST_SITES, PipelineStatus
 from splitplane.controller.conditions import GOOD, Facts, Verdict, verdicts
 from splitplane.controller.control import Control
 from splitplane.controller.site_pipelines import find, site_name, site_pipeline
-from splitplane.controller.site_statuses import Site
+from splitplane.controller.site_statuses import Site, total
 from splitplane.controller.site_statuses import verdicts as over_sites
 from splitplane.controller.sites import GONE_SECONDS
 from splitplane.controller.switching import Observed
@@ -83,6 +83,43 @@ async def test_each_site_is_a_pipeline_of_its_own_with_its_own_plan_and_one_row_
     assert world.status["replicas"] == "sites 2/2"
     assert world.status["slo"] == "p95 < 200 ms: met at 2 of 2 sites"
     PipelineStatus.parse(world.status)  # within the CRD's bounds
+
+
+async def test_the_users_pipeline_shows_what_its_sites_come_to(world: World) -> None:
+    slow = world.metrics.pipelines[SOUTH]
+    pipelines = {**world.metrics.pipelines, SOUTH: replace(slow, p95_seconds=Value(0.19), arrival_rate=Value(5.0))}
+    world.metrics = replace(world.metrics, pipelines=pipelines)
+    await serving(world)
+
+    plan, sites = world.status["plan"], rows(world)
+    assert plan["summary"] == f"{sites['north']['plan']} at north, south"
+    assert plan["observedP95Milliseconds"] == 190
+    assert plan["requestsPerSecond"] == "8"
+    costs = [float(site["costPerHour"]) for site in sites.values()]
+    assert float(plan["costPerHour"]) == pytest.approx(sum(costs))
+    assert float(plan["costPerThousandRequests"]) == pytest.approx(sum(costs) / (8 * 3.6), rel=0.05)
+
+    world.metrics = replace(world.metrics, pipelines={NORTH: pipelines[NORTH]})
+    await rounds(world, 12)
+    assert "requestsPerSecond" not in world.status["plan"]  # not that of one site alone
+
+
+@pytest.mark.parametrize(
+    ("plans", "summary"),
+    [
+        ({"a": "edge:0-4", "b": "edge:0-4"}, "edge:0-4 at a, b"),
+        ({"a": "cloud:0-4", "b": "edge:0-4", "c": "edge:0-4", "d": "edge:0-4"}, "edge:0-4 at 3 sites; cloud:0-4 at a"),
+        ({"a": None, "b": "edge:0-4"}, "edge:0-4 at b"),
+    ],
+)
+def test_plans_of_sites_are_summed_up_by_who_they_serve(plans: dict[str, str | None], summary: str) -> None:
+    found = total([{"name": name, **({"plan": plan} if plan else {})} for name, plan in plans.items()])
+    assert {key: value for key, value in found.items() if value is not None} == {"summary": summary}
+    many = [{"name": f"site-{n}", "plan": f"edge:0-{n}|cloud:{n}-200 int8"} for n in range(100)]
+    long = total(many)
+    assert long is not None
+    assert len(long["summary"]) == 256
+    assert total([{"name": "a"}]) is None
 
 
 async def test_a_link_that_is_measured_a_little_otherwise_is_no_news(world: World) -> None:

@@ -53,9 +53,9 @@ class PlanStatus(Model):
     """A plan, with what it was predicted to give and what it gives."""
 
     summary: Summary
-    """Tiers, cuts and codecs: ``edge:0-3|cloud:3-7 int8``."""
+    """Tiers, cuts and codecs: ``edge:0-3|cloud:3-7 int8``. Of many sites, each plan with the sites that it serves."""
     generation: Count = 0
-    stages: Annotated[tuple[StageStatus, ...], ordered(least=1, most=8)]
+    stages: Annotated[tuple[StageStatus, ...], ordered(most=8)] = ()
     codecs: Annotated[tuple[Codec, ...], ordered(most=7)] = ()
     predicted_p95_milliseconds: _Milliseconds | None = None
     observed_p95_milliseconds: _Milliseconds | None = None
@@ -180,7 +180,7 @@ class PipelineStatus(Model):
     profile: Annotated[str, at_most(253)] | None = None
     """Name of the ``ModelProfile`` that plans are made from."""
     plan: PlanStatus | None = None
-    """Absent where ``spec.sites`` is given: each site has a plan."""
+    """Where ``spec.sites`` is given, what those of the sites come to: the worst p95, sums of rates and costs."""
     sites: Annotated[tuple[SiteStatus, ...], keyed("name", most=MOST_SITES)] = ()
     """Of a pipeline with ``spec.sites``: where it is served, by name."""
     routes: Annotated[tuple[RouteStatus, ...], ordered(most=16)] = ()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from splitplane.api.fields import decimal_or_none
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller.conditions import GOOD, Verdict, merge
 from splitplane.controller.objects import Object, condition_of
@@ -16,6 +17,8 @@ Json = dict[str, Any]
 Problem = tuple[str, str]
 
 _MOST_NAMED = 5
+_MOST_NAMED_IN_PLAN = 2
+_LONGEST_SUMMARY = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ def build(
         "conditions": merge(
             before.get("conditions") or (), verdicts(sites, problems), at=now, generation=generation
         ),
+        "plan": total(rows),
         "sites": rows or None,
         "replicas": f"sites {sum(each['ready'] == 'True' for each in rows)}/{len(rows)}",
         "slo": _slo(pipeline, rows),
@@ -72,6 +76,43 @@ def row(site: Site) -> Json:
         "links": [_link(link) for link in site.links] or None,
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def total(rows: Sequence[Json]) -> Json | None:
+    """What the sites' rows come to together: who serves which plan, the worst p95, the sums of rates and costs.
+
+    A sum is ``None`` while a site that serves has no number for it; all is while no site serves.
+    """
+    served = [each for each in rows if "plan" in each]
+    if not served:
+        return None
+    seen = [each["observedP95Milliseconds"] for each in served if "observedP95Milliseconds" in each]
+    cost, rate = _sum(served, "costPerHour"), _sum(served, "requestsPerSecond")
+    return {
+        "summary": _summary(served),
+        "observedP95Milliseconds": max(seen, default=None),
+        "costPerHour": None if cost is None else decimal_or_none(cost),
+        "requestsPerSecond": None if rate is None else decimal_or_none(rate, digits=3),
+        "costPerThousandRequests": decimal_or_none(rounded(cost / rate / 3.6), digits=8) if cost and rate else None,
+    }
+
+
+def _sum(rows: Sequence[Json], name: str) -> float | None:
+    return sum(float(each[name]) for each in rows) if all(name in each for each in rows) else None
+
+
+def _summary(rows: Sequence[Json]) -> str:
+    """Each plan with the sites that it serves, by name or number; those that serve the most come first."""
+    sites: dict[str, list[str]] = {}
+    for each in rows:
+        sites.setdefault(each["plan"], []).append(each["name"])
+    order = sorted(sites.items(), key=lambda item: (-len(item[1]), item[0]))
+    parts = [
+        f"{plan} at {', '.join(names) if len(names) <= _MOST_NAMED_IN_PLAN else f'{len(names)} sites'}"
+        for plan, names in order
+    ]
+    text = "; ".join(parts)
+    return text if len(text) <= _LONGEST_SUMMARY else f"{text[: _LONGEST_SUMMARY - 4]} ..."
 
 
 def verdicts(sites: Sequence[Site], problems: Sequence[Problem]) -> list[Verdict]:
