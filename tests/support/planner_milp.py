@@ -103,7 +103,7 @@ def _arcs(context: Context) -> Iterator[Arc]:
             seconds = float(prefix[cut + 1] - prefix[cut])
             for begun in (False, True):
                 yield Arc((name, cut, begun), (name, cut + 1, True), seconds, ((name, seconds),))
-        overhead = site.device.overhead_seconds
+        overhead = site.overhead_seconds
         entering = 0.0 if name == context.gateway else _crossing(context, context.gateway, name, 0, 0)
         if entering is not None:
             spend = 0.0 if name == context.gateway else _spend(context, context.gateway, name, 0, 0)
@@ -116,7 +116,7 @@ def _arcs(context: Context) -> Iterator[Arc]:
                 link = _crossing(context, source, target, cut, codec)
                 if link is not None:
                     out, into = float(encode[codec, cut]), float(decode[codec, cut])
-                    into += sites[target].device.overhead_seconds
+                    into += sites[target].overhead_seconds
                     yield Arc(
                         (source, cut, True), (target, cut, False), link + out + into,
                         ((source, out), (target, into)), _spend(context, source, target, cut, codec),

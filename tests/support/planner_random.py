@@ -28,7 +28,8 @@ def random_case(seed: int) -> tuple[Snapshot, Policy]:
         ),
         arrival_rate=Value(10 ** rng.uniform(-1.3, 1.0)),
         arrival_scv=rng.choice((0.0, 0.3, 1.0, 1.0, 1.0, 2.5)),
-        speed_corrections={"edge": rng.uniform(0.5, 2.0)},
+        speed_corrections={"edge": (slower := rng.uniform(0.5, 2.0))},
+        offset_corrections={"edge": 0.02 * (1.25 - slower)},
     )
     policy = Policy(
         max_p95_seconds=rng.choice((None, rng.uniform(0.05, 1.0))),

@@ -161,7 +161,10 @@ def _row(
             if policy.max_leak is not None and (shown > policy.max_leak or (first > 0 and measured is None)):
                 return None
         slower = snapshot.speed_corrections.get(name, 1.0)
-        service, decode, encode = profiled.range_seconds(first, last) * slower + profiled.overhead_seconds, 0.0, 0.0
+        overhead = max(
+            0.1 * profiled.overhead_seconds, profiled.overhead_seconds + snapshot.offset_corrections.get(name, 0.0)
+        )
+        service, decode, encode = profiled.range_seconds(first, last) * slower + overhead, 0.0, 0.0
         full = profile.cuts
         if k > 0:
             decode = profiled.codec_times[codec].decode_seconds_per_byte * full[first].wire_bytes["fp32"]
@@ -179,7 +182,7 @@ def _row(
         on = stay[-1] if last < profile.segments else 0.0
         mean = sum(seconds * share for seconds, share in times)
         spread = sum(seconds**2 * share for seconds, share in times) - mean**2
-        seen = mean + profiled.overhead_seconds + decode + encode * on
+        seen = mean + overhead + decode + encode * on
         seen_cv = math.sqrt(profiled.time_cv**2 + max(0.0, spread) / seen**2)
         cost += count * (known(tier.price_per_hour) or 0.0)
         if k in uses and (terms := tier.pay_per_use) is not None:

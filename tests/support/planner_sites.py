@@ -116,7 +116,9 @@ def choices(snapshot: Snapshot, policy: Policy, shared: str) -> Iterator[Choice]
         for k, (name, first, last, count) in enumerate(row.stages):
             device, full = profile.devices[tiers[name].device_class], profile.cuts
             service = device.range_seconds(first, last) * snapshot.speed_corrections.get(name, 1.0)
-            service += device.overhead_seconds
+            service += max(
+                0.1 * device.overhead_seconds, device.overhead_seconds + snapshot.offset_corrections.get(name, 0.0)
+            )
             if k > 0:
                 times = device.codec_times[row.codecs[k - 1]]
                 service += times.decode_seconds_per_byte * full[first].wire_bytes["fp32"]

@@ -125,6 +125,7 @@ def noisy(rng: random.Random, snapshot: Snapshot) -> Snapshot:
         arrival_rate=Value(around(rate.value)),
         links=links(around(50.0)),
         speed_corrections={"edge": around(1.0), "cloud": around(1.0)},
+        offset_corrections={"edge": around(0.02) - 0.02},
     )
 
 

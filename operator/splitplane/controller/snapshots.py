@@ -111,8 +111,8 @@ def links(tiers: Sequence[str], measured: PipelineMetrics, reported: Sequence[Li
 
 def speeds(
     pipeline: InferencePipeline, profile: Profile, control: Control, measured: PipelineMetrics
-) -> dict[str, float]:
-    """Observed over profiled compute time by tier, from the ranges that are active now."""
+) -> dict[str, tuple[float, float]]:
+    """Seconds that the profile says and that were observed of the range that each tier runs now."""
     if control.active is None:
         return {}
     classes = {tier.name: tier.device_class for tier in pipeline.spec.tiers}
@@ -124,17 +124,17 @@ def speeds(
             continue
         profiled = device.range_seconds(stage.first, stage.last)
         if profiled >= _LEAST_RANGE_SECONDS:
-            found[stage.tier] = observed / profiled
+            found[stage.tier] = profiled, observed
     return found
 
 
 def learnt(
-    before: Mapping[str, Correction], observed: Mapping[str, float], control: Control, now: float
+    before: Mapping[str, Correction], observed: Mapping[str, tuple[float, float]], control: Control, now: float
 ) -> dict[str, Correction]:
     """Corrections by tier after what was observed; nothing is learnt while a switch is on, whose pods warm up."""
     if control.pending is not None or control.switching_since is not None or control.draining:
         return dict(before)
-    return {**before, **{tier: learn(before.get(tier, UNKNOWN), ratio, now) for tier, ratio in observed.items()}}
+    return {**before, **{tier: learn(before.get(tier, UNKNOWN), *seconds, now) for tier, seconds in observed.items()}}
 
 
 def snapshot(
@@ -170,6 +170,7 @@ def snapshot(
         arrival_scv=1.0 if scv is None else max(0.0, scv),
         observed_p95_seconds=measured.p95_seconds,
         speed_corrections={tier: correction.factor(now) for tier, correction in corrections.items()},
+        offset_corrections={tier: correction.offset(now) for tier, correction in corrections.items()},
         active=active,
         # The plan that serves can serve, though a change of its pods may have failed.
         set_aside=control.aside_now(pipeline.metadata.generation, now) - {active.plan.digest if active else ""},

@@ -149,7 +149,8 @@ class Active:
 class Snapshot:
     """Everything that a decision about one pipeline may look at, read once.
 
-    ``speed_corrections`` maps a tier to observed over profiled compute time (1.0 when unknown).
+    ``speed_corrections`` maps a tier to observed over profiled compute time (1.0 when unknown), ``offset_corrections``
+    to the seconds that each request takes there beside, more or less than profiled (0.0 when unknown).
     ``arrival_scv`` is the squared coefficient of variation of inter-arrival times (1 for Poisson, 0 for a metronome).
     """
 
@@ -162,6 +163,7 @@ class Snapshot:
     arrival_scv: float = 1.0
     observed_p95_seconds: Measurement | None = None
     speed_corrections: Mapping[str, float] = field(default_factory=dict)
+    offset_corrections: Mapping[str, float] = field(default_factory=dict)
     active: Active | None = None
     reach: tuple[float, ...] = ()
     """Share of the requests that are still on their way at each cut: 1 at the input, never rising, above 0. Empty where

@@ -25,16 +25,23 @@ IDLE_RATE = 0.01
 DEFAULT_RATE = 1.0
 """Requests per second that a pipeline is planned for before its rate has ever been measured."""
 
+LEAST_OVERHEAD = 0.1
+"""Share of the profile's overhead that no correction takes away: a stage that took no time would bear any rate."""
+
 Direction = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A tier that can hold replicas now: ``low`` to ``high`` of them, at ``price`` each per hour (NaN: unknown)."""
+    """A tier that can hold replicas now: ``low`` to ``high`` of them, at ``price`` each per hour (NaN: unknown).
+
+    ``correction`` multiplies the profile's prefix times; ``overhead_seconds`` is the profile's, corrected.
+    """
 
     tier: Tier
     device: DeviceProfile
     correction: float
+    overhead_seconds: float
     price: float
     low: int
     high: int
@@ -218,7 +225,11 @@ def _site(snapshot: Snapshot, tier: Tier, recalled: Inputs | None) -> Site | Non
     correction = snapshot.speed_corrections.get(tier.name, 1.0)
     if not (math.isfinite(correction) and correction > 0.0):
         correction = 1.0
-    return Site(tier, device, correction, price, low=min(high, max(1, tier.min_replicas)), high=high)
+    offset = snapshot.offset_corrections.get(tier.name, 0.0)
+    overhead = max(
+        LEAST_OVERHEAD * device.overhead_seconds, device.overhead_seconds + (offset if math.isfinite(offset) else 0.0)
+    )
+    return Site(tier, device, correction, overhead, price, low=min(high, max(1, tier.min_replicas)), high=high)
 
 
 def _wires(snapshot: Snapshot, recalled: Inputs | None) -> dict[Direction, Wire]:

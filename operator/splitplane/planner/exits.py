@@ -46,7 +46,7 @@ def seen(
     mean = (less[1] - start * less[0] + on * whole) / here
     square = (less[2] - 2.0 * start * less[1] + start**2 * less[0] + on * whole**2) / here
     encode, decode = codec_seconds(context, site)
-    service = np.maximum(0.0, mean) + site.device.overhead_seconds
+    service = np.maximum(0.0, mean) + site.overhead_seconds
     if decoded is not None:
         service = service + decode[decoded, first]
     if encoded is not None:

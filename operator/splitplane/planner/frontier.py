@@ -249,7 +249,7 @@ def _numbers(context: Context) -> Hashable:
         (context.arrival_scv, context.policy.max_utilization, context.passing),
         tuple(tier.egress_price_per_gib for tier in context.tiers.values()),
         tuple(
-            (site.correction, site.price if site.price == site.price else None)
+            (site.correction, site.overhead_seconds, site.price if site.price == site.price else None)
             for site in context.sites.values()
             if context.affordable(site)
         ),

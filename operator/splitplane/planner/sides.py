@@ -262,7 +262,7 @@ def middle(context: Context, site: Site, before: Options, after: Options) -> Mid
     return Middle(
         start=prefix[before.cut],
         stop=prefix[after.cut],
-        before=decode[before.codec, before.cut] + site.device.overhead_seconds,
+        before=decode[before.codec, before.cut] + site.overhead_seconds,
         after=encode[after.codec, after.cut],
         seen=None if context.reach is None else between,
         scv=site.device.time_cv**2,

@@ -18,7 +18,7 @@ def stage_seconds(
     is handed to one.
     """
     prefix = np.array(site.device.prefix_seconds)
-    seconds: Array = np.maximum(0.0, prefix[last] - prefix[first]) * site.correction + site.device.overhead_seconds
+    seconds: Array = np.maximum(0.0, prefix[last] - prefix[first]) * site.correction + site.overhead_seconds
     encode, decode = codec_seconds(context, site)
     if decoded is not None:
         seconds = seconds + decode[decoded, first]
