@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from demo.kube import Active
 from demo.sites import Site
 
-FRAME_SECONDS = {"edge": 0.6, "cloud": 0.12}
+FRAME_SECONDS = {"edge": 0.5, "cloud": 0.12}
 """What one frame of audio takes on a device of each tier."""
 
 REPLICA_PRICES = {"edge": 0.05, "cloud": 0.30}
