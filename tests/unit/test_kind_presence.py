@@ -13,11 +13,9 @@ from kindcluster.cluster import CONTROL_PLANE, NAME, Cluster, Presence
 from kindcluster.engine import Engine
 from splitplane.local.errors import LocalError
 
-OURS, ANOTHER = "sha256:aaaa", "sha256:bbbb"
-"""Containers of control planes."""
 DOCKER = """#!/bin/sh
 case "$*" in
-"inspect --format={{{{.Id}}}} {control_plane}") cat {folder}/control-plane ;;
+"inspect --format={{{{range .Mounts}}}}{{{{println .Source}}}}{{{{end}}}} {control_plane}") cat {folder}/mounts ;;
 *) echo "not a command of this test: $*" >&2; exit 1 ;;
 esac
 """
@@ -25,6 +23,7 @@ KIND = """#!/bin/sh
 echo "$*" >> {folder}/kind-calls
 case "$*" in
 "get clusters") cat {folder}/clusters ;;
+"get nodes") echo {control_plane} ;;
 "delete cluster"*) : > {folder}/clusters ;;
 *) echo "not a command of this test: $*" >&2; exit 1 ;;
 esac
@@ -46,13 +45,12 @@ class Machine:
         engines.state().mkdir()
         self.has("other-kind")
 
-    def has(self, *clusters: str, control_plane: str = "") -> None:
+    def has(self, *clusters: str, mounts: str = "/lib/modules") -> None:
         (self.folder / "clusters").write_text("".join(f"{name}\n" for name in clusters))
-        (self.folder / "control-plane").write_text(f"{control_plane}\n")
+        (self.folder / "mounts").write_text(f"{mounts}\n")
 
-    def remembers(self, control_plane: str) -> None:
-        """What the end of a creation has left."""
-        (engines.state() / "made").write_text(control_plane)
+    def has_ours(self) -> None:
+        self.has(NAME, "other-kind", mounts=f"/lib/modules\n{self.cluster.shared_folder}")
 
     def creating(self) -> None:
         """What the beginning of a creation has left, whose end never came."""
@@ -77,28 +75,26 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def foreign(machine: Machine) -> None:
     """Somebody's own ``kind create cluster --name splitplane``."""
-    machine.has(NAME, "other-kind", control_plane=ANOTHER)
+    machine.has(NAME, "other-kind")
 
 
-def made_anew(machine: Machine) -> None:
-    """Ours, deleted by hand and made anew by hand: what was written down is of the one before."""
-    machine.remembers(OURS)
+def forestalled(machine: Machine) -> None:
+    """Ours was to be made, and stopped: somebody's own had come first."""
+    machine.creating()
     foreign(machine)
 
 
 def whole(machine: Machine) -> None:
-    machine.remembers(OURS)
-    machine.has(NAME, control_plane=OURS)
+    machine.has_ours()
 
 
 def interrupted(machine: Machine) -> None:
     machine.creating()
-    machine.has(NAME, control_plane=OURS)
+    machine.has_ours()
 
 
 def gone(machine: Machine) -> None:
     """Ours, deleted by hand."""
-    machine.remembers(OURS)
     machine.has("other-kind", "splitplane-2")
 
 
@@ -106,7 +102,7 @@ def gone(machine: Machine) -> None:
     ("scene", "presence"),
     [
         (foreign, Presence.FOREIGN),
-        (made_anew, Presence.FOREIGN),
+        (forestalled, Presence.FOREIGN),
         (whole, Presence.WHOLE),
         (interrupted, Presence.PARTIAL),
         (gone, Presence.NONE),
@@ -120,7 +116,7 @@ def test_a_cluster_is_ours_if_it_is_the_one_that_was_made_and_not_by_its_name(
 
 
 @pytest.mark.parametrize(
-    ("scene", "deleted"), [(foreign, False), (made_anew, False), (whole, True), (interrupted, True)]
+    ("scene", "deleted"), [(foreign, False), (forestalled, False), (whole, True), (interrupted, True)]
 )
 def test_only_a_cluster_of_ours_is_taken_down(
     scene: Callable[[Machine], None], deleted: bool, machine: Machine
@@ -132,7 +128,7 @@ def test_only_a_cluster_of_ours_is_taken_down(
     assert any("was not made by these commands, and stays" in words for words in said) is not deleted
 
 
-@pytest.mark.parametrize("scene", [foreign, made_anew])
+@pytest.mark.parametrize("scene", [foreign, forestalled])
 def test_anothers_cluster_is_not_used_either(scene: Callable[[Machine], None], machine: Machine) -> None:
     scene(machine)
     with (

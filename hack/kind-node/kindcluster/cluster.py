@@ -68,10 +68,9 @@ class Cluster:
         """Whether there is a cluster, and whether it is one of ours and of use."""
         if NAME not in self._kind("get", "clusters").split():
             return Presence.NONE
-        if self._unfinished.exists():
-            return Presence.PARTIAL
-        ours = self._made.exists() and self._made.read_text() == self._identity()
-        return Presence.WHOLE if ours else Presence.FOREIGN
+        if not all(self._mounts_shared_folder(node) for node in self.nodes()):
+            return Presence.FOREIGN
+        return Presence.PARTIAL if self._unfinished.exists() else Presence.WHOLE
 
     def create(self, node_image: str) -> None:
         """Create the cluster that kind-config.yaml describes, and wait until its nodes are ready."""
@@ -87,7 +86,6 @@ class Cluster:
         self._unfinished.touch()
         self._kind("create", "cluster", f"--config={self._configuration}", f"--image={node_image}", "--wait=120s",
                    f"--kubeconfig={self.kubeconfig}")  # fmt: skip
-        self._made.write_text(self._identity())
         self._unfinished.unlink()
 
     def revive(self) -> None:
@@ -107,20 +105,17 @@ class Cluster:
         """Delete the cluster, whole or not, with its kubeconfig and all that its pods wrote."""
         self._kind("delete", "cluster", f"--kubeconfig={self.kubeconfig}")
         shutil.rmtree(self.shared_folder, ignore_errors=True)
-        for file in (self.kubeconfig, self._configuration, self._made, self._unfinished):
+        for file in (self.kubeconfig, self._configuration, self._unfinished):
             file.unlink(missing_ok=True)
 
     @property
     def _configuration(self) -> Path:
         return engines.state() / "kind-config.yaml"
 
-    @property
-    def _made(self) -> Path:
-        """Says which control plane `create` has made: a cluster of that name may be somebody else's."""
-        return engines.state() / "made"
-
-    def _identity(self) -> str:
-        return self.engine.run("inspect", "--format={{.Id}}", CONTROL_PLANE).strip()
+    def _mounts_shared_folder(self, node: str) -> bool:
+        """Tells a node that `create` has made, from its first moment on: a cluster of that name may be another's."""
+        mounts = self.engine.run("inspect", "--format={{range .Mounts}}{{println .Source}}{{end}}", node)
+        return str(self.shared_folder) in mounts.splitlines()
 
     @property
     def _unfinished(self) -> Path:
