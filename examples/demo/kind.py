@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class OnKind:
         self.keep, self.console, self.say = keep, console, say
         self.cluster: Cluster
         self.kube: Kube
+        self.since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.cores: dict[str, float] = {}
         """What a replica may use of a core, and asks for, by tier."""
 
@@ -101,10 +103,15 @@ class OnKind:
             self.cluster.kill(node)
 
     def shown(self) -> list[str]:
-        """Requests that the API server's audit log has and the operator had no right to."""
+        """What the API server's audit log has that the operator, or a pod of the pipeline, had no right to."""
         found = rights.use(self.cluster)
         self.say(f"The operator has used {len(found.granted & found.asked)} of its {len(found.granted)} rights here")
-        return [f"the operator may not {words}" for words in found.refused]
+        pipelines = rights.handed_on(self.cluster.audit_events(), since=self.since)
+        return [f"the operator may not {words}" for words in found.refused] + [
+            f"the {component} may not {verb} {resource}"
+            for component, use in pipelines.items()
+            for _, resource, verb in sorted(use.lacking)
+        ]
 
     def _set_price(self, node: str, replica_per_hour: float) -> None:
         body = self.kube.get("node", node)
