@@ -334,9 +334,9 @@ def test_a_cover_never_claims_more_than_is_known(known: list[tuple[float, ...]],
     losses = np.array([plan[3] for plan in (*known, *asked)])
     cover = Cover(leaks, losses, 1.0, 4.0)
     cost, p95, leak, loss = (np.array(column, dtype=np.float64) for column in zip(*known, strict=True))
-    cover.add(cover.ceiling(leak / 5.0, loss.astype(np.int64)), cost, p95)
+    cover.add(cover.ceiling(cover.rank(leak / 5.0), loss.astype(np.int64)), cost, p95)
     for plan_cost, plan_p95, plan_leak, plan_loss in asked:
-        floor = cover.floor(np.array([plan_leak / 5.0]), np.array([plan_loss]))
+        floor = cover.floor(cover.rank(np.array([plan_leak / 5.0])), np.array([plan_loss]))
         if cover.rules_out(floor, np.array([plan_cost]), np.array([float(plan_p95)]))[0]:
             plan = (plan_cost, plan_p95, plan_leak, plan_loss)
             assert any(all(a <= b for a, b in zip(other, plan, strict=True)) for other in known)

@@ -19,11 +19,15 @@ class Cover:
     claims more than is known.
 
     Bins are made of ``leaks``, all values that occur, and of ``losses``, some of them; costs are binned evenly between
-    ``cheapest``, below which there is none, and ``dearest``, beyond which they are not told apart.
+    ``cheapest``, below which there is none, and ``dearest``, beyond which they are not told apart. Leaks are named by
+    their rank among all of them.
     """
 
     def __init__(self, leaks: Array, losses: Ints, cheapest: float, dearest: float) -> None:
-        self._leaks = _spread(np.unique(leaks), _MOST_LEAKS)
+        self._leaks = np.unique(leaks)
+        bins = _spread(self._leaks, _MOST_LEAKS)
+        self._leak_floor = np.searchsorted(bins, self._leaks, side="right") - 1
+        self._leak_ceiling = np.searchsorted(bins, self._leaks)
         # No loss is below the first bin.
         self._losses = np.unique(np.append(_spread(np.sort(losses), _MOST_LOSSES), 0))
         steps = np.arange(int(losses.max(initial=0)) + 1)
@@ -32,16 +36,20 @@ class Cover:
         self._cheapest = cheapest
         self._per_cost = _COSTS / max(dearest - cheapest, 1e-9)
         # Percentiles have eight binary digits (``queueing.round_up``): half the bytes hold them exactly.
-        self._table = np.full((len(self._leaks) + 1, len(self._losses) + 1, _COSTS + 2), np.inf, dtype=np.float32)
+        self._table = np.full((len(bins) + 1, len(self._losses) + 1, _COSTS + 2), np.inf, dtype=np.float32)
         self._flat = self._table.reshape(-1)
 
-    def floor(self, leak: Array, loss: Ints) -> Ints:
-        """Where in the table to ask about plans of this leak and loss."""
-        return self._cell(np.searchsorted(self._leaks, leak, side="right") - 1, self._loss_floor.take(loss))
+    def rank(self, leak: Array) -> Ints:
+        """The ranks of leaks."""
+        return np.searchsorted(self._leaks, leak)
 
-    def ceiling(self, leak: Array, loss: Ints) -> Ints:
-        """Where in the table to put plans of this leak and loss."""
-        return self._cell(np.searchsorted(self._leaks, leak), self._loss_ceiling.take(loss))
+    def floor(self, leak: Ints, loss: Ints) -> Ints:
+        """Where in the table to ask about plans of this leak, by rank, and loss."""
+        return self._cell(self._leak_floor.take(leak), self._loss_floor.take(loss))
+
+    def ceiling(self, leak: Ints, loss: Ints) -> Ints:
+        """Where in the table to put plans of this leak, by rank, and loss."""
+        return self._cell(self._leak_ceiling.take(leak), self._loss_ceiling.take(loss))
 
     def add(self, ceiling: Ints, cost: Array, p95: Array) -> None:
         """Take note of plans."""

@@ -33,6 +33,10 @@ _SAMPLE = 11
 _WORTH_NOTING = 256
 _SLACK = 1e-9
 
+# Once a block of 8 MiB has been freed, glibc gives memory back to the system only beyond twice as much: else the arrays
+# of every layer would be taken from it anew, page by page, in an eighth of the time of a search.
+np.empty(1 << 20)
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -45,7 +49,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Plans of one line by their options, their replicas (0 for a stage that the line lacks) and the four axes."""
+    """Plans of one line by their options, their replicas (0 for a stage that the line lacks) and the four axes, the
+    leak by its rank in the cover."""
 
     first: Ints
     second: Ints
@@ -54,7 +59,7 @@ class Found:
     tail: Ints
     cost: Array
     p95: Array
-    leak: Array
+    leak: Ints
     loss: Ints
 
 
@@ -62,7 +67,7 @@ class Found:
 class _Rows:
     """Rows with all that does not depend on replicas. ``seconds`` is the middle stage's service, ``moments`` are the
     cumulants of the whole line's (3 x rows), ``least`` and ``cost`` stand for the fewest replicas, ``bound`` is the
-    p95 with all of them, ``floor`` a place in the cover."""
+    p95 with all of them, ``leak`` a rank and ``floor`` a place in the cover."""
 
     first: Ints
     second: Ints
@@ -71,7 +76,7 @@ class _Rows:
     cost: Array
     moments: Array
     coupling: Array
-    leak: Array
+    leak: Ints
     loss: Ints
     floor: Ints
     bound: Array
@@ -112,6 +117,7 @@ class _Search:
         self.prices = {HEAD: line.head.price, MIDDLE: middle.price if middle else 0.0, TAIL: line.tail.price}
         self.most = {HEAD: line.head.most, MIDDLE: middle.most if middle else 1, TAIL: line.tail.most}
         self.ends = {HEAD: line.head, TAIL: line.tail}
+        self.leaks = {stage: cover.rank(side.leak) for stage, side in self.ends.items()}
         able = sum(stage for stage, most in self.most.items() if most > 1)
         # Those without the middle stage, whose waits stay as they are, come first.
         sets = sorted((s for s in range(1, 8) if s & able == s), key=lambda s: (s & MIDDLE, s))
@@ -142,10 +148,8 @@ class _Search:
         self.note(rows, nodes)
         lowest = self.cover.lowest(rows.floor, nodes.cost)
         yield self.found(rows, taken(nodes, np.flatnonzero(lowest >= nodes.p95)))
-        alive = np.flatnonzero((lowest > rows.bound) & (nodes.p95 > rows.bound))
-        rows, nodes = taken(rows, alive), taken(nodes, alive)
-        nodes.row[:] = np.arange(len(alive))
-        most = self.middle_waits(rows, np.arange(len(alive)), np.full(len(alive), self.most[MIDDLE]))
+        nodes = taken(nodes, np.flatnonzero((lowest > rows.bound) & (nodes.p95 > rows.bound)))
+        most = self.middle_waits(rows, np.arange(len(lowest)), np.full(len(lowest), self.most[MIDDLE]))
         while len(nodes.row):
             nodes = self.families(rows, most, nodes)
             if len(nodes.row) >= _WORTH_NOTING:
@@ -176,7 +180,7 @@ class _Search:
             moments[2] += service_third(seconds, middle.scv)
             square += squared
         coupling = coupling_of(moments[1], square)
-        leak = np.maximum(head.leak.take(first), tail.leak.take(second))
+        leak = np.maximum(self.leaks[HEAD].take(first), self.leaks[TAIL].take(second))
         loss = head.loss.take(first)
         loss += tail.loss.take(second)
         floor = self.cover.floor(leak, loss)
@@ -230,19 +234,23 @@ class _Search:
         room = nodes.growing.copy()
         for stage, count in ((HEAD, nodes.head), (MIDDLE, nodes.middle), (TAIL, nodes.tail)):
             room &= np.where(count < self.most[stage], np.uint8(7), np.uint8(7 - stage))
-        number, places = np.nonzero((room & self.sets[:, None]) == self.sets[:, None])
-        row = nodes.row.take(places)
-        cost = nodes.cost.take(places)
-        cost += self.growth(rows, nodes, number, places)
-        left = np.flatnonzero(self.cover.lowest(rows.floor.take(row), cost) > rows.bound.take(row))
-        number, places, row, cost = number.take(left), places.take(left), row.take(left), cost.take(left)
+        cost = nodes.cost + self.growth(rows, nodes)
+        able = (room & self.sets[:, None]) == self.sets[:, None]
+        able &= self.cover.lowest(rows.floor.take(nodes.row), cost) > nodes.bound
+        number, places = np.nonzero(able)
+        row, cost = nodes.row.take(places), cost[able]
         head, middle, tail = nodes.head.take(places), nodes.middle.take(places), nodes.tail.take(places)
-        at = int(np.searchsorted(number, self.with_middle))
-        bound = self.p95(
-            rows, row,
-            np.where(self.members[HEAD].take(number), self.most[HEAD], head),
-            np.where(self.members[TAIL].take(number), self.most[TAIL], tail),
-            np.concatenate([nodes.waits.take(places[:at], axis=1), most.take(row[at:], axis=1)], axis=1),
+        bound = nodes.bound.take(places)
+        # A family within which all the same stages may grow as before is as fast at best.
+        other = np.flatnonzero(self.sets.take(number) != nodes.growing.take(places))
+        sets, those = number.take(other), row.take(other)
+        at = int(np.searchsorted(sets, self.with_middle))
+        kept = nodes.waits.take(places.take(other[:at]), axis=1)
+        bound[other] = self.p95(
+            rows, those,
+            np.where(self.members[HEAD].take(sets), self.most[HEAD], head.take(other)),
+            np.where(self.members[TAIL].take(sets), self.most[TAIL], tail.take(other)),
+            np.concatenate([kept, most.take(those[at:], axis=1)], axis=1),
         )  # fmt: skip
         left = np.flatnonzero(~self.cover.rules_out(rows.floor.take(row), cost, bound))
         number, places, row, cost = number.take(left), places.take(left), row.take(left), cost.take(left)
@@ -257,17 +265,15 @@ class _Search:
             p95=self.p95(rows, row, head, tail, waits), bound=bound.take(left), waits=waits,
         ))  # fmt: skip
 
-    def growth(self, rows: _Rows, nodes: _Nodes, number: Ints, places: Ints) -> Array:
-        """What a replica more in each stage of these sets adds to the cost of these nodes."""
+    def growth(self, rows: _Rows, nodes: _Nodes) -> Array:
+        """What a replica more in each stage of a set adds to the cost of each node, by set and node."""
         if self.line.head.use is None and self.line.tail.use is None:
-            return self.step.take(number)
-        added = np.zeros(len(places))
+            return self.step[:, None]
+        added = np.zeros((len(self.sets), len(nodes.row)))
         for stage, option, count in (
             (HEAD, rows.first, nodes.head), (MIDDLE, rows.least, nodes.middle), (TAIL, rows.second, nodes.tail)
         ):  # fmt: skip
-            those = np.flatnonzero(self.members[stage].take(number))
-            where = places.take(those)
-            added[those] += self.more(stage, option.take(nodes.row.take(where)), count.take(where), 1)
+            added[self.members[stage]] += self.more(stage, option.take(nodes.row), count, 1)
         return added
 
     def more(self, stage: int, option: Ints, count: Ints, more: Ints | int) -> Array:
