@@ -49,7 +49,8 @@ def serve_fastapi(part: Range, first: int, last: int, port: int, following: str)
             answer = (await client.post(f"http://{following}/infer", content=answer)).content
         return Response(answer, media_type="application/octet-stream")
 
-    uvicorn.run(app, host=HOST, port=port, log_level="warning", access_log=False)
+    # Connections stay open while the client is busy with the others.
+    uvicorn.run(app, host=HOST, port=port, log_level="warning", access_log=False, timeout_keep_alive=300)
 
 
 def serve_kserve(part: Range, first: int, last: int, port: int, following: str) -> None:
