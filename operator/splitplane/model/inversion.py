@@ -23,8 +23,14 @@ _MOST_ANYWHERE = 8192
 """Larger tensors without places (such as masks) are left out when tokens are guessed."""
 _SLOPE = 0.02
 """Of what is drawn outside of 0..1, in training."""
+_REACH = 5
+"""Places along each dimension of which the direct part draws one."""
 _LINEAR_CHANNELS = 128
-"""Up to so many channels are also drawn from directly, which a shallow cut mostly needs."""
+"""Up to so many channels are also drawn from directly, by one convolution, which a shallow cut mostly needs."""
+_SOLVED_NUMBERS = 800
+"""Up to so many weights of that for each channel drawn are solved for; more would take longer than training."""
+_SOLVED_SAMPLES, _ROWS_FOR_EACH, _RIDGE = 128, 10, 1e-6
+"""Samples and, for each unknown, places by which that is solved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ def draw(
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         decoder = _Decoder([tuple(each[:1].shape[1:]) for each in given], tuple(targets.shape[1:]), width)
+    began = time.monotonic()
+    decoder.solve(lambda index: [each[index : index + 1] for each in given], targets[:known])
 
     def loss(chosen: torch.Tensor) -> torch.Tensor:
         drawn = decoder([each[chosen] for each in given])
@@ -55,7 +63,15 @@ def draw(
         clamped = drawn.clamp(0, 1) + _SLOPE * (drawn - drawn.clamp(0, 1))
         return functional.mse_loss(clamped, targets[:-held_out][chosen])
 
-    done = _train(decoder, loss, known, seconds=seconds, steps=steps, seed=seed)
+    # An attacker keeps the better of the two, by samples whose inputs it knows.
+    checked = torch.randperm(known, generator=torch.Generator().manual_seed(seed))[: 2 * BATCH]
+    with torch.no_grad():
+        at_first, first = {name: value.clone() for name, value in decoder.state_dict().items()}, float(loss(checked))
+    left = seconds - (time.monotonic() - began)
+    done = _train(decoder, loss, known, seconds=max(0.0, left), steps=steps, seed=seed)
+    with torch.no_grad():
+        if not float(loss(checked)) <= first:
+            decoder.load_state_dict(at_first)
     with torch.inference_mode():
         parts = [
             decoder([each[start : start + BATCH] for each in given]) for start in range(known, len(targets), BATCH)
@@ -197,17 +213,45 @@ class _Decoder(nn.Module):
             conv(width, channels, 3, padding=1),
         )  # fmt: skip
 
-        direct = sum(shape[0] for shape in given if len(shape) > 1)
-        self.direct = conv(direct, channels, 5, padding=2) if 0 < direct <= _LINEAR_CHANNELS else None
+        self.direct_from = _narrow(given, places)
+        direct = sum(given[index][0] for index in self.direct_from)
+        self.direct = conv(direct, channels, _REACH, padding=_REACH // 2) if direct else None
 
     def forward(self, given: Sequence[torch.Tensor]) -> torch.Tensor:
         stems = [self._resized(stem(each), self.start) for stem, each in zip(self.stems, given, strict=True)]
         fine = self._resized(self.body(torch.stack(stems).sum(0)), self.places)
         drawn: torch.Tensor = self.head(fine)
-        if self.direct is not None:
-            grids = [self._resized(each, self.places) for each in given if each.ndim > 2]
-            drawn = drawn + self.direct(torch.cat(grids, 1))
-        return drawn
+        return drawn if self.direct is None else drawn + self.direct(self._grids(given))
+
+    def solve(self, given: Callable[[int], Sequence[torch.Tensor]], targets: torch.Tensor) -> None:
+        """Begin with the best that the direct part can do, by least squares on some samples, and with nothing else.
+
+        ``given`` is what the decoder takes of one of them. Too large a direct part is left to training.
+        """
+        if self.direct is None or self.direct.weight[0].numel() > _SOLVED_NUMBERS:
+            return
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].bias)
+        weight, bias = self.direct.weight, self.direct.bias
+        unknowns = weight[0].numel() + 1
+        samples = min(len(targets), _SOLVED_SAMPLES)
+        rows = min(math.prod(self.places), -(-_ROWS_FOR_EACH * unknowns // samples))
+        products, sums = torch.zeros(unknowns, unknowns, dtype=torch.double), torch.zeros(unknowns, weight.shape[0])
+        generator = torch.Generator().manual_seed(0)
+        for index in range(samples):
+            seen = _surroundings(self._grids(given(index)))
+            chosen = torch.randperm(len(seen), generator=generator)[:rows]
+            seen = torch.cat([seen[chosen], torch.ones(rows, 1)], 1).double()
+            products += seen.T @ seen
+            sums = sums + seen.T @ targets[index].flatten(1).T[chosen].double()
+        ridge = _RIDGE * products.diagonal().mean()
+        solved = torch.linalg.solve(products + ridge * torch.eye(unknowns, dtype=torch.double), sums).float()
+        with torch.no_grad():
+            weight.copy_(solved[:-1].T.reshape(weight.shape))
+            bias.copy_(solved[-1])
+
+    def _grids(self, given: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([self._resized(given[index], self.places) for index in self.direct_from], 1)
 
     def _resized(self, value: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:
         if tuple(value.shape[2:]) == places:
@@ -215,3 +259,20 @@ class _Decoder(nn.Module):
         if all(new <= old for new, old in zip(places, value.shape[2:], strict=True)):
             return functional.interpolate(value, places, mode="area")  # as the target was made coarser
         return functional.interpolate(value, places, mode=self.mode, align_corners=False)
+
+
+def _narrow(given: Sequence[tuple[int, ...]], places: tuple[int, ...]) -> list[int]:
+    """Which grids are drawn from directly: those as fine as the target first, then those of the fewest channels."""
+    found: list[int] = []
+    grids = [index for index, shape in enumerate(given) if len(shape) > 1]
+    for index in sorted(grids, key=lambda index: (given[index][1:] != places, given[index][0])):
+        if sum(given[other][0] for other in (*found, index)) <= _LINEAR_CHANNELS:
+            found.append(index)
+    return found
+
+
+def _surroundings(grid: torch.Tensor) -> torch.Tensor:
+    """``[places, channels x reach]`` of one sample ``[1, channels, *places]``, as a convolution sees them."""
+    flat = grid if grid.ndim == 4 else grid[:, :, None]
+    reach = (_REACH if grid.ndim == 4 else 1, _REACH)
+    return functional.unfold(flat, reach, padding=(reach[0] // 2, reach[1] // 2))[0].T

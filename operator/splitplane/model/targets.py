@@ -80,7 +80,7 @@ class Drawing:
         return Got(each, float(scores.psnr(drawn.guesses, truth).mean()), drawn.steps)
 
     def _coarse(self, values: torch.Tensor) -> torch.Tensor:
-        values = values.float()
+        values = _finite(values.float())
         if _pictures(values):
             places = tuple(min(size, LARGEST_IMAGE) for size in values.shape[2:])
         elif values.ndim == 3 and min(values.shape[1:]) > 1:
@@ -95,6 +95,15 @@ class Drawing:
         values = _averaged(values, places)
         low, high = values.amin(), values.amax()
         return (values - low) / (high - low).clamp_min(1e-12)
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    """Values with what is infinite or no number, as in additive masks, at the ends of the range of the others."""
+    known = values.isfinite()
+    if bool(known.all()):
+        return values
+    low, high = (float(end) for end in values[known].aminmax()) if bool(known.any()) else (0.0, 0.0)
+    return values.nan_to_num(low, high, low)
 
 
 def _averaged(values: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:
