@@ -37,16 +37,16 @@ def psnr(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def explained(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Share of each sample's variance that a guess explains, 0 where it explains nothing.
+    """Share of how far each sample is from the mean of all that a guess explains, 0 where it explains nothing.
 
-    Of few numbers, which may vary little within a sample, the variance is that from sample to sample.
+    So what all samples have in common, which anybody knows, counts for nothing. Of few numbers, which may be near the
+    mean by chance, the distance is that of all samples on average.
     """
     guess, truth = guess.flatten(1), truth.flatten(1)
+    spread = (truth - truth.mean(0)).pow(2).sum(1)
     if truth.shape[1] < _FEW_NUMBERS:
-        spread = (truth - truth.mean(0)).pow(2).sum(1).mean().clamp_min(1e-12)
-    else:
-        spread = (truth - truth.mean(1, keepdim=True)).pow(2).sum(1).clamp_min(1e-12)
-    return (1 - (guess - truth).pow(2).sum(1) / spread).clamp(0, 1)
+        spread = spread.mean()
+    return (1 - (guess - truth).pow(2).sum(1) / spread.clamp_min(1e-12)).clamp(0, 1)
 
 
 def distance_correlation(first: torch.Tensor, second: torch.Tensor) -> float:
