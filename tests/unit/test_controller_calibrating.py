@@ -158,6 +158,20 @@ async def test_a_codec_that_is_allowed_later_is_measured_though_the_attack_was_t
     assert {each["codec"] for each in profile["spec"]["cuts"][2]["accuracyLoss"]} == {"int8", "int4"}
 
 
+async def test_a_weak_attack_is_made_again_where_the_pods_get_more_memory() -> None:
+    world = World(calibrated=lambda request: found(request, weakness="the attack gets only 0.40 of the input itself"))
+    world.apply(**limited())
+    await world.step(25)
+    assert "on 100 inputs, the attack gets only 0.40" in told(world)[2]
+    assert "raise that of tier edge" in told(world)[2]
+    world.calibrated = found
+    more = {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "6Gi"}}
+    world.apply(**limited(tiers=[tier("edge", resources=more), tier("cloud", trusted=False)]))
+    await world.step(25)
+    assert len(world.requests) == 2
+    assert told(world)[:2] == ("True", "Measured")
+
+
 def weak_everywhere() -> list[dict[str, Any]]:
     return [tier("edge", trusted=True), tier("cloud", trusted=True), tier("third")]
 

@@ -111,7 +111,7 @@ class Calibrations:
                 text = f"{what} failed: {message.rstrip('.')}. Mend spec.model.calibration or what the message names"
                 this.limits = Verdict(LIMITS, "False", "MeasuringFailed", f"{text}; it is tried again by itself.")
             case Collect():
-                await self._collect(this, job_name, name, profile)
+                await self._collect(this, tier, job_name, name, profile)
 
     async def _start(
         self, this: Round, memory: Memory, tier: TierSpec, job_name: str, name: str, attempt: int, lacking: Shares,
@@ -129,7 +129,9 @@ class Calibrations:
         for body in bodies:
             self._view.remember(await self._cluster.apply(body))
 
-    async def _collect(self, this: Round, job_name: str, name: str, profile: ModelProfileSpec) -> None:
+    async def _collect(
+        self, this: Round, tier: TierSpec, job_name: str, name: str, profile: ModelProfileSpec
+    ) -> None:  # fmt: skip
         """Write what was found into the ModelProfile. The job of attacks that were too weak stays, to tell of them."""
         namespace = this.key[0]
         try:
@@ -142,8 +144,12 @@ class Calibrations:
             await self._profiles.write((namespace, name), changed)
         weakness = result.leak.weakness if result.leak is not None else ""
         if weakness:
-            advice = "Raise spec.model.calibration.budgetCoreSeconds, or give more inputs."
-            text = f"The leak counts as unmeasured: {weakness}, so no limit may rest on it. {advice}"
+            samples = result.leak.samples if result.leak is not None else 0
+            advice = (
+                "Raise spec.model.calibration.budgetCoreSeconds, or give more inputs; if memory holds no more of them,"
+                f" raise that of tier {tier.name}."
+            )
+            text = f"The leak counts as unmeasured: on {samples} inputs, {weakness}; no limit may rest on it. {advice}"
             this.limits = Verdict(LIMITS, "False", "AttackTooWeak", text)
             return
         this.limits = Verdict(LIMITS, "True", "Measured", told_of(changed, limited(this.pipeline)))

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import torch
 
 from splitplane.model.calibration import Calibration
-from splitplane.model.memory import available_bytes
+from splitplane.model.memory import available_bytes, grown
 from splitplane.model.metrics import Metric, Tensors, choose, cosines
 from splitplane.model.partitions import Partition
 from splitplane.model.profile import Codec
 
 BATCH = 16
 COPIES = 4
-"""Of the largest tensors, that are held at once: what left, what arrived, what the range works on and gives."""
+"""Of the largest tensors, that are held at once, beside what a run takes: what left, what arrived, what both give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,12 @@ def compare_codecs(
     """
     wanted, last, samples = sorted(set(cuts)), partition.last, calibration.samples
     order = calibration.order()
-    first = partition.run(0, last, {name: value[:1] for name, value in calibration.inputs.items()})
-    judged = [Judged(each) for each in choose(metric, first, calibration.labels)]
     memory = available_bytes() // 2 if memory_bytes is None else memory_bytes
+    one = {name: value[:1] for name, value in calibration.inputs.items()}
+    taken = grown(lambda: partition.run(0, last, one))
+    judged = [Judged(each) for each in choose(metric, partition.run(0, last, one), calibration.labels)]
     largest = max(cut.wire_bytes["fp32"] for cut in partition.graph.cuts)
-    together = max(1, min(BATCH, memory // (COPIES * largest)))
+    together = max(1, min(BATCH, memory // (taken + COPIES * largest)))
     sums = {(cut, codec): _Sums(tuple([] for _ in judged)) for cut in wanted for codec in codecs}
     done, began = 0, time.monotonic()
     while done < samples:

@@ -17,6 +17,10 @@ WIDTHS = {"small": 8, "large": 24}
 """Channels of the two decoders."""
 STEPS, BATCH, LEARNING_RATE = 1000, 32, 3e-3
 _BOTTLENECK = 256
+_BYTES_OF_WEIGHT = 16
+"""Of a weight that is trained with Adam: itself, its gradient, two moments."""
+_COPIES_IN_STEP = 3
+"""Of what a step keeps for its gradients: that, the gradients, and how what is given was made."""
 _HIDDEN = 16
 """Hidden units of a guesser of tokens, for each of its width."""
 _MOST_ANYWHERE = 8192
@@ -31,6 +35,8 @@ _SOLVED_NUMBERS = 800
 """Up to so many weights of that for each channel drawn are solved for; more would take longer than training."""
 _SOLVED_SAMPLES, _ROWS_FOR_EACH, _RIDGE = 128, 10, 1e-6
 """Samples and, for each unknown, places by which that is solved."""
+_NUMBERS_TOGETHER = 1 << 21
+"""So many numbers of several samples, or one sample, are looked at together where nothing is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +49,15 @@ class Drawn:
 
 def draw(
     tensors: Mapping[str, torch.Tensor], targets: torch.Tensor, held_out: int, *, width: int, seconds: float,
-    steps: int = STEPS, seed: int = 0,
+    steps: int = STEPS, memory_bytes: float = math.inf, seed: int = 0,
 ) -> Drawn:  # fmt: skip
     """Train on all but the last ``held_out`` samples, draw those. ``targets`` are ``[n, channels, *places]`` in 0..1.
 
-    Training ends after ``steps`` or ``seconds``, whichever comes first.
+    Training ends after ``steps`` or ``seconds``, whichever comes first. A step takes about ``memory_bytes`` at most.
     """
-    known = len(targets) - held_out
-    given = [_Standardised(value, partial(_grid, dims=targets.ndim - 2), known) for value in tensors.values()]
+    known, places = len(targets) - held_out, tuple(targets.shape[2:])
+    most = max(1, int(min(memory_bytes / (2 * _BYTES_OF_WEIGHT * _BOTTLENECK), 2**31)))
+    given = [_Standardised(_coarser(value, places, most), known) for value in tensors.values()]
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         decoder = _Decoder([tuple(each[:1].shape[1:]) for each in given], tuple(targets.shape[1:]), width)
@@ -65,33 +72,32 @@ def draw(
 
     # An attacker keeps the better of the two, by samples whose inputs it knows.
     checked = torch.randperm(known, generator=torch.Generator().manual_seed(seed))[: 2 * BATCH]
-    with torch.no_grad():
-        at_first, first = {name: value.clone() for name, value in decoder.state_dict().items()}, float(loss(checked))
+    together = _together(loss, memory_bytes)
+    at_first = {name: value.clone() for name, value in decoder.state_dict().items()}
+    first = _mean(loss, checked, together)
     left = seconds - (time.monotonic() - began)
-    done = _train(decoder, loss, known, seconds=max(0.0, left), steps=steps, seed=seed)
-    with torch.no_grad():
-        if not float(loss(checked)) <= first:
-            decoder.load_state_dict(at_first)
+    done = _train(decoder, loss, known, together, seconds=max(0.0, left), steps=steps, seed=seed)
+    if not _mean(loss, checked, together) <= first:
+        decoder.load_state_dict(at_first)
     with torch.inference_mode():
-        parts = [
-            decoder([each[start : start + BATCH] for each in given]) for start in range(known, len(targets), BATCH)
-        ]
+        asked = torch.split(torch.arange(known, len(targets)), together)
+        parts = [decoder([each[part] for each in given]) for part in asked]
     return Drawn(torch.cat(parts).clamp(0, 1), done)
 
 
 def guess_tokens(
     tensors: Mapping[str, torch.Tensor], targets: torch.Tensor, held_out: int, *, width: int, seconds: float,
-    steps: int = STEPS, seed: int = 0,
+    steps: int = STEPS, memory_bytes: float = math.inf, seed: int = 0,
 ) -> Drawn:  # fmt: skip
     """As :func:`draw`, for classes ``[n, places]``: the guesses are those of the held-out samples."""
     known, classes, places = len(targets) - held_out, int(targets.max()) + 1, targets.shape[1]
     parts = [
-        _Standardised(value, partial(_at_places, places=places), known)
+        _Standardised(value, known, partial(_at_places, places=places))
         for value in tensors.values()
         if _has_places(value, places) or value[0].numel() <= _MOST_ANYWHERE
     ]
 
-    def given(chosen: torch.Tensor | slice) -> torch.Tensor:
+    def given(chosen: torch.Tensor) -> torch.Tensor:
         """``[chosen, places, numbers]``: the place itself, what belongs to it, what belongs to none."""
         found = [part[chosen].movedim(1, 2) for part in parts]
         return torch.cat([torch.eye(places).expand(len(targets[chosen]), -1, -1), *found], 2)
@@ -99,14 +105,18 @@ def guess_tokens(
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         hidden = _HIDDEN * width
-        decoder = nn.Sequential(nn.Linear(given(slice(1)).shape[2], hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        decoder = nn.Sequential(
+            nn.Linear(given(torch.zeros(1, dtype=torch.long)).shape[2], hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        )
 
     def loss(chosen: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(decoder(given(chosen)).flatten(0, 1), targets[chosen].flatten())
 
-    done = _train(decoder, loss, known, seconds=seconds, steps=steps, seed=seed)
+    together = _together(loss, memory_bytes)
+    done = _train(decoder, loss, known, together, seconds=seconds, steps=steps, seed=seed)
     with torch.inference_mode():
-        guesses = [decoder(given(slice(at, at + BATCH))).argmax(2) for at in range(known, len(targets), BATCH)]
+        asked = torch.split(torch.arange(known, len(targets)), together)
+        guesses = [decoder(given(part)).argmax(2) for part in asked]
     return Drawn(torch.cat(guesses), done)
 
 
@@ -127,11 +137,13 @@ class _Standardised:
     Each channel has mean 0 and deviation 1 over the ``known`` samples, the first ones; what is no number is 0.
     """
 
-    def __init__(self, value: torch.Tensor, form: Callable[[torch.Tensor], torch.Tensor], known: int) -> None:
+    def __init__(
+        self, value: torch.Tensor, known: int, form: Callable[[torch.Tensor], torch.Tensor] = lambda part: part
+    ) -> None:
         self._value, self._form = value, form
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
-        for start in range(0, known, BATCH):
-            part = self._formed(slice(start, min(known, start + BATCH))).double()
+        for chosen in torch.split(torch.arange(known), _at_once(self._formed(slice(1)))):
+            part = self._formed(chosen).double()
             over = [0, *range(2, part.ndim)]
             count += part.numel() // part.shape[1]
             total, squares = total + part.sum(over, keepdim=True), squares + part.pow(2).sum(over, keepdim=True)
@@ -146,11 +158,57 @@ class _Standardised:
         return self._form(self._value[chosen].float().nan_to_num(0.0, 0.0, 0.0))
 
 
+def _coarser(value: torch.Tensor, places: tuple[int, ...], most: int) -> torch.Tensor:
+    """Samples as a grid no finer than the target, else averaged, as the target was, or as numbers, ``most`` at most.
+
+    A decoder that begins with finer grids would take many times as long and as much memory, for the same target.
+    """
+    formed = partial(_grid, dims=len(places))
+    one = formed(value[:1])
+    shape = tuple(one.shape[2:]) if one.ndim > 2 else tuple(one.shape[1:])
+    wanted = tuple(min(size, limit) for size, limit in zip(shape, places if one.ndim > 2 else (most,), strict=True))
+    if wanted == shape:
+        return formed(value)
+    averaged = torch.empty(len(value), *one.shape[1 : one.ndim - len(wanted)], *wanted)
+    for chosen in torch.split(torch.arange(len(value)), _at_once(one)):
+        part = formed(value[chosen]).float().nan_to_num(0.0, 0.0, 0.0)
+        grid = part if one.ndim > 2 else part[:, None]
+        averaged[chosen] = functional.interpolate(grid, wanted, mode="area").reshape(len(part), *averaged.shape[1:])
+    return averaged
+
+
+def _at_once(one: torch.Tensor) -> int:
+    """How many samples of the size of one are looked at together."""
+    return max(1, _NUMBERS_TOGETHER // one.numel())
+
+
+def _together(loss: Callable[[torch.Tensor], torch.Tensor], memory_bytes: float) -> int:
+    """How many samples of a batch are worked on at a time: by what the first one's loss keeps for its gradient."""
+    kept = 0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += 0 if tensor.is_leaf and tensor.requires_grad else tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss(torch.zeros(1, dtype=torch.long))
+    return max(1, int(min(BATCH, memory_bytes / (_COPIES_IN_STEP * max(1, kept)))))
+
+
+def _mean(loss: Callable[[torch.Tensor], torch.Tensor], chosen: torch.Tensor, together: int) -> float:
+    with torch.no_grad():
+        return sum(float(loss(part)) * len(part) for part in torch.split(chosen, together)) / len(chosen)
+
+
 def _train(
-    decoder: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], known: int, *, seconds: float, steps: int,
-    seed: int,
+    decoder: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], known: int, together: int,
+    *, seconds: float, steps: int, seed: int,
 ) -> int:  # fmt: skip
-    """Train for ``steps`` or ``seconds``, whichever ends first, the rate falling to nothing; returns the steps done."""
+    """Train for ``steps`` or ``seconds``, whichever ends first, the rate falling to nothing; returns the steps done.
+
+    The gradient of a batch is summed up from those of ``together`` samples at a time.
+    """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
     began, done, spent = time.monotonic(), 0, 0.0
@@ -158,7 +216,9 @@ def _train(
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * spent))
         optimiser.zero_grad()
-        loss(torch.randint(known, (min(BATCH, known),), generator=generator)).backward()  # type: ignore[no-untyped-call]
+        batch = torch.randint(known, (min(BATCH, known),), generator=generator)
+        for part in torch.split(batch, together):
+            (loss(part) * (len(part) / len(batch))).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         done += 1
         spent = max(done / steps, (time.monotonic() - began) / max(seconds, 1e-9))
@@ -230,9 +290,9 @@ class _Decoder(nn.Module):
         """
         if self.direct is None or self.direct.weight[0].numel() > _SOLVED_NUMBERS:
             return
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
-        weight, bias = self.direct.weight, self.direct.bias
+        for parameter in self.head[-1].parameters():
+            nn.init.zeros_(parameter)
+        weight, bias = self.direct.parameters()
         unknowns = weight[0].numel() + 1
         samples = min(len(targets), _SOLVED_SAMPLES)
         rows = min(math.prod(self.places), -(-_ROWS_FOR_EACH * unknowns // samples))

@@ -18,7 +18,7 @@ from splitplane.model.calibration import Calibration
 from splitplane.model.defending import defend
 from splitplane.model.errors import CalibrationError
 from splitplane.model.inversion import STEPS, WIDTHS
-from splitplane.model.memory import available_bytes
+from splitplane.model.memory import available_bytes, grown
 from splitplane.model.profile import Codec
 from splitplane.model.targets import targets_of
 
@@ -32,10 +32,13 @@ RAW = "none needed"
 PREPARING = 0.25
 """Share of the budget in which the inputs are run to the cuts."""
 TRIED = 16
-"""Inputs that are run together, and by which time and memory of the others are told."""
+"""Inputs that are run together, where memory allows, and by which the time of the others is told."""
+WORKING = 0.5
+"""Of the memory for what is held, so much more may be taken by what is worked on: a run, a step of training."""
 _FLOAT = 4
-_COPIES_OF_INPUTS, _COPIES_OF_CUTS = 4, 3
-"""In 32 bits, that are held at once: the inputs as given, as drawn and as shuffled; what left, what arrived, parts."""
+_COPIES_OF_INPUTS, _COPIES_OF_CUTS = 5, 3
+"""In 32 bits, that are held at once: the inputs as given, as chosen, as drawn, as looked at in two forms; what left,
+what arrived, that made coarser."""
 HELD_OUT = 5
 """One sample in so many is kept for scoring."""
 WEAKEST_CONTROL, FEWEST_STEPS = 0.9, 100
@@ -120,6 +123,7 @@ def measure_leak(
 
     So many of the calibration inputs are drawn at random that these and what crosses for them take at most
     ``memory_bytes`` (by default half of what is available), and that running them takes ``PREPARING`` of the budget.
+    As many are run, or trained on, at a time as ``WORKING`` of that holds, but one at least.
     Raises :class:`CalibrationError` where too few are left.
     """
     before = torch.get_num_threads()
@@ -127,8 +131,11 @@ def measure_leak(
     try:
         end = time.monotonic() + budget_seconds
         memory = available_bytes() // 2 if memory_bytes is None else memory_bytes
-        samples = _affordable(partition, calibration, codecs, cuts, PREPARING * budget_seconds, memory)
-        return _measure(partition, calibration.sample(samples), codecs, cuts, end, threshold, steps, progress)
+        samples, together = _affordable(partition, calibration, codecs, cuts, PREPARING * budget_seconds, memory)
+        return _measure(
+            partition, calibration.sample(samples), codecs, cuts, end, threshold, steps, WORKING * memory, together,
+            progress,
+        )  # fmt: skip
     finally:
         torch.set_num_threads(before)
 
@@ -136,14 +143,17 @@ def measure_leak(
 def _affordable(
     partition: Runs, calibration: Calibration, codecs: Mapping[str, Codec], cuts: Sequence[int], seconds: float,
     memory: int,
-) -> int:  # fmt: skip
-    """How many inputs memory and time allow."""
+) -> tuple[int, int]:  # fmt: skip
+    """How many inputs memory and time allow, and how many of them are run together."""
     if calibration.samples < LEAST_SAMPLES:
         raise CalibrationError(
             f"leak is measured on {LEAST_SAMPLES} calibration inputs at least, better thousands, and there are only "
             f"{calibration.samples}"
         )
-    few = {name: value[:TRIED] for name, value in calibration.inputs.items()}
+    one = {name: value[:1] for name, value in calibration.inputs.items()}
+    taken = grown(lambda: partition.run(0, max(cuts), one)) if cuts else 0
+    together = max(1, min(TRIED, int(WORKING * memory / max(1, taken))))
+    few = {name: value[:together] for name, value in calibration.inputs.items()}
     largest, spent = 0, 0.0
     for cut in cuts:
         partition.run(0, cut, few)  # which compiles it
@@ -152,9 +162,9 @@ def _affordable(
         for codec in codecs.values():
             crossed(raw, codec)
         spent += time.monotonic() - started
-        largest = max(largest, sum(value[0].numel() for value in raw.values()))
-    each = _FLOAT * (_COPIES_OF_INPUTS * sum(value[0].numel() for value in few.values()) + _COPIES_OF_CUTS * largest)
-    by_memory, by_time = memory // each, int(TRIED * seconds / max(spent, 1e-9))
+        largest = max(largest, _bytes_of_one(raw))
+    each = _COPIES_OF_INPUTS * _bytes_of_one(few) + _COPIES_OF_CUTS * largest
+    by_memory, by_time = memory // each, int(together * seconds / max(spent, 1e-9))
     if by_memory < LEAST_SAMPLES:
         raise CalibrationError(
             f"{LEAST_SAMPLES} inputs and what crosses for them take {LEAST_SAMPLES * each / 1e6:.0f} MB, of which there"
@@ -162,10 +172,15 @@ def _affordable(
         )
     if by_time < LEAST_SAMPLES:
         raise CalibrationError(
-            f"to run {LEAST_SAMPLES} inputs to {len(cuts)} cuts takes {spent * LEAST_SAMPLES / TRIED:.0f} s, and no"
+            f"to run {LEAST_SAMPLES} inputs to {len(cuts)} cuts takes {spent * LEAST_SAMPLES / together:.0f} s, and no"
             f" more than {seconds:.0f} s of the budget is for that: raise the budget"
         )
-    return min(MOST_SAMPLES, by_memory, by_time)
+    return min(MOST_SAMPLES, by_memory, by_time), together
+
+
+def _bytes_of_one(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Of one sample, as numbers of 32 bits at least."""
+    return sum(value[0].numel() * max(_FLOAT, value.element_size()) for value in tensors.values())
 
 
 def _measure(
@@ -176,9 +191,14 @@ def _measure(
     end: float,
     threshold: float,
     steps: int,
+    working: float,
+    together: int,
     progress: Callable[[str], None],
 ) -> LeakReport:
-    """The samples are in random order, and the last are held out; no attack begins to be trained after ``end``."""
+    """The samples are in random order, and the last are held out; no attack begins to be trained after ``end``.
+
+    ``together`` samples are run at once, and a step of training takes about ``working`` bytes.
+    """
     targets = targets_of(calibration)
     if not targets:
         raise CalibrationError("every input is the same in all calibration inputs, so there is nothing to tell of them")
@@ -192,7 +212,9 @@ def _measure(
         nonlocal left
         seconds = max(0.0, end - time.monotonic()) / left
         left -= 1
-        got = targets[secret].attack(tensors, held_out, width=WIDTHS[decoder], seconds=seconds, steps=steps)
+        got = targets[secret].attack(
+            tensors, held_out, width=WIDTHS[decoder], seconds=seconds, steps=steps, memory_bytes=working
+        )
         result = Attack(
             cut, codec, decoder, score=_share(got.scores, unknown), psnr=got.psnr,
             above=float((got.scores > threshold).float().mean()), steps=got.steps, target=secret,
@@ -229,10 +251,10 @@ def _measure(
         if shuffled is None:
             shuffled = attack_others(raw, cut)
         for name, codec in codecs.items():
-            attack_arrived(_crossed(raw, codec), cut, name)
+            attack_arrived(_crossed(raw, codec, together), cut, name)
 
     for cut in sorted(cuts):  # nothing keeps what crosses one cut, or arrived, while the next is made
-        attack_cut(_activations(partition, calibration, cut), cut)
+        attack_cut(_activations(partition, calibration, cut, together), cut)
     best: dict[int, float] = {}
     for each in attacks:
         best[each.cut] = max(best.get(each.cut, 0.0), each.score)
@@ -267,25 +289,28 @@ def defended(codec: Codec, defence: Defence, *, seed: int = 0) -> Codec:
     )
 
 
-def _activations(partition: Runs, calibration: Calibration, cut: int) -> dict[str, torch.Tensor]:
+def _activations(partition: Runs, calibration: Calibration, cut: int, together: int) -> dict[str, torch.Tensor]:
     """What crosses a cut, ``[samples, ...]``."""
     return _in_parts(
         lambda part: partition.run(0, cut, {name: value[part] for name, value in calibration.inputs.items()}),
         calibration.samples,
+        together,
     )
 
 
-def _crossed(raw: Mapping[str, torch.Tensor], codec: Codec) -> dict[str, torch.Tensor]:
+def _crossed(raw: Mapping[str, torch.Tensor], codec: Codec, together: int) -> dict[str, torch.Tensor]:
     """What arrives of that, a sample at a time."""
     samples = len(next(iter(raw.values())))
-    return _in_parts(lambda part: crossed({name: value[part] for name, value in raw.items()}, codec), samples)
+    return _in_parts(lambda part: crossed({name: value[part] for name, value in raw.items()}, codec), samples, together)
 
 
-def _in_parts(make: Callable[[slice], Mapping[str, torch.Tensor]], samples: int) -> dict[str, torch.Tensor]:
+def _in_parts(
+    make: Callable[[slice], Mapping[str, torch.Tensor]], samples: int, together: int
+) -> dict[str, torch.Tensor]:
     """Tensors made part by part, and held once. They are no inference tensors, and can be trained on."""
     whole: dict[str, torch.Tensor] = {}
-    for start in range(0, samples, TRIED):
-        part = slice(start, min(samples, start + TRIED))
+    for start in range(0, samples, together):
+        part = slice(start, min(samples, start + together))
         for name, value in make(part).items():
             if name not in whole:
                 whole[name] = torch.empty(samples, *value.shape[1:], dtype=value.dtype)

@@ -2,11 +2,18 @@
 
 import contextlib
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _MEMORY = Path("/proc/meminfo")
-_GROUP_LIMIT, _GROUP_USE = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+_GROUPS = Path("/sys/fs/cgroup")
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+"""Of control groups of version 2 and 1: limit, use, statistics, and what in these is the part of use that files which
+were read take, and that the kernel takes back by itself."""
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -32,9 +39,26 @@ def peak_bytes() -> int:
 def available_bytes() -> int:
     """What this process may still take: what the machine has left, or its control group's limit leaves, if less."""
     left = _field(_MEMORY, "MemAvailable")
-    with contextlib.suppress(OSError, ValueError):  # there is no group, or no limit ("max")
-        left = min(left, int(_GROUP_LIMIT.read_text()) - int(_GROUP_USE.read_text()))
+    for limit, use, statistics, files in _GROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):  # there is no such group, or no limit ("max")
+            held = int((_GROUPS / use).read_text()) - _counted(_GROUPS / statistics, files)
+            left = min(left, int((_GROUPS / limit).read_text()) - held)
     return max(0, left)
+
+
+def grown(run: Callable[[], object]) -> int:
+    """By how many bytes the resident set grows at most while something runs."""
+    before = resident_bytes()
+    reset_peak()
+    run()
+    return max(0, peak_bytes() - before)
+
+
+def _counted(path: Path, name: str) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{name} "):
+            return int(line.split()[1])
+    return 0
 
 
 def _status(field: str) -> int:

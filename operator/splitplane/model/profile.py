@@ -17,7 +17,7 @@ import torch
 
 from splitplane.domain.codecs import raw_bytes
 from splitplane.domain.profiles import ZSTD, CodecTimes, Cut, Timing
-from splitplane.model.memory import available_bytes, peak_bytes, reset_peak, resident_bytes
+from splitplane.model.memory import available_bytes, grown
 from splitplane.model.partitions import Partition
 from splitplane.model.samples import sample
 from splitplane.model.timing import WARM_UP, Clock, Tensors, time_prefixes
@@ -85,10 +85,7 @@ def measure(
         raise ValueError("only a wholly resident model can be measured")
     inputs = sample(partition.graph.inputs)
     report = _Reporter(progress, budget_seconds)
-    before = resident_bytes()
-    reset_peak()
-    partition.run(0, partition.last, inputs)
-    activation = max(0, peak_bytes() - before)
+    activation = grown(lambda: partition.run(0, partition.last, inputs))
     if slowdown != 1.0:  # an emulated device shares its core with others: what it waits for them is no time of its own
         clock = time.thread_time
     own = time_prefixes(

@@ -1,5 +1,6 @@
 """What an attacker is after: every input of the model, as an image, a signal, or tokens; and how well it was got."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,8 +19,8 @@ MOST_CHANNELS = 128
 SMALLEST_IMAGE = 8
 RAW_ERROR = 0.02
 """What is as near as this to the input, in parts of the input's range, is the input: all codecs but int4 are nearer."""
-_TOGETHER = 64
-"""Samples that are compared at once."""
+_NUMBERS_TOGETHER = 1 << 21
+"""So many numbers of several samples, or one sample, are compared at once."""
 EMBEDDED = 16
 """Numbers by which a token stands where distances are wanted."""
 
@@ -47,9 +48,10 @@ class Target(Protocol):
         """Whether one of the tensors is the secret as it is, or all but."""
 
     def attack(
-        self, tensors: Mapping[str, torch.Tensor], held_out: int, *, width: int, seconds: float, steps: int
-    ) -> Got:
-        """Train a decoder on what crosses a cut."""
+        self, tensors: Mapping[str, torch.Tensor], held_out: int, *, width: int, seconds: float, steps: int,
+        memory_bytes: float = math.inf,
+    ) -> Got:  # fmt: skip
+        """Train a decoder on what crosses a cut. A step of that takes about ``memory_bytes`` at most."""
 
 
 class Drawing:
@@ -64,17 +66,22 @@ class Drawing:
         return any(_is(value, self._values) for value in tensors.values())
 
     def attack(
-        self, tensors: Mapping[str, torch.Tensor], held_out: int, *, width: int, seconds: float, steps: int
-    ) -> Got:
+        self, tensors: Mapping[str, torch.Tensor], held_out: int, *, width: int, seconds: float, steps: int,
+        memory_bytes: float = math.inf,
+    ) -> Got:  # fmt: skip
         samples = len(next(iter(tensors.values())))
-        # The input itself, maybe with noise, is looked at in the form in which it is drawn, too.
+        # What has the input's shape is looked at in the form in which that is drawn, too; grids are by themselves.
         alike = {
-            f"{name}, coarse": self._coarse(value)
+            f"{name}, as drawn": self._coarse(value.nan_to_num(0.0, 0.0, 0.0))
             for name, value in tensors.items()
-            if value.shape[1:] == self._values.shape[1:] and value.shape[1:] != self.numbers.shape[1:]
+            if value.shape[1:] == self._values.shape[1:] and value.shape[1:-1] != self.numbers.shape[1:-1]
+            if self.numbers.ndim == 3
         }
         numbers = self.numbers[:samples]
-        drawn = draw({**tensors, **alike}, numbers, held_out, width=width, seconds=seconds, steps=steps)
+        drawn = draw(
+            {**tensors, **alike}, numbers, held_out, width=width, seconds=seconds, steps=steps,
+            memory_bytes=memory_bytes,
+        )  # fmt: skip
         truth = numbers[-held_out:]
         each = (scores.ssim if truth.ndim == 4 else scores.explained)(drawn.guesses, truth)
         return Got(each, float(scores.psnr(drawn.guesses, truth).mean()), drawn.steps)
@@ -126,10 +133,13 @@ class Tokens:
         return any(_is(value, self._values) for value in tensors.values())
 
     def attack(
-        self, tensors: Mapping[str, torch.Tensor], held_out: int, *, width: int, seconds: float, steps: int
-    ) -> Got:
+        self, tensors: Mapping[str, torch.Tensor], held_out: int, *, width: int, seconds: float, steps: int,
+        memory_bytes: float = math.inf,
+    ) -> Got:  # fmt: skip
         classes = self._classes[: len(next(iter(tensors.values())))]
-        drawn = guess_tokens(tensors, classes, held_out, width=width, seconds=seconds, steps=steps)
+        drawn = guess_tokens(
+            tensors, classes, held_out, width=width, seconds=seconds, steps=steps, memory_bytes=memory_bytes
+        )
         truth = classes[-held_out:]
         asked = truth != self._common
         right = ((drawn.guesses == truth) & asked).sum(1) / asked.sum(1).clamp_min(1)
@@ -170,7 +180,8 @@ def _is(value: torch.Tensor, secret: torch.Tensor) -> bool:
         return False
     exact = not secret.is_floating_point()
     margin = 0.0 if exact else RAW_ERROR * float(secret.max() - secret.min())
-    for got, truth in zip(*(torch.split(each, _TOGETHER) for each in (value, secret[: len(value)])), strict=True):
+    together = max(1, _NUMBERS_TOGETHER // secret[0].numel())
+    for got, truth in zip(*(torch.split(each, together) for each in (value, secret[: len(value)])), strict=True):
         error = (got.reshape(len(got), -1).double() - truth.reshape(len(truth), -1).double()).abs().max()
         if not float(error) <= margin:
             return False
