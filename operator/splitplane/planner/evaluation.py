@@ -48,6 +48,7 @@ class Table:
         return self.response.utilization
 
     def where(self, places: Bools | Ints) -> "Table":
+        """The rows of a mask, or those at given places."""
         return Table(
             layout=self.layout.where(places), response=self.response.where(places), priced=self.priced,
             cost=self.cost[places], max_rate=self.max_rate[places],
@@ -293,4 +294,4 @@ def _stage(context: Context, site: Site, layout: Layout, k: int) -> Station:
 
 def _link(bandwidth: float | Array, sent: Array, share: Array | float) -> Station:
     seconds = sent / bandwidth
-    return Station(seconds, 0.0, np.ones_like(sent), share=share, seen=None if isinstance(share, float) else seconds)
+    return Station(seconds, 0.0, 1.0, share=share, seen=None if isinstance(share, float) else seconds)

@@ -67,8 +67,9 @@ def contenders(context: Context, rate: float, without: Collection[Plan] = ()) ->
     if isinstance(known, Frontier):
         return known
     tables = [evaluate(context, layout, rate=rate) for layout in layouts]
-    able = [np.flatnonzero(~broken(context, table)[0]) for table in tables]
-    found = _assembled([table.where(places) for table, places in zip(tables, able, strict=True) if len(places)])
+    over = [broken(context, table)[0] for table in tables]
+    able = [table.where(~mask) if mask.any() else table for table, mask in zip(tables, over, strict=True)]
+    found = _assembled([table for table in able if len(table.layout)])
     context.kept.keep(key, found, plans=len(found))
     return found
 

@@ -122,7 +122,7 @@ def replay(ground: Ground, strategies: Mapping[str, Strategy]) -> dict[str, Metr
     held: dict[str, list[Plan | None]] = {name: [] for name in strategies}
     asked = dict.fromkeys(strategies, 0.0)
     for place in range(scenario.bins):
-        now, before = place * width, scenario.seen(max(0, place - 1))
+        now, before = place * width, None
         for name, strategy in strategies.items():
             old = active[name]
             leapt = place > 0 and ground.rates[place - 1] > _LEAP * asked[name]
@@ -130,6 +130,7 @@ def replay(ground: Ground, strategies: Mapping[str, Strategy]) -> dict[str, Metr
                 held[name].append(old.plan if old else None)
                 continue
             asked[name] = float(ground.rates[max(0, place - 1)])
+            before = before or scenario.seen(max(0, place - 1))
             choice = strategy(replace(before, active=old, time=now), scenario.policy, now, ground.kept)
             if choice is not None and (old is None or choice.plan != old.plan):
                 moved = old is not None and moves_pods(old.plan, choice.plan)
