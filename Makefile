@@ -124,7 +124,7 @@ kind-up: env  ## Bring up a kind cluster with Prometheus and Splitplane in it; b
 kind-down: env  ## Delete the kind cluster; a Docker daemon that kind-up started ends, and the network is put back
 	@$(KIND) down
 
-kind-demo: env  ## The same demo on real containers, on a kind cluster (about 15 minutes); writes build/kind-demo/report.json
+kind-demo: env  ## The same demo on real containers, on a kind cluster (about 10 minutes); writes build/kind-demo/report.json
 	@UV="$(abspath $(UV))" PYTHONPATH=examples:hack/kind-node $(BIN)/python -m demo --on kind --out build/kind-demo $(DEMO_ARGS)
 
 demo-table: env  ## Both demos side by side, after both have run, as docs/kind.md has them

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("plan", "p95 predicted / observed, ms", "new plan after, s", "requests: failed, late, all")
+COLUMNS = ("plan", "why", "p95 predicted / observed, ms", "new plan after, s", "requests: failed, late, all")
 
 
 def cells(step: dict[str, Any]) -> tuple[str, ...]:
@@ -16,6 +16,7 @@ def cells(step: dict[str, Any]) -> tuple[str, ...]:
     seconds = f"{step['secondsToNewPlan']:.0f}" if step["secondsToNewPlan"] else ""
     return (
         f"`{plan}`, {counts}".replace("|", "\\|"),
+        str(step["reason"]),
         f"{step['predictedP95Ms']:.0f} / {step['observedP95Ms']:.0f}",
         seconds,
         f"{step['failed']}, {step['overLimit']}, {step['requests']}",
@@ -27,7 +28,10 @@ def table(embedded: list[dict[str, Any]], kind: list[dict[str, Any]]) -> str:
     head = ["step", *(f"{column}: {where}" for column in COLUMNS for where in ("embedded", "kind"))]
     rows = [head, ["---"] * len(head)]
     for one, other in zip(embedded, kind, strict=True):
-        pairs = zip(cells(one), cells(other), strict=True)
+        pairs = (
+            (cell, "the same" if cell == that and column in ("plan", "why") else that)
+            for column, cell, that in zip(COLUMNS, cells(one), cells(other), strict=True)
+        )
         rows.append([one["name"], *(cell for pair in pairs for cell in pair)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -105,7 +105,9 @@ class OnKind:
     def shown(self) -> list[str]:
         """What the API server's audit log has that the operator, or a pod of the pipeline, had no right to."""
         found = rights.use(self.cluster)
+        unused = ", ".join(f"{verb} {resource}" for _, resource, verb in sorted(found.unused))
         self.say(f"The operator has used {len(found.granted & found.asked)} of its {len(found.granted)} rights here")
+        self.say(f"Not used: {unused} (the tests on kind use them: tests/kind/test_kind_rights.py)")
         pipelines = rights.handed_on(self.cluster.audit_events(), since=self.since)
         return [f"the operator may not {words}" for words in found.refused] + [
             f"the {component} may not {verb} {resource}"

@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,8 @@ def machine_put_back() -> Iterator[None]:
     assert {name: after["settings"][name] for name in before["settings"]} == before["settings"]
     assert not machine.new_bridges(before["links"], after["links"])
     assert after["modules"] == before["modules"]
+    assert not any(str(engines.RUN) in line for line in Path("/proc/self/mounts").read_text().splitlines())
+    assert not engines.RUN.exists()
 
 
 def _rules(described: dict[str, Any]) -> dict[str, firewall.Tables]:

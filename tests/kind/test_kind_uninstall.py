@@ -26,7 +26,7 @@ OF_KIND = re.compile(r"splitplane-(control-plane|worker\d*)")
 TESTS = "test-"
 """How namespaces begin that tests make."""
 NAMESPACE_OF_THE_CHART = f"Namespace//{NAMESPACE}"
-"""Made by `helm --create-namespace`, which never removes one."""
+"""Made before the chart, with the level of Pod Security that it keeps to; helm never removes one."""
 
 
 def everything(kubectl: Kubectl) -> dict[str, cases.Json]:

@@ -31,6 +31,13 @@ class Machine:
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
 
+    def lacks(self, name: str) -> None:
+        (self.folder / name).unlink()
+
+    def knows(self, *packages: str) -> None:
+        """Beside what every release has."""
+        self.has("apt-cache", f'case " {" ".join(packages)} " in *" $2 "*) exit 0 ;; esac; exit 100')
+
     def user(self, number: int) -> None:
         self.has("id", f'[ "$1" = -u ] && echo {number} || echo somebody')
 
@@ -50,6 +57,7 @@ class Machine:
 def machine(tmp_path: Path, request: pytest.FixtureRequest) -> Machine:
     machine = Machine(tmp_path, request.param)
     machine.has("apt-get", f'[ "$1" = install ] && shift && echo "$@" > {machine.asked}; exit 0')
+    machine.knows()
     machine.user(0)
     return machine
 
@@ -73,6 +81,25 @@ def test_what_is_there_is_not_installed_again(machine: Machine) -> None:
         machine.has(name)
     assert machine.run().returncode == 0
     assert not machine.installed
+
+
+@pytest.mark.parametrize("machine", [SILENT], indirect=True)
+def test_the_client_and_its_builder_are_installed_where_they_are_packages_of_their_own(machine: Machine) -> None:
+    machine.lacks("docker")
+    machine.knows("docker-cli", "docker-buildx")
+    for name in (*PRIVATE, *IMAGES):
+        machine.has(name)
+    assert machine.run().returncode == 0
+    assert machine.installed == {"docker-cli", "docker-buildx"}
+
+
+@pytest.mark.parametrize("machine", ['[ "$1" != buildx ]'], indirect=True)
+def test_a_builder_is_added_to_a_client_without_one_beside_a_daemon_too(machine: Machine) -> None:
+    machine.knows("docker-buildx")
+    for name in IMAGES:
+        machine.has(name)
+    assert machine.run().returncode == 0
+    assert machine.installed == {"docker-buildx"}
 
 
 @pytest.mark.parametrize("machine", [ANSWERS], indirect=True)

@@ -96,6 +96,20 @@ def test_a_user_who_may_not_use_docker_is_told_so(
         engines.ensure()
 
 
+def test_who_has_the_daemon_without_its_client_is_told_to_install_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    daemon = tmp_path / "dockerd"
+    daemon.write_text("#!/bin/sh\n")
+    daemon.chmod(0o755)
+    monkeypatch.setattr(engines, "_private", lambda: None)  # it looks in /usr/bin too
+
+    with pytest.raises(LocalError, match="apt-get install docker-cli"):
+        engines.ensure()
+
+
 def test_a_second_command_at_the_cluster_is_refused_and_told_who_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,8 @@ _POLICY = {
     ],
 }
 _LOG = "audit.log"
-_SETTINGS = {"audit-policy-file": "policy.json", "audit-log-path": _LOG}
+_MEGABYTES = "1000"
+"""Of the log, and of what it was before it was begun anew: a cluster that stays up for weeks must not fill the disk."""
 
 
 def enable(config: dict[str, Any], *, shared: Path, mounted: str) -> None:
@@ -32,11 +33,17 @@ def enable(config: dict[str, Any], *, shared: Path, mounted: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "policy.json").write_text(json.dumps(_POLICY))
     inside = f"{mounted}/{_FOLDER}"
+    settings = {
+        "audit-policy-file": f"{inside}/policy.json",
+        "audit-log-path": f"{inside}/{_LOG}",
+        "audit-log-maxsize": _MEGABYTES,
+        "audit-log-maxbackup": "1",
+    }
     volume = {"name": "audit", "hostPath": inside, "mountPath": inside, "pathType": "Directory"}
     patch = [
         *(
-            {"op": "add", "path": "/apiServer/extraArgs/-", "value": {"name": name, "value": f"{inside}/{file}"}}
-            for name, file in _SETTINGS.items()
+            {"op": "add", "path": "/apiServer/extraArgs/-", "value": {"name": name, "value": value}}
+            for name, value in settings.items()
         ),
         {"op": "add", "path": "/apiServer/extraVolumes", "value": [volume]},
     ]

@@ -29,6 +29,11 @@ NAMESPACE = "splitplane-system"
 PROMETHEUS_URL = "http://prometheus.monitoring:9090"
 PRICE_ANNOTATION = "splitplane.dev/price-per-hour"
 """On a node: what `node_prices.py` exports of it."""
+_RESTRICTED = {
+    "apiVersion": "v1",
+    "kind": "Namespace",
+    "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+}
 _HERE = Path(__file__).parents[1]
 
 SHARED_FOLDER = "/splitplane"
@@ -76,7 +81,7 @@ class Cluster:
         """Create the cluster that kind-config.yaml describes, and wait until its nodes are ready."""
         self.kubeconfig.unlink(missing_ok=True)
         self.shared_folder.mkdir(parents=True, exist_ok=True)
-        self.shared_folder.chmod(0o777)  # pods write to it as whatever user they are
+        self.shared_folder.chmod(0o755)  # pods read it as whatever user they are
         config = yaml.safe_load((ROOT / "kind-config.yaml").read_text())
         mount = {"hostPath": str(self.shared_folder), "containerPath": SHARED_FOLDER}
         for node in config["nodes"]:
@@ -236,9 +241,10 @@ class Cluster:
             for name, image in (("operator", images.operator), ("runtime", images.runtime))
             for part, value in zip(("repository", "tag"), image.rsplit(":", 1), strict=True)
         ]
+        self.apply(json.dumps(_RESTRICTED))
         command = [
             str(self.helm), "upgrade", "--install", RELEASE, str(ROOT / "charts" / "splitplane"),
-            f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}", "--create-namespace",
+            f"--kubeconfig={self.kubeconfig}", f"--namespace={NAMESPACE}",
             f"--set=prometheus.url={PROMETHEUS_URL}", *(f"--set={setting}" for setting in (*chosen, *settings)),
         ]  # fmt: skip
         run(*command)
@@ -256,6 +262,7 @@ class Cluster:
         """Write the logs of nodes and pods, and what is in the cluster, into a folder of the checkout."""
         folder = ROOT / "build" / "kind-logs"
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         with suppress(LocalError):  # nodes that are made here lack some of what it calls; the rest is there
             self._kind("export", "logs", str(folder))
         (folder / "objects.yaml").write_text(self.run("get", "all,events", "--all-namespaces", "--output=yaml"))

@@ -23,6 +23,8 @@ _HERE = Path(__file__).parents[1]
 _START_SECONDS = 60.0
 _MARK = "SPLITPLANE_KIND_DOCKER"
 """Environment variable of the private daemon and of its own helpers; its value is the daemon's folder."""
+RUN = Path("/run/splitplane-kind")
+"""Sockets, and namespaces of containers, of the private daemon."""
 _SETTINGS = {"builder": {"gc": {"enabled": True, "defaultKeepStorage": "6GB"}}}
 """Of a private daemon: steps of builds that are kept, as many as one of each image takes."""
 
@@ -43,6 +45,7 @@ _MISSING = (
     "No Docker daemon answers. Start Docker; or run this as root with its daemon installed (Debian and Ubuntu: "
     "apt-get install docker.io), and a private one is started."
 )
+_NO_CLIENT = "Docker's daemon is installed here, and its client is not: apt-get install docker-cli docker-buildx."
 _REFUSED = (
     "A Docker daemon runs, but this user may not talk to it. Add the user to its group (sudo usermod -aG docker $USER, "
     "then log in again), or run this command with sudo."
@@ -198,13 +201,15 @@ def stop() -> bool:
             "kind-down:\n" + "\n".join(problems)
         )
     shutil.rmtree(state())
+    _forget_namespaces()
     return True
 
 
 def _start() -> Engine:
     engine = _private()
     if engine is None or os.geteuid() != 0:
-        raise LocalError(_REFUSED if _is_refused() else _MISSING)
+        no_client = shutil.which("dockerd") and not shutil.which("docker")
+        raise LocalError(_NO_CLIENT if no_client else _REFUSED if _is_refused() else _MISSING)
     state().mkdir(parents=True, exist_ok=True)
     if read_json(_before()) is None:  # else a daemon was killed: what the machine was before it is known already
         write_json(_before(), machine.describe())
@@ -246,7 +251,7 @@ def _spawn(engine: Engine, log: Path) -> Process | None:
         str(shutil.which("dockerd")), f"--config-file={folder / 'daemon.json'}", f"--host={engine.host}",
         f"--data-root={cache_home() / 'kind' / 'docker'}",
         # Short: the sockets below it may have 104 characters.
-        "--exec-root=/run/splitplane-kind", f"--pidfile={folder / 'dockerd.pid'}",
+        f"--exec-root={RUN}", f"--pidfile={folder / 'dockerd.pid'}",
         # kind's nodes must not see the machine's cgroups, nor Docker's data have other rights than its own.
         "--default-cgroupns-mode=private", *_runtime(),
     ]  # fmt: skip
@@ -257,6 +262,13 @@ def _end() -> None:
     if process := _process():
         end([process], grace_seconds=30.0)
     end(marked(str(state()), variable=_MARK))  # containerd, where the daemon was killed
+
+
+def _forget_namespaces() -> None:
+    """Take away the folder of a daemon that has ended; it left a mount there for each network namespace that it held."""
+    for namespace in (RUN / "netns").glob("*"):
+        subprocess.run(["umount", namespace], capture_output=True, check=False)
+    shutil.rmtree(RUN, ignore_errors=True)
 
 
 def _empty(engine: Engine) -> None:

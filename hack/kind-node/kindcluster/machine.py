@@ -13,8 +13,8 @@ from splitplane.local.errors import LocalError
 _SETTINGS = (
     "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding",  # dockerd
     "net/ipv4/conf/all/route_localnet", "net/netfilter/nf_conntrack_max",  # kube-proxy
-    "vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxbytes",  # kubelet
-    "kernel/keys/root_maxkeys", "fs/file-max", "fs/nr_open",  # and systemd
+    "vm/overcommit_memory", "kernel/panic", "vm/panic_on_oom", "kernel/panic_on_oops",  # kubelet
+    "kernel/keys/root_maxbytes", "kernel/keys/root_maxkeys", "fs/file-max", "fs/nr_open",  # and systemd
 )  # fmt: skip
 _KERNEL = Path("/proc/sys")
 _MODULES = Path("/lib/modules")
