@@ -265,7 +265,7 @@ def _end() -> None:
 
 
 def _forget_namespaces() -> None:
-    """Take away the folder of a daemon that has ended; it left a mount there for each network namespace that it held."""
+    """Take away the folder of a daemon that has ended, with the mounts there of network namespaces that it held."""
     for namespace in (RUN / "netns").glob("*"):
         subprocess.run(["umount", namespace], capture_output=True, check=False)
     shutil.rmtree(RUN, ignore_errors=True)
