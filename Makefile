@@ -74,9 +74,10 @@ bench-startup: env binaries  ## Measure how long operator, gateway and a stage t
 bench-peers: env peers  ## Measure a split model behind Splitplane, FastAPI, KServe and Ray Serve; writes build/bench/bench-peers.json (6 minutes)
 	@$(BIN)/python -m benchmarks.peers
 
-bench-leak: env  ## Attack LeNet-5 on MNIST and six convolutions on photographs, beside published figures (about 12 minutes)
+bench-leak: env  ## Attack LeNet-5 on MNIST and six convolutions on photographs, beside published figures, and CRAFT (about 20 minutes)
 	@$(BIN)/python -m benchmarks.leak
 	@$(BIN)/python -m benchmarks.leak_photos
+	@$(BIN)/python -m benchmarks.leak_detector
 
 MANIFEST ?= build/install.yaml
 manifest: env  ## Render one file for `kubectl apply`: needs PROMETHEUS_URL; more values by HELM_ARGS; writes build/install.yaml

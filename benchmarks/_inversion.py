@@ -81,10 +81,16 @@ def attack(
         Layers(model, list(layers)), Calibration({"image": images}, None), codecs, range(1, len(layers) + 1),
         budget_seconds=seconds * runs, steps=steps, threads=1, progress=print,
     )  # fmt: skip
+    return report, show(report, dict(enumerate(layers, start=1)), layers)
+
+
+def show(
+    report: LeakReport, names: Mapping[int, str], published: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Print a line for each attack, and give the same as rows. ``names`` are those of the cuts."""
     rows = []
     for each in report.attacks:
-        name = list(layers)[each.cut - 1]
-        correlation = report.correlations[each.cut]
+        name, correlation = names[each.cut], report.correlations[each.cut]
         rows.append(
             {
                 "after": name, "codec": each.codec, "decoder": each.decoder, "ssim": each.score, "psnr": each.psnr,
@@ -93,7 +99,8 @@ def attack(
         )  # fmt: skip
         print(
             f"{name:8} {each.codec:10} {each.decoder:5}: SSIM {each.score:.3f}, PSNR {each.psnr or 0:.1f} dB, "
-            f"{each.steps} steps, distance correlation {correlation:.2f}; published: {layers[name]}",
+            f"{each.steps} steps, distance correlation {correlation:.2f}"
+            + (f"; published: {published[name]}" if published else ""),
             flush=True,
         )
     print(
@@ -101,4 +108,4 @@ def attack(
         f"rank correlation {report.rank_correlation}; {report.weakness or 'strong enough for a limit'}",
         flush=True,
     )
-    return report, rows
+    return rows

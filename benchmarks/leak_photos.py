@@ -1,18 +1,17 @@
 """Inversion of photographs: a network of six convolutions, as He, Zhang and Lee (ACSAC 2019) attack it on CIFAR-10.
 
 No package on the registries was found to ship CIFAR-10, so the images are patches of the photographs in scikit-image,
-and the network is trained to tell from which photograph a patch is. Its layers are half as wide as theirs. What it
-leaves in ``build/leak/photos.safetensors`` serves ``splitplane model leak`` for the text detector as well.
+and the network is trained to tell from which photograph a patch is. Its layers are half as wide as theirs.
 """
 
 import argparse
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks._inversion import OUT, attack, package_data, train
@@ -23,10 +22,6 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 SIDE, MOST_OF_ONE = 32, 300
 """Pixels of a patch, and how many of one photograph are used."""
-CRAFT_SIDE, CRAFT_MOST_OF_ONE = 64, 60
-"""The same of those for the text detector."""
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's channels, as the text detector takes its images."""
 CHANNELS = (32, 32, 64, 64, 64, 64)
 ATTACKED = {"layers.relu1": "SSIM about 0.99", "layers.relu4": "about 0.69", "layers.relu6": "about 0.31"}
 """Layers, with what He, Zhang and Lee report on CIFAR-10."""
@@ -51,12 +46,12 @@ class SixConvolutions(nn.Module):
         return self.last(self.layers(image).flatten(1))  # type: ignore[no-any-return]
 
 
-def patches(side: int, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patches in 0..1 that do not overlap, in random order, and of which photograph each is."""
+def patches(side: int, most: int, names: Sequence[str] = PHOTOGRAPHS) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches in 0..1 that do not overlap, in random order, and of which image each is."""
     folder = package_data("skimage")
     found, labels = [], []
     generator = torch.Generator().manual_seed(0)
-    for label, name in enumerate(PHOTOGRAPHS):
+    for label, name in enumerate(names):
         pixels = torch.from_numpy(np.array(Image.open(folder / name).convert("RGB"))).permute(2, 0, 1).float() / 255
         grid = pixels.unfold(1, side, side).unfold(2, side, side).flatten(1, 2).transpose(0, 1)
         chosen = grid[torch.randperm(len(grid), generator=generator)[:most]]
@@ -83,10 +78,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)
-    large, _ = patches(CRAFT_SIDE, CRAFT_MOST_OF_ONE)
-    shape = (1, 3, 1, 1)
-    save_file({"image": (large - torch.tensor(MEAN).view(shape)) / torch.tensor(DEVIATION).view(shape)},
-              OUT / "photos.safetensors")  # fmt: skip
     images, labels = patches(SIDE, MOST_OF_ONE)
     held_out = len(images) // 5
     model, right = trained(images, labels, held_out, options.training)
