@@ -259,7 +259,7 @@ rows = st.lists(
 @given(rows)
 def test_the_filter_keeps_exactly_the_plans_that_nothing_beats(plans: list[tuple[int, int, int, int]]):
     cost, p95, leak, loss = (np.array(column, dtype=np.float64) for column in np.array(plans).reshape(-1, 4).T)
-    kept = nondominated(cost, p95 / 8.0, leak / 3.0, loss.astype(np.int64))
+    kept = nondominated(cost, p95 / 8.0, leak.astype(np.int64), loss.astype(np.int64))
     beaten = {
         plan for plan in plans if any(o != plan and all(a <= b for a, b in zip(o, plan, strict=True)) for o in plans)
     }

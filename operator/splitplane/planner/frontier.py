@@ -131,7 +131,7 @@ def frontier_of_layouts(
             keep &= ~_same(layout, layout_of(context, plan))
         tables.append(table.where(keep))
     whole = _assembled(tables)
-    kept = nondominated(whole.cost, whole.p95, whole.leak, whole.loss)
+    kept = nondominated(whole.cost, whole.p95, np.unique(whole.leak, return_inverse=True)[1], whole.loss)
     starts = [sum(len(table.layout) for table in tables[:number]) for number in range(len(tables))]
     return _assembled([
         table.where(np.sort(kept[(kept >= start) & (kept < start + len(table.layout))]) - start)

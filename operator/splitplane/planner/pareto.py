@@ -5,27 +5,26 @@ import numpy as np
 from splitplane.planner.arrays import Array, Bools, Halves, Ints
 from splitplane.planner.queueing import DROPPED_BITS
 
-_BLOCK, _PART = 2048, 256
+_BLOCK, _PART = 4096, 512
 _EARLIER = np.tri(_PART, k=-1, dtype=np.bool_)
 
 
-def nondominated(cost: Array, p95: Array, leak: Array | Ints, loss: Ints) -> Ints:
+def nondominated(cost: Array, p95: Array, leak: Ints, loss: Ints) -> Ints:
     """Places of the plans to keep, by rising cost. Of plans that are equal in all four the first is kept.
 
-    Every p95 is positive and of eight binary digits (``queueing.round_up``); no loss is negative.
+    Every p95 is positive and of eight binary digits (``queueing.round_up``); leaks are ranks, and no loss is negative.
     """
     if not len(cost):
         return np.zeros(0, dtype=np.int64)
-    leaks, leak_rank = np.unique(leak, return_inverse=True)
     cost_rank, p95_rank = np.unique(cost, return_inverse=True)[1], _ranks(p95)
-    losses = int(loss.max()) + 1
-    cell = leak_rank * losses + loss
+    leaks, losses = int(leak.max()) + 1, int(loss.max()) + 1
+    cell = leak * losses + loss
     places = _stairs(cost_rank, p95_rank, cell)
     places = places[np.argsort(_key(cost_rank[places], p95_rank[places], cell[places]))]
     # Numbers as small as these are compared in half the time in half the bytes.
-    p95s, leak_ranks, loss_ranks = (column.astype(np.int32) for column in (p95_rank, leak_rank, loss))
+    p95s, leak_ranks, loss_ranks = (column.astype(np.int32) for column in (p95_rank, leak, loss))
     # The lowest p95 so far, which is to say at no more cost, by leak and loss at most.
-    lowest = np.full((len(leaks), losses), np.iinfo(np.int32).max, dtype=np.int32)
+    lowest = np.full((leaks, losses), np.iinfo(np.int32).max, dtype=np.int32)
     kept: list[Ints] = []
     for start in range(0, len(places), _BLOCK):
         block = places[start : start + _BLOCK]
