@@ -60,7 +60,7 @@ def remove_pipelines(kubectl: Kubectl) -> None:
     kubectl(
         "wait",
         "--for=delete",
-        "deployments,jobs,services,configmaps,serviceaccounts,roles,rolebindings,poddisruptionbudgets",
+        "deployments,jobs,services,configmaps,secrets,serviceaccounts,roles,rolebindings,poddisruptionbudgets",
         "--selector=splitplane.dev/pipeline",
         "--all-namespaces",
         "--timeout=120s",
@@ -135,9 +135,10 @@ async def test_with_its_own_authority_it_serves_asks_for_what_it_may_and_leaves_
     assert found.refused == []
     assert {("", "secrets", verb) for verb in ("get", "create", "patch")} <= found.granted & found.asked
 
-    await asyncio.to_thread(kubectl, "delete", "namespace", ns.name)
     await asyncio.to_thread(uninstall, kind)
     await asyncio.to_thread(remove_pipelines, kubectl)
+    assert await asyncio.to_thread(ns.items, "secrets", "--selector=splitplane.dev/pipeline") == []
+    await asyncio.to_thread(kubectl, "delete", "namespace", ns.name)
     # The authority is kept, as NOTES.txt says: pipelines that stay go on with its certificates.
     kept = {f"Secret/{NAMESPACE}/splitplane-authority"}
     await asyncio.to_thread(gone, lambda: others() - before, but_for=kept)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from splitplane.controller import children
+from splitplane.controller import children, loop
 from splitplane.controller.children import StageKey
 from splitplane.controller.settings import Settings
 from tests.support.chart import one, pod, render
@@ -73,11 +73,12 @@ def assert_patient_for_a_minute(probe: dict[str, Any]) -> None:
     assert probe["failureThreshold"] * probe["periodSeconds"] <= 60
 
 
-def test_an_operator_whose_loop_has_stalled_is_restarted_within_a_minute_and_not_at_the_first_slow_answer(
+def test_an_operator_whose_loop_has_stalled_is_restarted_in_three_minutes_and_not_at_the_first_slow_answer(
     rendered: list[dict[str, Any]],
 ) -> None:
     probe = pod(one(rendered, "Deployment"))[1]["livenessProbe"]
     assert probe["httpGet"] == {"path": "/healthz", "port": "http"}
+    assert loop._STALL_SECONDS + probe["failureThreshold"] * probe["periodSeconds"] == 3 * 60  # docs/install.md
     assert_patient_for_a_minute(probe)
 
 

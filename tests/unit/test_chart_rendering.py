@@ -1,5 +1,6 @@
 """What the chart renders: the operator's rights, its surroundings, and the CRDs."""
 
+import datetime as dt
 import itertools
 import json
 import re
@@ -14,9 +15,11 @@ import yaml
 from splitplane.adapters.kinds import kind_of
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller import children
-from splitplane.controller.certificates import AUTHORITY_SECRET
+from splitplane.controller.authority import Authority, new_authority
+from splitplane.controller.certificates import AUTHORITY_SECRET, DEFAULT_TIMES, secret
 from splitplane.controller.objects import MACHINE_LABEL
 from splitplane.controller.settings import Settings
+from splitplane.domain.peers import ROLES
 from splitplane.domain.quantities import parse_quantity
 from tests.support.chart import CHART, PROMETHEUS, ROOT, helm, one, pod, render, template
 from tests.support.controller_cases import pipeline
@@ -199,6 +202,7 @@ def test_the_notes_tell_what_an_uninstall_keeps_and_how_to_remove_it() -> None:
     for notes in (plain, own_authority):
         (line,) = [line for line in notes.splitlines() if "kubectl delete crd" in line]
         assert crds == set(line.split()[3:])
+        assert "kubectl delete namespace n" in notes
     command = f"kubectl delete secret {AUTHORITY_SECRET} --namespace n"
     assert command in own_authority
     assert command not in plain
@@ -211,6 +215,11 @@ def test_notes_and_docs_wait_for_every_kind_that_the_operator_makes_before_the_d
     made += children.profile_objects(
         resource, resource.spec.tiers[0], name="n", profile="f", attempt=1, settings=settings
     )
+    now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    signer = Authority.of(new_authority("n", now=now, lifetime=DEFAULT_TIMES.authority))
+    made += [secret(resource, role, signer, now=now, lifetime=DEFAULT_TIMES.lifetime) for role in ROLES]
+    assert all(each["metadata"]["ownerReferences"] for each in made)
+    assert all("splitplane.dev/pipeline" in each["metadata"]["labels"] for each in made)  # what the command selects
     kinds = {kind_of(each["apiVersion"], each["kind"]).plural for each in made}
     for text in (_notes(), (ROOT / "docs" / "install.md").read_text()):
         command = text.split("kubectl wait --for=delete ", 1)[1].split("\n\n", 1)[0]

@@ -106,6 +106,7 @@ def test_torch_of_an_index_of_its_own_is_held_to_the_digests_that_the_build_name
 
     assert (tmp_path / "torch.txt").read_text() == f"torch==2.15.0{hashes}\n"
     own, rest = (tmp_path / "calls").read_text().splitlines()
+    assert all("--only-binary=:all:" in call for call in (own, rest))  # a source archive runs code while it is built
     assert own.endswith(f"--index-url http://index.example --requirement {tmp_path}/torch.txt")
     assert rest.endswith(f"--require-hashes --requirement {tmp_path}/rest.lock")
     assert (tmp_path / "rest.lock").read_text() == "numpy==2.0 \\\n    --hash=sha256:aa\n"
