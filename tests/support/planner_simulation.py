@@ -44,12 +44,12 @@ def _simulate(lines: Sequence[Line], requests: int, rng: np.random.Generator) ->
         order = np.argsort(times, axis=1, kind="stable")
         reached = np.take_along_axis(times, order, axis=1)
         means, scvs, servers = (np.array(column) for column in zip(*spec, strict=True))
-        left = _serve(reached, means, scvs, servers, rng)
+        left = serve(reached, means, scvs, servers, rng)
         np.put_along_axis(times, order, left, axis=1)
     return times - arrivals
 
 
-def _serve(reached: Array, mean: Array, cv: Array, servers: NDArray[np.int64], rng: np.random.Generator) -> Array:
+def serve(reached: Array, mean: Array, cv: Array, servers: NDArray[np.int64], rng: np.random.Generator) -> Array:
     """When requests leave a station that they reach in this order."""
     rows, requests = reached.shape
     spread = np.maximum(cv, 1e-9)[:, None] ** 2

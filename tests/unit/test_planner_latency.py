@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from splitplane.domain.plans import Plan, Stage
 from splitplane.planner.context import build_context
+from splitplane.planner.erlang import waiting_chance
 from splitplane.planner.evaluation import assess
 from splitplane.planner.queueing import (
     Response,
@@ -19,7 +20,6 @@ from splitplane.planner.queueing import (
     respond,
     round_up,
     wait,
-    waiting_chance,
 )
 from tests.support.planner_cases import POLICY, SNAPSHOT
 from tests.support.planner_simulation import Line, gaps, percentile, simulate

@@ -13,11 +13,12 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from splitplane.domain.codecs import encoded_bytes
-from splitplane.domain.profiles import CODECS, Cut, TensorSpec
+from splitplane.domain.profiles import CODECS, Cut, TensorSpec, Timing
 from splitplane.runtime import codecs, oip_grpc
 from splitplane.runtime.hops import Channels, call
 from splitplane.runtime.inference import InferenceError, InferRequest, invalid
 from splitplane.runtime.metrics import StageMetrics
+from splitplane.runtime.profiling import usable_timings
 from splitplane.runtime.routes import ROUTE, Hop, Limits, encode_route
 from splitplane.runtime.stage.batching import TRIES, Sizes, keeps_samples_apart
 from splitplane.runtime.stage.serving import StageModel
@@ -255,6 +256,12 @@ class Model:
 )
 def test_a_model_that_looks_at_its_whole_batch_is_found_out(function, apart):
     assert keeps_samples_apart(Model(function), (CUT,), 0, 1) is apart
+
+
+@pytest.mark.parametrize(("function", "usable"), [(lambda x: 2 * x, (4, 1)), (lambda x: x - x.mean(0), (1,))])
+def test_a_profile_has_no_batches_of_a_model_that_looks_at_its_whole_batch(function, usable):
+    timings = [Timing(batch, 2, (0.0, 0.1 * batch), 0.0) for batch in (4, 1)]
+    assert tuple(each.batch for each in usable_timings(Model(function), (CUT, CUT), timings)) == usable
 
 
 # A stage as a whole

@@ -208,7 +208,7 @@ class Batching(Model):
     max_size: Annotated[int, between(1, 128)] = 8
     """Most samples at once; 1 turns batching off. A stage takes fewer where it measures that more do not pay, where its
     memory limit leaves no room, or where they would take longer than a quarter of
-    ``objectives.latencyP95Milliseconds``. Plans are made as if there were no batching."""
+    ``objectives.latencyP95Milliseconds``. Plans count on it as far as the profile has batches: up to 16 at once."""
     max_wait_milliseconds: Annotated[int, between(0, 1000)] | None = None
     """Longest time that a request waits for others while a batch is not full. Default: at most a quarter of the time
     that one sample takes, and no wait while requests come one by one."""

@@ -37,6 +37,7 @@ def to_policy(spec: InferencePipelineSpec) -> Policy:
         cooldown_seconds=replanning.cooldown_seconds,
         scale_down_window_seconds=replanning.scale_down_window_seconds,
         gateway_tier=spec.gateway.tier,
+        max_batch=spec.batching.max_size,
     )
 
 

@@ -12,7 +12,7 @@ from splitplane.controller.control import CONTROL_ANNOTATION, Control, Published
 from splitplane.controller.naming import model_name
 from splitplane.controller.objects import Object, is_terminating, is_true
 from splitplane.controller.pods import GRPC_PORT, labels, owner
-from splitplane.domain.batches import paying_samples
+from splitplane.domain.batches import BATCH_SHARE, paying_samples
 from splitplane.domain.profiles import Profile
 from splitplane.domain.quantities import parse_quantity
 
@@ -56,14 +56,11 @@ def route_table(
 
 
 def batching(pipeline: InferencePipeline, control: Control, profile: Profile) -> Object:
-    """How far the stages may compute requests together, within latency limit and memory, and where they begin.
-
-    A request waits for one batch and runs in the next, on each of two stages: each may take a quarter of the time.
-    """
+    """How far the stages may compute requests together, within latency limit and memory, and where they begin."""
     spec = pipeline.spec
     allowed: Object = spec.batching.dump()
     if spec.objectives.latency_p95_milliseconds is not None:
-        allowed["maxBatchMilliseconds"] = max(1, spec.objectives.latency_p95_milliseconds // 4)
+        allowed["maxBatchMilliseconds"] = max(1, int(spec.objectives.latency_p95_milliseconds * BATCH_SHARE))
     tiers = {tier.name: tier for tier in spec.tiers}
     for stage in control.active.plan.stages if control.active is not None else ():
         tier = tiers.get(stage.tier)

@@ -5,6 +5,12 @@ from splitplane.domain.profiles import DeviceProfile
 PAYS = 0.85
 """A larger batch must take at most so much of the time per sample that the smaller one takes."""
 
+MISSES = 2
+"""So many sizes in a row that do not pay end the search: kernels are not equally good at all."""
+
+BATCH_SHARE = 0.25
+"""What one batch may take of the latency limit: a request waits for one and runs in the next, on each of two stages."""
+
 
 def paying_samples(device: DeviceProfile, first: int, last: int, *, most: int, within_seconds: float | None) -> int:
     """The batch at which, as measured, a sample of segments ``[first, last)`` takes the least, a power of two.

@@ -113,6 +113,8 @@ class Policy:
     cooldown_seconds: float = 60.0
     scale_down_window_seconds: float = 300.0
     gateway_tier: str = ""
+    max_batch: int = 1
+    """Most samples that a stage computes together; 1: each request by itself."""
 
 
 @dataclass(frozen=True, slots=True)

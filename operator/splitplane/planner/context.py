@@ -5,7 +5,7 @@ that is missing can never pass for a zero.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -85,6 +85,8 @@ class Context:
     kept: Kept = field(compare=False)
     passing: tuple[float, ...] = ()
     """``Snapshot.reach``."""
+    samples: int = 1
+    """Most samples that a stage may compute together: by the policy, and by the memory of every tier."""
     pasts: Mapping[Direction, tuple[float, ...]] = field(default_factory=dict)
     """``Link.recent`` of the directions that have it, and of their reverses where those have none."""
 
@@ -177,8 +179,19 @@ def build_context(snapshot: Snapshot, policy: Policy, kept: Kept | None = None) 
         set_aside=snapshot.set_aside,
         kept=kept,
         passing=() if all(share == 1.0 for share in reach) else reach,
+        samples=_samples(snapshot.profile, policy, sites.values()),
         pasts=_pasts(snapshot, wires),
     )
+
+
+def _samples(profile: Profile, policy: Policy, sites: Iterable[Site]) -> int:
+    """A plan's pods may keep the whole model resident, so that is what batches must leave room for on each tier."""
+    room = [
+        profile.most_samples(site.tier.device_class, 0, profile.segments, site.tier.memory_limit_bytes)
+        for site in sites
+        if site.tier.memory_limit_bytes is not None
+    ]
+    return min(policy.max_batch, *room) if room else policy.max_batch
 
 
 def _falls(reach: Sequence[float]) -> bool:

@@ -15,7 +15,7 @@ from splitplane.planner.layouts import Layout, layout_of
 from splitplane.planner.options import LOSS_STEP, loss_steps
 from splitplane.planner.queueing import Response, Station, overflow_share, respond
 from splitplane.planner.residency import fits, trusted
-from splitplane.planner.stations import egress_cost, round_cost, stage_seconds, use_cost
+from splitplane.planner.stations import egress_cost, round_cost, stage_seconds, together, use_cost
 
 _SLACK = 1e-9
 
@@ -287,7 +287,8 @@ def _stage(context: Context, site: Site, layout: Layout, k: int) -> Station:
     extra = None if terms is None else terms.extra_seconds
     servers = layout.replicas[k].astype(np.float64)
     if context.reach is None:
-        return Station(service, site.device.time_cv, servers, extra)
+        among = None if terms is not None else together(context, site, layout.bounds[k], layout.bounds[k + 1], service)
+        return Station(service, site.device.time_cv, servers, extra, together=among)
     here = seen(context, site, layout.bounds[k], layout.bounds[k + 1], **asked)
     return Station(service, site.device.time_cv, servers, extra, here.share, here.service, here.scv)
 

@@ -10,22 +10,34 @@ from dataclasses import dataclass
 import numpy as np
 
 from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.batching import Together
 from splitplane.planner.context import Context, Site
-from splitplane.planner.stations import codec_seconds, stage_seconds
+from splitplane.planner.stations import codec_seconds, stage_seconds, together
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What queues at a stage: the share of all requests that comes there, and their mean service in seconds with its
-    squared coefficient of variation."""
+    """What queues at a stage: the share of all requests that comes there, their mean service in seconds with its
+    squared coefficient of variation, and how they are computed together where they are."""
 
     share: Array | float
     service: Array
     scv: Array | float
+    together: Together | None = None
 
-    def where(self, mask: Bools) -> "Seen":
+    @property
+    def least(self) -> Array:
+        """Seconds that a replica is busy at least for each request that comes."""
+        return self.service if self.together is None else self.together.at_least(self.service)
+
+    def coupling_square(self, service: Array) -> Array:
+        """What a stage of this service adds to the ``square`` of ``queueing.coupling_of``."""
+        square = service * service
+        return square if self.together is None else self.together.of_single(square)
+
+    def where(self, mask: Bools | Ints) -> "Seen":
         share, scv = (each if isinstance(each, float) else each[mask] for each in (self.share, self.scv))
-        return Seen(share, self.service[mask], scv)
+        return Seen(share, self.service[mask], scv, None if self.together is None else self.together.where(mask))
 
 
 def seen(
@@ -34,7 +46,8 @@ def seen(
     """What a stage sees that runs segments ``[first, last)``; arguments as of ``stage_seconds``."""
     scv = site.device.time_cv**2
     if context.reach is None:
-        return Seen(1.0, stage_seconds(context, site, first, last, decoded=decoded, encoded=encoded), scv)
+        service = stage_seconds(context, site, first, last, decoded=decoded, encoded=encoded)
+        return Seen(1.0, service, scv, together(context, site, first, last, service))
     reach = context.reach
     prefix = np.array(site.device.prefix_seconds) * site.correction
     leave = np.append(-np.diff(reach), 0.0)

@@ -248,6 +248,7 @@ def _numbers(context: Context) -> Hashable:
     return (
         _limits(context),
         (context.arrival_scv, context.policy.max_utilization, context.passing),
+        (context.samples, context.policy.max_p95_seconds if context.samples > 1 else None),
         tuple(tier.egress_price_per_gib for tier in context.tiers.values()),
         tuple(
             (site.correction, site.overhead_seconds, site.price if site.price == site.price else None)

@@ -24,6 +24,7 @@ class Kept:
         self.table: CutTable = cut_table(profile)
         self._options: dict[tuple[str, ...], Options] = {}
         self._codec_seconds: dict[str, tuple[Array, Array]] = {}
+        self._batch_prefix: dict[str, Array | None] = {}
         self._results: dict[Hashable, tuple[Any, int]] = {}
         self._plans = 0
 
@@ -45,6 +46,19 @@ class Kept:
             decode = np.array([time.decode_seconds_per_byte if time else 0.0 for time in times])
             self._codec_seconds[device.device_class] = np.outer(encode, full), np.outer(decode, full)
         return self._codec_seconds[device.device_class]
+
+    def batch_prefix(self, device: DeviceProfile) -> Array | None:
+        """Seconds that each further sample of a batch takes in segments ``[0, i)``: the mean of what the batches say
+        that were measured. ``None`` where there are none."""
+        if device.device_class not in self._batch_prefix:
+            alone = np.array(device.prefix_seconds)
+            slopes = [
+                (np.array(timing.prefix_seconds) - alone) / (timing.batch - 1)
+                for timing in device.timings
+                if timing.threads == device.threads and timing.batch > 1
+            ]
+            self._batch_prefix[device.device_class] = np.mean(slopes, axis=0) if slopes else None
+        return self._batch_prefix[device.device_class]
 
     def result(self, key: Hashable) -> Any:
         """What ``keep`` was given for an equal key lately; ``None`` if nothing."""

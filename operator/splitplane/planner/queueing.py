@@ -8,11 +8,12 @@ depends on that station alone, and no percentile falls when a station's wait, it
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 
 import numpy as np
 
 from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.batching import Together, delays
+from splitplane.planner.erlang import waiting_chance
 
 Cumulants = tuple[Array, Array, Array]
 """Mean, variance and third central moment of a time, in seconds and their powers."""
@@ -24,7 +25,6 @@ DROPPED_BITS = 52 - 8
 """Binary digits of a percentile that are rounded away: eight are left."""
 
 _TINY = 1e-12
-_STEPS = 1024
 _ROUNDING = (1 << DROPPED_BITS) - 1
 
 # Frequency factors of Pearson's type III distribution: percentiles in standard deviations above the mean, by skewness.
@@ -39,6 +39,7 @@ class Station:
 
     Only a ``share`` of the requests comes here. What these take may differ from ``service``, which is that of a request
     that passes the whole line: ``seen`` in the mean, with the squared coefficient of variation ``seen_scv``.
+    ``together`` says how requests are computed together where they are.
     With ``extra`` nobody queues: who finds all servers busy (there may be none) is served elsewhere, which takes so
     many seconds longer.
     """
@@ -50,6 +51,7 @@ class Station:
     share: Array | float = 1.0
     seen: Array | None = None
     seen_scv: Array | float | None = None
+    together: Together | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +110,23 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
         servers[lossy] = np.maximum(servers[lossy], 1.0)
     come = rate * share
     busy = come * seen / servers
+    grouped = [(row, station.together) for row, station in enumerate(stations) if station.together is not None]
+    for row, together in grouped:
+        busy[row] = rate * together.at_least(service[row]) / servers[row]
     if lossy:
         busy[lossy] = 0.0
     utilization = np.maximum.reduce(busy)
     # A saturated station is far beyond any use; its numbers only have to be numbers.
     bearable = np.minimum(seen, servers * (1.0 - 1e-9) / come)
     waits = wait(bearable, seen_scv, servers, come, arrival_scv)
+    for row, together in grouped:
+        longer = delays(service[row], float(scv.flat[row]), servers[row], rate, arrival_scv, together)
+        for one, other in zip(waits, longer, strict=True):
+            one[row] = np.where(together.most > 1, other, one[row])
     squares = service**2
     spread = np.add.reduce(scv * squares)
+    for row, together in grouped:
+        squares[row] = together.of_single(squares[row])
     coupling = coupling_of(spread, np.add.reduce(squares))
     third_of_service = np.add.reduce(service_third(service, scv))
     # As they are, and as the 95th percentile feels them.
@@ -250,6 +261,21 @@ def wait(service: Array, scv: float | Array, servers: Array, rate: float | Array
     return mean, variance, third
 
 
+def delay(
+    service: Array, scv: float | Array, servers: Array, rate: float | Array, arrival_scv: float,
+    together: Together | None,
+) -> Cumulants:  # fmt: skip
+    """Cumulants of what a request takes longer than its service alone: ``wait``, or what comes of being computed
+    together with others."""
+    if together is None:
+        return wait(service, scv, servers, rate, arrival_scv)
+    # Where requests are computed together one by one would be too slow; those numbers only have to be numbers.
+    alone = wait(np.minimum(service, servers * (1.0 - 1e-9) / rate), scv, servers, rate, arrival_scv)
+    longer = delays(service, scv, servers, rate, arrival_scv, together)
+    mean, variance, third = (np.where(together.most > 1, one, other) for one, other in zip(longer, alone, strict=True))
+    return mean, variance, third
+
+
 def damp(variance: Array, third: Array) -> tuple[Array, Array]:
     """Variance and third cumulant of a wait as its 95th percentile feels them; changes its arguments.
 
@@ -274,8 +300,12 @@ def service_third(service: Array, scv: float | Array) -> Array:
 
 
 def coupling_of(variance: Array, square: Array) -> Array:
-    """How far waits at several stations add up: the coefficient of variation of the whole service, at most 1."""
-    return np.minimum(1.0, np.sqrt(variance / square))
+    """How far waits at several stations add up: the coefficient of variation of the whole service, at most 1.
+
+    ``square`` leaves out stages that compute requests together: what they hand on comes in batches.
+    """
+    ratio = np.divide(variance, square, out=np.ones_like(variance), where=square > 0.0)
+    return np.minimum(1.0, np.sqrt(ratio))
 
 
 def blend(total: Array, largest: Array, coupling: Array) -> Array:
@@ -305,32 +335,3 @@ def round_up(values: Array) -> Array:
     bits = values.view(np.int64) + _ROUNDING
     bits &= ~_ROUNDING
     return bits.view(np.float64)
-
-
-def waiting_chance(servers: Array, load: Array) -> Array:
-    """Probability that a Poisson arrival waits (Erlang's C), for a load below 1, read from a table."""
-    most = int(servers.max(initial=1.0))
-    values, slopes = _erlang_c_table(-(-most // 16) * 16)
-    place = load * _STEPS
-    index = place.astype(np.int64)
-    place -= index
-    index += servers.astype(np.int64) * (_STEPS + 1)
-    chance = slopes.take(index)
-    chance *= place
-    chance += values.take(index)
-    return chance
-
-
-@lru_cache(maxsize=8)
-def _erlang_c_table(most: int) -> tuple[Array, Array]:
-    """Erlang's C for 1 to ``most`` servers at evenly spaced loads, and its slopes, by the recursion of Erlang's B."""
-    load = np.linspace(0.0, 1.0, _STEPS + 1)
-    table = np.ones((most + 1, _STEPS + 1))
-    for servers in range(1, most + 1):
-        offered = load * servers
-        blocking = np.ones_like(load)
-        for count in range(1, servers + 1):
-            blocking = offered * blocking / (count + offered * blocking)
-        table[servers] = blocking / (1.0 - load * (1.0 - blocking))
-    slopes = np.diff(table, axis=1, append=1.0)
-    return table.ravel(), slopes.ravel()

@@ -21,7 +21,7 @@ from splitplane.planner.columns import joined, sliced, taken
 from splitplane.planner.cover import Cover
 from splitplane.planner.exits import Seen
 from splitplane.planner.lines import Line
-from splitplane.planner.queueing import blend, coupling_of, damp, percentile_95, service_third, wait
+from splitplane.planner.queueing import blend, coupling_of, damp, delay, percentile_95, service_third
 from splitplane.planner.stations import round_cost
 
 HEAD, MIDDLE, TAIL = 1, 2, 4
@@ -170,7 +170,8 @@ class _Search:
         square += tail.square.take(second)
         if middle is not None:
             seconds = middle.seconds(first, second)
-            busy = seconds if middle.seen is None else middle.busy(first, second)
+            here = Seen(1.0, seconds, middle.scv) if middle.seen is None else middle.seen(first, second)
+            busy = here.share * here.least
             least = np.ceil(busy * (self.load.rate / (self.load.ceiling * (1.0 + _SLACK)))).astype(np.int64)
             np.maximum(least, middle.least, out=least)
             cost += least * middle.price
@@ -178,7 +179,7 @@ class _Search:
             moments[0] += seconds
             moments[1] += squared * middle.scv
             moments[2] += service_third(seconds, middle.scv)
-            square += squared
+            square += here.coupling_square(seconds)
         coupling = coupling_of(moments[1], square)
         leak = np.maximum(self.leaks[HEAD].take(first), self.leaks[TAIL].take(second))
         loss = head.loss.take(first)
@@ -294,7 +295,9 @@ class _Search:
         if middle.seen is not None:
             here = middle.seen(rows.first.take(row), rows.second.take(row))
         rate = self.load.rate * here.share
-        mean, *others = wait(here.service, here.scv, servers.astype(np.float64), rate, self.load.arrival_scv)
+        mean, *others = delay(
+            here.service, here.scv, servers.astype(np.float64), rate, self.load.arrival_scv, here.together
+        )
         return np.array((mean, *damp(*others)))
 
     def p95(self, rows: _Rows, row: Ints | None, head: Ints, tail: Ints, waits: Array | None) -> Array:

@@ -10,8 +10,8 @@ from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Direction, Site
 from splitplane.planner.exits import Seen, seen, share_at
 from splitplane.planner.options import Options
-from splitplane.planner.queueing import Cumulants, damp, felt_extra, overflow_share, service_third, wait
-from splitplane.planner.stations import codec_seconds, egress_cost, use_cost
+from splitplane.planner.queueing import Cumulants, damp, delay, felt_extra, overflow_share, service_third, wait
+from splitplane.planner.stations import batches, codec_seconds, egress_cost, use_cost
 
 _SLACK = 1e-9
 
@@ -22,8 +22,8 @@ class Side:
 
     ``total`` and ``largest`` are cumulants of waits, 3 x flat over (option, replicas from 1 to ``most``). All else is
     by option; ``moments`` are the cumulants of services and delays (3 x options), ``square`` is the sum of the squares
-    of the services, ``cost`` is that of the ``least`` replicas that carry the load, ``capacity`` the highest rate that
-    ``most`` replicas and the links bear at the utilisation ceiling.
+    of the services (``queueing.coupling_of``), ``cost`` is that of the ``least`` replicas that carry the load,
+    ``capacity`` the highest rate that ``most`` replicas and the links bear at the utilisation ceiling.
     """
 
     total: Array
@@ -62,7 +62,8 @@ class Middle:
     before: Array
     after: Array
     seen: Callable[[Ints, Ints], Seen] | None
-    """What its queue sees by pair of options, where requests leave on the way; else what they take."""
+    """What its queue sees by pair of options, where requests leave on the way or are computed together; else what they
+    take."""
     scv: float
     price: float
     least: int
@@ -77,12 +78,14 @@ class Middle:
         seconds += self.after.take(second)
         return seconds
 
+    def at(self, first: Ints, second: Ints) -> Seen:
+        """What its queue sees, by pair of options."""
+        return Seen(1.0, self.seconds(first, second), self.scv) if self.seen is None else self.seen(first, second)
+
     def busy(self, first: Ints, second: Ints) -> Array:
-        """Seconds that a replica is busy for each request of the pipeline, by pair of options."""
-        if self.seen is None:
-            return self.seconds(first, second)
-        here = self.seen(first, second)
-        return here.share * here.service
+        """Seconds that a replica is busy at least for each request of the pipeline, by pair of options."""
+        here = self.at(first, second)
+        return here.share * here.least
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,10 @@ def side(
     least = np.maximum(site.low, replicas(context, rate, here))
     servers = np.maximum(np.arange(1.0, site.high + 1.0), least[:, None].astype(np.float64))
     each = np.repeat(here.service[:, None], site.high, axis=1)
-    mean, *others = wait(each, _column(here.scv), servers, rate * _column(here.share), context.arrival_scv)
+    mean, *others = delay(
+        each, _column(here.scv), servers, rate * _column(here.share), context.arrival_scv,
+        None if here.together is None else here.together.column(),
+    )  # fmt: skip
     # More servers never make a wait longer; this takes away what rounding might say.
     total = np.minimum.accumulate(np.array((mean, *damp(*others))), axis=2)
     largest = total.copy()
@@ -182,13 +188,13 @@ def side(
         total=total.reshape(3, -1),
         largest=largest.reshape(3, -1),
         moments=np.array((service + sum(passage.links) + passage.delay, scv * service**2, service_third(service, scv))),
-        square=service**2 + sum(link**2 for link in passage.links),
+        square=here.coupling_square(service) + sum(link**2 for link in passage.links),
         cost=least * price + passage.spend,
         price=price,
         least=least,
         most=site.high,
         capacity=np.minimum(
-            site.high * ceiling(context) / (here.share * here.service), _borne(context, passage, service)
+            site.high * ceiling(context) / (here.share * here.least), _borne(context, passage, service)
         ),
         leak=np.broadcast_to(passage.leak, service.shape),
         loss=np.broadcast_to(passage.loss, service.shape),
@@ -264,7 +270,7 @@ def middle(context: Context, site: Site, before: Options, after: Options) -> Mid
         stop=prefix[after.cut],
         before=decode[before.codec, before.cut] + site.overhead_seconds,
         after=encode[after.codec, after.cut],
-        seen=None if context.reach is None else between,
+        seen=None if context.reach is None and not batches(context, site) else between,
         scv=site.device.time_cv**2,
         price=context.weight(site),
         least=site.low,
@@ -274,7 +280,7 @@ def middle(context: Context, site: Site, before: Options, after: Options) -> Mid
 
 def replicas(context: Context, rate: float, here: Seen) -> Ints:
     """Replicas that keep a stage at the utilisation ceiling."""
-    return np.maximum(1, np.ceil(rate * here.share * here.service / ceiling(context))).astype(np.int64)
+    return np.maximum(1, np.ceil(rate * here.share * here.least / ceiling(context))).astype(np.int64)
 
 
 def carries(context: Context, rate: float, site: Site, here: Seen) -> Bools:

@@ -102,6 +102,7 @@ def plan_sites(
         kept = Kept(next(iter(snapshots.values())).profile)
     if shared == policy.gateway_tier:
         raise ContradictionError(f"the gateway's tier {shared!r} is each site's own: sites share another one")
+    policy = replace(policy, max_batch=1)  # the pool's waits know no batches
     contexts = {name: build_context(snapshots[name], policy, kept) for name in sorted(snapshots)}
     problem = _Problem(contexts, shared)
     found = problem.solve(problem.targets())

@@ -1,9 +1,11 @@
-"""What a request takes at a stage, and what its bytes cost on a link."""
+"""What a request takes at a stage, alone and among others, and what its bytes cost on a link."""
 
 import numpy as np
 
+from splitplane.domain.batches import BATCH_SHARE
 from splitplane.domain.snapshots import PayPerUse
 from splitplane.planner.arrays import Array, Ints
+from splitplane.planner.batching import Together, paying_size
 from splitplane.planner.context import Context, Site
 
 GIB = float(1 << 30)
@@ -30,6 +32,39 @@ def stage_seconds(
 def codec_seconds(context: Context, site: Site) -> tuple[Array, Array]:
     """Seconds to encode and to decode one sample, by codec and cut; 0 for a codec that was not measured."""
     return context.kept.codec_seconds(site.device)
+
+
+def batches(context: Context, site: Site) -> bool:
+    """Whether stages on this tier may compute requests together, and it was measured what that gives."""
+    return _largest(context, site) > 1
+
+
+def together(context: Context, site: Site, first: Ints, last: Ints, service: Array) -> Together | None:
+    """How a stage computes together that runs segments ``[first, last)`` and takes ``service`` for a request alone.
+
+    What a batch takes but once is compute; everything else is done for each request by itself. ``None`` where all are
+    served one by one.
+    """
+    most = _largest(context, site)
+    each = context.kept.batch_prefix(site.device)
+    if most == 1 or each is None:
+        return None
+    prefix = np.array(site.device.prefix_seconds)
+    alone = np.maximum(0.0, prefix[last] - prefix[first]) * site.correction
+    more = np.clip((each[last] - each[first]) * site.correction, 0.0, alone)
+    limit = context.policy.max_p95_seconds
+    size = paying_size(alone, more, most=most, within_seconds=None if limit is None else limit * BATCH_SHARE)
+    if (size == 1).all():
+        return None
+    return Together(np.where(size > 1, (alone - more) / np.maximum(service, 1e-12), 0.0), size)
+
+
+def _largest(context: Context, site: Site) -> int:
+    """Most requests that a stage computes together, as far as the profile tells: no larger batch than was measured."""
+    if context.samples == 1 or context.reach is not None:
+        return 1
+    measured = [each.batch for each in site.device.timings if each.threads == site.device.threads]
+    return min(context.samples, max(measured, default=1))
 
 
 def egress_cost(context: Context, tier: str, sent: Array, rate: float | Array) -> Array:

@@ -4,11 +4,11 @@ import asyncio
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from splitplane.domain.profiles import CODECS, DeviceProfile, Profile
+from splitplane.domain.profiles import CODECS, Cut, DeviceProfile, Profile, Timing
 from splitplane.domain.profiles_io import ProfileResult
 from splitplane.model import ModelSource, Partition, export, load_weights
 from splitplane.model.memory import resident_bytes
@@ -18,6 +18,7 @@ from splitplane.runtime import codecs, hops, oip_grpc
 from splitplane.runtime.inference import InferRequest
 from splitplane.runtime.metrics import StageMetrics
 from splitplane.runtime.routes import ROUTE, TRACE, Hop, decode_trace, encode_route
+from splitplane.runtime.stage.batching import Runnable, keeps_samples_apart
 from splitplane.runtime.stage.serving import StageModel
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import nbytes
@@ -50,6 +51,9 @@ def profile_model(
         batches=batches,
         progress=progress,
     )
+    timings = usable_timings(partition, measured.cuts, measured.timings)
+    if len(timings) < len(measured.timings):
+        say("samples of one batch influence each other, so each will be computed by itself")
     overhead = asyncio.run(stage_overhead(partition, measured))
     say(
         f"{measured.rounds} rounds: {measured.prefix_seconds[-1] * 1000:.1f} ms for the whole model "
@@ -75,12 +79,19 @@ def profile_model(
                     codec_times=measured.codec_times,
                     base_memory_bytes=base,
                     threads=measured.threads,
-                    timings=measured.timings,
+                    timings=timings,
                 )
             },
             work=graph.work(),
         ),
     )
+
+
+def usable_timings(partition: Runnable, cuts: Sequence[Cut], timings: Sequence[Timing]) -> tuple[Timing, ...]:
+    """Without those of batches where stages will compute none: plans must not count on them."""
+    if keeps_samples_apart(partition, cuts, 0, len(cuts) - 1):
+        return tuple(timings)
+    return tuple(timing for timing in timings if timing.batch == 1)
 
 
 def wire_codecs() -> dict[str, Codec]:

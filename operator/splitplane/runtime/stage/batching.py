@@ -15,13 +15,11 @@ from typing import Protocol
 
 import torch
 
-from splitplane.domain.batches import PAYS
+from splitplane.domain.batches import MISSES, PAYS
 from splitplane.domain.profiles import Cut
 from splitplane.runtime.routes import Limits
 from splitplane.runtime.tensors import torch_dtype
 
-MISSES = 2
-"""So many sizes in a row that do not pay end the search: kernels are not equally good at all."""
 KNOWN_SECONDS = 60.0
 """Older timings are forgotten, so that what did not pay is tried again now and then."""
 TIMINGS, TRIES = 7, 3
