@@ -17,6 +17,7 @@ from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.planner.context import Context, build_context
 from splitplane.planner.frontier import Frontier, frontier_of_lines
 from splitplane.planner.keeping import Kept
+from tests.support.planner_batches import shared
 from tests.support.planner_graphs import graph, three_tiers
 from tests.support.planner_milp import cheapest
 
@@ -26,7 +27,10 @@ MOST_LOSS = 0.02
 
 
 def main() -> list[Row]:
-    queues = _milliseconds(*three_tiers(graph()))
+    snapshot, policy = three_tiers(graph())
+    queues = _milliseconds(snapshot, policy)
+    batched = replace(snapshot, profile=shared(snapshot.profile, 0.5)), replace(policy, max_batch=8)
+    together = _milliseconds(*batched)
     snapshot, policy = three_tiers(graph(time_cv=0.0), arrival_scv=0.0)
     sums = _milliseconds(snapshot, policy)
     context = build_context(snapshot, policy)
@@ -42,6 +46,7 @@ def main() -> list[Row]:
     one = statistics.median(solved)
     return [
         row("frontier of a 500-node graph, with queues", queues, "ms", LIMIT_MILLISECONDS),
+        row("the same, where stages compute up to 8 requests together", together, "ms", LIMIT_MILLISECONDS),
         row("frontier of a 500-node graph, without queues, against one point of it by HiGHS", sums, "ms", one),
         row("the same, against a MILP per point of the frontier (points x median)", sums, "ms", one * len(found)),
         row("points of that frontier", float(len(found)), "plans"),

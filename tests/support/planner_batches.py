@@ -1,18 +1,32 @@
-"""An event simulation of replicas that compute together what waits, as the stages of the data plane do.
+"""Profiles with batches, and an event simulation of replicas that compute together what waits, as stages do.
 
 A request goes to the replica with the fewest requests, of these to the one used longest ago, as gateways send it; a
 free replica takes all that wait there, up to the largest batch, and all of a batch are done at the same time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splitplane.domain.profiles import DeviceProfile, Profile, Timing
 from tests.support import planner_simulation as alone
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+def shared(profile: Profile, fixed: float = 0.6) -> Profile:
+    """The model with measured batches of 4 and 16, of which each takes ``fixed`` of a sample's time but once."""
+
+    def batched(device: DeviceProfile) -> DeviceProfile:
+        timings = [
+            Timing(n, device.threads, tuple(s * (fixed + (1.0 - fixed) * n) for s in device.prefix_seconds), 0.02)
+            for n in (4, 16)
+        ]
+        return replace(device, timings=tuple(timings))
+
+    return replace(profile, devices={name: batched(device) for name, device in profile.devices.items()})
 
 
 @dataclass(frozen=True)

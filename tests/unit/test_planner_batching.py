@@ -10,7 +10,6 @@ import pytest
 
 from splitplane.domain.batches import paying_samples
 from splitplane.domain.plans import Plan, Stage
-from splitplane.domain.profiles import DeviceProfile, Profile, Timing
 from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.planner import search as searching
 from splitplane.planner.batching import Together, delay_moments, delays, paying_size
@@ -21,25 +20,11 @@ from splitplane.planner.layouts import Layout
 from splitplane.planner.queueing import Response, Station, damp, percentile_95, respond, service_third
 from splitplane.runtime.routes import Limits
 from splitplane.runtime.stage.batching import TRIES, Sizes
-from tests.support.planner_batches import Stop, simulate
+from tests.support.planner_batches import Stop, shared, simulate
 from tests.support.planner_cases import POLICY, SNAPSHOT
 from tests.support.planner_random import random_case
 from tests.support.planner_reference import enumerate_rows
 from tests.support.planner_simulation import percentile
-
-
-def shared(profile: Profile, fixed: float = 0.6) -> Profile:
-    """The model with measured batches of 4 and 16, of which each takes ``fixed`` of a sample's time but once."""
-
-    def batched(device: DeviceProfile) -> DeviceProfile:
-        timings = [
-            Timing(n, device.threads, tuple(s * (fixed + (1.0 - fixed) * n) for s in device.prefix_seconds), 0.02)
-            for n in (4, 16)
-        ]
-        return replace(device, timings=tuple(timings))
-
-    return replace(profile, devices={name: batched(device) for name, device in profile.devices.items()})
-
 
 BATCHED = replace(SNAPSHOT, profile=shared(SNAPSHOT.profile), arrival_scv=1.0)
 TOGETHER = replace(POLICY, max_batch=8, max_p95_seconds=16.0)
