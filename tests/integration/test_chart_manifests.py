@@ -13,11 +13,40 @@ from tests.support import kubeconform
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def rendered() -> str:
+SURROUNDINGS: dict[str, object] = {
+    "nodeSelector": {"disk": "ssd"},
+    "tolerations": [{"key": "dedicated", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}],
+    "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+        {"weight": 1, "podAffinityTerm": {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "a"}}}}]}},
+    "imagePullSecrets": ["one", {"name": "two"}],
+    "resources": {"limits": {"ephemeral-storage": "1Gi", "hugepages-2Mi": "4Mi", "vendor.example/x": 1}},
+    "tracing": {"endpoint": "http://otel.example:4318", "ratio": 0.5},
+}  # fmt: skip
+COMBINATIONS: dict[str, list[str]] = {
+    "defaults": [],
+    "all on": [
+        "--set=networkPolicy.enabled=true,mtls.mode=Authority,metrics.kserveNames=true,priorityClassName=system-cluster-critical",
+        "--set=linkTarget.priorityClassName=system-node-critical,linkTarget.podAnnotations.team=edge",
+        *(f"--set-json={name}={json.dumps(value)}" for name, value in SURROUNDINGS.items()),
+    ],
+    "annotations of the chart replaced": [
+        r"--set-string=podAnnotations.prometheus\.io/scrape=false,podAnnotations.prometheus\.io/path=",
+        r"--set-string=linkTarget.podAnnotations.prometheus\.io/scrape=false",
+    ],
+    "nulls": [
+        "--set=resources=null,linkTarget.resources=null,image.operator.pullPolicy=null,affinity=null,runAsUser=null,podAnnotations=null",
+        "--set=tolerations=null,nodeSelector=null,imagePullSecrets=null,priorityClassName=null,image.operator.tag=null",
+    ],
+    "little": ["--set=linkTarget.enabled=false,crds.install=false,mtls.mode=Secrets"],
+}  # fmt: skip
+"""Of values, each of which renders parts of the templates that the others leave out."""
+
+
+@pytest.fixture(scope="module", params=list(COMBINATIONS.values()), ids=list(COMBINATIONS))
+def rendered(request: pytest.FixtureRequest) -> str:
     return subprocess.run(
         [str(binaries.ensure("helm")), "template", "release", str(install.find_chart()), "--namespace=default",
-         "--set=prometheus.url=http://prometheus.example:9090,networkPolicy.enabled=true,mtls.mode=Authority"],
+         "--set=prometheus.url=http://prometheus.example:9090", *request.param],
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout  # fmt: skip
 

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
 from splitplane.controller import children, loop
 from splitplane.controller.children import StageKey
 from splitplane.controller.settings import Settings
-from tests.support.chart import one, pod, render
+from tests.support.chart import PROMETHEUS, one, pod, render, template
 from tests.support.controller_cases import pipeline
 
 
@@ -154,6 +155,18 @@ def test_pods_carry_the_annotations_and_priority_that_the_user_gives_each(kind: 
     assert template["metadata"]["annotations"] == {**known, "team": "edge"}
     assert template["spec"] == {**before["spec"], "priorityClassName": "high"}
     assert one(documents, other)["spec"] == one(plain, other)["spec"]
+
+
+def test_an_annotation_of_the_user_takes_the_place_of_the_charts_own() -> None:
+    done = template(
+        *PROMETHEUS, "--set-string", r"podAnnotations.prometheus\.io/scrape=false,podAnnotations.prometheus\.io/path="
+    )
+    assert done.stdout.count("prometheus.io/scrape:") == 1  # twice, and clients differ on which one counts
+    documents = [document for document in yaml.safe_load_all(done.stdout) if document]
+    own, before = (
+        one(each, "Deployment")["spec"]["template"]["metadata"]["annotations"] for each in (documents, render())
+    )
+    assert own == {**before, "prometheus.io/scrape": "false", "prometheus.io/path": ""}
 
 
 def operators_settings(documents: list[dict[str, Any]]) -> Settings:

@@ -184,6 +184,38 @@ def test_values_may_have_the_forms_that_kubernetes_has(tmp_path: Path) -> None:
     assert lint.returncode == 0, lint.stdout + lint.stderr
 
 
+@pytest.mark.parametrize(
+    "name", ["operator", "reg:5000/x", "reg.example:5000/a-b/c__d/e.f", "localhost/x", "10.0.0.1:80/x"]
+)
+def test_a_repository_may_name_a_port(name: str) -> None:
+    documents = render("--set", f"image.operator.repository={name},image.operator.tag=1.2")
+    assert pod(one(documents, "Deployment"))[1]["image"] == f"{name}:1.2"
+
+
+def test_resources_of_all_kinds_that_nodes_have_may_be_asked_for() -> None:
+    asked = {"cpu": 1, "memory": "1Gi", "ephemeral-storage": "1Gi", "hugepages-2Mi": "4Mi", "vendor.example/x": 1}
+    documents = render("--set-json", f"resources.limits={json.dumps(asked)}")
+    assert pod(one(documents, "Deployment"))[1]["resources"]["limits"] == asked
+
+
+def test_null_takes_away_what_a_default_sets_and_leaves_no_null() -> None:
+    nulls = ["resources", "linkTarget.resources", "image.operator.pullPolicy", "affinity", "runAsUser"]
+    documents = render("--set", ",".join(f"{name}=null" for name in nulls))
+    for kind in ("Deployment", "DaemonSet"):
+        workload = one(documents, kind)
+        assert not {"resources", "imagePullPolicy"} & pod(workload)[1].keys()
+        assert "null" not in json.dumps(workload)
+    assert "affinity" not in pod(one(documents, "Deployment"))[0]
+
+
+@pytest.mark.parametrize(("written", "told"), [("0.5", "0.5"), ("'0.5'", "0.5"), ("1", "1"), ("0", "0"), ("1.0", "1")])
+def test_the_traced_share_may_be_a_number_or_text(tmp_path: Path, written: str, told: str) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(f"tracing: {{endpoint: 'http://otel:4318', ratio: {written}}}\n")
+    _, container = pod(one(render("--values", str(file)), "Deployment"))
+    assert {"name": "SPLITPLANE_TRACING_RATIO", "value": told} in container["env"]
+
+
 def test_installing_without_prometheus_says_what_to_set() -> None:
     done = template()
     assert done.returncode != 0
@@ -287,6 +319,21 @@ def test_tracing_variables_are_there_only_with_an_endpoint() -> None:
         ("podAnnotations.weight=1", "podAnnotations"),
         ("priorityClassName=Very_High", "priorityClassName"),
         ("linkTarget.priorityClass=high", "priorityClass"),
+        # What the API server would refuse only later, in pods that nobody looks at, or take for something else.
+        ("image.operator.repository=reg:5000/x:1.2", "repository"),
+        ("image.runtime.repository=x:1.2", "repository"),
+        ("image.runtime.repository=reg:5000", "repository"),
+        ("imagePullSecrets={a b}", "imagePullSecrets"),
+        ("imagePullSecrets[0].name=Pull_Secret", "imagePullSecrets"),
+        ("runAsUser=2147483648", "runAsUser"),
+        ("tolerations[0].keys=a", "keys"),
+        ("tolerations[0].effect=noSchedule", "effect"),
+        ("affinity.nodeAfinity.x=1", "nodeAfinity"),
+        ("resources.requests.ram=1Gi", "ram"),
+        ("resources.limits.hugepages=1Gi", "hugepages"),
+        ("prometheus.windowSeconds=null", "windowSeconds"),
+        ("tracing.ratio=1.5", "ratio"),
+        ("tracing.ratio=2", "ratio"),
     ],
 )
 def test_a_mistyped_value_is_refused_by_name(setting: str, named: str) -> None:
