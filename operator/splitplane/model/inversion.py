@@ -27,12 +27,12 @@ _MOST_ANYWHERE = 8192
 """Larger tensors without places (such as masks) are left out when tokens are guessed."""
 _SLOPE = 0.02
 """Of what is drawn outside of 0..1, in training."""
-_REACH = 5
-"""Places along each dimension of which the direct part draws one."""
+_REACHES = (5, 3, 1)
+"""Places along each dimension of which the direct part draws one: as many as can be solved for."""
 _LINEAR_CHANNELS = 128
 """Up to so many channels are also drawn from directly, by one convolution, which a shallow cut mostly needs."""
-_SOLVED_NUMBERS = 800
-"""Up to so many weights of that for each channel drawn are solved for; more would take longer than training."""
+_SOLVED_NUMBERS = 1200
+"""Up to so many weights of that for each channel drawn are solved for, in seconds: more would take too long."""
 _SOLVED_SAMPLES, _ROWS_FOR_EACH, _RIDGE = 128, 10, 1e-6
 """Samples and, for each unknown, places by which that is solved."""
 _NUMBERS_TOGETHER = 1 << 21
@@ -275,7 +275,8 @@ class _Decoder(nn.Module):
 
         self.direct_from = _narrow(given, places)
         direct = sum(given[index][0] for index in self.direct_from)
-        self.direct = conv(direct, channels, _REACH, padding=_REACH // 2) if direct else None
+        self.reach = next(reach for reach in _REACHES if direct * reach**dims <= _SOLVED_NUMBERS)
+        self.direct = conv(direct, channels, self.reach, padding=self.reach // 2) if direct else None
 
     def forward(self, given: Sequence[torch.Tensor]) -> torch.Tensor:
         stems = [self._resized(stem(each), self.start) for stem, each in zip(self.stems, given, strict=True)]
@@ -286,9 +287,9 @@ class _Decoder(nn.Module):
     def solve(self, given: Callable[[int], Sequence[torch.Tensor]], targets: torch.Tensor) -> None:
         """Begin with the best that the direct part can do, by least squares on some samples, and with nothing else.
 
-        ``given`` is what the decoder takes of one of them. Too large a direct part is left to training.
+        ``given`` is what the decoder takes of one of them.
         """
-        if self.direct is None or self.direct.weight[0].numel() > _SOLVED_NUMBERS:
+        if self.direct is None:
             return
         for parameter in self.head[-1].parameters():
             nn.init.zeros_(parameter)
@@ -299,7 +300,7 @@ class _Decoder(nn.Module):
         products, sums = torch.zeros(unknowns, unknowns, dtype=torch.double), torch.zeros(unknowns, weight.shape[0])
         generator = torch.Generator().manual_seed(0)
         for index in range(samples):
-            seen = _surroundings(self._grids(given(index)))
+            seen = _surroundings(self._grids(given(index)), self.reach)
             chosen = torch.randperm(len(seen), generator=generator)[:rows]
             seen = torch.cat([seen[chosen], torch.ones(rows, 1)], 1).double()
             products += seen.T @ seen
@@ -331,8 +332,8 @@ def _narrow(given: Sequence[tuple[int, ...]], places: tuple[int, ...]) -> list[i
     return found
 
 
-def _surroundings(grid: torch.Tensor) -> torch.Tensor:
+def _surroundings(grid: torch.Tensor, side: int) -> torch.Tensor:
     """``[places, channels x reach]`` of one sample ``[1, channels, *places]``, as a convolution sees them."""
     flat = grid if grid.ndim == 4 else grid[:, :, None]
-    reach = (_REACH if grid.ndim == 4 else 1, _REACH)
+    reach = (side if grid.ndim == 4 else 1, side)
     return functional.unfold(flat, reach, padding=(reach[0] // 2, reach[1] // 2))[0].T
