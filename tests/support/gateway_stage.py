@@ -1,6 +1,7 @@
 """A real stage server over a small torch module, to be run in a process of its own.
 
-The module has three segments over 16,384 numbers per sample: double, add one, sum each half.
+The module has three segments over 16,384 numbers per sample: double, add one, sum each half. Another one returns what
+it gets, which is a tensor of each datatype that torch has.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from splitplane.domain.profiles import Cut, TensorSpec
 from splitplane.runtime import tracing
 from splitplane.runtime.stage import server
 from splitplane.runtime.stage.settings import Settings
+from splitplane.runtime.tensors import NUMPY_TYPES
 
 WIDTH = 16_384
 
@@ -51,6 +53,25 @@ class Partition:
         return {self.graph.cuts[last].name: value}
 
 
+TYPES = (*NUMPY_TYPES, "BF16")
+"""All of the protocol but BYTES, which no tensor of torch's can hold."""
+
+
+class Same:
+    """Three segments that each return two numbers of every datatype as they came."""
+
+    graph = Graph(
+        tuple(
+            Cut(index, f"same-{index}", tuple(TensorSpec(name.lower(), name, (2,)) for name in TYPES),
+                {"fp32": 100}, f"schema-{index}")
+            for index in range(4)
+        )
+    )  # fmt: skip
+
+    def run(self, _first: int, _last: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(tensors)
+
+
 def serve(given: Mapping[str, Any]) -> None:
     """A process's whole life."""
     torch.set_num_threads(1)
@@ -77,4 +98,4 @@ def serve(given: Mapping[str, Any]) -> None:
     if "tracing" in given:
         os.environ.update(given["tracing"])
         tracing.begin(os.environ, service="splitplane-stage", **settings.described())
-    asyncio.run(server.run(settings, Partition, pace, REGISTRY))
+    asyncio.run(server.run(settings, Same if given.get("same") else Partition, pace, REGISTRY))

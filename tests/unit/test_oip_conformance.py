@@ -18,7 +18,10 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient.utils import InferenceServerException
 
+from splitplane.adapters.kinds import ROUTE_TABLE
+from tests.support import gateway_rig as rig
 from tests.support.fronts import DATATYPES, Echo, Fronts, serving
+from tests.support.gateway_stage import TYPES
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "build" / "peers" / "bin" / "python"
@@ -95,6 +98,46 @@ def test_tritonclient_gets_back_what_it_sends(fronts: Fronts, model: Echo, kind:
     assert (described["id"] if over_http else described.id) == "r1"
     assert model.seen[0].parameters == {"n": 3}
     assert model.seen[0].model_version == "1"
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[rig.StageProcess, rig.StageProcess]]:
+    """Two stages of a model that returns what it gets."""
+    front = rig.StageProcess("small-edge", "edge", (0, 1), same=True)
+    with rig.stages(front, rig.StageProcess("small-cloud", "cloud", (1, 3), same=True)) as (first, second):
+        yield first, second
+
+
+@pytest.mark.parametrize(
+    ("kind", "binary"), [*((kind, True) for kind in CLIENTS), ("http", False), ("http.aio", False)]
+)
+async def test_tritonclient_gets_back_what_a_gateway_and_two_stages_pass_on(
+    pair: tuple[rig.StageProcess, rig.StageProcess], tmp_path: Path, kind: str, binary: bool
+) -> None:
+    """Every datatype that torch has, all in one request."""
+    module, over_http = importlib.import_module(f"tritonclient.{kind}"), kind.startswith("http")
+    described = [{"name": name.lower(), "datatype": name, "shape": [-1, 2]} for name in TYPES]
+    cluster = rig.MemoryCluster()
+    model = {"name": rig.PIPELINE, "inputs": described, "outputs": described}
+    cluster.put(ROUTE_TABLE, rig.table(1, rig.SPLIT, model=model))
+    rig.put_all(cluster, *pair)
+    sent = {name.lower(): ARRAYS[name] for name in TYPES}
+    as_json = {"bf16", "fp16"}  # there is no JSON for the one, and this client has none for the other
+    inputs, wanted = [], []
+    for name, array in sent.items():
+        more = {"binary_data": binary or name in as_json} if over_http else {}
+        inputs.append(module.InferInput(name, list(array.shape), name.upper()))
+        inputs[-1].set_data_from_numpy(array, **more)
+        wanted.append(module.InferRequestedOutput(name, **more))
+    async with rig.gateway(cluster, tmp_path) as running:
+        await rig.until(running.forwarder.ready)
+        fronts = Fronts(f"{running.settings.pod_ip}:9000", f"{running.settings.pod_ip}:8080")
+        answer = await asyncio.to_thread(
+            ask, kind, fronts, lambda client: client.infer(rig.PIPELINE, inputs, outputs=wanted)
+        )
+    for name, array in sent.items():
+        got = answer.as_numpy(name)
+        assert (got.dtype, got.shape, got.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
