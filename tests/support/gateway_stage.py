@@ -21,6 +21,8 @@ from splitplane.runtime.stage.settings import Settings
 from splitplane.runtime.tensors import NUMPY_TYPES
 
 WIDTH = 16_384
+POISON = -777.0
+"""A sample that begins so is one on which the model raises, as an index out of range would."""
 
 
 def _cut(index: int, name: str, width: int) -> Cut:
@@ -43,6 +45,8 @@ class Partition:
 
     def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         (value,) = tensors.values()
+        if first == 0 and value.flatten()[0] == POISON:
+            raise IndexError("index out of range in self")
         for segment in range(first, last):
             if segment == 0:
                 value = value * 2
@@ -72,6 +76,15 @@ class Same:
         return dict(tensors)
 
 
+class Broken(Partition):
+    """A replica that loads and says it is well, but computes nothing any more."""
+
+    def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if any(value.max() > 1 for value in tensors.values()):  # what it is warmed up with is smaller
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return super().run(first, last, tensors)
+
+
 def serve(given: Mapping[str, Any]) -> None:
     """A process's whole life."""
     torch.set_num_threads(1)
@@ -98,4 +111,5 @@ def serve(given: Mapping[str, Any]) -> None:
     if "tracing" in given:
         os.environ.update(given["tracing"])
         tracing.begin(os.environ, service="splitplane-stage", **settings.described())
-    asyncio.run(server.run(settings, Same if given.get("same") else Partition, pace, REGISTRY))
+    model = Same if given.get("same") else Broken if given.get("broken") else Partition
+    asyncio.run(server.run(settings, model, pace, REGISTRY))

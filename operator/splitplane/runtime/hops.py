@@ -15,7 +15,7 @@ import grpc.aio
 from splitplane.domain.peers import STAGE
 from splitplane.runtime import mtls, oip_wire, tracing
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
-from splitplane.runtime.oip_grpc import KEEPALIVE_MILLISECONDS, MODEL_INFER, OPTIONS
+from splitplane.runtime.oip_grpc import KEEPALIVE_MILLISECONDS, MODEL_INFER, OPTIONS, ORIGIN
 
 PING_TIMEOUT_MILLISECONDS = 20_000
 CHANNEL_OPTIONS = (
@@ -134,4 +134,5 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
 def _failure(error: grpc.aio.AioRpcError, address: str) -> InferenceError:
     name = error.code().name
     failure = Failure[name] if name in Failure.__members__ else Failure.INTERNAL
-    return InferenceError(failure, error.details() or f"the stage at {address} answered {name}")
+    origin = dict(error.trailing_metadata() or ()).get(ORIGIN, address)
+    return InferenceError(failure, error.details() or f"the stage at {address} answered {name}", origin=str(origin))

@@ -38,10 +38,12 @@ class Failure(Enum):
 class InferenceError(Exception):
     """A request that cannot be served. The text goes to the client: it says what to do, and holds no secret."""
 
-    def __init__(self, failure: Failure, message: str, *, retry_seconds: float | None = None) -> None:
+    def __init__(self, failure: Failure, message: str, *, retry_seconds: float | None = None, origin: str = "") -> None:
         super().__init__(message)
         self.failure = failure
         self.message = message
+        self.origin = origin
+        """Address of the stage that answered so, where it is known. Among a pipeline's pods only."""
         self.retry_seconds = retry_seconds
         """When it makes sense to try again, where that is known."""
 

@@ -19,6 +19,8 @@ SERVICE = "inference.GRPCInferenceService"
 MODEL_INFER = f"/{SERVICE}/ModelInfer"
 SERVER_NAME = "splitplane"
 EXTENSIONS = ("binary_tensor_data",)
+ORIGIN = "splitplane-origin"
+"""Trailing metadata of an error that a stage had from the next one: the address of the stage where it arose."""
 FORWARDED = "x-forwarded-for"
 MAX_MESSAGE_BYTES = 64 << 20
 OPTIONS = (
@@ -130,10 +132,10 @@ def _method(handler: Handler, form: Any) -> "grpc.RpcMethodHandler[Any, Any]":
     return grpc.unary_unary_rpc_method_handler(_answering(handle))
 
 
-def _pushback(error: InferenceError) -> tuple[tuple[str, str], ...]:
-    """gRPC's own way to say when to try again; clients with a retry policy keep to it."""
-    seconds = error.retry_seconds
-    return () if seconds is None else (("grpc-retry-pushback-ms", str(math.ceil(1000 * seconds))),)
+def _trailing(error: InferenceError) -> tuple[tuple[str, str], ...]:
+    """When to try again, in gRPC's own way, which clients with a retry policy keep to; and where the error arose."""
+    told = {} if error.retry_seconds is None else {"grpc-retry-pushback-ms": str(math.ceil(1000 * error.retry_seconds))}
+    return tuple({**told, **({ORIGIN: error.origin} if error.origin else {})}.items())
 
 
 def _answering(handler: Handler) -> Handler:
@@ -143,7 +145,7 @@ def _answering(handler: Handler) -> Handler:
         try:
             return await handler(request, context)
         except InferenceError as error:
-            await context.abort(status_code(error.failure), error.message, _pushback(error))
+            await context.abort(status_code(error.failure), error.message, _trailing(error))
         except Exception as error:
             LOG.exception("a request failed in a way that nothing foresaw")
             await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the server's log says more")

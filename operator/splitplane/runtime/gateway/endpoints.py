@@ -16,9 +16,11 @@ CHECK_RETRY_SECONDS = 0.5
 DOUBTS = 3
 UNANSWERED_CHECK_SECONDS = 3.0
 SLOW_SECONDS, LONGEST_SLOW_SECONDS = 30.0, 300.0
-"""How long a replica that is much slower than the others is left out: so long for each time in a row."""
+"""How long a replica that is much slower, or errs where others do not, is left out: for each time in a row."""
 SLOW_SHARE = 1 / 3
-"""Of a stage's replicas, at most so many are left out for being slow, and none while more are left out already."""
+"""Of a stage's replicas, at most so many are left out so, and none while more are left out already."""
+ERRORS, PARDON = 5.0, 0.25
+"""A replica is left out that has so many errors which others had not; each answer takes so much of one off."""
 MAX_ALTERNATES = 2
 """Further addresses that a route carries per stage, for the sender to fall back on."""
 
@@ -40,8 +42,13 @@ class Endpoint:
     pod: Pod
     admitted: bool = False
     check_at: float = -inf
+    out_until: float = -inf
+    """Left out till then, however healthy it says it is."""
     failures: int = 0
     slow: int = 0
+    errors: float = 0.0
+    erring: int = 0
+    """How many times in a row it was left out for its errors."""
     outstanding: int = 0
     used: int = 0
     """Turn of its last use: of equally loaded endpoints the one that has rested longest comes first."""
@@ -107,7 +114,9 @@ class Endpoints:
         if self._by_address.get(endpoint.address) is not endpoint:
             return
         if healthy and not endpoint.admitted:
-            endpoint.admitted = True
+            if now < endpoint.out_until:
+                return
+            endpoint.admitted, endpoint.out_until = True, -inf
             self._on_change()
         elif not healthy:
             self._eject(endpoint, now + CHECK_RETRY_SECONDS)
@@ -117,6 +126,9 @@ class Endpoints:
         endpoint = self._by_address.get(address)
         if endpoint is not None and endpoint.admitted:
             endpoint.failures = 0
+            endpoint.errors = max(0.0, endpoint.errors - PARDON)
+            if not endpoint.errors:
+                endpoint.erring = 0
 
     def failed(self, address: str, now: float) -> None:
         """A call to the endpoint failed in a way that speaks against the endpoint itself."""
@@ -142,13 +154,26 @@ class Endpoints:
         if not slow:
             endpoint.slow = max(0, endpoint.slow - 1)
             return 0.0
-        stage = [e for e in self._by_address.values() if e.pod.stage == endpoint.pod.stage]
-        if sum(not e.admitted for e in stage) + 1 > SLOW_SHARE * len(stage):
+        if not self._dispensable(endpoint, fewest=0):
             return 0.0
         endpoint.slow += 1
-        pause = min(SLOW_SECONDS * endpoint.slow, LONGEST_SLOW_SECONDS)
-        self._eject(endpoint, now + pause)
-        return pause
+        return self._leave_out(endpoint, now, endpoint.slow)
+
+    def erred(self, address: str, now: float) -> float:
+        """A request got an error here and its answer at another replica. Seconds that it is left out for; 0: it is not.
+
+        A health check cannot see such a fault, so time brings it back; then the next error is enough. Of two replicas
+        one may be left out, since it is the other that answered.
+        """
+        endpoint = self._by_address.get(address)
+        if endpoint is None or not endpoint.admitted:
+            return 0.0
+        endpoint.errors = min(endpoint.errors + 1, ERRORS)
+        if endpoint.errors < ERRORS or not self._dispensable(endpoint, fewest=1):
+            return 0.0
+        endpoint.erring += 1
+        endpoint.errors -= 1
+        return self._leave_out(endpoint, now, endpoint.erring)
 
     def pick(self, stage: str, avoid: Collection[str] = ()) -> tuple[str, ...]:
         """Admitted addresses of a stage, least loaded first, with at most ``MAX_ALTERNATES``; ``avoid`` is left out.
@@ -179,13 +204,35 @@ class Endpoints:
     def get(self, address: str) -> Endpoint | None:
         return self._by_address.get(address)
 
+    def _dispensable(self, endpoint: Endpoint, *, fewest: int) -> bool:
+        """Whether the stage can do without this replica: no more than a share are out, or ``fewest`` of two or more."""
+        stage = [e for e in self._by_address.values() if e.pod.stage == endpoint.pod.stage]
+        out = sum(not e.admitted for e in stage) + 1
+        return out < len(stage) and out <= max(SLOW_SHARE * len(stage), fewest)
+
+    def _leave_out(self, endpoint: Endpoint, now: float, times: int) -> float:
+        pause = min(SLOW_SECONDS * times, LONGEST_SLOW_SECONDS)
+        endpoint.out_until = now + pause
+        self._eject(endpoint, endpoint.out_until)
+        return pause
+
     def _eject(self, endpoint: Endpoint, until: float) -> None:
         endpoint.check_at = until
         self._on_check()
         if endpoint.admitted:
             endpoint.admitted = False
-            self._on_change()
+            self._lost(endpoint)
 
     def _remove(self, address: str) -> None:
-        if self._by_address.pop(address).admitted:
-            self._on_change()
+        endpoint = self._by_address.pop(address)
+        if endpoint.admitted:
+            self._lost(endpoint)
+
+    def _lost(self, endpoint: Endpoint) -> None:
+        stage = [e for e in self._by_address.values() if e.pod.stage == endpoint.pod.stage]
+        if not any(e.admitted for e in stage):
+            # One that is slow, or errs at times, is better than none.
+            for left_out in (e for e in stage if e.out_until > -inf):
+                left_out.out_until = left_out.check_at = -inf
+                self._on_check()
+        self._on_change()

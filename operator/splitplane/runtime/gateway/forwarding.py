@@ -51,6 +51,8 @@ class _Journey:
     avoid: frozenset[str] = frozenset()
     suspects: list["asyncio.Future[frozenset[str]]"] = field(default_factory=list)
     once: int = 0
+    erred: list[str] = field(default_factory=list)
+    """Where it got an error that is the request's own, or else that replica's."""
     last: InferenceError | None = None
     unqueued_seconds: float = 0.0
     """What the attempt that was answered took, less its waits before stages."""
@@ -125,6 +127,9 @@ class Forwarder:
                 outcome = "success"
                 self._throughput.answered(mark, router.clock(), journey.unqueued_seconds)
                 return response
+            except InferenceError as error:
+                error.origin = ""  # the addresses of pods are nothing for clients
+                raise
             except asyncio.CancelledError:
                 # gRPC cancels also what is overdue: then it is we who have failed the client.
                 outcome = "cancelled" if router.clock() < deadline else "error"
@@ -186,7 +191,11 @@ class Forwarder:
                 logger.info(
                     "attempt %d over %s: %s: %s", journey.attempts, choice.route.name, error.failure.name, error
                 )
-                if not isinstance(error, _CutOffError):
+                if error.failure in ONCE and error.origin:
+                    # One stage has answered so: the others on the way are well.
+                    journey.erred.append(error.origin)
+                    journey.avoid |= {error.origin}
+                elif not isinstance(error, _CutOffError):
                     journey.avoid |= frozenset(choice.addresses)
                 if error.failure in (Failure.UNAVAILABLE, Failure.CANCELLED) and not isinstance(error, _OverdueError):
                     self._blame(choice, journey)
@@ -257,6 +266,7 @@ class Forwarder:
         trace = self._trace(answered)
         router.links.observe(answered, trace, now)
         self._compare(choice, trace, now)
+        self._convict(frozenset(journey.erred).difference(choice.addresses), now)
         journey.unqueued_seconds = max(0.0, now - started - sum(hop.queue for hop in trace))
         self._line.feedback(waited=any(hop.queue > hop.compute for hop in trace))
         kept = {name: value for name, value in answered.response.parameters.items() if name != TRACE}
@@ -277,6 +287,14 @@ class Forwarder:
                     "%s takes %.3f s where other replicas take %.3f s: left out for %.0f s",
                     verdict.address, verdict.seconds, verdict.usual, seconds,
                 )  # fmt: skip
+
+    def _convict(self, addresses: frozenset[str], now: float) -> None:
+        """The request has its answer, so it was not its own error that it got at these."""
+        for address in addresses:
+            if seconds := self._router.endpoints.erred(address, now):
+                logger.warning(
+                    "%s answers with errors where other replicas do not: left out for %.0f s", address, seconds
+                )
 
     async def _wait(self, sending: "asyncio.Future[Call]", choice: Choice) -> Call:
         """The answer. Gives up once a link on the way has fallen, or the endpoints are dead, if another way is free."""
