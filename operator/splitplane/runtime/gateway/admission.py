@@ -12,7 +12,7 @@ in the gateway. Pure but for futures; times come in as arguments.
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -136,6 +136,16 @@ class Line:
         finally:
             self._under_way -= 1
             self.advance()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """While a request that is under way only waits, another may be instead. Comes back without a turn."""
+        self._under_way -= 1
+        self.advance()
+        try:
+            yield
+        finally:
+            self._under_way += 1
 
     def advance(self) -> None:
         """Let in as many as there is room for."""

@@ -199,7 +199,21 @@ class Forwarder:
                     journey.avoid |= frozenset(choice.addresses)
                 if error.failure in (Failure.UNAVAILABLE, Failure.CANCELLED) and not isinstance(error, _OverdueError):
                     self._blame(choice, journey)
-                await self._sleep(self._budget.take(self._router.clock()), journey)
+                if error.failure not in ONCE:
+                    await self._paced(journey)
+
+    async def _paced(self, journey: _Journey) -> None:
+        """Wait until the budget allows a retry; others may be under way meanwhile."""
+        seconds = self._budget.take(self._router.clock(), self._remaining(journey))
+        if seconds is None:
+            raise journey.last or self._too_late(journey, "retries are over their budget")
+        if seconds > 0:
+            try:
+                with self._line.aside():
+                    await asyncio.sleep(seconds)
+            except asyncio.CancelledError:
+                self._budget.give_back()
+                raise
 
     def _blame(self, choice: Choice, journey: _Journey) -> None:
         """A call broke off. Over one endpoint that is the cause; of several, a health check finds which."""
@@ -221,6 +235,8 @@ class Forwarder:
             if journey.suspects:
                 await asyncio.wait(journey.suspects, timeout=self._remaining(journey))
                 journey.suspects.clear()
+            if journey.last is not None and journey.last.failure is Failure.INTERNAL:
+                raise journey.last  # the same place would only say the same again
             await self._sleep(pause_seconds(journey.attempts), journey)
             journey.avoid = frozenset()
         if not self._turn.locked() and isinstance(choice := self._router.choose(), Choice):
@@ -365,7 +381,7 @@ class Forwarder:
     async def _sleep(self, seconds: float, journey: _Journey) -> None:
         """Pause; raises what failed last when the deadline comes first."""
         if seconds >= self._remaining(journey):
-            raise journey.last or self._too_late(journey, "retries are over their budget")
+            raise journey.last or self._too_late(journey, "no route is free")
         if seconds > 0:
             await asyncio.sleep(seconds)
 

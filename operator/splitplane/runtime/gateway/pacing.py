@@ -1,7 +1,9 @@
 """When to try again, and when to begin to doubt an attempt that has not come back. Pure; times come in as arguments.
 
-Retries are paced, not refused: a request whose retry is over budget waits for it until its deadline. So a lost node,
-which fails everything on its way at once, is hidden, while a fault that stays cannot multiply the load.
+Retries are paced, not refused: a request whose retry is over budget waits for it, as long as its deadline lets it. So a
+lost node, which fails everything on its way at once, is hidden, while a fault that stays cannot multiply the load.
+Errors that are probably the request's own draw nothing from that budget, or one client's bad inputs would use up what
+others need when a node is lost: they are repeated once and at once, which no more than doubles their own load.
 """
 
 from collections import deque
@@ -20,7 +22,7 @@ RETRYABLE = frozenset(
 )
 """Failures that another replica or route may not have; inference changes nothing, so repeating it is safe."""
 ONCE = frozenset({Failure.INTERNAL, Failure.FAILED_PRECONDITION})
-"""Of these, the ones that are probably the request's own: tried at one other place only."""
+"""Of these, the ones that are probably the request's own: tried at one other place only, outside the budget."""
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
@@ -47,13 +49,24 @@ class RetryBudget:
         """A request arrived."""
         self._tokens = min(self.burst, self._tokens + self._share)
 
-    def take(self, now: float) -> float:
-        """Take one retry, in debt if need be: seconds to wait before it."""
+    def take(self, now: float, remaining: float) -> float | None:
+        """Take one retry, in debt if need be: seconds to wait before it.
+
+        ``None``, and nothing is taken, when that is not within the ``remaining`` seconds of the request: so the debt is
+        what can be paid while the requests that owe it wait.
+        """
         if self._at is not None:
             self._tokens = min(self.burst, self._tokens + (now - self._at) * self._floor)
         self._at = now
+        seconds = max(0.0, (1 - self._tokens) / self._floor)
+        if seconds >= remaining:
+            return None
         self._tokens -= 1
-        return max(0.0, -self._tokens / self._floor)
+        return seconds
+
+    def give_back(self) -> None:
+        """A retry that was taken is not made."""
+        self._tokens = min(self.burst, self._tokens + 1)
 
 
 class Patience:
