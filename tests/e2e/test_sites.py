@@ -1,6 +1,10 @@
-"""One pipeline at two sites of the embedded cluster, each with a link of its own, with real stages and Prometheus."""
+"""One pipeline at two sites of the embedded cluster, each with a link of its own, with real stages and Prometheus.
+
+Pods talk to each other by mutual TLS, with certificates of the operator's own authority.
+"""
 
 import asyncio
+import base64
 import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -8,6 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from splitplane.local import binaries, install
 from splitplane.local.cluster import Cluster
@@ -40,22 +45,29 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         found = Cluster.of(f"sites-{os.getpid()}")
         try:
             found.up(CONFIG)
-            windows = ("prometheus.windowSeconds=20", "prometheus.demandWindowSeconds=20")
+            settings = ("prometheus.windowSeconds=20", "prometheus.demandWindowSeconds=20", "mtls.mode=Authority")
             helm, chart = binaries.ensure("helm"), install.find_chart()
-            install.install(found, helm=helm, chart=chart, settings=windows)
+            install.install(found, helm=helm, chart=chart, settings=settings)
             yield found
         finally:
             found.down(purge=True)
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["apart", "shared"])
+def shared(request: pytest.FixtureRequest) -> bool:
+    """Whether the sites share replicas in the cloud."""
+    return bool(request.param)
+
+
 @pytest.fixture(scope="module")
-def ns(cluster: Cluster) -> Iterator[cases.Namespace]:
+def ns(cluster: Cluster, shared: bool) -> Iterator[cases.Namespace]:
     """Cloud-only is cheapest, and within the limit as long as the link is short."""
+    cluster.set_link(("north", "cloud"), delay=0.002)
     edge = cases.tier("edge", nodeSelector={ROLE: "edge"})
     cloud = cases.tier("cloud")
     model = cases.model(sha256(cases.weights()).hexdigest())
-    limits = {"latencyP95Milliseconds": 300}
-    body = cases.pipeline(NAME, model, edge, cloud, objectives=limits, sites={"topologyKey": TIER_LABEL})
+    sites = {"topologyKey": TIER_LABEL, **({"sharedTier": "cloud"} if shared else {})}
+    body = cases.pipeline(NAME, model, edge, cloud, objectives={"latencyP95Milliseconds": 300}, sites=sites)
     with cases.Namespace.fresh(kubectl_for(cluster.paths.kubeconfig), body) as found:
         found.wait_condition(NAME, "Ready", "True")
         yield found
@@ -73,6 +85,10 @@ def generation(ns: cases.Namespace, pipeline: str) -> int:
     return int(ns.get("rtable", pipeline)["spec"]["generation"])
 
 
+def in_cloud(ns: cases.Namespace) -> list[Any]:
+    return ns.items("pods", "-l", "splitplane.dev/tier=cloud,app.kubernetes.io/component=stage")
+
+
 async def until(ns: cases.Namespace, probe: Any, what: str) -> None:
     await asyncio.to_thread(cases.wait, probe, seconds=120, what=lambda: f"{what}; sites {rows(ns)}")
 
@@ -83,6 +99,28 @@ async def test_each_site_answers_at_its_own_gateway_by_the_pipelines_name(ns: ca
         (pod,) = ns.items("pods", "-l", f"splitplane.dev/pipeline={site},app.kubernetes.io/component=gateway")
         assert pod["spec"]["nodeName"] == node
         assert ns.get("service", f"{site}-gateway")["spec"]["selector"]["splitplane.dev/pipeline"] == site
+
+
+async def test_what_sites_share_runs_once_for_both_and_the_users_pipeline_shows_it(
+    ns: cases.Namespace, shared: bool
+) -> None:
+    await until(ns, lambda: plans(ns) == {"north": CLOUD, "south": CLOUD}, f"{CLOUD} at both sites")
+    await until(ns, lambda: len(in_cloud(ns)) == (1 if shared else 2), "what serves in the cloud, and nothing else")
+    status = ns.status(NAME)
+    assert status["plan"]["summary"] == f"{CLOUD} at north, south"
+    assert float(status["plan"]["costPerHour"]) > 0.0
+    for site in (NORTH, SOUTH):
+        secret = ns.get("secret", f"{site}-gateway-tls")
+        leaf = x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["tls.crt"]))
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        whose = NAME if shared else site
+        assert names.get_values_for_type(x509.DNSName) == [f"gateway.{whose}.{ns.name}.splitplane"]
+    if shared:
+        (pod,) = in_cloud(ns)
+        assert pod["metadata"]["labels"]["splitplane.dev/pipeline"] == NAME
+        routed = {ns.get("rtable", site)["spec"]["routes"][0]["stages"][0]["stage"] for site in (NORTH, SOUTH)}
+        assert routed == {pod["metadata"]["labels"]["splitplane.dev/stage"]}
+        assert status["replicas"] == "sites 2/2, cloud 1/1"
 
 
 async def test_a_worse_link_of_one_site_changes_its_plan_alone_while_requests_at_both_go_on(
@@ -110,7 +148,7 @@ async def test_a_worse_link_of_one_site_changes_its_plan_alone_while_requests_at
 
 
 def test_all_sites_go_with_the_pipeline(ns: cases.Namespace) -> None:
-    kinds = "ipipe,deployments,pods,services,serviceaccounts,roles,rolebindings,configmaps,rtable,mprof"
+    kinds = "ipipe,deployments,pods,services,serviceaccounts,roles,rolebindings,configmaps,secrets,pdb,rtable,mprof"
     ours = ("-l", "app.kubernetes.io/name=splitplane")
     assert ns.items(kinds, *ours)
 

@@ -224,11 +224,21 @@ class Sites(Model):
             "cannot be changed: what serves would be torn down; delete the pipeline and apply it anew",
             field=".topologyKey",
         ),
+        rule(
+            "has(self.sharedTier) == has(oldSelf.sharedTier)"
+            " && (!has(self.sharedTier) || self.sharedTier == oldSelf.sharedTier)",
+            "cannot be changed: what serves would be torn down; delete the pipeline and apply it anew",
+            field=".sharedTier",
+        ),
     )
 
     topology_key: LabelName
     """Label of the gateway's tier's nodes that names the site of each, such as ``topology.kubernetes.io/zone``. Limits,
     ``maxCostPerHour`` and ``replicas`` among them, hold for each site by itself."""
+    shared_tier: TierName | None = None
+    """A tier whose replicas serve all sites: they are made once for all, ``replicas`` of that tier holds for all sites
+    together, and sites whose cuts lie in what these keep resident use them. A site's own cost is without them. Default:
+    each site has replicas of its own on every tier."""
 
 
 _STAGES = "self.partitioning.fixed.stages"
@@ -280,6 +290,12 @@ class InferencePipelineSpec(Model):
             f"{_AT_SITES} !(self.sites.topologyKey in t.nodeSelector))",
             "the gateway's tier selects nodes of one site by this label; remove it from that tier's nodeSelector",
             field=".sites",
+        ),
+        rule(
+            "!has(self.sites) || !has(self.sites.sharedTier) || (self.sites.sharedTier != self.gateway.tier"
+            " && self.tiers.exists(t, t.name == self.sites.sharedTier))",
+            "must be the name of one of spec.tiers other than the gateway's; name another",
+            field=".sites.sharedTier",
         ),
         rule(
             f"{_AT_SITES} size(t.nodeSelector) < {MOST_LABELS})",

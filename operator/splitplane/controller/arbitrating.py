@@ -78,7 +78,8 @@ class Arbiter:
         self, key: Key, pipeline: InferencePipeline, seen: Snapshot, policy: Policy, kept: Kept,
         tiers: Mapping[str, TierState],
     ) -> None:  # fmt: skip
-        """Take note of what a pipeline rests on at this planning. Raises ``ContradictionError`` as ``plan`` does."""
+        """Take note of what a pipeline rests on at this planning, and of the ``tiers`` on whose nodes it competes.
+        Raises ``ContradictionError`` as ``plan`` does."""
         if policy.mode is Mode.ADVISORY:
             self.forget(key)  # its plan stays as it is
             return
@@ -88,7 +89,13 @@ class Arbiter:
             name: capacity(nodes, pods, placement_of(state.spec), is_own=self._is_claimed).slots
             for name, state in tiers.items()
         }
-        alone = replace(seen, tiers=tuple(replace(each, slots=reach[each.name], granted=None) for each in seen.tiers))
+        alone = replace(
+            seen,
+            tiers=tuple(
+                replace(each, slots=reach[each.name], granted=None) if each.name in reach else each
+                for each in seen.tiers
+            ),
+        )
         had = {each.name: each.most_replicas for each in seen.tiers}
         first = wish(alone, policy, kept=kept) if alone.tiers != seen.tiers else None
         used = {stage.tier for stage in first.plan.stages} if first else set()

@@ -18,6 +18,7 @@ from splitplane.adapters.kinds import SECRET
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller import authority as authorities
 from splitplane.controller.authority import Authority, Pair, advance, issue, new_authority
+from splitplane.controller.naming import peers_name
 from splitplane.controller.objects import Object, annotations_of
 from splitplane.controller.pods import labels, owner, tls_secret
 from splitplane.domain.peers import ROLES, peer_name
@@ -136,7 +137,7 @@ def secret(
 ) -> Object:
     """A fresh certificate for the pods of a role, in cert-manager's form."""
     name, namespace = pipeline.metadata.name, pipeline.metadata.namespace
-    pair = issue(authority.signer, peer_name(role, name, namespace), now=now, lifetime=lifetime)
+    pair = issue(authority.signer, peer_name(role, peers_name(pipeline), namespace), now=now, lifetime=lifetime)
     metadata = {
         "name": tls_secret(name, role),
         "namespace": namespace,

@@ -120,25 +120,26 @@ class Control:
     switching_since: float | None = None
     low_demand_since: float | None = None
 
+    @property
+    def coming(self) -> tuple[StageSet, ...]:
+        """What new requests use, or will."""
+        servings = (self.active, self.pending.serving if self.pending else None)
+        return tuple(stage for serving in servings if serving for stage in serving.stages)
+
+    @property
+    def needed(self) -> tuple[StageSet, ...]:
+        """The same, and what drains."""
+        return (*self.coming, *(stage for drain in self.draining for stage in drain.stages))
+
     def named(self) -> frozenset[str]:
         """Every Deployment that this state still needs."""
-        names = set(self.active.names) if self.active else set()
-        if self.pending:
-            names |= self.pending.serving.names
-        for drain in self.draining:
-            names |= {stage.name for stage in drain.stages}
-        return frozenset(names)
+        return frozenset(stage.name for stage in self.needed)
 
     def wanted(self) -> dict[str, int]:
         """Replicas by Deployment: the most that any of serving, preparing and draining asks for."""
         wanted: dict[str, int] = {}
-        for stages in (
-            self.active.stages if self.active else (),
-            self.pending.serving.stages if self.pending else (),
-            *(drain.stages for drain in self.draining),
-        ):
-            for stage in stages:
-                wanted[stage.name] = max(wanted.get(stage.name, 0), stage.replicas)
+        for stage in self.needed:
+            wanted[stage.name] = max(wanted.get(stage.name, 0), stage.replicas)
         return wanted
 
     def aside_now(self, generation: int, now: float) -> frozenset[str]:

@@ -4,11 +4,13 @@ import logging
 import math
 from dataclasses import replace
 
+from splitplane.adapters.metrics import PipelineMetrics
 from splitplane.api.policies import to_policy
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.controller import statuses
 from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.control import Serving
+from splitplane.controller.pools import Pools
 from splitplane.controller.realising import realise
 from splitplane.controller.rounds import Memory, Round
 from splitplane.controller.settings import Settings
@@ -36,14 +38,18 @@ _NOTHING = Missing("")
 class Deciding:
     """Calls the planner: once per interval, and at once when what a plan rests on has changed."""
 
-    def __init__(self, *, settings: Settings, telemetry: Telemetry, arbiter: Arbiter) -> None:
+    def __init__(self, *, settings: Settings, telemetry: Telemetry, arbiter: Arbiter, pools: Pools) -> None:
         self._settings = settings
         self._arbiter = arbiter
+        self._pools = pools
         self._telemetry = telemetry
 
     def decide(self, this: Round, memory: Memory, *, name: str, model: tuple[ModelProfileSpec, Profile]) -> None:
         """Plan if it is time to, and head for the plan if it is another one. ``name`` is the ModelProfile's."""
-        now, control, pipeline = this.now, this.control, this.pipeline
+        now, pipeline, sharing = this.now, this.pipeline, this.sharing
+        if sharing is not None:
+            this.control = self._pools.resized(sharing, this.control)
+        control = this.control
         grant = self._arbiter.grant(this.key)
         granted = grant.replicas if grant else {}
         situation = (
@@ -55,6 +61,7 @@ class Deciding:
             self._surge(this, memory),
             # Room that others make for what is granted counts as a change, too.
             tuple((tier, count, min(count, this.tiers[tier].capacity.slots)) for tier, count in granted.items()),
+            None if sharing is None else self._pools.pool_of(sharing),
         )
         if memory.contradiction:
             this.problems.append(("InvalidSpec", memory.contradiction))
@@ -80,7 +87,7 @@ class Deciding:
             if memory.learnt_of.get(tier) == learnt_of.get(tier)
         }
         memory.learnt_of = learnt_of
-        observed = speeds(pipeline, model[1], control, this.metrics.of(this.key))
+        observed = speeds(pipeline, model[1], control, self._measured(this))
         memory.corrections = learnt(memory.corrections, observed, control, now)
         seen = snapshot(
             pipeline, profile=model[1], profile_name=name, tiers=this.tiers, metrics=this.metrics,
@@ -88,12 +95,25 @@ class Deciding:
             granted=granted, corrections=memory.corrections,
         )  # fmt: skip
         memory.planned_at, memory.planned_for = now, situation
+        competing = this.tiers
         if memory.kept is None or not memory.kept.fits(seen.profile):
             memory.kept = Kept(seen.profile)
         policy = to_policy(pipeline.spec)
         try:
             with self._telemetry.planning.time():
-                self._arbiter.note(this.key, pipeline, seen, policy, memory.kept, this.tiers)
+                if sharing is not None:
+                    site = pipeline.metadata.name
+                    together = self._pools.snapshot(sharing, site, seen, policy, now=now, urgent=changed)
+                    if together is None:
+                        memory.planned_for = None
+                        if control.active is None:
+                            this.waiting.append(("PlanningTogether", "waiting for the links of the other sites"))
+                        return
+                    seen = together
+                    memory.planned_for = (*situation[:-1], self._pools.pool_of(sharing))
+                    control = self._pools.resized(sharing, control)
+                    competing = {name: state for name, state in competing.items() if name != sharing.tier}
+                self._arbiter.note(this.key, pipeline, seen, policy, memory.kept, competing)
                 decision = plan(seen, policy, now, kept=memory.kept)
         except ContradictionError as error:
             if not memory.contradiction:
@@ -112,9 +132,11 @@ class Deciding:
         this.control = replace(control, low_demand_since=decision.low_demand_since)
         if decision.target is None:
             return
+        if sharing is not None:
+            self._pools.chosen(sharing, pipeline.metadata.name, policy, decision.target.plan)
         target = realise(
             decision.target, decision.routes, decision.steps, pipeline=pipeline, fingerprint=model[1].fingerprint,
-            model=name, inputs=decision.inputs, settings=self._settings,
+            model=name, inputs=decision.inputs, settings=self._settings, sharing=sharing,
         )  # fmt: skip
         self._head_for(this, target, decision)
 
@@ -148,6 +170,15 @@ class Deciding:
         this.notes += step.notes
         if decision.action is not Action.HOLD:
             this.notes.append(Note("Normal", f"Plan{decision.action}", f"{decision.reason}: {decision.message}"))
+
+    def _measured(self, this: Round) -> PipelineMetrics:
+        """What was measured of the pipeline, and of the replicas that it shares."""
+        own, sharing = this.metrics.of(this.key), this.sharing
+        if sharing is None:
+            return own
+        theirs = this.metrics.of(sharing.key).stage_seconds
+        shared = {stage: seconds for stage, seconds in theirs.items() if stage[0] == sharing.tier}
+        return replace(own, stage_seconds={**own.stage_seconds, **shared})
 
     def _surge(self, this: Round, memory: Memory) -> int:
         """How far the arrival rate is above what the plan that serves bears, in steps; 0 while it bears it.

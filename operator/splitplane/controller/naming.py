@@ -7,7 +7,7 @@ from typing import Any
 
 from splitplane.api.models import ModelSpec
 from splitplane.api.pipelines import InferencePipeline, InferencePipelineSpec, TierSpec
-from splitplane.controller.objects import COMPONENT_LABEL, PIPELINE_LABEL, SITE
+from splitplane.controller.objects import COMPONENT_LABEL, PIPELINE_LABEL, SHARED_LABEL, SITE
 
 
 def digest(value: Any, *, length: int = 8) -> str:
@@ -59,6 +59,17 @@ def model_name(pipeline: InferencePipeline) -> str:
     """What clients call the model: the user's pipeline, at each of its sites."""
     at_site = pipeline.metadata.labels.get(COMPONENT_LABEL) == SITE
     return pipeline.metadata.labels.get(PIPELINE_LABEL, "") if at_site else pipeline.metadata.name
+
+
+def shared_tier(pipeline: InferencePipeline) -> str:
+    """The tier on which a site's pipeline uses the replicas of the user's; empty where there is none."""
+    at_site = pipeline.metadata.labels.get(COMPONENT_LABEL) == SITE
+    return pipeline.metadata.labels.get(SHARED_LABEL, "") if at_site else ""
+
+
+def peers_name(pipeline: InferencePipeline) -> str:
+    """Whose pods a pipeline's pods talk to, by the name in their certificates: sites that share replicas are one."""
+    return pipeline.metadata.labels[PIPELINE_LABEL] if shared_tier(pipeline) else pipeline.metadata.name
 
 
 def gateway_name(pipeline: str) -> str:

@@ -6,6 +6,7 @@ from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller.children import StageKey, stage_deployment
 from splitplane.controller.control import PublishedRoute, RouteStep, Serving, StageSet
 from splitplane.controller.settings import Settings
+from splitplane.controller.sharing import Sharing
 from splitplane.domain.plans import Candidate, Stage, Steps
 from splitplane.domain.snapshots import Inputs
 
@@ -13,16 +14,19 @@ from splitplane.domain.snapshots import Inputs
 def realise(
     target: Candidate, routes: Sequence[Candidate], steps: Steps | None, *,
     pipeline: InferencePipeline, fingerprint: str, model: str, inputs: Inputs | None, settings: Settings,
+    sharing: Sharing | None = None,
 ) -> Serving:  # fmt: skip
     """Name the Deployments that ``target`` needs and write its routes in terms of them.
 
     ``routes`` run on what the target keeps resident; one that does not is left out. ``steps`` tells which of them is
-    best at which bandwidth. Raises ``KeyError`` when the pipeline lacks a tier of the plan.
+    best at which bandwidth. Stages on replicas that are shared are those of another pipeline (``sharing``). Raises
+    ``KeyError`` when the pipeline lacks a tier of the plan.
     """
     stages: list[StageSet] = []
     for stage in target.plan.stages:
         key = StageKey(stage.tier, stage.resident_first, stage.resident_last, fingerprint)
-        body = stage_deployment(pipeline, key, replicas=stage.replicas, settings=settings)
+        whose = sharing.pipeline if sharing is not None and stage.tier == sharing.tier else pipeline
+        body = stage_deployment(whose, key, replicas=stage.replicas, settings=settings)
         stages.append(StageSet(body["metadata"]["name"], key, stage.replicas))
     published: list[PublishedRoute] = []
     best = {str(route.plan): steps.ranges(place) for place, route in enumerate(routes)} if steps else {}

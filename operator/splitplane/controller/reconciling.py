@@ -5,7 +5,6 @@ somebody else was faster; then the pods that the intent needs; last the status, 
 """
 
 import logging
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,23 +12,23 @@ from pydantic import ValidationError
 
 from splitplane.adapters.clock import Clock
 from splitplane.adapters.cluster import Cluster, Conflict, Forbidden, Invalid
-from splitplane.adapters.kinds import DEPLOYMENT, ROUTE_TABLE
+from splitplane.adapters.kinds import ROUTE_TABLE
 from splitplane.adapters.metrics import MetricsSnapshot
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.profiles import ModelProfileSpec, to_profile
 from splitplane.api.routes import RouteTableSpec
 from splitplane.controller import control as controls
 from splitplane.controller import route_tables
+from splitplane.controller.applying import Applying
 from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.calibrating import limited, with_unknown_losses
 from splitplane.controller.calibrations import Calibrations
-from splitplane.controller.children import DESIRED_ANNOTATION, gateway_objects, stage_deployment
+from splitplane.controller.children import gateway_objects
 from splitplane.controller.conditions import LIMITS, Verdict
-from splitplane.controller.control import Control, Serving
 from splitplane.controller.deciding import Deciding
-from splitplane.controller.disruptions import stage_budget
 from splitplane.controller.naming import profile_name
 from splitplane.controller.objects import Key, Object, annotations_of, is_terminating
+from splitplane.controller.pools import Pools
 from splitplane.controller.profiles import Profiles
 from splitplane.controller.rounds import Memory, Round, look, parsed
 from splitplane.controller.settings import Settings
@@ -45,9 +44,6 @@ if TYPE_CHECKING:
     from splitplane.controller.certificates import Certificates  # only imported where it is used
 
 _log = logging.getLogger(__name__)
-
-# What is not indexed is applied again now and then, in case somebody has changed or deleted it.
-_REAPPLY_SECONDS = 300.0
 
 
 class Reconciler:
@@ -65,9 +61,11 @@ class Reconciler:
         self._profiles = Profiles(cluster=cluster, view=view, settings=settings)
         self._calibrations = Calibrations(cluster=cluster, view=view, settings=settings, profiles=self._profiles)
         self._arbiter = Arbiter(view=view, telemetry=telemetry)
-        self._deciding = Deciding(settings=settings, telemetry=telemetry, arbiter=self._arbiter)
+        self._applying = Applying(cluster=cluster, view=view, settings=settings)
+        self._pools = Pools(view=view, settings=settings, applying=self._applying)
+        self._deciding = Deciding(settings=settings, telemetry=telemetry, arbiter=self._arbiter, pools=self._pools)
         self._telling = Telling(cluster=cluster, view=view, telemetry=telemetry, arbiter=self._arbiter)
-        self._sites = Sites(cluster=cluster, view=view, telemetry=telemetry, telling=self._telling)
+        self._sites = Sites(cluster=cluster, view=view, telemetry=telemetry, telling=self._telling, pools=self._pools)
         self._certificates = certificates
         self._memories: dict[Key, Memory] = {}
 
@@ -79,6 +77,7 @@ class Reconciler:
             self._certificates.keep_only({memory.uid for memory in self._memories.values()})
         self._arbiter.keep_only(keys)
         self._sites.keep_only(keys)
+        self._pools.keep_only(keys)
         self._profiles.keep_only(keys)
 
     async def arbitrate(self) -> None:
@@ -107,9 +106,12 @@ class Reconciler:
             first = error.errors()[0]
             raise ValueError(f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
         if pipeline.spec.sites is not None:
+            if self._certificates is not None and pipeline.spec.sites.shared_tier:
+                await self._certificates.ensure(pipeline)
             await self._sites.reconcile(body, pipeline, memory, metrics, now=self._clock.now())
             return
-        this = look(self._view, body, pipeline, metrics, now=self._clock.now())
+        sharing = self._pools.sharing_of(body, pipeline)
+        this = look(self._view, body, pipeline, metrics, now=self._clock.now(), sharing=sharing)
         try:
             if not await self._act(this, memory):
                 return
@@ -150,27 +152,9 @@ class Reconciler:
     # The gateway
 
     async def _apply_gateway(self, pipeline: InferencePipeline, memory: Memory) -> None:
-        key = pipeline.metadata.namespace, pipeline.metadata.name
         if self._certificates is not None:
             await self._certificates.ensure(pipeline)
-        present = self._view.deployments_of(key, "gateway")
-        for body in gateway_objects(pipeline, self._settings):
-            kind, name = body["kind"], body["metadata"]["name"]
-            desired = annotations_of(body)[DESIRED_ANNOTATION]
-            if kind != "Deployment":
-                await self._apply_unseen(body, desired, memory)
-                continue
-            seen = present.get(name)
-            if seen is None or annotations_of(seen).get(DESIRED_ANNOTATION) != desired:
-                self._view.remember(await self._cluster.apply(body))
-
-    async def _apply_unseen(self, body: Object, desired: str, memory: Memory) -> None:
-        """Apply what is not indexed. A copy that somebody has changed or deleted is mended after a while."""
-        key = body["kind"], body["metadata"]["name"]
-        digest, since = memory.applied.get(key, ("", 0.0))
-        if digest != desired or time.monotonic() - since >= _REAPPLY_SECONDS:
-            await self._cluster.apply(body)
-            memory.applied[key] = (desired, time.monotonic())
+        await self._applying.all(pipeline, gateway_objects(pipeline, self._settings), memory)
 
     # The profile
 
@@ -255,32 +239,13 @@ class Reconciler:
             self._view.remember(await self._cluster.patch_status(ROUTE_TABLE, name, namespace, gone))
 
     async def _apply_stages(self, this: Round, memory: Memory, fingerprint: str) -> None:
-        """Create, scale and delete stage Deployments and their budgets until they are what the written state wants."""
-        pipeline, control = this.pipeline, this.control
-        namespace = pipeline.metadata.namespace
-        present = self._view.deployments_of((namespace, pipeline.metadata.name), "stage")
-        wanted = make_room(control, this.observed)
-        keys = {stage.name: stage.key for serving in _servings(control) for stage in serving.stages}
-        for name, replicas in sorted(wanted.items()):
-            seen = present.get(name)
-            if seen is None or is_terminating(seen):
-                key = keys.get(name)
-                if key is None or key.fingerprint != fingerprint:
-                    continue  # of a model that the spec no longer has: it cannot be made again, only replaced
-                body = stage_deployment(pipeline, key, replicas=replicas, settings=self._settings)
-                if body["metadata"]["name"] != name:
-                    continue
-                seen = await self._cluster.apply(body)
-                self._view.remember(seen)
-            elif seen["spec"].get("replicas", 1) != replicas:
-                scaled = await self._cluster.merge(DEPLOYMENT, name, namespace, {"spec": {"replicas": replicas}})
-                self._view.remember(scaled)
-            await self._apply_unseen(stage_budget(seen), seen["metadata"]["uid"], memory)
-        for name, seen in sorted(present.items()):
-            if name not in wanted and not is_terminating(seen):
-                await self._cluster.delete(DEPLOYMENT, name, namespace, uid=seen["metadata"]["uid"])
-                self._view.forget("Deployment", (namespace, name))
-                memory.applied.pop(("PodDisruptionBudget", name), None)  # the budget goes with its owner
+        """Bring the stages' Deployments closer to what the written state wants, but those that sites share."""
+        shared = this.sharing.tier if this.sharing else ""
+        others = {stage.name for stage in this.control.needed if stage.key.tier == shared}
+        aim = make_room(this.control, this.observed)
+        wanted = {name: replicas for name, replicas in aim.items() if name not in others}
+        keys = {stage.name: stage.key for stage in this.control.coming}
+        await self._applying.stages(this.pipeline, wanted, keys, memory, fingerprint)
 
 
 def _no_nodes(state: TierState) -> tuple[str, str]:
@@ -297,11 +262,6 @@ def _no_nodes(state: TierState) -> tuple[str, str]:
 def _status_generation(body: Object) -> int:
     """The generation last reported: it must not come again although the RouteTable was deleted by hand."""
     return int((((body.get("status") or {}).get("plan")) or {}).get("generation", 0))
-
-
-def _servings(control: Control) -> list[Serving]:
-    found = [control.active] if control.active else []
-    return [*found, control.pending.serving] if control.pending else found
 
 
 def _same_spec(before: Object, wanted: Object) -> bool:

@@ -14,6 +14,7 @@ from splitplane.controller.conditions import Verdict
 from splitplane.controller.control import Control
 from splitplane.controller.objects import STAGE_LABEL, Key, Object, is_terminating, key_of, labels_of
 from splitplane.controller.profiling import pod_trouble
+from splitplane.controller.sharing import Sharing
 from splitplane.controller.snapshots import TierState, tier_states
 from splitplane.controller.switching import Note, Observed
 from splitplane.controller.view import View
@@ -74,6 +75,8 @@ class Round:
     waiting: list[tuple[str, str]] = field(default_factory=list)
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     """By device class, what plans count on where the model was not measured."""
+    sharing: Sharing | None = None
+    """Where this is a site that shares replicas: which."""
     limits: Verdict | None = None
     """Whether what the limits on accuracy loss and leak need was measured; absent where there are none."""
 
@@ -82,21 +85,27 @@ class Round:
         return key_of(self.body)
 
 
-def look(view: View, body: Object, pipeline: InferencePipeline, metrics: MetricsSnapshot, *, now: float) -> Round:
+def look(
+    view: View, body: Object, pipeline: InferencePipeline, metrics: MetricsSnapshot, *, now: float,
+    sharing: Sharing | None = None,
+) -> Round:  # fmt: skip
     """Everything that one round about a pipeline rests on.
 
     Raises ``ValueError`` when the state kept with the RouteTable is unreadable.
     """
     key = key_of(body)
     nodes = view.nodes()
-    tiers = tier_states(pipeline, nodes=nodes, pods_by_node=view.pods_by_node(nodes), metrics=metrics)
+    tiers = tier_states(
+        pipeline, nodes=nodes, pods_by_node=view.pods_by_node(nodes), metrics=metrics,
+        owners={sharing.tier: sharing.key} if sharing else {},
+    )  # fmt: skip
     table = view.route_table(key)
     if table is not None and (is_terminating(table) or not _belongs(table, pipeline)):
         table = None
     status = RouteTableStatus.parse((table or {}).get("status") or {})
     gateways = view.pods_of(key, "gateway")
     report = gateway_reports.merged(gateway_reports.present(status.gateways, gateways, nodes).values())
-    pods = view.pods_of(key, "stage")
+    pods = [*view.pods_of(key, "stage"), *(view.pods_of(sharing.key, "stage") if sharing else ())]
     troubles: dict[str, str] = {}
     for pod in pods:
         trouble = "" if is_terminating(pod) else pod_trouble(pod)
@@ -115,7 +124,7 @@ def look(view: View, body: Object, pipeline: InferencePipeline, metrics: Metrics
         pipeline=pipeline, body=body, metrics=metrics, now=now, tiers=tiers, table=table,
         control=controls.load(table), observed=observed, reported=report.links,
         gone_gateways=gateway_reports.gone(status.gateways, gateways),
-        decisions=list((body.get("status") or {}).get("decisions") or ()),
+        decisions=list((body.get("status") or {}).get("decisions") or ()), sharing=sharing,
     )  # fmt: skip
 
 

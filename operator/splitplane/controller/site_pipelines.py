@@ -13,7 +13,7 @@ from splitplane.api.pipelines import NAMES_LENGTH, InferencePipeline
 from splitplane.controller.capacity import matches
 from splitplane.controller.children import finished
 from splitplane.controller.naming import digest, tier_of
-from splitplane.controller.objects import SITE, SITE_LABEL, Key, Object, labels_of
+from splitplane.controller.objects import SHARED_LABEL, SITE, SITE_LABEL, Key, Object, labels_of
 from splitplane.controller.pods import labels, owner
 
 _DIGITS = 6
@@ -47,6 +47,8 @@ def site_pipeline(body: Object, pipeline: InferencePipeline, site: str) -> Objec
     for tier in spec["tiers"]:
         if tier["name"] == pipeline.spec.gateway.tier:
             tier["nodeSelector"][pipeline.spec.sites.topology_key] = site
+    shared = pipeline.spec.sites.shared_tier
+    more = {SITE_LABEL: site, **({SHARED_LABEL: shared} if shared else {})}
     return finished(
         {
             "apiVersion": body["apiVersion"],
@@ -54,7 +56,7 @@ def site_pipeline(body: Object, pipeline: InferencePipeline, site: str) -> Objec
             "metadata": {
                 "name": site_name(pipeline, site),
                 "namespace": pipeline.metadata.namespace,
-                "labels": labels(pipeline.metadata.name, SITE, **{SITE_LABEL: site}),
+                "labels": labels(pipeline.metadata.name, SITE, **more),
                 "ownerReferences": [owner(pipeline)],
             },
             "spec": spec,
@@ -80,8 +82,9 @@ def site_of(body: Object) -> str:
 def of_sites(pipeline: InferencePipeline, pipelines: Iterable[Object]) -> dict[Key, Object]:
     """The pipelines among ``pipelines`` that were made for this one's sites, by key."""
     uid = pipeline.metadata.uid
-    return {
-        (pipeline.metadata.namespace, body["metadata"]["name"]): body
-        for body in pipelines
-        if any(each.get("uid") == uid for each in body["metadata"].get("ownerReferences") or ())
-    }
+    return {(pipeline.metadata.namespace, body["metadata"]["name"]): body for body in pipelines if is_owned(body, uid)}
+
+
+def is_owned(body: Object, uid: str) -> bool:
+    """Whether an object was made for the one with this uid."""
+    return any(each.get("uid") == uid for each in body["metadata"].get("ownerReferences") or ())

@@ -9,6 +9,7 @@ from splitplane.api.fields import decimal_or_none
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller.conditions import GOOD, Verdict, merge
 from splitplane.controller.objects import Object, condition_of
+from splitplane.controller.pools import Held
 from splitplane.controller.statuses import rounded
 from splitplane.domain.measurements import known
 from splitplane.domain.snapshots import Link
@@ -41,19 +42,22 @@ class Site:
 
 def build(
     pipeline: InferencePipeline, before: Mapping[str, Any], sites: Sequence[Site], problems: Sequence[Problem],
-    *, now: float,
+    held: Held | None, *, now: float,
 ) -> Json:  # fmt: skip
-    """The whole status. ``problems`` are (reason, message) pairs about the sites as such; the first counts most."""
+    """The whole status. ``problems`` are (reason, message) pairs about the sites as such; the first counts most.
+    ``held`` is what the sites share."""
     generation = pipeline.metadata.generation
     rows = [row(site) for site in sites]
+    plan = total(rows, held)
+    found = verdicts(sites, problems)
+    if held is not None:
+        found = [_within_budget(each, pipeline, plan) for each in found]
     return {
         "observedGeneration": generation,
-        "conditions": merge(
-            before.get("conditions") or (), verdicts(sites, problems), at=now, generation=generation
-        ),
-        "plan": total(rows),
+        "conditions": merge(before.get("conditions") or (), found, at=now, generation=generation),
+        "plan": plan,
         "sites": rows or None,
-        "replicas": f"sites {sum(each['ready'] == 'True' for each in rows)}/{len(rows)}",
+        "replicas": f"sites {sum(each['ready'] == 'True' for each in rows)}/{len(rows)}{_shared_replicas(held)}",
         "slo": _slo(pipeline, rows),
     }  # fmt: skip
 
@@ -78,8 +82,9 @@ def row(site: Site) -> Json:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def total(rows: Sequence[Json]) -> Json | None:
-    """What the sites' rows come to together: who serves which plan, the worst p95, the sums of rates and costs.
+def total(rows: Sequence[Json], held: Held | None = None) -> Json | None:
+    """What the sites' rows come to together: who serves which plan, the worst p95, the sums of rates and costs. What
+    sites share (``held``) is the only stage, and costs what it costs.
 
     A sum is ``None`` while a site that serves has no number for it; all is while no site serves.
     """
@@ -88,13 +93,29 @@ def total(rows: Sequence[Json]) -> Json | None:
         return None
     seen = [each["observedP95Milliseconds"] for each in served if "observedP95Milliseconds" in each]
     cost, rate = _sum(served, "costPerHour"), _sum(served, "requestsPerSecond")
+    if held is not None and cost is not None:
+        cost = None if held.price is None else cost + held.price * held.stage.replicas
     return {
         "summary": _summary(served),
+        "stages": [_stage(held)] if held is not None else None,
         "observedP95Milliseconds": max(seen, default=None),
         "costPerHour": None if cost is None else decimal_or_none(cost),
         "requestsPerSecond": None if rate is None else decimal_or_none(rate, digits=3),
         "costPerThousandRequests": decimal_or_none(rounded(cost / rate / 3.6), digits=8) if cost and rate else None,
     }
+
+
+def _stage(held: Held) -> Json:
+    key = held.stage.key
+    return {
+        "tier": key.tier, "firstCut": key.resident_first, "lastCut": key.resident_last,
+        "residentFirst": key.resident_first, "residentLast": key.resident_last,
+        "replicas": held.stage.replicas, "readyReplicas": held.ready, "deployment": held.stage.name,
+    }  # fmt: skip
+
+
+def _shared_replicas(held: Held | None) -> str:
+    return "" if held is None else f", {held.stage.key.tier} {held.ready}/{held.stage.replicas}"
 
 
 def _sum(rows: Sequence[Json], name: str) -> float | None:
@@ -125,6 +146,18 @@ def verdicts(sites: Sequence[Site], problems: Sequence[Problem]) -> list[Verdict
         bad = {"Ready": Verdict("Ready", "False", *why), "Stalled": Verdict("Stalled", "True", *why)}
         found = [bad.get(each.type, each) for each in found]
     return found
+
+
+def _within_budget(verdict: Verdict, pipeline: InferencePipeline, plan: Json | None) -> Verdict:
+    """Whether all sites with what they share keep the limit on cost, where each does that is known by itself."""
+    limit, cost = pipeline.spec.objectives.max_cost_per_hour, (plan or {}).get("costPerHour")
+    if (verdict.type, verdict.status) != ("PlanFeasible", "True") or limit is None or cost is None:
+        return verdict
+    if float(cost) <= float(limit):
+        return verdict
+    text = f"all sites with what they share cost {cost} an hour, more than maxCostPerHour {limit}"
+    advice = "Relax the limit in spec.objectives, or allow fewer replicas in spec.tiers."
+    return Verdict(verdict.type, "False", "CostLimit", f"{text}. {advice}")
 
 
 def _over(kind: str, good: str, sites: Sequence[Site]) -> Verdict:

@@ -13,6 +13,7 @@ from splitplane.controller import gateway_reports, site_statuses
 from splitplane.controller.children import DESIRED_ANNOTATION
 from splitplane.controller.naming import tier_of
 from splitplane.controller.objects import Key, Object, annotations_of, is_terminating, labels_of
+from splitplane.controller.pools import Held, Pools
 from splitplane.controller.rounds import Memory
 from splitplane.controller.site_pipelines import find, of_sites, site_name, site_of, site_pipeline
 from splitplane.controller.site_statuses import Problem, Site
@@ -31,11 +32,14 @@ _MOST_NAMED = 5
 class Sites:
     """Looks after the pipelines that have sites; their sites' pipelines are reconciled as any other."""
 
-    def __init__(self, *, cluster: Cluster, view: View, telemetry: Telemetry, telling: Telling) -> None:
+    def __init__(
+        self, *, cluster: Cluster, view: View, telemetry: Telemetry, telling: Telling, pools: Pools
+    ) -> None:  # fmt: skip
         self._cluster = cluster
         self._view = view
         self._telemetry = telemetry
         self._telling = telling
+        self._pools = pools
         self._measured: dict[Key, set[tuple[str, str]]] = {}
         """Which sites (pipeline, site) the operator's metrics show."""
 
@@ -53,8 +57,10 @@ class Sites:
         notes: list[Note] = []
         problems: list[Problem] = []
         sites: list[Site] = []
+        held: Held | None = None
         try:
             sites = await self._keep(body, pipeline, memory, problems, notes, now=now)
+            held = await self._pools.keep(pipeline, memory, metrics, notes, now=now)
         except (Forbidden, Invalid) as error:
             problems.insert(0, ("ApiRefused", str(error)))
             self._telemetry.errors.labels(type(error).__name__).inc()
@@ -62,7 +68,7 @@ class Sites:
             sites = [Site(site_of(each), key[1], each) for key, each in sorted(mine.items())]
         sites = [self._looked_at(pipeline, site, metrics) for site in sites]
         self._measure((pipeline.metadata.namespace, pipeline.metadata.name), sites)
-        status = site_statuses.build(pipeline, body.get("status") or {}, sites, problems, now=now)
+        status = site_statuses.build(pipeline, body.get("status") or {}, sites, problems, held, now=now)
         await self._telling.write(body, memory, status, notes, now=now)
 
     async def _keep(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
 from splitplane.api.pipelines import InferencePipeline, TierSpec
@@ -53,13 +54,17 @@ def placement_of(tier: TierSpec) -> Placement:
 def tier_states(
     pipeline: InferencePipeline, *,
     nodes: Sequence[Object], pods_by_node: Mapping[str, Sequence[Object]], metrics: MetricsSnapshot,
+    owners: Mapping[str, Key],
 ) -> dict[str, TierState]:  # fmt: skip
-    """Capacity and price of each tier of the pipeline, by name."""
-    key = pipeline.metadata.namespace, pipeline.metadata.name
+    """Capacity and price of each tier of the pipeline, by name. ``owners`` names whose stages run on a tier, where they
+    are another pipeline's."""
+    own = pipeline.metadata.namespace, pipeline.metadata.name
     found = {}
     for tier in pipeline.spec.tiers:
         placement = placement_of(tier)
-        held = capacity(nodes, pods_by_node, placement, is_own=lambda pod, t=tier.name: is_stage_pod(pod, key, t))  # type: ignore[misc]
+        key = owners.get(tier.name, own)
+        is_own = partial(is_stage_pod, pipeline=key, tier=tier.name)
+        held = capacity(nodes, pods_by_node, placement, is_own=is_own)
         ready = set(held.ready)
         priced = [node for node in nodes if node["metadata"]["name"] in ready] or [
             node for node in nodes if matches(node, placement.node_selector)

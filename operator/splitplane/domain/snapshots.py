@@ -23,6 +23,17 @@ class PayPerUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """Replicas that a pipeline may use beside others, and neither makes nor pays: each keeps cuts ``[first, last)``
+    resident, and requests of others keep ``busy`` of them busy, in the mean. Nothing is there where both cuts are 0.
+    """
+
+    first: int = 0
+    last: int = 0
+    busy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Tier:
     """A kind of node as the user named it, and what the cluster has of it now.
 
@@ -30,7 +41,7 @@ class Tier:
     the user set none. ``slots`` is the number of replicas that ready nodes can hold in all, this pipeline's own
     running replicas included. ``granted`` is how many of them it may have while pipelines that share these nodes want
     more than there are (``planner.arbitration``); ``None`` while nobody has to give way. ``pay_per_use`` is what the
-    tier offers beside replicas.
+    tier offers beside replicas. Where its replicas are ``shared``, all ``slots`` are used by whoever uses any.
     """
 
     name: str
@@ -45,6 +56,7 @@ class Tier:
     ready_nodes: int
     granted: int | None = None
     pay_per_use: PayPerUse | None = None
+    shared: Shared | None = None
 
     @property
     def most_replicas(self) -> int:

@@ -16,8 +16,9 @@ from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.gates import is_scale_down
 
-FORBIDDEN = frozenset({"spec", "replicas", "accuracy", "memory", "leak", "privacy"})
-"""Violations of a plan that the user's resource does not allow, or no longer: it goes, whatever that costs."""
+FORBIDDEN = frozenset({"spec", "replicas", "shared", "accuracy", "memory", "leak", "privacy"})
+"""Violations of a plan that the user's resource does not allow, or no longer, or that nothing is there for any more: it
+goes, whatever that costs."""
 
 NOTABLE = 0.10
 """A number counts as changed once it differs by this share from what the active plan's decision rested on."""
@@ -27,6 +28,8 @@ def reason_of_change(context: Context, active: Active, current: Candidate, targe
     """The cause of a switch from ``current`` to ``target``."""
     if "node-loss" in current.violations:
         return "NodeLost"
+    if "shared" in current.violations:
+        return "SharedReplicasChanged"
     if FORBIDDEN & set(current.violations):
         return "SpecChanged"
     if "grant" in current.violations:

@@ -89,6 +89,7 @@ def severity(candidate: Candidate) -> int:
         "utilization",
         "replicas",
         "grant",
+        "shared",
         "accuracy",
         "memory",
         "leak",

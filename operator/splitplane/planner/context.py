@@ -50,6 +50,11 @@ class Site:
     def name(self) -> str:
         return self.tier.name
 
+    @property
+    def busy(self) -> float:
+        """Replicas that requests of others keep busy."""
+        return 0.0 if self.tier.shared is None else self.tier.shared.busy
+
     def fewest(self, *, pay_per_use: bool) -> int:
         """Replicas of a stage here at least: none need wait for requests that others can be paid to serve."""
         return min(self.high, self.tier.min_replicas) if pay_per_use else self.low

@@ -119,12 +119,18 @@ def evaluate(
             constant += back.delay
             cost += egress_cost(context, hop.target, answer, rate * hop.share)
     response = respond(stations, constant=constant, rate=rate, arrival_scv=context.arrival_scv)
+    max_rate = response.capacity * context.policy.max_utilization
+    for station in stations:
+        if station.others:
+            left = np.maximum(0.0, context.policy.max_utilization * station.servers - station.others)
+            taken = station.share * (station.service if station.seen is None else station.seen)
+            max_rate = np.minimum(max_rate, left / taken)
     return Table(
         layout=layout,
         response=response,
         cost=round_cost(cost),
         priced=not any(math.isnan(site.price) for site in sites),
-        max_rate=response.capacity * context.policy.max_utilization,
+        max_rate=max_rate,
         leak=leak,
         leak_measured=leak_measured,
         loss=loss,
@@ -138,8 +144,8 @@ def assess(context: Context, plan: Plan) -> Candidate:
 
     Besides the limits of the policy: ``node-loss`` (a tier has no ready node left), ``spec`` (the resource does not
     allow such a plan any more), ``replicas`` (nor that many or so few pods), ``grant`` (other pipelines got what it
-    would take). Of its pods those count that the tiers can hold now. A plan over a link of which nothing is known is
-    predicted as NaN.
+    would take), ``shared`` (it counts on shared replicas that are not there). Of its pods those count that the tiers
+    can hold now. A plan over a link of which nothing is known is predicted as NaN.
     """
     hard = violations(context, plan)
     if "spec" in hard or any(stage.tier not in context.sites for stage in plan.stages):
@@ -179,6 +185,8 @@ def violations(context: Context, plan: Plan) -> tuple[str, ...]:
         broken.append("replicas")
     if any(_ungranted(context, plan, tier) for tier in tiers):
         broken.append("grant")
+    if any(_unshared(context, stage) for stage in plan.stages):
+        broken.append("shared")
     if not all(trusted(context, stage.tier, stage.resident_first) for stage in plan.stages):
         broken.append("privacy")
     if not all(fits(context, stage.tier, stage.resident_first, stage.resident_last) for stage in plan.stages):
@@ -221,13 +229,20 @@ def _loses(context: Context, plan: Plan, limit: float) -> bool:
 
 
 def _refused(context: Context, tier: str) -> bool:
-    """Whether the only reason that a tier cannot be used is that other pipelines got all of it."""
-    return context.tiers[tier].granted == 0 and context.tiers[tier].ready_nodes > 0
+    """Whether a tier can only not be used as other pipelines got all of it, or as nothing there is shared."""
+    held = context.tiers[tier]
+    return (held.granted == 0 or (held.shared is not None and held.slots == 0)) and held.ready_nodes > 0
 
 
 def _ungranted(context: Context, plan: Plan, tier: str) -> bool:
     granted = context.tiers[tier].granted
     return granted is not None and plan.replicas(tier) > granted
+
+
+def _unshared(context: Context, stage: Stage) -> bool:
+    """Whether a stage is on a tier of shared replicas that keep another range than it counts on."""
+    shared = context.tiers[stage.tier].shared
+    return shared is not None and (stage.resident_first, stage.resident_last) != (shared.first, shared.last)
 
 
 def _fewest(context: Context, stage: Stage) -> int:
@@ -288,9 +303,11 @@ def _stage(context: Context, site: Site, layout: Layout, k: int) -> Station:
     servers = layout.replicas[k].astype(np.float64)
     if context.reach is None:
         among = None if terms is not None else together(context, site, layout.bounds[k], layout.bounds[k + 1], service)
-        return Station(service, site.device.time_cv, servers, extra, together=among)
+        return Station(service, site.device.time_cv, servers, extra, together=among, others=site.busy)
     here = seen(context, site, layout.bounds[k], layout.bounds[k + 1], **asked)
-    return Station(service, site.device.time_cv, servers, extra, here.share, here.service, here.scv)
+    return Station(
+        service, site.device.time_cv, servers, extra, here.share, here.service, here.scv, others=site.busy
+    )  # fmt: skip
 
 
 def _link(bandwidth: float | Array, sent: Array, share: Array | float) -> Station:

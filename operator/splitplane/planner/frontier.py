@@ -230,7 +230,10 @@ def _limits(context: Context) -> Hashable:
         (context.gateway, policy.raw_input_stays_trusted, policy.max_leak, policy.max_accuracy_loss),
         (policy.codecs, policy.max_partitions),
         tuple(
-            (tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes, tier.pay_per_use, tier.min_replicas)
+            (
+                (tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes),
+                (tier.pay_per_use, tier.min_replicas, tier.shared),
+            )
             for tier in context.tiers.values()
         ),
         tuple((site.name, site.low, site.high) for site in context.sites.values() if context.affordable(site)),

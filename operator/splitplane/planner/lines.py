@@ -101,6 +101,8 @@ def build_lines(context: Context, rate: float) -> Iterator[Line]:
     usable = [name for name in context.order if name in context.sites and context.affordable(context.sites[name])]
     for count in range(1, min(LONGEST, context.policy.max_partitions) + 1):
         for tiers in combinations(usable, count):
+            if any(context.tiers[tier].shared is not None for tier in tiers[:-1]):
+                continue  # shared replicas run the model to its end
             hops = [hop for hop in pairwise((context.gateway, *tiers)) if hop[0] != hop[1]]
             if all(hop in context.wires and not context.wires[hop].remembered for hop in hops):
                 for pay_per_use in _ways_to_pay(context, tiers):

@@ -40,6 +40,7 @@ class Station:
     Only a ``share`` of the requests comes here. What these take may differ from ``service``, which is that of a request
     that passes the whole line: ``seen`` in the mean, with the squared coefficient of variation ``seen_scv``.
     ``together`` says how requests are computed together where they are.
+    Requests of others, taken to be as these are, keep ``others`` of the servers busy.
     With ``extra`` nobody queues: who finds all servers busy (there may be none) is served elsewhere, which takes so
     many seconds longer.
     """
@@ -52,14 +53,15 @@ class Station:
     seen: Array | None = None
     seen_scv: Array | float | None = None
     together: Together | None = None
+    others: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
     """Seconds by plan, infinite where a station is saturated; ``utilization`` is that of the busiest station.
 
-    ``capacity`` is the rate per second at which the busiest station would be busy all the time. ``deviation`` and
-    ``skewness`` go with the mean.
+    ``capacity`` is the rate per second at which the busiest station would be busy all the time, if nothing of others
+    came there. ``deviation`` and ``skewness`` go with the mean.
     """
 
     mean: Array
@@ -115,7 +117,11 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
         busy[row] = rate * together.at_least(service[row]) / servers[row]
     if lossy:
         busy[lossy] = 0.0
-    utilization = np.maximum.reduce(busy)
+    own = utilization = np.maximum.reduce(busy)
+    if any(station.others for station in stations):
+        others = np.array([station.others for station in stations]).reshape(-1, *(1 for _ in shape))
+        come = come + others / np.maximum(seen, _TINY)
+        utilization = np.maximum.reduce(busy + others / servers)
     # A saturated station is far beyond any use; its numbers only have to be numbers.
     bearable = np.minimum(seen, servers * (1.0 - 1e-9) / come)
     waits = wait(bearable, seen_scv, servers, come, arrival_scv)
@@ -157,7 +163,7 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
         skewness=third / (positive * positive * positive),
         p95=np.where(saturated, np.inf, percentile_95(quick, steady, skewed)),
         utilization=utilization,
-        capacity=np.where(utilization > 0.0, rate / np.maximum(utilization, _TINY), np.inf),
+        capacity=np.where(own > 0.0, rate / np.maximum(own, _TINY), np.inf),
     )
 
 

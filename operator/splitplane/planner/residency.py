@@ -16,8 +16,11 @@ def resident_range(context: Context, tier: str, first: int, last: int) -> tuple[
 
     The active plan's residency where it still serves; else the largest that memory and trust allow: grown from the
     active range towards the output first, since what runs there is nearest to the data, then towards the input.
-    It is the active range itself where even that does not fit.
+    It is the active range itself where even that does not fit. Of shared replicas it is what they keep, if that serves.
     """
+    shared = context.tiers[tier].shared
+    if shared is not None:
+        return (shared.first, shared.last) if shared.first <= first and last <= shared.last else (first, last)
     if context.active is not None:
         for stage in context.active.plan.stages:
             kept = (stage.resident_first, stage.resident_last)
@@ -38,7 +41,10 @@ def grown(context: Context, tier: str, first: int, last: int) -> tuple[int, int]
 
 
 def allowed(context: Context, tier: str, first: int, last: int) -> bool:
-    """Whether trust and memory let a pod on ``tier`` hold segments ``[first, last)``."""
+    """Whether trust and memory let a pod on ``tier`` hold segments ``[first, last)``; shared ones hold what they do."""
+    shared = context.tiers[tier].shared
+    if shared is not None and not shared.first <= first <= last <= shared.last:
+        return False
     return trusted(context, tier, first) and fits(context, tier, first, last)
 
 
@@ -66,4 +72,7 @@ def holds(context: Context, tier: str, first: Ints, last: Ints) -> Bools:
         weights = np.concatenate([[0], np.cumsum(context.profile.weight_bytes)])
         nothing = context.profile.resident_bytes(context.tiers[tier].device_class, 0, 0)
         able = able & (nothing + weights[last] - weights[first] <= limit)
+    shared = context.tiers[tier].shared
+    if shared is not None:
+        able = able & (first >= shared.first) & (last <= shared.last)
     return able

@@ -170,11 +170,14 @@ def side(
     if pay_per_use and site.tier.pay_per_use is not None:
         return _side_with_use(context, rate, site, site.tier.pay_per_use, service, here, passage)
     scv, price = site.device.time_cv**2, context.weight(site)
-    least = np.maximum(site.low, replicas(context, rate, here))
+    least = np.maximum(site.low, replicas(context, rate, site, here))
     servers = np.maximum(np.arange(1.0, site.high + 1.0), least[:, None].astype(np.float64))
     each = np.repeat(here.service[:, None], site.high, axis=1)
+    come = rate * _column(here.share)
+    if site.busy:
+        come = come + site.busy / each
     mean, *others = delay(
-        each, _column(here.scv), servers, rate * _column(here.share), context.arrival_scv,
+        each, _column(here.scv), servers, come, context.arrival_scv,
         None if here.together is None else here.together.column(),
     )  # fmt: skip
     # More servers never make a wait longer; this takes away what rounding might say.
@@ -194,7 +197,8 @@ def side(
         least=least,
         most=site.high,
         capacity=np.minimum(
-            site.high * ceiling(context) / (here.share * here.least), _borne(context, passage, service)
+            max(0.0, site.high * ceiling(context) - site.busy) / (here.share * here.least),
+            _borne(context, passage, service),
         ),
         leak=np.broadcast_to(passage.leak, service.shape),
         loss=np.broadcast_to(passage.loss, service.shape),
@@ -278,14 +282,15 @@ def middle(context: Context, site: Site, before: Options, after: Options) -> Mid
     )
 
 
-def replicas(context: Context, rate: float, here: Seen) -> Ints:
-    """Replicas that keep a stage at the utilisation ceiling."""
-    return np.maximum(1, np.ceil(rate * here.share * here.least / ceiling(context))).astype(np.int64)
+def replicas(context: Context, rate: float, site: Site, here: Seen) -> Ints:
+    """Replicas that keep a stage at the utilisation ceiling, with what others send there."""
+    busy = rate * here.share * here.least + site.busy
+    return np.maximum(1, np.ceil(busy / ceiling(context))).astype(np.int64)
 
 
 def carries(context: Context, rate: float, site: Site, here: Seen) -> Bools:
     """By option, whether the tier can hold replicas enough."""
-    able: Bools = replicas(context, rate, here) <= site.high
+    able: Bools = replicas(context, rate, site, here) <= site.high
     return able
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from splitplane.domain.snapshots import Mode
 from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.columns import joined
 from splitplane.planner.context import Context
@@ -73,9 +74,16 @@ class SiteRows:
 def rows_of(context: Context, shared: str, site: int) -> SiteRows:
     """All rows of one site that trust, memory, links, prices and the limits on leak and accuracy allow, and whose own
     stations bear the load. Lines over further tiers are left out: they share nothing."""
-    known = (context.gateway,), (context.gateway, shared), (shared,)
-    lines = [line for line in build_lines(context, TRICKLE) if line.tiers in known]
-    return joined([_empty(), *(_rows(context, line, shared, site) for line in lines)])
+    known: tuple[tuple[str, ...], ...] = ((context.gateway,), (context.gateway, shared), (shared,))
+    fixed = context.policy.fixed if context.policy.mode is Mode.FIXED else None
+    if fixed is not None:
+        known = (tuple(tier for tier, _, _ in fixed.stages),)
+    rows = [_rows(context, line, shared, site) for line in build_lines(context, TRICKLE) if line.tiers in known]
+    found = joined([_empty(), *rows])
+    if fixed is not None and fixed.codecs:
+        cut, codec = fixed.stages[1][1], context.table.codecs.index(fixed.codecs[0])
+        found = found.where(np.flatnonzero((found.cut == cut) & (found.codec == codec)))
+    return found
 
 
 def _rows(context: Context, line: Line, shared: str, site: int) -> SiteRows:

@@ -100,11 +100,25 @@ def plan_sites(
         return SitesPlan({}, None, frozenset(), 0.0, 0.0)
     if kept is None:
         kept = Kept(next(iter(snapshots.values())).profile)
+    return plan_together(contexts_of(snapshots, policy, kept), shared)
+
+
+def contexts_of(snapshots: Mapping[str, Snapshot], policy: Policy, kept: Kept) -> dict[str, Context]:
+    """Each site's, in order of names, for ``plan_together``. The pool's waits know no batches."""
+    policy = replace(policy, max_batch=1)
+    return {name: build_context(snapshots[name], policy, kept) for name in sorted(snapshots)}
+
+
+def plan_together(
+    contexts: Mapping[str, Context], shared: str, *, apart: bool = True, most: int | None = None
+) -> SitesPlan:
+    """The same of contexts (``contexts_of``), at least one. Without ``apart`` only a site whose limits
+    nothing keeps has replicas of its own on the shared tier, which holds ``most`` at most. Raises
+    ``ContradictionError``."""
+    policy = next(iter(contexts.values())).policy
     if shared == policy.gateway_tier:
         raise ContradictionError(f"the gateway's tier {shared!r} is each site's own: sites share another one")
-    policy = replace(policy, max_batch=1)  # the pool's waits know no batches
-    contexts = {name: build_context(snapshots[name], policy, kept) for name in sorted(snapshots)}
-    problem = _Problem(contexts, shared)
+    problem = _Problem(contexts, shared, apart=apart, most=most)
     found = problem.solve(problem.targets())
     if policy.prefer is Preference.LATENCY and _over(policy, found):
         relaxed = problem.solve(_Targets.limits(policy, len(contexts)))
@@ -148,7 +162,8 @@ class _Choice:
 class _Problem:
     """The rows of all sites side by side; a row belongs to the site ``rows.site``."""
 
-    def __init__(self, contexts: Mapping[str, Context], shared: str) -> None:
+    def __init__(self, contexts: Mapping[str, Context], shared: str, *, apart: bool, most: int | None) -> None:
+        self.apart = apart
         self.contexts = list(contexts.values())
         self.names = list(contexts)
         self.shared = shared
@@ -163,6 +178,7 @@ class _Problem:
             self.ceiling = sharing[0].policy.max_utilization
             # Many streams together are nearly Poisson, however even each is.
             self.scv = max(1.0, *(context.arrival_scv for context in sharing))
+        self.most = self.most if most is None else min(self.most, most)
         pooled = self.rows.pooled
         self.firsts: Ints = np.unique(self.rows.cut[pooled])
         self.longest = {
@@ -258,7 +274,8 @@ class _Problem:
             cheapest[rows.site[row]] = int(row)
         hopeful = np.zeros(sites, dtype=np.bool_)
         hopeful[rows.site[self._within(limits, NO_WAIT, 0)]] = True
-        yield from self._dedicated(targets)
+        if self.apart:
+            yield from self._dedicated(targets)
         for site, context in enumerate(self.contexts):
             row = cheapest[site]
             if row is not None:

@@ -61,7 +61,7 @@ def together(context: Context, site: Site, first: Ints, last: Ints, service: Arr
 
 def _largest(context: Context, site: Site) -> int:
     """Most requests that a stage computes together, as far as the profile tells: no larger batch than was measured."""
-    if context.samples == 1 or context.reach is not None:
+    if context.samples == 1 or context.reach is not None or site.tier.shared is not None:
         return 1
     measured = [each.batch for each in site.device.timings if each.threads == site.device.threads]
     return min(context.samples, max(measured, default=1))

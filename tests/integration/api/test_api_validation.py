@@ -87,6 +87,10 @@ def _sites() -> Object:
     return resource
 
 
+def _sharing() -> Object:
+    return _with(_sites(), sites={"topologyKey": "topology.kubernetes.io/zone", "sharedTier": "cloud"})
+
+
 def _route_table() -> Object:
     tensor = {"name": "frames", "datatype": "FP32", "shape": [-1, 1024]}
     stages = [
@@ -268,6 +272,7 @@ TWINS = [
     Twins(_sites, "metadata/name", "p" * 26, "p" * 25, "at most 30 characters with spec.sites"),
     Twins(_sites, "spec/sites/topologyKey", "splitplane.dev/tier", "splitplane.dev/tie", "selects nodes of one site by this label", "spec.sites"),
     Twins(_sites, "spec/sites/topologyKey", "-zone", "zone", "a label's name"),
+    Twins(_sharing, "spec/sites/sharedTier", "clout", "cloud", "must be the name of one of spec.tiers"),
     Twins(_pitch_tracker, "metadata/name", "p" * 41, "p" * 40, "at most 45 characters"),
     # What the operator and the gateway write
     Twins(_route_table, "spec/routes/0/stages/1/stage", "p-cloud-3", "p-cloud-2", "must be listed in spec.stages", "spec.routes"),
@@ -328,6 +333,7 @@ REFUSED = [
     Refused("a volume with the operator's name", _model(volumes=[{"name": "code", "emptyDir": {}}, {"name": "splitplane-weights", "emptyDir": {}}]), "spec.model.volumes[1].name", "are the operator's"),
     Refused("a node's folder as a volume", _model(volumes=[{"name": "code", "hostPath": {"path": "/etc"}}]), "spec.model.volumes[0].hostPath", "unknown field"),
     Refused("sites without a label", _with(_pitch_tracker(), sites={}), "spec.sites.topologyKey", "Required value"),
+    Refused("sites that share the gateway's tier", _with(_sites(), sites={"topologyKey": "zone", "sharedTier": "edge"}), "spec.sites.sharedTier", "other than the gateway's"),
     Refused("no room for a site's label", _with(_sites(), tiers=[{**_pitch_tracker()["spec"]["tiers"][0], "nodeSelector": {f"a{n}": "b" for n in range(16)}}]), "spec.sites", "may have 15 labels"),
     Refused("a mistyped field", _with(_pitch_tracker(), objective={}), "spec.objective", "unknown field"),
     Refused("a route without a codec for its crossing", _with(_route_table(), routes=[{**_route_table()["spec"]["routes"][0], "codecs": []}]), "spec.routes[0].codecs", "one codec for each crossing"),
@@ -406,11 +412,13 @@ def test_sensible_resource_is_accepted(api: client.CustomObjectsApi, resource: O
     ("before", "after", "field", "words"),
     [
         (_sites(), {"topologyKey": "rack"}, "spec.sites.topologyKey", "cannot be changed"),
+        (_sites(), {"sharedTier": "cloud"}, "spec.sites.sharedTier", "cannot be changed"),
+        (_sharing(), {"sharedTier": None}, "spec.sites.sharedTier", "cannot be changed"),
         (_sites(), None, "spec.sites", "can be neither added nor taken away"),
         (_with(_sites(), sites=None), {"topologyKey": "rack"}, "spec.sites", "can be neither added nor taken away"),
         (_sites(), {"topologyKey": "topology.kubernetes.io/zone"}, "", ""),
     ],
-    ids=["another label", "taken away", "added", "left as they are"],
+    ids=["another label", "shared from now on", "shared no more", "taken away", "added", "left as they are"],
 )
 def test_what_serves_is_not_torn_down_by_a_change_of_sites(
     api: client.CustomObjectsApi, before: Object, after: Object | None, field: str, words: str

@@ -41,7 +41,8 @@ class Gateway:
         self.router = Router(tier=settings.tier, metrics=metrics)
         identity = None
         if settings.tls_dir is not None:
-            identity = Identity(settings.tls_dir, pipeline=settings.pipeline, namespace=settings.namespace)
+            named = settings.peers or settings.pipeline
+            identity = Identity(settings.tls_dir, pipeline=named, namespace=settings.namespace)
         self._channels = Channels(identity=identity)
         self._checker = Checker(self.router, self._channels, Channels(identity=identity))
         self.forwarder = Forwarder(self.router, self._channels, self._checker, settings.proxies)

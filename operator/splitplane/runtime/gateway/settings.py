@@ -19,6 +19,8 @@ class Settings:
     pod_ip: str
     route_table: str
     state_dir: Path
+    peers: str = ""
+    """The pipeline whose stages serve requests beside this one's own, and that certificates name instead of it."""
     proxies: Proxies = field(default_factory=Proxies)
     http_port: int = 8080
     grpc_port: int = 9000
@@ -59,6 +61,7 @@ class Settings:
             pod_ip=values["POD_IP"],
             route_table=values["ROUTE_TABLE"],
             state_dir=Path(values["STATE_DIR"]),
+            peers=environment.get("SPLITPLANE_PEERS", ""),
             tls_dir=folder(environment, "TLS_DIR"),
             client_tokens_dir=folder(environment, "CLIENT_TOKENS_DIR"),
             client_tls_dir=folder(environment, "CLIENT_TLS_DIR"),

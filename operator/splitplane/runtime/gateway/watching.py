@@ -69,7 +69,9 @@ class Watcher:
         return self._cluster.watch(ROUTE_TABLE, settings.namespace, name=settings.route_table)
 
     def _pod_changes(self) -> AsyncIterator[Change]:
-        labels = f"splitplane.dev/pipeline={self._settings.pipeline},app.kubernetes.io/component=stage"
+        settings = self._settings
+        whose = f"={settings.pipeline}" if not settings.peers else f" in ({settings.pipeline},{settings.peers})"
+        labels = f"splitplane.dev/pipeline{whose},app.kubernetes.io/component=stage"
         return self._cluster.watch(POD, self._settings.namespace, labels=labels)
 
     def _on_table(self, change: Change) -> None:

@@ -38,7 +38,8 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
         loop.add_signal_handler(number, stopping.set)
     identity = None
     if settings.tls_dir is not None:
-        identity = Identity(settings.tls_dir, pipeline=settings.pipeline, namespace=settings.namespace)
+        named = settings.peers or settings.pipeline
+        identity = Identity(settings.tls_dir, pipeline=named, namespace=settings.namespace)
     worker, channels = Worker(settings.queue_capacity), Channels(identity=identity)
     model = StageModel(
         name=settings.model_name or settings.pipeline,

@@ -24,6 +24,8 @@ class Settings:
     fingerprint: str
     model_name: str = ""
     """What requests call the model, if not by the pipeline's name: at a site, by that of the user's pipeline."""
+    peers: str = ""
+    """The pipeline that certificates name, if not this one: at sites that share replicas, the user's."""
     threads: int = 1
     shield: Shield = field(default_factory=Shield)
     """What is done to tensors that go to tiers which are not trusted."""
@@ -64,6 +66,7 @@ class Settings:
             resident_last=last,
             fingerprint=values["FINGERPRINT"],
             model_name=_model_name(values["MODEL"]),
+            peers=environment.get("SPLITPLANE_PEERS", ""),
             threads=threads(environment),
             shield=_shield(environment.get("SPLITPLANE_DEFENCE", "")),
             tls_dir=folder(environment, "TLS_DIR"),

@@ -1,0 +1,184 @@
+"""Replicas that a pipeline's sites share: how many there are, and what each keeps resident.
+
+They come of the plans of all sites together (``planner.sites``), by gates of their own: more are had at once, if a
+limit asks for it or all together gain enough; fewer
+once all sites would have been served by fewer at the far edge of the dead band for the whole scale-down window; and
+another resident range only where a site needs what the present one lacks, so that a site that cuts elsewhere within it
+touches no pod. A site then plans for itself (``planner.planning``), with what the pool has and what the others are
+planned to send there (``Shared``).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from splitplane.domain.measurements import Value
+from splitplane.domain.plans import Plan
+from splitplane.domain.snapshots import Mode, Policy, Preference, Shared, Snapshot
+from splitplane.planner.context import Context
+from splitplane.planner.gates import stress
+from splitplane.planner.keeping import Kept
+from splitplane.planner.residency import allowed, grown
+from splitplane.planner.sites import SitesPlan, contexts_of, plan_together
+from splitplane.planner.stations import stage_seconds
+
+_STEPS = 20
+"""What others keep busy is rounded up to so many parts of a pool: what moves less is no news to a site."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """So many replicas, each with cuts ``[first, last)`` resident."""
+
+    first: int
+    last: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """What to keep (``None``: nothing). ``loads`` are the replicas that each site is planned to keep busy; fewer would
+    have sufficed since ``low_since``."""
+
+    pool: Pool | None = None
+    loads: Mapping[str, float] = field(default_factory=dict)
+    low_since: float | None = None
+
+
+def size_pool(
+    snapshots: Mapping[str, Snapshot], policy: Policy, now: float, *, shared: str, before: Pooling,
+    kept: Kept | None = None,
+) -> Pooling:  # fmt: skip
+    """The pool that sites should share on the tier ``shared``, which all ``snapshots`` hold as if it were theirs alone.
+
+    Pure. While nothing can run there it stays as it was ``before``. Raises as ``plan_sites`` does, which see.
+    """
+    if kept is None and snapshots:
+        kept = Kept(next(iter(snapshots.values())).profile)
+    contexts = contexts_of(snapshots, policy, kept) if kept is not None else {}
+    there = [context for context in contexts.values() if shared in context.sites]
+    if not there:
+        return replace(before, loads={})
+    held = before.pool
+    found = plan_together(contexts, shared, apart=False)
+    if any(snapshot.active is not None for snapshot in snapshots.values()):
+        found = _worth_it(found, contexts, shared, policy, held.replicas if held else 0)
+    roomy = plan_together({name: stress(context) for name, context in contexts.items()}, shared, apart=False)
+    loads = {name: load for name, each in found.plans.items() if (load := load_on(contexts[name], each.plan, shared))}
+    most = min(context.sites[shared].high for context in there)
+    count = min(most, _replicas(found, shared))
+    bounds = _range(there[0], shared, found, held)
+    if held is None:
+        return Pooling(Pool(*bounds, count) if bounds and count else None, loads)
+    held = replace(held, replicas=min(most, held.replicas))
+    if policy.mode is Mode.ADVISORY and all(snapshot.active is not None for snapshot in snapshots.values()):
+        return Pooling(held, loads)
+    low_since, enough = None, max(count, min(most, _replicas(roomy, shared)))
+    count = max(count, held.replicas)
+    if enough < held.replicas:
+        low_since = now if before.low_since is None else before.low_since
+        if now - low_since >= policy.scale_down_window_seconds:
+            count, low_since = enough, None  # the next step down needs a window of its own
+    if bounds != (held.first, held.last) and count >= most:
+        bounds = held.first, held.last  # old and new replicas have no room side by side
+    return Pooling(Pool(*bounds, count) if bounds and count else None, loads, low_since)
+
+
+def share(pooling: Pooling, site: str, actual: Mapping[str, float], *, ceiling: float) -> Shared:
+    """The pool as one site sees it. ``actual`` are the replicas that each site's present plan keeps busy.
+
+    Others count with what they send or are planned to send, whichever is more, rounded up; but as much is left as the
+    site is planned to send, with a replica busy for the share ``ceiling`` of the time. So a site that sends more than
+    was planned uses what is left, and gives it back where another is planned to have it.
+    """
+    pool = pooling.pool
+    if pool is None:
+        return Shared()
+    planned = sum(load for name, load in pooling.loads.items() if name != site)
+    sent = sum(
+        max(pooling.loads.get(name, 0.0), actual.get(name, 0.0)) for name in {*pooling.loads, *actual} - {site}
+    )  # fmt: skip
+    step = pool.replicas / _STEPS
+    room = ceiling * pool.replicas - pooling.loads.get(site, 0.0)
+    return Shared(pool.first, pool.last, max(planned, min(room, math.ceil(sent / step - 1e-9) * step)))
+
+
+def seen_by(snapshot: Snapshot, shared: str, pooling: Pooling, here: Shared) -> Snapshot:
+    """A site's snapshot with the pool on its tier ``shared``. The replicas cost the site nothing: they are there.
+
+    A site that uses the pool has as many of them as there are now, however many there were when it was planned.
+    """
+    pool = pooling.pool
+    count = pool.replicas if pool else 0
+    active = snapshot.active
+    if active is not None and pool is not None:
+        active = replace(active, plan=resized(active.plan, shared, pool))
+    return replace(
+        snapshot,
+        active=active,
+        tiers=tuple(
+            replace(
+                tier, min_replicas=count, max_replicas=count, slots=count, granted=None,
+                price_per_hour=Value(0.0), shared=here,
+            ) if tier.name == shared else tier
+            for tier in snapshot.tiers
+        ),
+    )  # fmt: skip
+
+
+def resized(plan: Plan, shared: str, pool: Pool) -> Plan:
+    """The plan with as many replicas of the pool as there are, if it uses that."""
+    return replace(
+        plan,
+        stages=tuple(
+            replace(stage, replicas=pool.replicas)
+            if (stage.tier, stage.resident_first, stage.resident_last) == (shared, pool.first, pool.last) else stage
+            for stage in plan.stages
+        ),
+    )  # fmt: skip
+
+
+def load_on(context: Context, plan: Plan, tier: str) -> float:
+    """Replicas of a tier that the requests of a plan keep busy, in the mean; 0 where nothing can run there."""
+    busy = 0.0
+    for place, stage in enumerate(plan.stages):
+        if stage.tier == tier and tier in context.sites and stage.last <= context.profile.segments:
+            decoded = np.array([context.table.codecs.index(plan.codecs[place - 1])]) if place else None
+            first, last = np.array([stage.first]), np.array([stage.last])
+            busy += context.rate * float(stage_seconds(context, context.sites[tier], first, last, decoded=decoded)[0])
+    return busy
+
+
+def _worth_it(found: SitesPlan, contexts: Mapping[str, Context], shared: str, policy: Policy, held: int) -> SitesPlan:
+    """``found``, or the best with no more replicas than there are, where that keeps limits as well and costs not much
+    more: what would be a site's own gain is one of all here."""
+    if policy.prefer is not Preference.COST or _replicas(found, shared) <= held:
+        return found
+    less = plan_together(contexts, shared, apart=False, most=held)
+    saved = less.cost_per_hour - found.cost_per_hour
+    return less if _broken(less) <= _broken(found) and saved < policy.min_gain * less.cost_per_hour else found
+
+
+def _broken(found: SitesPlan) -> tuple[int, int]:
+    """Sites, the more the fewer are served, and limits that are not kept."""
+    return -len(found.plans), sum(len(each.violations) for each in found.plans.values())
+
+
+def _replicas(found: SitesPlan, shared: str) -> int:
+    """Those of the pool, and those that sites would have to themselves as nothing keeps their limits."""
+    alone = [each.plan.replicas(shared) for name, each in found.plans.items() if name not in found.sharing]
+    return sum(alone) + (found.pool.replicas if found.pool else 0)
+
+
+def _range(context: Context, shared: str, found: SitesPlan, held: Pool | None) -> tuple[int, int] | None:
+    """What replicas keep resident to serve all these plans: what they keep now, if that does."""
+    firsts = [
+        stage.first for each in found.plans.values() for stage in each.plan.stages if stage.tier == shared
+    ]  # fmt: skip
+    end = context.profile.segments
+    serves = held is not None and held.last == end and held.first <= min(firsts, default=held.first)
+    if held is not None and serves and allowed(context, shared, held.first, end):
+        return held.first, end
+    return grown(context, shared, min(firsts), end) if firsts else None

@@ -1,0 +1,281 @@
+"""Replicas that sites share: how many of them there are, and how a site plans on them."""
+
+import itertools
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from splitplane.domain.measurements import Value, known
+from splitplane.domain.snapshots import Action, FixedPlan, Mode, Policy, Preference, Shared, Snapshot
+from splitplane.planner import explain, frontier, plan
+from splitplane.planner.context import build_context
+from splitplane.planner.evaluation import assess, evaluate
+from splitplane.planner.frontier import frontier_of_layouts, frontier_of_lines
+from splitplane.planner.gates import DEAD_BAND
+from splitplane.planner.layouts import layout_of
+from splitplane.planner.pooling import Pool, Pooling, load_on, seen_by, share, size_pool
+from tests.support.planner_cases import MEBIBYTE, SNAPSHOT, edge_only, follow, links, serving, split, with_tiers
+from tests.support.planner_sites import CHEAP, many_sites
+
+WINDOW = CHEAP.scale_down_window_seconds
+EAGER = replace(CHEAP, prefer=Preference.LATENCY)
+
+
+def site(*, rate: float = 3.5, megabits: float = 50, most: int = 40) -> Snapshot:
+    snapshot = replace(SNAPSHOT, links=links(megabits), arrival_rate=Value(rate), arrival_scv=1.0)
+    return with_tiers(snapshot, cloud={"max_replicas": most, "slots": most})
+
+
+def sized(
+    sites: Mapping[str, Snapshot], *, policy: Policy = EAGER, now: float = 0.0, before: Pooling | None = None
+) -> Pooling:
+    return size_pool(sites, policy, now, shared="cloud", before=before or Pooling())
+
+
+def on(pool: Pool, snapshot: Snapshot, *, busy: float = 0.0) -> Snapshot:
+    return seen_by(snapshot, "cloud", Pooling(pool), Shared(pool.first, pool.last, busy))
+
+
+POOL = Pool(1, 6, 2)
+
+
+def test_a_site_plans_on_all_shared_replicas_at_no_price_and_on_no_more():
+    decision = plan(on(POOL, site()), EAGER, 0.0)
+
+    (stage,) = [stage for stage in decision.target.plan.stages if stage.tier == "cloud"]
+    assert (stage.resident_first, stage.resident_last, stage.replicas) == (1, 6, 2)
+    two: dict[str, object] = {"min_replicas": 2, "max_replicas": 2, "price_per_hour": Value(0.0)}
+    own = with_tiers(site(), cloud=two)
+    alone = plan(own, EAGER, 0.0).target
+    assert decision.target.predicted == alone.predicted
+    own_cost = 0.05 * decision.target.plan.replicas("edge")
+    assert decision.target.predicted.cost_per_hour == pytest.approx(own_cost, abs=0.01)
+
+
+def test_what_others_send_makes_requests_wait_and_leaves_room_for_fewer():
+    candidate = plan(on(POOL, site()), EAGER, 0.0).target
+    context = build_context(on(POOL, site()), EAGER)
+    service = load_on(context, candidate.plan, "cloud") / context.rate
+    before = candidate.predicted
+    p95 = before.p95_seconds
+    for busy in (0.3, 0.6, 0.9, 1.2):
+        predicted = assess(build_context(on(POOL, site(), busy=busy), EAGER), candidate.plan).predicted
+        assert predicted.p95_seconds >= p95
+        p95 = predicted.p95_seconds
+        room = (EAGER.max_utilization * POOL.replicas - busy) / service
+        assert predicted.max_rate_per_second == pytest.approx(min(room, before.max_rate_per_second))
+    assert p95 > 1.05 * before.p95_seconds
+    full = assess(build_context(on(POOL, site(), busy=1.4), EAGER), candidate.plan)
+    assert "utilization" in full.violations
+    assert evaluate(build_context(on(POOL, site(), busy=1.4), EAGER), layout_of(context, candidate.plan)).utilization[
+        0
+    ] == pytest.approx((load_on(context, candidate.plan, "cloud") + 1.4) / POOL.replicas)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_search_finds_among_plans_on_shared_replicas_what_weighing_all_of_them_finds(seed: int):
+    rng = random.Random(seed)
+    pool = Pool(rng.randint(1, 4), 6, rng.randint(1, 4))
+    busy = rng.uniform(0.0, 0.9 * EAGER.max_utilization * pool.replicas)
+    snapshot = on(pool, site(rate=rng.uniform(0.5, 8.0), megabits=10 ** rng.uniform(-1, 2.5)), busy=busy)
+    context = build_context(snapshot, EAGER)
+
+    plans = [
+        replace(split(cut, codec, edge, pool.replicas), stages=tuple(
+            replace(stage, resident_first=pool.first, resident_last=pool.last) if stage.tier == "cloud" else stage
+            for stage in split(cut, codec, edge, pool.replicas).stages
+        ))
+        for cut, codec, edge in itertools.product(range(pool.first, 6), EAGER.codecs, range(2, 9))
+    ]  # fmt: skip
+    layouts = [layout_of(context, each) for each in plans]
+    lines = frontier_of_lines(replace(context, tiers={**context.tiers}), context.rate)
+    split_only = [table for table in lines.tables if table.layout.tiers == ("edge", "cloud")]
+    every = frontier_of_layouts(
+        context, [*layouts, *(t.layout for t in lines.tables if t.layout.tiers != ("edge", "cloud"))], context.rate
+    )
+    found = sorted(zip(lines.p95.tolist(), lines.cost.tolist(), lines.leak.tolist(), lines.loss.tolist(), strict=True))
+    best = sorted(zip(every.p95.tolist(), every.cost.tolist(), every.leak.tolist(), every.loss.tolist(), strict=True))
+    assert found == best
+    for table in split_only:
+        assert (table.layout.bounds[1] >= pool.first).all()
+        assert np.all(table.layout.replicas[1] == pool.replicas)
+    for candidate in frontier(snapshot, EAGER):
+        assert not set(assess(context, candidate.plan).violations) & {"shared", "utilization", "replicas"}
+
+
+def test_while_nothing_is_shared_a_site_serves_by_itself_and_says_why_if_it_cannot():
+    alone = seen_by(site(), "cloud", Pooling(), Shared())
+    decision = plan(alone, EAGER, 0.0)
+    assert [stage.tier for stage in decision.target.plan.stages] == ["edge"]
+
+    lost = replace(alone, active=serving(split(2)))
+    decision = explain(lost, EAGER, 0.0)
+    assert (decision.action, decision.reason) == (Action.SWITCH, "SharedReplicasChanged")
+    assert "shared" in decision.current.violations
+
+
+def test_a_site_moves_to_the_replicas_that_keep_another_range_whatever_gates_say():
+    snapshot = follow(on(POOL, site()), plan(on(POOL, site()), EAGER, 0.0), 0.0)
+    cooling = replace(EAGER, cooldown_seconds=1000.0)
+    assert plan(snapshot, cooling, 1.0).action is Action.HOLD
+
+    moved = on(Pool(2, 6, 2), replace(snapshot, tiers=site().tiers))
+    decision = plan(moved, cooling, 1.0)
+    assert (decision.action, decision.reason) == (Action.SWITCH, "SharedReplicasChanged")
+    assert decision.target.plan.stages[-1].resident_first == 2
+
+
+def test_more_or_fewer_shared_replicas_are_no_change_of_a_sites_plan():
+    snapshot = follow(on(POOL, site()), plan(on(POOL, site()), EAGER, 0.0), 0.0)
+    grown = on(Pool(1, 6, 3), replace(snapshot, tiers=site().tiers))
+    decision = plan(grown, EAGER, 1000.0)
+    assert (decision.action, decision.reason) == (Action.HOLD, "UpToDate")
+    assert decision.target.plan.replicas("cloud") == 3
+
+
+def test_the_pool_bears_what_all_sites_are_planned_to_send_with_fewer_replicas_than_each_has_alone():
+    sites = {f"site-{number}": site(rate=1.0 + 0.2 * number) for number in range(8)}
+    found = sized(sites)
+    assert found.loads.keys() == sites.keys()
+    assert sum(found.loads.values()) <= EAGER.max_utilization * found.pool.replicas + 1e-9
+    separate = [sized({name: each}).pool for name, each in sites.items()]
+    assert found.pool.replicas < sum(pool.replicas for pool in separate if pool)
+    cheap = many_sites(12, seed=1)
+    shared = sized(cheap, policy=CHEAP)
+    assert 2 < len(shared.loads) < len(cheap)  # alone, none of them would pay for a replica there
+    assert not any(sized({name: each}, policy=CHEAP).pool for name, each in cheap.items())
+
+
+def test_a_site_more_or_more_load_is_more_replicas_at_once():
+    sites = {name: site(rate=6.0) for name in "ab"}
+    before = sized(sites)
+    more = sized({**sites, "c": site(rate=6.0), "d": site(rate=6.0)}, before=before, now=1.0)
+    assert more.pool.replicas > before.pool.replicas
+    assert (more.pool.first, more.pool.last) == (before.pool.first, before.pool.last)
+    louder = sized({name: site(rate=20.0) for name in sites}, before=before, now=1.0)
+    assert louder.pool.replicas > before.pool.replicas
+
+
+def test_fewer_replicas_come_after_the_window_without_interruption_and_end_in_none():
+    sites = {name: site(rate=6.0) for name in "abcd"}
+    full = sized(sites)
+    few = {name: site(rate=1.0) for name in "a"}
+    state = sized(few, before=full, now=10.0)
+    assert (state.pool, state.low_since) == (full.pool, 10.0)
+    state = sized(sites, before=state, now=10.0 + WINDOW - 1.0)
+    assert (state.pool, state.low_since) == (full.pool, None)
+    state = sized(few, before=state, now=10.0 + WINDOW)
+    assert state.pool == full.pool
+    state = sized(few, before=state, now=10.0 + 2 * WINDOW)
+    assert state.pool.replicas < full.pool.replicas
+
+    slow = {"a": site(rate=1.0, megabits=0.05)}  # nobody sends anything over such a link
+    state = sized(slow, before=state, now=1000.0)
+    assert state.pool is not None
+    assert not state.loads
+    assert sized(slow, before=state, now=1000.0 + WINDOW).pool is None
+
+
+@pytest.mark.parametrize("prefer", [Preference.COST, Preference.LATENCY])
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_of_the_loads_never_changes_the_pool_to_and_fro(seed: int, prefer: Preference):
+    rng, policy = random.Random(seed), replace(CHEAP, prefer=prefer)
+    sites = many_sites(6, seed=seed)
+    state, pools = sized(sites, policy=policy), []
+    for minute in range(30):
+        noisy = {
+            name: replace(
+                each, active=serving(edge_only(2)),
+                arrival_rate=Value((known(each.arrival_rate) or 0.0) * rng.uniform(0.95, 1.05)),
+            ) for name, each in sites.items()
+        }  # fmt: skip
+        state = sized(noisy, policy=policy, before=state, now=60.0 * minute)
+        pools.append(state.pool)
+    turns = [pool for pool, _ in itertools.groupby(pools)]
+    assert len(turns) == len(set(turns)) <= 3
+
+
+def test_what_is_resident_stays_as_long_as_it_serves_every_site():
+    # Runtime 300, activations 8, weights 4 + 32 + 8 + 8 + 16 + 20 MiB: cuts 3 to 6 fit, 1 to 6 do not.
+    tight = {name: with_tiers(site(megabits=5), cloud={"memory_limit_bytes": 355 * MEBIBYTE}) for name in "ab"}
+    found = sized(tight)
+    assert found.pool.first == 3
+    wide = sized({name: site(megabits=5) for name in "ab"})
+    assert wide.pool.first == 1
+    assert sized(tight, before=wide, now=1.0).pool.first == 3  # it has no such memory
+    kept = sized({name: site(megabits=5) for name in "ab"}, before=Pooling(Pool(2, 6, 4)), now=1.0)
+    assert kept.pool.first == 2
+
+
+def test_a_full_tier_keeps_what_is_resident_as_nothing_could_take_over_from_it():
+    late = Pooling(Pool(5, 6, 1))
+    assert sized({"a": site(most=8)}, before=late).pool.first == 1
+    assert sized({"a": site(most=1)}, before=late).pool == late.pool
+
+
+def test_a_lost_tier_leaves_the_pool_as_it_was():
+    before = sized({"a": site()})
+    lost = with_tiers(site(), cloud={"ready_nodes": 0})
+    assert sized({"a": lost}, before=before).pool == before.pool
+
+
+def test_a_split_that_is_fixed_is_what_the_pool_is_made_for():
+    fixed = FixedPlan((("edge", 0, 4), ("cloud", 4, 6)), ("int8",))
+    policy = replace(EAGER, mode=Mode.FIXED, fixed=fixed)
+    sites = {name: with_tiers(site(rate=8.0), cloud={"memory_limit_bytes": 350 * MEBIBYTE}) for name in "abc"}
+    found = sized(sites, policy=policy)
+    assert found.pool.first == 4
+    assert found.loads.keys() == sites.keys()
+    for name, snapshot in sites.items():
+        here = share(found, name, {}, ceiling=policy.max_utilization)
+        decision = plan(seen_by(snapshot, "cloud", found, here), policy, 0.0)
+        assert [stage.first for stage in decision.target.plan.stages] == [0, 4]
+
+
+def test_mode_advisory_keeps_the_pool_that_its_plans_were_started_on():
+    policy = replace(EAGER, mode=Mode.ADVISORY)
+    before = sized({"a": site(rate=2.0)}, policy=policy)
+    louder = replace(site(rate=20.0), active=serving(split(1)))
+    assert sized({"a": louder}, policy=policy, before=before, now=1.0).pool == before.pool
+    fresh = {"a": louder, "b": site(rate=20.0)}
+    assert sized(fresh, policy=policy, before=before, now=1.0).pool.replicas > before.pool.replicas
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("prefer", [Preference.COST, Preference.LATENCY])
+def test_sites_that_plan_on_the_pool_settle_where_all_keep_their_limits(seed: int, prefer: Preference):
+    policy, sites = replace(CHEAP, prefer=prefer), many_sites(10, seed=seed)
+    state = sized(sites, policy=policy)
+    actual: dict[str, float] = {}
+    plans = {}
+    for name, snapshot in sites.items():
+        here = share(state, name, actual, ceiling=policy.max_utilization)
+        decision = plan(seen_by(snapshot, "cloud", state, here), policy, 0.0)
+        plans[name] = decision.target
+        actual[name] = load_on(build_context(snapshot, policy), decision.target.plan, "cloud")
+    alone = {name for name, each in sites.items() if plan(each, policy, 0.0).target.violations}
+    assert {name for name, each in plans.items() if each.violations} <= alone
+    assert sum(actual.values()) <= policy.max_utilization * state.pool.replicas * (1 + 1e-6)
+    assert {name for name in state.loads if not actual[name]} <= alone
+
+
+def test_a_site_counts_what_others_send_or_are_planned_to_but_has_what_it_is_planned_to_send():
+    state = Pooling(Pool(1, 6, 10), {"a": 2.0, "b": 1.0})
+    actual = {"a": 0.0, "b": 2.0, "c": 0.5, "d": 0.25}
+    assert share(state, "a", actual, ceiling=0.8).busy == pytest.approx(3.0)  # 2.75, rounded up by halves
+    assert share(state, "b", actual, ceiling=0.8).busy == pytest.approx(3.0)
+    assert share(state, "c", actual, ceiling=0.8).busy == pytest.approx(4.5)
+    assert share(state, "a", {**actual, "d": 9.0}, ceiling=0.8).busy == pytest.approx(6.0)  # its own 2 are left to it
+    assert share(state, "c", {**actual, "d": 9.0}, ceiling=0.8).busy == pytest.approx(8.0)  # and nothing to this one
+    assert share(replace(state, loads={"a": 4.9, "b": 3.1}), "a", {}, ceiling=0.8).busy == pytest.approx(3.1)
+    assert share(Pooling(), "a", actual, ceiling=0.8) == Shared()
+
+
+def test_a_little_more_or_less_of_others_is_no_news():
+    state = Pooling(Pool(1, 6, 4), {"a": 1.0, "b": 0.51})
+    other = replace(state, loads={"a": 1.0, "b": 0.58})
+    assert share(state, "a", {}, ceiling=0.8) == share(other, "a", {}, ceiling=0.8)
+    assert DEAD_BAND > 0.05
