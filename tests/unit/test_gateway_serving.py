@@ -11,12 +11,14 @@ from typing import Any
 
 import aiohttp
 import grpc
+import grpc.aio
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
+from splitplane.runtime import oip_grpc, oip_pb2
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.inference import InferRequest
 from splitplane.runtime.tensors import from_array, to_array
@@ -408,6 +410,27 @@ async def test_a_client_that_goes_takes_its_request_along(
     assert 'outcome="cancelled",pipeline="small"} 2.0' in text
     assert 'outcome="success",pipeline="small"} 1.0' in text
     assert 'outcome="error",pipeline="small"} 0.0' in text
+
+
+async def test_the_largest_request_that_a_client_may_send_has_room_for_its_route(
+    cluster: MemoryCluster, tmp_path: Path
+) -> None:
+    rows = oip_grpc.MAX_MESSAGE_BYTES // (4 * WIDTH) - 1
+    message = oip_pb2.ModelInferRequest(model_name=PIPELINE, raw_input_contents=[frames(rows).tobytes()])
+    message.inputs.add(name="frames", datatype="FP32", shape=[rows, WIDTH])
+    message.id = "x" * (oip_grpc.MAX_MESSAGE_BYTES - message.ByteSize() - 8)
+    data = message.SerializeToString()
+    assert 0 <= oip_grpc.MAX_MESSAGE_BYTES - len(data) < 16
+    cluster.put(ROUTE_TABLE, table(1, ALONE, queue={"maxInFlight": 4, "timeoutMilliseconds": 60_000}))
+    async with gateway(cluster, tmp_path) as running:
+        await until(running.forwarder.ready)
+        unlimited = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+        async with grpc.aio.insecure_channel(f"{running.settings.pod_ip}:9000", options=unlimited) as channel:
+            method: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            answer = oip_pb2.ModelInferResponse.FromString(await method(data, timeout=60))
+            assert list(answer.outputs[0].shape) == [rows, 2]
+            with pytest.raises(grpc.aio.AioRpcError):
+                await method(data + bytes(32), timeout=60)
 
 
 async def test_draining_answers_what_is_inside_and_refuses_the_rest(

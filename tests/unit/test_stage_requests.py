@@ -18,6 +18,7 @@ from splitplane.domain.codecs import encoded_bytes
 from splitplane.domain.defences import Defence
 from splitplane.domain.profiles import CODECS, Cut, TensorSpec
 from splitplane.runtime import oip_grpc
+from splitplane.runtime.gateway.pacing import RETRYABLE
 from splitplane.runtime.hops import Channels, call
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, Tensor
 from splitplane.runtime.metrics import StageMetrics
@@ -231,6 +232,20 @@ async def test_overload_is_answered_by_a_clear_error():
         assert len(errors) == 6
         assert {error.failure for error in errors} == {Failure.RESOURCE_EXHAUSTED}
         assert errors[0].message == "overloaded: 1 requests wait already; retry later or elsewhere"
+
+
+@pytest.mark.parametrize("hands_on", [True, False])
+async def test_what_is_too_large_to_hand_on_or_to_answer_is_called_so_and_not_an_overload(monkeypatch, hands_on):
+    async with running() as edge, running("cloud") as cloud:
+        monkeypatch.setattr(edge.partition, "run", lambda *given: {"x": given[2]["x"].repeat(1, 1000)})
+        monkeypatch.setattr(oip_grpc, "MAX_POD_MESSAGE_BYTES", 4_000)
+        hops = (hop(edge, 0, 1, "fp32"), hop(cloud, 1, 3, tier="cloud")) if hands_on else ()
+        error = await refused(edge.address, request(*hops))
+        assert error.failure is Failure.OUT_OF_RANGE
+        assert error.failure not in RETRYABLE
+        assert error.failure.http_status == 413
+        assert "and a message 4000 at most: send fewer samples" in error.message
+        assert cloud.partition.ran == []
 
 
 async def test_a_stage_that_drains_is_not_ready_but_answers():

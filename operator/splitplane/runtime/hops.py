@@ -15,7 +15,7 @@ import grpc.aio
 from splitplane.domain.peers import STAGE
 from splitplane.runtime import mtls, oip_wire, tracing
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
-from splitplane.runtime.oip_grpc import KEEPALIVE_MILLISECONDS, MODEL_INFER, OPTIONS, ORIGIN
+from splitplane.runtime.oip_grpc import KEEPALIVE_MILLISECONDS, MODEL_INFER, OPTIONS, ORIGIN, fitting
 
 PING_TIMEOUT_MILLISECONDS = 20_000
 CHANNEL_OPTIONS = (
@@ -104,7 +104,7 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
     (:data:`LOST`), wherever in the call that showed. The request's deadline is carried along. Raises
     :class:`InferenceError` with the far side's own status and text.
     """
-    data = oip_wire.write_request(request)
+    data = fitting(oip_wire.write_request(request), "what is handed on to the next stage")
     for attempt, address in enumerate(addresses[:2], start=1):
         remaining = request.remaining_seconds()
         if remaining is not None and remaining <= 0:

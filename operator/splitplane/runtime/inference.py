@@ -22,6 +22,8 @@ class Failure(Enum):
     PERMISSION_DENIED = 403
     NOT_FOUND = 404
     FAILED_PRECONDITION = 409
+    OUT_OF_RANGE = 413
+    """Too large for the plan in force. As gRPC has it, unlike an invalid argument: another plan might take it."""
     RESOURCE_EXHAUSTED = 429
     CANCELLED = 499
     INTERNAL = 500

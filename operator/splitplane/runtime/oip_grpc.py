@@ -23,9 +23,12 @@ ORIGIN = "splitplane-origin"
 """Trailing metadata of an error that a stage had from the next one: the address of the stage where it arose."""
 FORWARDED = "x-forwarded-for"
 MAX_MESSAGE_BYTES = 64 << 20
+"""Of what a client sends."""
+MAX_POD_MESSAGE_BYTES = MAX_MESSAGE_BYTES + (256 << 10)
+"""Of what goes between pods, and back: a client's largest request has room for its route, an answer for its trace."""
 OPTIONS = (
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_POD_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_POD_MESSAGE_BYTES),
 )
 """Channel and server options that both ends of every call between pods use."""
 KEEPALIVE_MILLISECONDS = 10_000
@@ -45,10 +48,17 @@ def status_code(failure: Failure) -> grpc.StatusCode:
 
 
 def make_server(
-    model: Model, *handlers: grpc.GenericRpcHandler, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    model: Model,
+    *handlers: grpc.GenericRpcHandler,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    max_bytes: int = MAX_POD_MESSAGE_BYTES,
 ) -> grpc.aio.Server:
-    """A server, not yet bound or started, that answers for the model (and with further handlers)."""
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
+    """A server, not yet bound or started, that answers for the model (and with further handlers).
+
+    ``max_bytes`` is how much it takes in one message.
+    """
+    options = {**dict(SERVER_OPTIONS), "grpc.max_receive_message_length": max_bytes}
+    server = grpc.aio.server(options=tuple(options.items()), interceptors=interceptors)
     server.add_generic_rpc_handlers((_service(model), grpc_standard.health(model, SERVICE), *handlers))
     grpc_standard.reflect(server, SERVICE)
     return server
@@ -76,7 +86,7 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
             data, deadline=deadline, client=address_of(context.peer()), forwarded=forwarded, identity=names
         )
         check(model, request.model_name, request.model_version, request.outputs)
-        return oip_wire.write_response(answer(request, await model.infer(request)))
+        return fitting(oip_wire.write_response(answer(request, await model.infer(request))), "the answer")
 
     async def traced_infer(data: bytes, context: Context) -> bytes:
         if not tracing.on():
@@ -116,6 +126,20 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
         "ModelInfer": grpc.unary_unary_rpc_method_handler(_answering(traced_infer)),
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def fitting(data: bytes, what: str) -> bytes:
+    """A message that may be sent between pods. Raises :class:`InferenceError` for one too large.
+
+    gRPC itself would call that an exhausted resource, as it calls overload: it would be tried again and again.
+    """
+    if len(data) > MAX_POD_MESSAGE_BYTES:
+        raise InferenceError(
+            Failure.OUT_OF_RANGE,
+            f"{what} has {len(data)} bytes, and a message {MAX_POD_MESSAGE_BYTES} at most: send fewer samples in one "
+            "request, or have the model cut where less crosses, or by a codec that makes it smaller",
+        )
+    return data
 
 
 def address_of(peer: str) -> str:

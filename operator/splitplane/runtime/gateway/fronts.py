@@ -50,7 +50,9 @@ async def serve(model: Model, registry: CollectorRegistry, settings: Settings) -
         return made
 
     rest: list[web.AppRunner] = []
-    server = oip_grpc.make_server(model, interceptors=() if tokens is None else (GrpcGuard(tokens),))
+    server = oip_grpc.make_server(
+        model, interceptors=() if tokens is None else (GrpcGuard(tokens),), max_bytes=oip_grpc.MAX_MESSAGE_BYTES
+    )
     try:
         rest.append(await oip_rest.serve(app(inference=identity is None), settings.pod_ip, settings.http_port))
         if identity is not None:
