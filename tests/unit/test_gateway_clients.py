@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
@@ -264,6 +265,45 @@ async def test_with_certificates_both_protocols_take_known_clients_only_also_aft
             await https(ip, before)
         with pytest.raises(grpc.aio.AioRpcError):
             await named(ip, before)
+
+
+def over_https(ip: str, client: ssl.SSLContext, session: ssl.SSLSession | None = None) -> ssl.SSLSession | None:
+    """The session of a connection that has been answered."""
+    raw = socket.create_connection((ip, 8443), 5)
+    with raw, client.wrap_socket(raw, server_hostname="gateway.test", session=session) as connection:
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        if not connection.recv(4096).startswith(b"HTTP/1.1 200"):
+            raise ConnectionError("no answer")
+        return connection.session
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+async def test_a_session_ends_with_the_authority_whose_client_began_it(stage, tmp_path, version):
+    server, old, new = (new_authority(name, now=NOW) for name in ("server", "old", "new"))
+    folder = shown(tmp_path / "tls", server, old)
+    files = pem(tmp_path / "before", old, "client.one", server=server)
+    client = ssl.create_default_context(cafile=files["ca"])
+    client.load_cert_chain(files["crt"], files["key"])
+    client.minimum_version = client.maximum_version = version
+    async with running(stage, tmp_path, client_tls_dir=folder) as found:
+        ip = found.settings.pod_ip
+        began = await asyncio.to_thread(over_https, ip, client)
+        again = await asyncio.to_thread(over_https, ip, client, began)
+        shown(folder, server, new)
+        await asyncio.sleep(1.1)
+        for session in (None, began, again):
+            with pytest.raises((ConnectionError, ssl.SSLError)):
+                await asyncio.to_thread(over_https, ip, client, session)
+
+
+async def test_a_token_that_is_no_text_is_a_wrong_one(stage, tmp_path):
+    folder = secret(tmp_path / "tokens", one=ONE, raw=b"raw-\xff\xfe")
+    async with running(stage, tmp_path, client_tokens_dir=folder) as found:
+        for token, status in ((b"\xff\xfe", b"401"), (b"raw-\xff\xfe", b"200")):
+            reader, writer = await asyncio.open_connection(found.settings.pod_ip, 8080)
+            writer.write(b"GET /v2 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + token + b"\r\n\r\n")
+            assert (await reader.readline()).split()[1] == status
+            writer.close()
 
 
 async def test_a_certificate_and_a_token_may_both_be_asked_for(stage, tmp_path):

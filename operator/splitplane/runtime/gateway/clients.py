@@ -51,7 +51,7 @@ class Tokens:
         if scheme.lower() != "bearer" or not token.strip():
             return REFUSAL
         self._look()
-        shown = _digest(token.strip().encode())
+        shown = _digest(token.strip().encode(errors="surrogateescape"))
         # All are compared, so that how long it takes tells nothing about which.
         known = [hmac.compare_digest(shown, digest) for digest in self._digests]
         return "" if any(known) else WRONG
@@ -129,25 +129,41 @@ def _refusing(why: str) -> Any:
 
 def tls_context(identity: Identity) -> ssl.SSLContext:
     """For an HTTPS server that takes nobody without a certificate of the identity's authorities, whichever are now."""
-    given = identity.current()
-    newest = outer = _context(identity, given)
+    context = _Newest(ssl.PROTOCOL_TLS_SERVER)
+    context.follow(identity)
+    return context
 
-    def greet(connection: ssl.SSLObject, _name: str | None, _context_before: ssl.SSLContext) -> None:
-        nonlocal given, newest
-        if (current := identity.current()) is not given:
+
+class _Newest(ssl.SSLContext):
+    """Begins each connection in a context of the newest credentials.
+
+    A context of its own for each of them, and not one that changes: a session is resumed without a look at the client's
+    certificate, and only within the context that it began in. So none outlives the authorities that let it in.
+    """
+
+    _identity: Identity
+    _given: Credentials
+    _context: ssl.SSLContext
+
+    def follow(self, identity: Identity) -> None:
+        self._identity, self._given = identity, identity.current()
+        self._context = _context(identity, self._given)
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        if (current := self._identity.current()) is not self._given:
             try:
-                newest, given = _context(identity, current), current
+                self._context, self._given = _context(self._identity, current), current
             except (OSError, ssl.SSLError) as error:
                 LOG.warning("the new certificate is not used for HTTPS, the old one still is: %s", error)
-        connection.context = newest
-
-    outer.sni_callback = greet
-    return outer
+        return self._context.wrap_bio(*arguments, **named)
 
 
 def _context(identity: Identity, credentials: Credentials) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=credentials.authorities.decode())
     context.verify_mode = ssl.CERT_REQUIRED
+    # Tickets would let a client in after its certificate has expired.
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
     context.load_cert_chain(identity.folder / "tls.crt", identity.folder / "tls.key")
     context.set_alpn_protocols(["http/1.1"])
     return context
