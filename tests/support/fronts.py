@@ -60,8 +60,8 @@ def serving(model: Model, registry: CollectorRegistry | None = None) -> Iterator
     loop = asyncio.new_event_loop()
 
     async def start() -> tuple[Any, Any, Fronts]:
-        server = oip_grpc.make_server(model)
-        port = server.add_insecure_port("127.0.0.1:0")
+        server = oip_grpc.Server(model)
+        port = server.bind("127.0.0.1", 0)
         await server.start()
         rest = await oip_rest.serve(oip_rest.make_app(model, registry or CollectorRegistry()), "127.0.0.1", 0)
         host, http_port = rest.addresses[0][:2]

@@ -325,8 +325,8 @@ async def serving(seconds: float, *, together: bool = True, busy: bool = False) 
         metrics=StageMetrics(registry, namespace="n", pipeline="p", tier="edge"), pace=lambda _core, _wall: 0.0,
     )  # fmt: skip
     model.serve(partition, together=together)
-    server = oip_grpc.make_server(model)
-    port = server.add_insecure_port("127.0.0.1:0")
+    server = oip_grpc.Server(model)
+    port = server.bind("127.0.0.1", 0)
     await server.start()
     try:
         yield Served(partition, registry, f"127.0.0.1:{port}", channels)

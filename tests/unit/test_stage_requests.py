@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
@@ -59,7 +57,7 @@ class Running:
     model: StageModel
     partition: Doubling
     registry: CollectorRegistry
-    server: grpc.aio.Server
+    server: oip_grpc.Server
     address: str
 
 
@@ -80,8 +78,8 @@ async def running(
         shield=shield,
     )
     model.serve(partition)
-    server = oip_grpc.make_server(model)
-    port = server.add_insecure_port("127.0.0.1:0")
+    server = oip_grpc.Server(model)
+    port = server.bind("127.0.0.1", 0)
     await server.start()
     yield Running(model, partition, registry, server, f"127.0.0.1:{port}")
     await server.stop(None)

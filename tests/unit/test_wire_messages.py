@@ -203,3 +203,50 @@ def test_an_array_is_sent_without_a_copy():
 
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert np.shares_memory(np.frombuffer(from_array("x", array).data, np.float32), array)
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (b"\x2a\x00" * 4_000_000, "more than 4096 tensors, contents and parameters"),
+        (
+            oip_pb2.ModelInferRequest(
+                inputs=[{"name": "x", "datatype": "FP32", "shape": [1] * 1_000_000}]
+            ).SerializeToString(),
+            "input 'x' has 1000000 dimensions; at most 1024 are taken",
+        ),
+        (
+            oip_pb2.ModelInferRequest(
+                inputs=[
+                    {"name": "x", "datatype": "FP32", "parameters": {str(n): {"bool_param": True} for n in range(2000)}}
+                ]
+            ).SerializeToString(),
+            "2000 parameters in one place; at most 1024",
+        ),
+        (
+            oip_pb2.ModelInferRequest(
+                inputs=[
+                    {"name": "x", "datatype": "BYTES", "shape": [3], "contents": {"bytes_contents": [b""] * 500_000}}
+                ]
+            ).SerializeToString(),
+            r"input 'x': 500000 elements, but shape \[3\] takes 3",
+        ),
+    ],
+    ids=["fields", "dimensions", "parameters", "elements"],
+)
+def test_a_message_that_would_cost_far_more_than_its_bytes_is_refused_for_little(message, says):
+    def refused() -> None:
+        with pytest.raises(InferenceError, match=says):
+            oip_wire.read_request(message)
+
+    assert peak(refused) < len(message) + 200_000
+
+
+def test_typed_elements_are_read_without_an_object_for_each():
+    count = 300_000
+    message = oip_pb2.ModelInferRequest(
+        inputs=[{"name": "x", "datatype": "BYTES", "shape": [count], "contents": {"bytes_contents": [b""] * count}}]
+    ).SerializeToString()
+    read: list[InferRequest] = []
+    assert peak(lambda: read.append(oip_wire.read_request(message))) < 6 * 4 * count
+    assert read[0].inputs[0].data == bytes(4 * count)

@@ -1,5 +1,7 @@
 """What clients may send, and what they are told when it is wrong."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from splitplane.domain.codecs import DATATYPE_BYTES
 from splitplane.runtime.inference import InferenceError, Tensor, TensorMetadata
 from splitplane.runtime.tensors import (
     check_inputs,
+    check_size,
     from_array,
     from_torch,
     to_array,
@@ -105,3 +108,23 @@ def test_a_view_of_received_bytes_is_a_copy_only_where_they_lie_askew():
     with pytest.raises(InferenceError):
         view_torch(Tensor("x", "FP32", (3,), b"12345"))
     assert view_torch(Tensor("x", "FP32", (0, 3), b"")).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "says"),
+    [
+        (bytes(4 * 400_000), (1,), r"more than 1 elements, but shape \[1\] takes 1"),
+        (bytes(4 * 400_000), (400_001,), r"400000 elements, but shape \[400001\] takes 400001"),
+        (bytes(4 * 400_000) + b"\x00", (400_001,), "ends within an element or its length"),
+        (bytes(4 * 400_000) + b"\x09\x00\x00\x00abc", (400_001,), "ends within an element or its length"),
+    ],
+)
+def test_elements_are_counted_without_an_object_for_each(data, shape, says):
+    tracemalloc.start()
+    try:
+        with pytest.raises(InferenceError, match=says):
+            check_size(Tensor("x", "BYTES", shape, data))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 100_000

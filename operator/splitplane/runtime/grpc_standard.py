@@ -1,6 +1,7 @@
 """What gRPC's own tools ask of any server: ``grpc.health.v1`` and server reflection."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,13 +19,16 @@ WATCH_SECONDS = 0.5
 """Between looks for those who watch; readiness has no event of its own."""
 
 
-def health(model: Model, *services: str) -> grpc.GenericRpcHandler:
-    """Health of the server (service "") and of ``services``: serving while the model is ready."""
+def health(model: Model, stopping: asyncio.Event, *services: str) -> grpc.GenericRpcHandler:
+    """Health of the server (service "") and of ``services``: serving while the model is ready, until ``stopping``.
+
+    Then those who watch are told so and dismissed: a server that waits for calls inside would wait for them, too.
+    """
     known = {"", *services}
 
     def status() -> Any:
         states = health_pb2.HealthCheckResponse
-        return states.SERVING if model.ready() else states.NOT_SERVING
+        return states.SERVING if model.ready() and not stopping.is_set() else states.NOT_SERVING
 
     async def check(request: Any, context: Any) -> Any:
         if request.service not in known:
@@ -38,7 +42,10 @@ def health(model: Model, *services: str) -> grpc.GenericRpcHandler:
             if now != last:
                 last = now
                 yield health_pb2.HealthCheckResponse(status=now)
-            await asyncio.sleep(WATCH_SECONDS)
+            if stopping.is_set():
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), WATCH_SECONDS)
 
     forms = {
         "request_deserializer": health_pb2.HealthCheckRequest.FromString,

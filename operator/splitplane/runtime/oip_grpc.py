@@ -1,18 +1,19 @@
 """The gRPC front of the Open Inference Protocol over one :class:`Model`."""
 
+import asyncio
 import importlib.metadata
 import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
 from splitplane.runtime import grpc_standard, oip_pb2, oip_wire, tracing
-from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check
+from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check, invalid
 from splitplane.runtime.mtls import Identity
 
 SERVICE = "inference.GRPCInferenceService"
@@ -35,45 +36,65 @@ KEEPALIVE_MILLISECONDS = 10_000
 """How often a waiting sender pings; servers must allow that, or they close the connection."""
 SERVER_OPTIONS = (*OPTIONS, ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MILLISECONDS // 2))
 
+OFF_LOOP_BYTES = 1 << 16
+"""What is larger is parsed and written on a thread, so that it holds up no other request. Raw contents over gRPC do not
+count: nothing looks at them."""
+MAX_QUESTION_BYTES = 1 << 16
+"""Of every message but requests for the model: they hold names and no more."""
+
 LOG = logging.getLogger(__name__)
 
 VERSION = importlib.metadata.version("splitplane")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Awaitable[Any]]
+Result = TypeVar("Result")
 
 
 def status_code(failure: Failure) -> grpc.StatusCode:
     return grpc.StatusCode[failure.name]
 
 
-def make_server(
-    model: Model,
-    *handlers: grpc.GenericRpcHandler,
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
-    max_bytes: int = MAX_POD_MESSAGE_BYTES,
-) -> grpc.aio.Server:
-    """A server, not yet bound or started, that answers for the model (and with further handlers).
+class Server:
+    """Answers for the model over gRPC, once it is bound and started."""
 
-    ``max_bytes`` is how much it takes in one message.
-    """
-    options = {**dict(SERVER_OPTIONS), "grpc.max_receive_message_length": max_bytes}
-    server = grpc.aio.server(options=tuple(options.items()), interceptors=interceptors)
-    server.add_generic_rpc_handlers((_service(model), grpc_standard.health(model, SERVICE), *handlers))
-    grpc_standard.reflect(server, SERVICE)
-    return server
+    def __init__(
+        self,
+        model: Model,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        *,
+        max_bytes: int = MAX_POD_MESSAGE_BYTES,
+    ) -> None:
+        """``max_bytes`` is how much it takes in one message."""
+        options = {**dict(SERVER_OPTIONS), "grpc.max_receive_message_length": max_bytes}
+        self._server = grpc.aio.server(options=tuple(options.items()), interceptors=interceptors)
+        self._stopping = asyncio.Event()
+        health = grpc_standard.health(model, self._stopping, SERVICE)
+        self._server.add_generic_rpc_handlers((_service(model), health))
+        grpc_standard.reflect(self._server, SERVICE)
+
+    def bind(self, host: str, port: int, *, identity: Identity | None = None) -> int:
+        """As :func:`bind` does it."""
+        return bind(self._server, host, port, identity=identity)
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self, grace_seconds: float | None) -> None:
+        """Refuse new calls; those inside get ``grace_seconds`` to end, and watchers of health end at once."""
+        self._stopping.set()
+        await self._server.stop(grace_seconds)
 
 
-def bind(server: grpc.aio.Server, host: str, port: int, *, identity: Identity | None = None) -> None:
-    """Take the port, in clear text without an identity. Raises ``RuntimeError`` when it is taken.
+def bind(server: grpc.aio.Server, host: str, port: int, *, identity: Identity | None = None) -> int:
+    """Take the port (0: any), in clear text without an identity, and tell which.
 
-    ``host`` may be an IPv6 address.
+    ``host`` may be an IPv6 address. Raises ``RuntimeError`` when the port is taken.
     """
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if identity is None:
-        server.add_insecure_port(address)
-    else:
-        server.add_secure_port(address, identity.server_credentials())
+        return server.add_insecure_port(address)
+    return server.add_secure_port(address, identity.server_credentials())
 
 
 def _service(model: Model) -> grpc.GenericRpcHandler:
@@ -82,8 +103,10 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
         deadline = None if remaining is None else time.monotonic() + remaining
         names = tuple(name.decode() for name in context.peer_identities() or ())
         forwarded = ",".join(str(value) for key, value in context.invocation_metadata() or () if key == FORWARDED)
-        request = oip_wire.read_request(
-            data, deadline=deadline, client=address_of(context.peer()), forwarded=forwarded, identity=names
+        parts, client = oip_wire.split_request(data), address_of(context.peer())
+        request = await off_loop_above(
+            len(parts.header),
+            lambda: oip_wire.read_request(parts, deadline=deadline, client=client, forwarded=forwarded, identity=names),
         )
         check(model, request.model_name, request.model_version, request.outputs)
         return fitting(oip_wire.write_response(answer(request, await model.infer(request))), "the answer")
@@ -142,6 +165,11 @@ def fitting(data: bytes, what: str) -> bytes:
     return data
 
 
+async def off_loop_above(size: int, work: Callable[[], Result]) -> Result:
+    """What ``work`` gives, done on a thread if its input (in bytes) is large."""
+    return work() if size <= OFF_LOOP_BYTES else await asyncio.to_thread(work)
+
+
 def address_of(peer: str) -> str:
     """The address in what gRPC says of a peer: ``ipv4:10.0.0.7:51234``, ``ipv6:%5Bfd00::7%5D:51234``."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
@@ -151,6 +179,8 @@ def _method(handler: Handler, form: Any) -> "grpc.RpcMethodHandler[Any, Any]":
     """Read here and not by gRPC, to which a message that cannot be read is an error of the server."""
 
     async def handle(data: bytes, context: Context) -> Any:
+        if len(data) > MAX_QUESTION_BYTES:
+            raise invalid(f"the message has {len(data)} bytes; this method takes {MAX_QUESTION_BYTES} at most")
         return (await handler(oip_wire.parse(form, data), context)).SerializeToString()
 
     return grpc.unary_unary_rpc_method_handler(_answering(handle))

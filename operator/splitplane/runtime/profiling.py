@@ -129,8 +129,8 @@ async def stage_overhead(partition: Partition, measured: Measured) -> float:
         pace=lambda _core, _wall: 0.0,
     )
     stage.serve(partition)
-    server = oip_grpc.make_server(stage)
-    port = server.add_insecure_port("127.0.0.1:0")
+    server = oip_grpc.Server(stage)
+    port = server.bind("127.0.0.1", 0)
     # An emulated node's uplink proxy is for other nodes.
     os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112 - gRPC reads it so
     await server.start()

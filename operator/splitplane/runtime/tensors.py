@@ -6,7 +6,7 @@ torch is imported only by the functions that return or take its tensors: gateway
 import functools
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,12 +54,7 @@ def check_size(tensor: Tensor, *, kind: str = "input") -> None:
     if any(size < 0 for size in tensor.shape):
         raise invalid(f"{kind} '{tensor.name}': shape {list(tensor.shape)} has a negative dimension")
     if tensor.datatype == BYTES:
-        elements = len(_split_elements(tensor, kind))
-        if elements != math.prod(tensor.shape):
-            raise invalid(
-                f"{kind} '{tensor.name}': {elements} elements, but shape {list(tensor.shape)} takes "
-                f"{math.prod(tensor.shape)}"
-            )
+        _check_elements(tensor, kind)
         return
     expected = math.prod(tensor.shape) * DATATYPE_BYTES[tensor.datatype]
     if nbytes(tensor) != expected:
@@ -72,28 +67,43 @@ def check_size(tensor: Tensor, *, kind: str = "input") -> None:
 def to_elements(tensor: Tensor, *, kind: str = "input") -> list[bytes]:
     """The elements of a ``BYTES`` tensor. Raises :class:`InferenceError` when its shape takes another number."""
     check_size(tensor, kind=kind)
-    return [bytes(element) for element in _split_elements(tensor, kind)]
+    view = memoryview(tensor.data)
+    return [bytes(view[start:end]) for start, end in _elements(tensor)]
 
 
 def from_elements(name: str, elements: Iterable[bytes], shape: tuple[int, ...]) -> Tensor:
     """A ``BYTES`` tensor of these elements."""
-    data = b"".join(part for element in elements for part in (struct.pack("<I", len(element)), element))
+    data = bytearray()
+    for element in elements:
+        data += struct.pack("<I", len(element))
+        data += element
     return Tensor(name=name, datatype=BYTES, shape=shape, data=data)
 
 
-def _split_elements(tensor: Tensor, kind: str) -> list[memoryview]:
-    view, position = memoryview(tensor.data), 0
-    elements: list[memoryview] = []
-    while position < len(view):
+def _elements(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """Where each element begins and ends, one at a time: a few bytes on the wire may be an object in memory else.
+
+    The last ends beyond the data where these do not end with an element.
+    """
+    data, total, position = tensor.data, nbytes(tensor), 0
+    while position < total:
         start = position + 4
-        if start > len(view):
-            break
-        (size,) = struct.unpack_from("<I", view, position)
+        (size,) = struct.unpack_from("<I", data, position) if start <= total else (0,)
         position = start + size
-        elements.append(view[start:position])
-    if position != len(view):
+        yield start, position
+
+
+def _check_elements(tensor: Tensor, kind: str) -> None:
+    expected, count, end = math.prod(tensor.shape), 0, 0
+    for _, stop in _elements(tensor):
+        count, end = count + 1, stop
+        if count > expected:
+            break
+    if count <= expected and end != nbytes(tensor):
         raise invalid(f"{kind} '{tensor.name}': the data ends within an element or its length")
-    return elements
+    if count != expected:
+        found = f"more than {expected}" if count > expected else str(count)
+        raise invalid(f"{kind} '{tensor.name}': {found} elements, but shape {list(tensor.shape)} takes {expected}")
 
 
 def check_inputs(tensors: Sequence[Tensor], declared: Sequence[TensorMetadata]) -> None:
@@ -116,14 +126,10 @@ def check_described(described: Sequence[TensorMetadata], declared: Sequence[Tens
     seen: set[str] = set()
     batches: dict[int, str] = {}
     for tensor in described:
-        spec = expected.get(tensor.name)
-        if spec is None:
-            raise invalid(f"input '{tensor.name}' is unknown; the inputs are {', '.join(expected)}")
         if tensor.name in seen:
             raise invalid(f"input '{tensor.name}' is given twice")
         seen.add(tensor.name)
-        if tensor.datatype != spec.datatype:
-            raise invalid(f"input '{tensor.name}' has datatype {tensor.datatype}; expected {spec.datatype}")
+        spec = declared_as(tensor.name, tensor.datatype, expected)
         if not _fits(tensor.shape, spec.shape):
             raise invalid(
                 f"input '{tensor.name}' has shape {list(tensor.shape)}; expected {list(spec.shape)} (-1 is any size)"
@@ -138,6 +144,16 @@ def check_described(described: Sequence[TensorMetadata], declared: Sequence[Tens
         raise invalid(f"the inputs differ in their batch size (first dimension): {sizes}")
     if 0 in batches:
         raise invalid(f"input '{batches[0]}' has an empty batch: send at least one sample")
+
+
+def declared_as(name: str, datatype: str, declared: Mapping[str, TensorMetadata]) -> TensorMetadata:
+    """What is declared by that name. Raises :class:`InferenceError` when nothing is, or with another datatype."""
+    spec = declared.get(name)
+    if spec is None:
+        raise invalid(f"input '{name}' is unknown; the inputs are {', '.join(declared)}")
+    if datatype != spec.datatype:
+        raise invalid(f"input '{name}' has datatype {datatype}; expected {spec.datatype}")
+    return spec
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:

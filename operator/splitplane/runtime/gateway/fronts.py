@@ -5,7 +5,6 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import grpc.aio
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
@@ -25,7 +24,7 @@ class Fronts:
     """The servers, running."""
 
     rest: tuple[web.AppRunner, ...]
-    grpc: grpc.aio.Server
+    grpc: oip_grpc.Server
 
     async def stop(self, grace_seconds: float) -> None:
         """Refuse new connections and calls; those inside get ``grace_seconds`` to end."""
@@ -50,15 +49,15 @@ async def serve(model: Model, registry: CollectorRegistry, settings: Settings) -
         return made
 
     rest: list[web.AppRunner] = []
-    server = oip_grpc.make_server(
-        model, interceptors=() if tokens is None else (GrpcGuard(tokens),), max_bytes=oip_grpc.MAX_MESSAGE_BYTES
+    server = oip_grpc.Server(
+        model, () if tokens is None else (GrpcGuard(tokens),), max_bytes=oip_grpc.MAX_MESSAGE_BYTES
     )
     try:
         rest.append(await oip_rest.serve(app(inference=identity is None), settings.pod_ip, settings.http_port))
         if identity is not None:
             tls = tls_context(identity)
             rest.append(await oip_rest.serve(app(inference=True), settings.pod_ip, settings.https_port, tls=tls))
-        oip_grpc.bind(server, settings.pod_ip, settings.grpc_port, identity=identity)
+        server.bind(settings.pod_ip, settings.grpc_port, identity=identity)
         await server.start()
     except BaseException:
         await asyncio.gather(*(runner.cleanup() for runner in rest))

@@ -53,8 +53,8 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
         identity=identity,
         shield=settings.shield,
     )
-    server = oip_grpc.make_server(model)
-    oip_grpc.bind(server, settings.pod_ip, settings.grpc_port, identity=identity)
+    server = oip_grpc.Server(model)
+    server.bind(settings.pod_ip, settings.grpc_port, identity=identity)
     await server.start()
     http = await oip_rest.serve(
         # HTTP stays in clear text, for kubelet and Prometheus: with mutual TLS it takes no requests.
