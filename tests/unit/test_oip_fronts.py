@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
+import grpc
+import grpc.aio
 import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
 import tritonclient.utils
+from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry, Counter
 
-from splitplane.runtime import oip_json, oip_rest
+from splitplane.runtime import oip_grpc, oip_json, oip_pb2, oip_rest, oip_wire
 from splitplane.runtime.inference import (
     Failure,
     InferenceError,
@@ -246,6 +250,47 @@ def test_a_large_body_is_served(server):
         assert np.array_equal(client.infer("adder", inputs).as_numpy("sum"), a + b)
 
 
+def untyped(channel: Any) -> Any:
+    """For calls whose messages are bytes."""
+    return channel
+
+
+def test_typed_contents_are_read_on_a_thread_where_they_are_many_and_raw_ones_never(server, monkeypatch):
+    threads, read = [], oip_wire.read_request
+
+    def reading(*arguments: Any, **named: Any) -> InferRequest:
+        threads.append(threading.current_thread().name)
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(oip_wire, "read_request", reading)
+    typed, raw, few = (oip_pb2.ModelInferRequest(model_name="adder") for _ in range(3))
+    for message, rows in ((typed, 20_000), (raw, 20_000), (few, 1)):
+        for name, datatype in (("a", "FP32"), ("b", "INT64")):
+            entry = message.inputs.add(name=name, datatype=datatype, shape=[rows, 2])
+            if message is not raw:
+                getattr(entry.contents, f"{datatype.lower()}_contents").extend([1] * 2 * rows)
+    raw.raw_input_contents.extend([np.ones((20_000, 2), np.float32).tobytes(), np.ones((20_000, 2), "<i8").tobytes()])
+    with untyped(grpc.insecure_channel(server.grpc_address)) as channel:
+        for message in (typed, raw, few):
+            channel.unary_unary(oip_grpc.MODEL_INFER)(message.SerializeToString(), timeout=30)
+            assert (server.model.seen[-1].inputs[0].shape[0] == 1) == (message is few)
+    on_a_thread, *on_the_loop = threads
+    assert len(set(on_the_loop)) == 1
+    assert on_a_thread not in on_the_loop
+
+
+def test_a_grpc_message_of_nothing_but_empty_tensors_and_a_long_question_are_refused(server):
+    with untyped(grpc.insecure_channel(server.grpc_address)) as channel:
+        for method, message in (
+            (oip_grpc.MODEL_INFER, b"\x2a\x00" * 1_000_000),
+            (f"/{oip_grpc.SERVICE}/ServerReady", bytes(70_000)),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(method)(message, timeout=30)
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert str(refused.value.details()).startswith("the message has")
+
+
 INPUTS = [
     {"name": "a", "datatype": "FP32", "shape": [1, 2], "data": [0.5, 1]},
     {"name": "b", "datatype": "INT64", "shape": [1, 2], "data": [[1, 2]]},
@@ -268,6 +313,14 @@ async def test_json_may_be_nested_or_flat(server):
         {"name": "sum", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 3.0]},
         {"name": "is_even", "datatype": "BOOL", "shape": [1, 2], "data": [False, True]},
     ]
+
+
+async def test_null_stands_for_what_is_not_there(server):
+    body = {"inputs": [{**entry, "parameters": None} for entry in INPUTS]}
+    absent = await post(server, {"inputs": INPUTS})
+    assert await post(server, {**body, "id": None, "outputs": None, "parameters": None}) == absent
+    status, answer = await post(server, {**body, "outputs": [{"name": "sum", "parameters": None}]})
+    assert (status, [output["name"] for output in answer["outputs"]]) == (200, ["sum"])
 
 
 def with_input(**changes: Any) -> dict[str, Any]:
@@ -293,6 +346,9 @@ def with_input(**changes: Any) -> dict[str, Any]:
         ({"inputs": INPUTS, "id": "\ud800"}, "'id': a text has no UTF-8 form"),
         ({"inputs": INPUTS, "id": True}, "'id' must be a text"),
         ({"inputs": [{**INPUTS[0], "data": [1e39, 2.0]}, INPUTS[1]]}, "input 'a': a value lies outside FP32"),
+        ({"inputs": [{**INPUTS[0], "data": [10**39, 2]}, INPUTS[1]]}, "input 'a': a value lies outside FP32"),
+        ({"inputs": [{**INPUTS[0], "data": [10**400, 2]}, INPUTS[1]]}, "input 'a': a value lies outside FP32"),
+        ({"inputs": [{**INPUTS[0], "data": [10**20, None]}, INPUTS[1]]}, "'data' holds values that are not FP32"),
         (b"[" * 100_000, "the request is not JSON"),
         (with_input(shape="1,2"), "input 'b': 'shape' must be a list of sizes, not '1,2'"),
         (with_input(shape=[1, 3]), "input 'b' has 2 values; shape [1, 3] takes 3"),
@@ -359,12 +415,21 @@ def binary(size: int, *, extra: bytes = b"", header_size: Callable[[int], str] =
     return header + bytes(16) + extra, {oip_rest.HEADER_SIZE: header_size(len(header))}
 
 
+def binary_elements(name: str) -> tuple[bytes, dict[str, str]]:
+    """More elements than the shape takes, under a datatype that the model does not declare."""
+    entry = {"name": name, "datatype": "BYTES", "shape": [1, 2], "parameters": {"binary_data_size": 16}}
+    header = json.dumps({"inputs": [INPUTS[0], entry]}).encode()
+    return header + bytes(16), {oip_rest.HEADER_SIZE: str(len(header))}
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
         (binary(15, extra=b""), "input 'b': 15 bytes of data, but INT64 of shape [1, 2] takes 16"),
         (binary(17), "input 'b': binary_data_size is 17, but 16 bytes of binary data are left"),
         (binary(16, extra=b"abc"), "3 bytes follow the last binary input"),
+        (binary_elements("b"), "input 'b' has datatype BYTES; expected INT64"),
+        (binary_elements("c"), "input 'c' is unknown; the inputs are a, b"),
         (binary(16, header_size=lambda _: "some"), "Inference-Header-Content-Length is 'some', not a number of bytes"),
         (binary(16, header_size=lambda _: "99999"), "Inference-Header-Content-Length is 99999, but the body has"),
     ],
@@ -387,6 +452,11 @@ async def test_unknown_models_paths_and_methods_are_errors_in_the_protocols_form
     )
     assert await post(server, {}, "/v3") == (404, {"error": "Not Found: POST /v3"})
     assert await post(server, {}, "/v2/health/live") == (405, {"error": "Method Not Allowed: POST /v2/health/live"})
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{server.http_address}/v2/models/adder/infer") as answer,
+    ):
+        assert (answer.status, answer.headers["Allow"]) == (405, "POST")
 
 
 def test_json_integers_of_any_size_are_read_exactly():
@@ -395,6 +465,23 @@ def test_json_integers_of_any_size_are_read_exactly():
         json.dumps({"inputs": [entry]}).encode(), header_size=None, model_name="m", model_version=""
     )
     assert to_array(request.inputs[0]).tolist() == entry["data"]
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64"])
+@pytest.mark.parametrize("data", [[10**20, -(10**20)], [1.5, 10**20], [1 << 64, 1]])
+def test_json_integers_beyond_64_bits_are_floats_where_floats_are_asked_for(datatype, data):
+    tensor = oip_json.read_values("x", datatype, data)
+    assert to_array(tensor).tolist() == np.array([float(value) for value in data], to_array(tensor).dtype).tolist()
+
+
+async def test_a_v1_output_that_json_cannot_carry_is_refused_with_what_that_client_can_do(server):
+    body = {"inputs": {"a": [[float("nan"), 1.0]], "b": [[1, 2]]}}
+    status, answer = await post(server, body, "/v1/models/adder:predict")
+    assert status == 400
+    assert answer["error"].startswith(
+        "output 'sum' holds NaN or infinity, which JSON cannot carry: ask for it in binary"
+    )
+    assert "binary_data" not in answer["error"]
 
 
 async def test_nan_is_an_error_in_json_and_fine_in_binary(server):
@@ -432,3 +519,19 @@ def test_a_response_is_cut_to_the_outputs_in_the_clients_order():
     request = InferRequest("adder", (), id="1", outputs=("is_even", "sum"))
     assert [tensor.name for tensor in answer(request, response).outputs] == ["is_even", "sum"]
     assert answer(replace(request, outputs=()), response).outputs == response.outputs
+
+
+async def test_watchers_of_health_do_not_hold_up_a_server_that_stops():
+    server = oip_grpc.Server(Adder())
+    port = server.bind("127.0.0.1", 0)
+    await server.start()
+    async with untyped(grpc.aio.insecure_channel(f"127.0.0.1:{port}")) as channel:
+        call = channel.unary_stream(
+            "/grpc.health.v1.Health/Watch",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )(health_pb2.HealthCheckRequest())
+        assert (await call.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await asyncio.wait_for(server.stop(60), 10)
+        assert (await call.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await call.read() is grpc.aio.EOF

@@ -82,7 +82,7 @@ def collector() -> Iterator[Collector]:
     server.server_close()
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("protocol", ["grpc", "http", "v1"])
 async def test_a_request_is_one_trace_from_its_caller_over_gateway_and_stages(
     collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
 ):
@@ -107,6 +107,13 @@ async def test_a_request_is_one_trace_from_its_caller_over_gateway_and_stages(
                     client = triton_grpc.InferenceServerClient(f"{ip}:9000")
                     await client.infer(PIPELINE, [tensor], headers=header)
                     await client.close()
+                elif protocol == "v1":
+                    url = f"http://{ip}:8080/v1/models/{PIPELINE}:predict"
+                    async with (
+                        aiohttp.ClientSession() as session,
+                        session.post(url, json={"instances": [[1] * WIDTH]}, headers=header) as got,
+                    ):
+                        assert got.status == 200
                 else:
                     sent = {"name": "frames", "shape": [1, WIDTH], "datatype": "FP32", "data": [1] * WIDTH}
                     body = {"inputs": [sent]}
@@ -120,7 +127,7 @@ async def test_a_request_is_one_trace_from_its_caller_over_gateway_and_stages(
             await asyncio.to_thread(tracing.end)
         await until(lambda: len(collector.of(TRACE)) >= 13)
     spans = collector.of(TRACE)
-    served = "ModelInfer" if protocol == "grpc" else "infer"
+    served = {"grpc": "ModelInfer", "http": "infer", "v1": "predict"}[protocol]
     chain = [
         spans["splitplane-gateway", served],
         spans["splitplane-gateway", "hop"],

@@ -1,11 +1,14 @@
-"""How the C library keeps the memory of messages.
+"""How much memory there is, and how the C library keeps that of messages.
 
 By default glibc gives what messages took back to the kernel soon after they are freed, and has the next ones' pages
 mapped and zeroed anew: hundreds of page faults for a message of 600 kB, a third of all that passing it on costs. How
 much it keeps depends on the largest block that the process happens to have freed before. Here it is set.
 """
 
+import contextlib
 import ctypes
+import os
+from pathlib import Path
 
 MAPPED_BYTES = 32 << 20
 """Blocks from this size on are mapped by themselves all the same. The most that glibc comes to on its own, too, once it
@@ -26,3 +29,21 @@ def keep_freed() -> bool:
     except AttributeError:
         return False
     return bool(mallopt(_TRIM_THRESHOLD, KEPT_BYTES) and mallopt(_MMAP_THRESHOLD, MAPPED_BYTES))
+
+
+_GROUPS = Path("/sys/fs/cgroup")
+_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+"""Of control groups of version 2 and 1."""
+
+
+def limit_bytes() -> int:
+    """What this process may take at most: its container's limit, or all of the machine's memory, if that is less."""
+    limit = _machine_bytes()
+    for name in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is no such group, or no limit ("max")
+            limit = min(limit, int((_GROUPS / name).read_text()))
+    return limit
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -7,7 +7,7 @@ after it the contents of every tensor that has the parameter ``binary_data_size`
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from splitplane.runtime.inference import (
     Parameter,
     Parameters,
     Tensor,
+    TensorMetadata,
     deadline_of,
     invalid,
 )
@@ -28,6 +29,7 @@ from splitplane.runtime.tensors import (
     BYTES,
     NUMPY_TYPES,
     check_size,
+    declared_as,
     from_array,
     from_elements,
     nbytes,
@@ -55,17 +57,26 @@ class BinaryOutputs:
 
 
 def read_request(
-    body: bytes, *, header_size: int | None, model_name: str, model_version: str
+    body: bytes,
+    *,
+    header_size: int | None,
+    model_name: str,
+    model_version: str,
+    declared: Sequence[TensorMetadata] = (),
 ) -> tuple[InferRequest, BinaryOutputs]:
-    """A request, and which outputs it wants in binary. Raises :class:`InferenceError` that says what is wrong."""
+    """A request, and which outputs it wants in binary. Raises :class:`InferenceError` that says what is wrong.
+
+    ``declared`` are the model's inputs where they are known: binary ones of another datatype are not looked into.
+    """
     received = time.perf_counter()
     if header_size is not None and not 0 <= header_size <= len(body):
         raise invalid(f"Inference-Header-Content-Length is {header_size}, but the body has {len(body)} bytes")
     header = read_object(body if header_size is None else body[:header_size])
     rest = memoryview(body)[len(body) if header_size is None else header_size :]
     inputs: list[Tensor] = []
+    specs = {spec.name: spec for spec in declared}
     for entry in _objects(header, "inputs"):
-        tensor, rest = _read_input(entry, rest)
+        tensor, rest = _read_input(entry, rest, specs)
         inputs.append(tensor)
     if len(rest):
         raise invalid(f"{len(rest)} bytes follow the last binary input")
@@ -127,23 +138,26 @@ def read_object(body: bytes) -> dict[str, Any]:
     return header
 
 
-def json_data(tensor: Tensor) -> list[Any]:
-    """An output's values, flat. Raises :class:`InferenceError` when JSON has no form for one of them."""
+def json_data(tensor: Tensor, *, instead: str = f"ask for it as {BINARY}") -> list[Any]:
+    """An output's values, flat. Raises :class:`InferenceError` when JSON has no form for one of them, with what to do
+    ``instead``."""
     if tensor.datatype == BYTES:
         try:
             return [element.decode() for element in to_elements(tensor, kind="output")]
         except UnicodeDecodeError:
-            raise invalid(f"output '{tensor.name}' holds bytes that are no UTF-8: ask for it as {BINARY}") from None
+            raise invalid(f"output '{tensor.name}' holds bytes that are no UTF-8: {instead}") from None
     if tensor.datatype not in NUMPY_TYPES:
-        raise invalid(f"output '{tensor.name}' is {tensor.datatype}, which JSON cannot carry: ask for it as {BINARY}")
+        raise invalid(f"output '{tensor.name}' is {tensor.datatype}, which JSON cannot carry: {instead}")
     array = to_array(tensor).reshape(-1)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise invalid(f"output '{tensor.name}' holds NaN or infinity, which JSON cannot carry: ask for it as {BINARY}")
+        raise invalid(f"output '{tensor.name}' holds NaN or infinity, which JSON cannot carry: {instead}")
     values: list[Any] = array.tolist()
     return values
 
 
-def _read_input(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, memoryview]:
+def _read_input(
+    entry: Mapping[str, Any], rest: memoryview, declared: Mapping[str, TensorMetadata]
+) -> tuple[Tensor, memoryview]:
     name = _text(entry, "name", "an input")
     datatype = _text(entry, "datatype", f"input '{name}'")
     shape = entry.get("shape")
@@ -155,6 +169,8 @@ def _read_input(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, mem
         return _from_json(name, datatype, tuple(shape), entry, _without_transport(parameters)), rest
     if type(size) is not int or not 0 <= size <= len(rest):
         raise invalid(f"input '{name}': {BINARY_SIZE} is {size}, but {len(rest)} bytes of binary data are left")
+    if declared:
+        declared_as(name, datatype, declared)
     tensor = Tensor(name, datatype, tuple(shape), rest[:size], _without_transport(parameters))
     check_size(tensor)
     return tensor, rest[size:]
@@ -217,6 +233,10 @@ def _numbers(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
         # numpy reads integers that fit no signed 64 bits beside others as floats or objects: look at them one by one.
         given = np.array(data, object)
         fits = all(type(value) is int for value in given.flat)
+    elif target.kind == "f" and given.dtype.kind == "O":  # as numpy reads integers beyond 64 bits
+        fits = all(type(value) in (int, float) for value in given.flat)
+        if fits:
+            given = _floats(name, datatype, given)
     if not fits:
         raise invalid(f"input '{name}': 'data' holds values that are not {datatype}")
     if target.kind in "ui":
@@ -230,8 +250,21 @@ def _numbers(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
     return fitted
 
 
+def _floats(name: str, datatype: str, given: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    try:
+        return given.astype(np.float64)
+    except OverflowError:
+        raise invalid(f"input '{name}': a value lies outside {datatype}") from None
+
+
+def _given(record: Mapping[str, Any], key: str, default: Any) -> Any:
+    """``null`` stands for what is not there, as some clients write it."""
+    value = record.get(key)
+    return default if value is None else value
+
+
 def _objects(record: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    entries = record.get(key, [])
+    entries = _given(record, key, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise invalid(f"'{key}' must be a list of objects")
     return entries
@@ -246,7 +279,7 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _parameters(record: Mapping[str, Any], where: str) -> Parameters:
-    parameters = record.get("parameters", {})
+    parameters = _given(record, "parameters", {})
     if not isinstance(parameters, dict) or not all(
         isinstance(value, bool | int | float | str) for value in parameters.values()
     ):
@@ -261,7 +294,7 @@ def _parameters(record: Mapping[str, Any], where: str) -> Parameters:
 
 
 def _id(header: Mapping[str, Any]) -> str:
-    value = header.get("id", "")
+    value = _given(header, "id", "")
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise invalid("'id' must be a text")
     text = str(value)

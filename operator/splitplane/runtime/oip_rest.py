@@ -1,10 +1,10 @@
 """The REST front of the Open Inference Protocol over one :class:`Model`, with health and metrics beside it."""
 
-import asyncio
 import json
 import logging
+import math
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,33 +13,36 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from splitplane.runtime import oip_json, oip_v1, tracing
+from splitplane.runtime.bodies import Bodies
 from splitplane.runtime.inference import (
     Failure,
     InferenceError,
     InferRequest,
     Model,
     ModelMetadata,
+    TensorMetadata,
     answer,
     check,
     invalid,
 )
-from splitplane.runtime.oip_grpc import EXTENSIONS, MAX_MESSAGE_BYTES, SERVER_NAME, VERSION
+from splitplane.runtime.oip_grpc import EXTENSIONS, SERVER_NAME, VERSION, off_loop_above
 from splitplane.runtime.tensors import nbytes
 
 LOG = logging.getLogger(__name__)
 HEADER_SIZE = "Inference-Header-Content-Length"
-OFF_LOOP_BYTES = 1 << 16
-"""Bodies larger than this are parsed and written on a thread, so that they hold up no other request."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_app(model: Model, registry: CollectorRegistry, *, inference: bool = True) -> web.Application:
+def make_app(
+    model: Model, registry: CollectorRegistry, *, inference: bool = True, bodies: Bodies | None = None
+) -> web.Application:
     """The application, not yet bound: OIP REST, KServe's V1 beside it, ``/v2/health/*`` and ``/metrics``.
 
     Without ``inference`` it takes no requests for the model, and only tells of it.
     """
-    app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[_errors])
+    app = web.Application(middlewares=[_errors])
+    bodies = bodies or Bodies()
 
     async def live(_request: web.Request) -> web.Response:
         return web.json_response({"live": True})
@@ -61,22 +64,22 @@ def make_app(model: Model, registry: CollectorRegistry, *, inference: bool = Tru
 
     async def infer(request: web.Request) -> web.Response:
         with tracing.serving("infer", request.headers):
-            return await _infer(request)
+            declared = check(model, *_named(request)).inputs
+            async with bodies.of(request) as body:
+                return await _infer(request, body, declared)
 
-    async def _infer(request: web.Request) -> web.Response:
+    async def _infer(request: web.Request, body: bytes, declared: Sequence[TensorMetadata]) -> web.Response:
         name, version = _named(request)
-        check(model, name, version)
-        body = await request.read()
-        inference, binary = await _maybe_off_loop(
+        inference, binary = await off_loop_above(
             len(body),
             lambda: oip_json.read_request(
-                body, header_size=_header_size(request), model_name=name, model_version=version
+                body, header_size=_header_size(request), model_name=name, model_version=version, declared=declared
             ),
         )
         check(model, name, version, inference.outputs)
         response = answer(inference, await model.infer(_sent_by(inference, request)))
         size = sum(nbytes(tensor) for tensor in response.outputs)
-        content, header_size = await _maybe_off_loop(size, lambda: oip_json.write_response(response, binary))
+        content, header_size = await off_loop_above(size, lambda: oip_json.write_response(response, binary))
         if header_size is None:
             return web.Response(body=content, content_type="application/json")
         return web.Response(
@@ -90,12 +93,16 @@ def make_app(model: Model, registry: CollectorRegistry, *, inference: bool = Tru
         return web.json_response({"models": [model.metadata().name]})
 
     async def predict(request: web.Request) -> web.Response:
-        metadata = check(model, *_named(request))
-        body = await request.read()
-        inference, by_rows = await _maybe_off_loop(len(body), lambda: oip_v1.read_request(body, metadata))
+        with tracing.serving("predict", request.headers):
+            metadata = check(model, *_named(request))
+            async with bodies.of(request) as body:
+                return await _predict(request, body, metadata)
+
+    async def _predict(request: web.Request, body: bytes, metadata: ModelMetadata) -> web.Response:
+        inference, by_rows = await off_loop_above(len(body), lambda: oip_v1.read_request(body, metadata))
         response = await model.infer(_sent_by(inference, request))
         size = sum(nbytes(tensor) for tensor in response.outputs)
-        content = await _maybe_off_loop(size, lambda: oip_v1.write_response(response, by_rows=by_rows))
+        content = await off_loop_above(size, lambda: oip_v1.write_response(response, by_rows=by_rows))
         return web.Response(body=content, content_type="application/json")
 
     async def metrics(_request: web.Request) -> web.Response:
@@ -149,11 +156,13 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except InferenceError as error:
-        return _error(error.message, error.failure.http_status)
+        wait = {} if error.retry_seconds is None else {"Retry-After": str(math.ceil(error.retry_seconds))}
+        return _error(error.message, error.failure.http_status, wait)
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return _error(f"{error.reason}: {request.method} {request.path}", error.status)
+        allowed = {"Allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else {}
+        return _error(f"{error.reason}: {request.method} {request.path}", error.status, allowed)
     except web.RequestPayloadError:
         return _error("the body is not compressed as its Content-Encoding says", Failure.INVALID_ARGUMENT.http_status)
     except Exception as error:
@@ -161,8 +170,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _error(f"{type(error).__name__}; the server's log says more", Failure.INTERNAL.http_status)
 
 
-def _error(message: str, status: int) -> web.Response:
-    return web.Response(text=json.dumps({"error": message}), status=status, content_type="application/json")
+def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> web.Response:
+    text = json.dumps({"error": message})
+    return web.Response(text=text, status=status, headers=headers, content_type="application/json")
 
 
 def _named(request: web.Request) -> tuple[str, str]:
@@ -188,7 +198,3 @@ def _metadata(metadata: ModelMetadata) -> dict[str, Any]:
             for key, tensors in (("inputs", metadata.inputs), ("outputs", metadata.outputs))
         },
     }
-
-
-async def _maybe_off_loop(size: int, work: Callable[[], Any]) -> Any:
-    return work() if size <= OFF_LOOP_BYTES else await asyncio.to_thread(work)

@@ -14,6 +14,7 @@ from splitplane.runtime.inference import InferRequest, InferResponse, ModelMetad
 from splitplane.runtime.oip_json import json_data, read_object, read_values
 
 ROWS, COLUMNS = "instances", "inputs"
+INSTEAD = "ask for it in binary over /v2/models, as this protocol has no form for it"
 
 
 def read_request(body: bytes, metadata: ModelMetadata) -> tuple[InferRequest, bool]:
@@ -33,7 +34,7 @@ def read_request(body: bytes, metadata: ModelMetadata) -> tuple[InferRequest, bo
 
 def write_response(response: InferResponse, *, by_rows: bool) -> bytes:
     """The body, in the form of the request. Raises :class:`InferenceError` for outputs that JSON cannot carry."""
-    columns = {tensor.name: _nested(json_data(tensor), tensor.shape) for tensor in response.outputs}
+    columns = {tensor.name: _nested(json_data(tensor, instead=INSTEAD), tensor.shape) for tensor in response.outputs}
     single = next(iter(columns.values())) if len(columns) == 1 else None
     if not by_rows:
         message = {"outputs": columns if single is None else single}
