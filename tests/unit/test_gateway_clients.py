@@ -6,7 +6,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from splitplane.api.gateways import ClientAuth
 from splitplane.api.pods import LocalReference
 from splitplane.controller.authority import Pair, issue, new_authority
 from splitplane.controller.children import gateway_objects
+from splitplane.runtime import oip_pb2
 from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.clients import Tokens
@@ -205,25 +206,32 @@ def shown(folder: Path, authority: Pair, *trusted: Pair) -> Path:
     return secret(folder, **files)
 
 
-async def https(ip: str, client: dict[str, str], *, certificate: bool = True) -> int:
+async def https(ip: str, client: dict[str, str], *, certificate: bool = True, body: Any = None) -> int:
     context = ssl.create_default_context(cafile=client["ca"])
     if certificate:
         context.load_cert_chain(client["crt"], client["key"])
     async with (
         aiohttp.ClientSession() as session,
-        session.get(f"https://{ip}:8443/v2/models/{PIPELINE}", ssl=context, server_hostname="gateway.test") as answer,
+        session.request(
+            "GET" if body is None else "POST",
+            f"https://{ip}:8443/v2/models/{PIPELINE}{'' if body is None else '/infer'}",
+            ssl=context,
+            server_hostname="gateway.test",
+            json=body,
+        ) as answer,
     ):
         return answer.status
 
 
-async def named(ip: str, client: dict[str, str], *, certificate: bool = True) -> str:
+async def named(
+    ip: str, client: dict[str, str], *, certificate: bool = True, method: str = "ServerMetadata", data: bytes = b""
+) -> str:
     files = {kind: await asyncio.to_thread(Path(path).read_bytes) for kind, path in client.items()}
     pair = (files["key"], files["crt"]) if certificate else (None, None)
     credentials = grpc.ssl_channel_credentials(files["ca"], *pair)
     options = (("grpc.ssl_target_name_override", "gateway.test"), ("grpc.use_local_subchannel_pool", 1))
     async with untyped(grpc.aio.secure_channel(f"{ip}:9000", credentials, options=options)) as channel:
-        method = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
-        answer: bytes = await method(b"", timeout=5)
+        answer: bytes = await channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(data, timeout=5)
         return answer.decode(errors="replace")
 
 
@@ -315,6 +323,56 @@ async def test_a_certificate_and_a_token_may_both_be_asked_for(stage, tmp_path):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await named(found.settings.pod_ip, client)
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def turns(found: Gateway, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whose turns the gateway gives, as it gives them."""
+    taken: list[str] = []
+    turn = found.forwarder._line.turn
+
+    def noted(client: str) -> AbstractAsyncContextManager[None]:
+        taken.append(client)
+        return turn(client)
+
+    monkeypatch.setattr(found.forwarder._line, "turn", noted)
+    return taken
+
+
+async def test_holders_of_tokens_take_turns_wherever_they_call_from(stage, tmp_path, monkeypatch):
+    folder = secret(tmp_path / "tokens", one=ONE, two=TWO)
+    async with running(stage, tmp_path, client_tokens_dir=folder) as found:
+        taken = turns(found, monkeypatch)
+        for token in (ONE, TWO, ONE):
+            await asyncio.to_thread(over_http, f"{found.settings.pod_ip}:8080", token)
+            await asyncio.to_thread(over_grpc, f"{found.settings.pod_ip}:9000", token)
+    one, _, two, *_ = taken
+    assert one != two
+    assert taken == [one, one, two, two, one, one]
+    assert ONE not in one
+
+
+async def test_without_tokens_a_header_makes_nobody_another_client(stage, tmp_path, monkeypatch):
+    async with running(stage, tmp_path) as found:
+        taken = turns(found, monkeypatch)
+        for token in (ONE, TWO, None):
+            await asyncio.to_thread(over_http, f"{found.settings.pod_ip}:8080", token)
+            await asyncio.to_thread(over_grpc, f"{found.settings.pod_ip}:9000", token)
+    assert set(taken) == {"127.0.0.1"}
+
+
+async def test_holders_of_certificates_take_turns_over_either_protocol(stage, tmp_path, monkeypatch):
+    authority = new_authority("both", now=NOW)
+    names = ["client.one", "client.two"]
+    files = {name: pem(tmp_path / name, authority, name, server=authority) for name in names}
+    message = oip_pb2.ModelInferRequest(model_name=PIPELINE, raw_input_contents=[frames().tobytes()])
+    message.inputs.add(name="frames", datatype="FP32", shape=frames().shape)
+    body = {"inputs": [{"name": "frames", "datatype": "FP32", "shape": frames().shape, "data": frames().tolist()}]}
+    async with running(stage, tmp_path, client_tls_dir=shown(tmp_path / "tls", authority, authority)) as found:
+        taken = turns(found, monkeypatch)
+        for name in names:
+            assert await https(found.settings.pod_ip, files[name], body=body) == 200
+            await named(found.settings.pod_ip, files[name], method="ModelInfer", data=message.SerializeToString())
+    assert taken == [f"certificate {name}" for name in names for _ in range(2)]
 
 
 async def test_a_gateway_without_usable_credentials_does_not_start(tmp_path):

@@ -128,7 +128,11 @@ def make_app(
 
 def _sent_by(inference: InferRequest, request: web.Request) -> InferRequest:
     forwarded = ",".join(request.headers.getall(hdrs.X_FORWARDED_FOR, ()))
-    return replace(inference, client=request.remote or "", forwarded=forwarded)
+    shown = request.get_extra_info("peercert") or {}
+    names = [name for _, name in shown.get("subjectAltName", ())] or [
+        value for part in shown.get("subject", ()) for kind, value in part if kind == "commonName"
+    ]
+    return replace(inference, client=request.remote or "", forwarded=forwarded, identity=tuple(names))
 
 
 async def serve(

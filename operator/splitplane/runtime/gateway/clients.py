@@ -10,6 +10,7 @@ import logging
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from aiohttp import hdrs, web
 
 from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.grpc_standard import HEALTH
+from splitplane.runtime.inference import InferRequest
 from splitplane.runtime.mtls import CHECK_SECONDS, Credentials, Identity
 from splitplane.runtime.oip_grpc import SERVICE
 
@@ -28,6 +30,9 @@ REFUSAL = "a bearer token is needed: send the header 'authorization: Bearer <tok
 WRONG = "this bearer token is not one of those that the gateway takes"
 
 LOG = logging.getLogger(__name__)
+
+HOLDER: ContextVar[str] = ContextVar("holder", default="")
+"""Which of the tokens the request under way has shown, by its digest; empty where none is asked for."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -47,11 +52,10 @@ class Tokens:
 
     def refusal(self, authorization: str) -> str:
         """Why a request with this ``Authorization`` (or none, empty) is refused; empty if it is not."""
-        scheme, _, token = authorization.strip().partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
+        if not (token := _bearer(authorization)):
             return REFUSAL
         self._look()
-        shown = _digest(token.strip().encode(errors="surrogateescape"))
+        shown = _digest(token)
         # All are compared, so that how long it takes tells nothing about which.
         known = [hmac.compare_digest(shown, digest) for digest in self._digests]
         return "" if any(known) else WRONG
@@ -77,8 +81,20 @@ def _digests(folder: Path) -> frozenset[bytes]:
     return frozenset(_digest(token) for file in files if (token := file.read_bytes().strip()))
 
 
+def _bearer(authorization: str) -> bytes:
+    scheme, _, token = authorization.strip().partition(" ")
+    return token.strip().encode(errors="surrogateescape") if scheme.lower() == "bearer" else b""
+
+
 def _digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
+
+
+def client_of(request: InferRequest) -> str:
+    """Whose turn a request takes: by the token or the certificate that it had to show, else by its address."""
+    if holder := HOLDER.get():
+        return f"token {holder}"
+    return f"certificate {','.join(request.identity)}" if request.identity else request.client
 
 
 def rest_guard(tokens: Tokens) -> Any:
@@ -88,8 +104,10 @@ def rest_guard(tokens: Tokens) -> Any:
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in OPEN_PATHS:
             return await handler(request)
-        refusal = tokens.refusal(request.headers.get(hdrs.AUTHORIZATION, ""))
+        authorization = request.headers.get(hdrs.AUTHORIZATION, "")
+        refusal = tokens.refusal(authorization)
         if not refusal:
+            HOLDER.set(_digest(_bearer(authorization)).hex())
             return await handler(request)
         challenge = 'Bearer realm="splitplane"' + (', error="invalid_token"' if refusal == WRONG else "")
         return web.json_response({"error": refusal}, status=401, headers={hdrs.WWW_AUTHENTICATE: challenge})
@@ -115,8 +133,11 @@ class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
         if handler_call_details.method.startswith(OPEN_METHODS):
             return await continuation(handler_call_details)
         shown = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
-        refusal = self._tokens.refusal(shown[0] if shown else "")
-        return _refusing(refusal) if refusal else await continuation(handler_call_details)
+        authorization = str(shown[0]) if shown else ""
+        if refusal := self._tokens.refusal(authorization):
+            return _refusing(refusal)
+        HOLDER.set(_digest(_bearer(authorization)).hex())
+        return await continuation(handler_call_details)
 
 
 def _refusing(why: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from splitplane.runtime.gateway.admission import Line, Throughput, overloaded
 from splitplane.runtime.gateway.checking import Checker
 from splitplane.runtime.gateway.choosing import Choice
+from splitplane.runtime.gateway.clients import client_of
 from splitplane.runtime.gateway.outliers import Outliers
 from splitplane.runtime.gateway.pacing import ONCE, RETRYABLE, Patience, RetryBudget, pause_seconds
 from splitplane.runtime.gateway.proxies import Proxies
@@ -103,7 +104,7 @@ class Forwarder:
         """
         router, metrics = self._router, self._router.metrics
         metrics.read()
-        client = self._proxies.client(request.client, request.forwarded)
+        client = client_of(replace(request, client=self._proxies.client(request.client, request.forwarded)))
         if client != request.client:
             request = replace(request, client=client)
         try:
