@@ -3,6 +3,8 @@
 import asyncio
 import json
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -173,6 +175,25 @@ def test_every_failure_has_a_grpc_status_and_an_http_status(server, failure):
         client.infer("adder", http_inputs(binary=True))
     assert (caught.value.status(), caught.value.message()) == (str(failure.http_status), "say this")
     assert Failure.RESOURCE_EXHAUSTED.http_status == 503
+
+
+@pytest.mark.parametrize("failure", Failure)
+def test_what_passes_tells_over_either_front_when_to_come_again(server, failure):
+    server.model.error = InferenceError(failure, "say this")
+    passes = failure in (Failure.RESOURCE_EXHAUSTED, Failure.UNAVAILABLE)
+    with (
+        tritonclient.grpc.InferenceServerClient(server.grpc_address) as client,
+        pytest.raises(tritonclient.utils.InferenceServerException) as caught,
+    ):
+        client.infer("adder", grpc_inputs())
+    error = caught.value.__cause__ or caught.value.__context__
+    assert dict(error.trailing_metadata() or ()).get("grpc-retry-pushback-ms") == ("1000" if passes else None)
+    body = json.dumps({"inputs": [{"name": "a", "datatype": "FP32", "shape": [1], "data": [1]}]}).encode()
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        urllib.request.urlopen(f"http://{server.http_address}/v2/models/adder/infer", data=body)
+    answer.value.close()
+    assert answer.value.code == failure.http_status
+    assert answer.value.headers["Retry-After"] == ("1" if passes else None)
 
 
 def test_a_deadline_reaches_the_model_from_either_front(server):

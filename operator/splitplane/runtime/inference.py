@@ -37,6 +37,10 @@ class Failure(Enum):
         return 503 if self is Failure.RESOURCE_EXHAUSTED else self.value
 
 
+RETRY_SECONDS = 1.0
+"""When to come again after what passes, where nothing better is known."""
+
+
 class InferenceError(Exception):
     """A request that cannot be served. The text goes to the client: it says what to do, and holds no secret."""
 
@@ -46,8 +50,10 @@ class InferenceError(Exception):
         self.message = message
         self.origin = origin
         """Address of the stage that answered so, where it is known. Among a pipeline's pods only."""
+        if retry_seconds is None and failure in (Failure.RESOURCE_EXHAUSTED, Failure.UNAVAILABLE):
+            retry_seconds = RETRY_SECONDS
         self.retry_seconds = retry_seconds
-        """When it makes sense to try again, where that is known."""
+        """When it makes sense to try again; ``None`` where it makes none."""
 
 
 def invalid(message: str) -> InferenceError:

@@ -160,8 +160,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except InferenceError as error:
-        wait = {} if error.retry_seconds is None else {"Retry-After": str(math.ceil(error.retry_seconds))}
-        return _error(error.message, error.failure.http_status, wait)
+        return error_answer(error, error.failure.http_status)
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -172,6 +171,12 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception as error:
         LOG.exception("a request failed in a way that nothing foresaw")
         return _error(f"{type(error).__name__}; the server's log says more", Failure.INTERNAL.http_status)
+
+
+def error_answer(error: InferenceError, status: int) -> web.Response:
+    """With the time to come again, in whole seconds, where there is one."""
+    seconds = error.retry_seconds
+    return _error(error.message, status, {} if seconds is None else {hdrs.RETRY_AFTER: str(max(1, math.ceil(seconds)))})
 
 
 def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> web.Response:

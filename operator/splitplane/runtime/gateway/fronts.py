@@ -1,7 +1,6 @@
 """The gateway's servers: the shared protocol fronts, and what a gateway adds to them for overload and departure."""
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -15,8 +14,6 @@ from splitplane.runtime.inference import Failure, InferenceError, Model
 from splitplane.runtime.mtls import Identity
 
 TOO_MANY_REQUESTS = 429
-RETRY_AFTER_SECONDS = 1.0
-"""Where nothing better is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +79,6 @@ async def _overload(
     try:
         return await handler(request)
     except InferenceError as error:
-        if error.failure not in (Failure.RESOURCE_EXHAUSTED, Failure.UNAVAILABLE):
+        if error.failure is not Failure.RESOURCE_EXHAUSTED:
             raise
-        full = error.failure is Failure.RESOURCE_EXHAUSTED
-        return web.json_response(
-            {"error": error.message},
-            status=TOO_MANY_REQUESTS if full else error.failure.http_status,
-            headers={"Retry-After": str(max(1, math.ceil(error.retry_seconds or RETRY_AFTER_SECONDS)))},
-        )
+        return oip_rest.error_answer(error, TOO_MANY_REQUESTS)
