@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 PROFILE_PODS = ("pods", "-l", "app.kubernetes.io/component=profile")
 CALIBRATION_PODS = ("pods", "-l", "app.kubernetes.io/component=calibration")
 CORE_SECONDS = 40
-"""Three times what the attacks need to be trained for long enough on a quiet machine."""
+"""Six times what the attacks need to be trained for long enough on a quiet machine."""
 
 
 @pytest.fixture
