@@ -32,11 +32,12 @@ class Echo:
     """Returns what it gets, each input under its own name; takes any tensor that is whole."""
 
     is_ready: bool = True
+    name: str = "echo"
     seen: list[InferRequest] = field(default_factory=list)
 
     def metadata(self) -> ModelMetadata:
         tensors = tuple(TensorMetadata(datatype.lower(), datatype, (-1, 2)) for datatype in DATATYPES)
-        return ModelMetadata("echo", inputs=tensors, outputs=tensors)
+        return ModelMetadata(self.name, inputs=tensors, outputs=tensors)
 
     def ready(self) -> bool:
         return self.is_ready
@@ -46,7 +47,7 @@ class Echo:
         for tensor in request.inputs:
             check_size(tensor)
         outputs = tuple(Tensor(t.name, t.datatype, t.shape, t.data) for t in request.inputs)
-        return InferResponse("echo", outputs, parameters={"served_by": "test"})
+        return InferResponse(self.name, outputs, parameters={"served_by": "test"})
 
 
 @dataclass(frozen=True)

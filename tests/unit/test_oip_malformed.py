@@ -1,6 +1,7 @@
-"""Malformed requests, by the thousand: both fronts answer them with errors of the protocol, and go on as before.
+"""Malformed requests, by the thousand: they are answered with errors of the protocol, and all goes on as before.
 
-``make fuzz`` sends 20,000; the default is a few hundred.
+Once to the two fronts alone, over a model that takes any tensor, and once to a gateway with a stage behind it.
+``make fuzz`` sends 20,000 to each; the default is a few hundred.
 """
 
 import asyncio
@@ -8,6 +9,8 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -18,14 +21,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from splitplane.adapters.cluster import Object
+from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime import oip_grpc, oip_pb2
+from splitplane.runtime.tensors import NUMPY_TYPES
+from tests.support import gateway_rig as rig
 from tests.support.forking import FORKED
 from tests.support.fronts import DATATYPES, Echo, Fronts, serving
+from tests.support.gateway_stage import TYPES
 
 REQUESTS = int(os.environ.get("SPLITPLANE_FUZZ_REQUESTS", "600"))
 ANSWER_SECONDS = 10.0
 GROWTH_BYTES = 64 << 20
-PATHS = ("/v2/models/echo/infer", "/v2/models/echo/versions/1/infer", "/v1/models/echo:predict")
+PATHS = tuple(
+    path.format(rig.PIPELINE)
+    for path in ("/v2/models/{}/infer", "/v2/models/{}/versions/1/infer", "/v1/models/{}:predict")
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -63,10 +74,21 @@ rest_requests = st.tuples(
 )
 
 
+def whole_request() -> Any:
+    """One that a gateway passes on: two numbers, both 0, of every datatype that a stage takes."""
+    message: Any = oip_pb2.ModelInferRequest(model_name=rig.PIPELINE)
+    for name in TYPES:
+        message.inputs.add(name=name.lower(), datatype=name, shape=[1, 2])
+        message.raw_input_contents.append(bytes(2 * (2 if name == "BF16" else NUMPY_TYPES[name].itemsize)))
+    return message
+
+
 @st.composite
 def grpc_messages(draw: st.DrawFn) -> bytes:
     """A message that is valid but for what is drawn, and then perhaps cut or overwritten in places."""
-    message: Any = oip_pb2.ModelInferRequest(model_name="echo")
+    if draw(st.booleans()):
+        return _damaged(draw, whole_request().SerializeToString())
+    message: Any = oip_pb2.ModelInferRequest(model_name=rig.PIPELINE)
     for _ in range(draw(st.integers(0, 3))):
         tensor = message.inputs.add(
             name=draw(names).encode("utf-8", "ignore"),
@@ -77,7 +99,11 @@ def grpc_messages(draw: st.DrawFn) -> bytes:
             tensor.contents.bytes_contents.extend(draw(st.lists(st.binary(max_size=8), max_size=3)))
             tensor.contents.int_contents.extend(draw(st.lists(st.integers(-300, 300), max_size=3)))
     message.raw_input_contents.extend(draw(st.lists(st.binary(max_size=32), max_size=3)))
-    data = bytearray(message.SerializeToString())
+    return _damaged(draw, message.SerializeToString())
+
+
+def _damaged(draw: st.DrawFn, message: bytes) -> bytes:
+    data = bytearray(message)
     for _ in range(draw(st.integers(0, 3))):
         if data:
             data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
@@ -141,16 +167,43 @@ class Sender:
 
 def serve(pipe: Any) -> None:
     """A process's whole life: the fronts, until the other end of the pipe says something."""
-    with serving(Echo()) as fronts:
+    with serving(Echo(name=rig.PIPELINE)) as fronts:
         pipe.send(fronts)
         pipe.recv()
 
 
-@pytest.fixture(scope="module")
-def sender() -> Iterator[Sender]:
+def serve_gateway(pipe: Any, folder: Path, pod: Object) -> None:
+    """The same of a gateway whose one stage is that pod."""
+
+    async def run() -> None:
+        cluster = rig.MemoryCluster()
+        described = [{"name": name.lower(), "datatype": name, "shape": [-1, 2]} for name in TYPES]
+        model = {"name": rig.PIPELINE, "inputs": described, "outputs": described}
+        cluster.put(ROUTE_TABLE, rig.table(1, rig.ALONE, model=model))
+        cluster.put(POD, pod)
+        async with rig.gateway(cluster, folder) as running:
+            await rig.until(running.forwarder.ready)
+            pipe.send(Fronts(f"{running.settings.pod_ip}:9000", f"{running.settings.pod_ip}:8080"))
+            await asyncio.to_thread(pipe.recv)
+
+    asyncio.run(run())
+
+
+@pytest.fixture(scope="module", params=["fronts", "gateway"])
+def sender(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sender]:
     ours, theirs = FORKED.Pipe()
-    process = FORKED.Process(target=serve, args=(theirs,), daemon=True)
-    process.start()
+    with ExitStack() as stack:
+        if request.param == "fronts":
+            process = FORKED.Process(target=serve, args=(theirs,), daemon=True)
+        else:
+            (stage,) = stack.enter_context(rig.stages(rig.StageProcess("small-edge", "edge", (0, 3), same=True)))
+            arguments = theirs, tmp_path_factory.mktemp("gateway"), stage.pod
+            process = FORKED.Process(target=serve_gateway, args=arguments, daemon=True)
+        process.start()
+        yield from _sender(ours, process)
+
+
+def _sender(ours: Any, process: Any) -> Iterator[Sender]:
     fronts = ours.recv()
     sender = Sender(fronts, psutil.Process(process.pid))
     for path in PATHS:
@@ -192,6 +245,11 @@ def test_rest_answers_anything_with_success_or_a_clients_error(
 def test_grpc_answers_anything_with_success_or_a_clients_error(sender: Sender, method: str, data: bytes) -> None:
     codes = grpc.StatusCode
     assert sender.grpc(method, data) in (codes.OK, codes.INVALID_ARGUMENT, codes.NOT_FOUND)
+
+
+def test_a_request_that_is_whole_is_answered(sender: Sender) -> None:
+    """Or else what is damaged of it would show nothing."""
+    assert sender.grpc("ModelInfer", whole_request().SerializeToString()) is grpc.StatusCode.OK
 
 
 def test_what_unpacks_to_more_than_the_limit_is_refused(sender: Sender) -> None:
