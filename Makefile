@@ -25,7 +25,7 @@ test: env binaries peers  ## Run all tests: unit, integration on the embedded co
 test-unit: env binaries peers  ## Run the tests that start no cluster
 	@$(BIN)/python -m pytest tests/unit $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-fuzz: env  ## Send 20,000 malformed requests to both protocol fronts (a few minutes)
+fuzz: env  ## Send 20,000 malformed requests to both protocol fronts, and to a gateway with a stage (some minutes)
 	@SPLITPLANE_FUZZ_REQUESTS=20000 $(BIN)/python -m pytest tests/unit/test_oip_malformed.py $(PYTEST_ARGS)
 
 chaos: env binaries  ## Do every fault to a cluster under load and write what clients saw to docs/faults.md (about 20 minutes)
