@@ -95,6 +95,13 @@ class World:
             body["status"] = known.get("status", {})
         self.cluster.put(body)
 
+    async def rounds(self, times: int = 1, **more: Any) -> None:
+        """What the loop does: every pipeline that there is, in turn."""
+        for _ in range(times):
+            keys = [(key[1], key[2]) for key in sorted(self.cluster.objects) if key[0] == "InferencePipeline"]
+            self.operator.keep_only(set(keys))
+            await self.step(keys=keys, **more)
+
     async def step(
         self, times: int = 1, *, seconds: float = 1.0, settle: bool = True, keys: Sequence[tuple[str, str]] = (KEY,)
     ) -> None:

@@ -60,18 +60,10 @@ def world() -> World:
     return world
 
 
-async def rounds(world: World, times: int = 1, **more: Any) -> None:
-    """What the loop does: every pipeline that there is, in turn."""
-    for _ in range(times):
-        keys = [(key[1], key[2]) for key in sorted(world.cluster.objects) if key[0] == "InferencePipeline"]
-        world.operator.keep_only(set(keys))
-        await world.step(keys=keys, **more)
-
-
 async def serving(world: World, **spec: Any) -> None:
     spec = {"objectives": {"prefer": "Latency"}, "replanning": {"intervalSeconds": 10}, **spec}
     world.apply(sites=SITES, **spec)
-    await rounds(world, 20)
+    await world.rounds(20)
     assert world.condition("Ready") == ("True", "Serving"), world.status
 
 
@@ -138,7 +130,7 @@ async def test_its_replicas_bear_what_all_sites_send(world: World) -> None:
     (_, before), *_ = of_tier(world, "cloud").items()
 
     world.metrics = metrics(north=FAST, south=FAST, rates={"north": 3.0, "south": 60.0})
-    await rounds(world, 30)
+    await world.rounds(30)
 
     (_, after), *others = of_tier(world, "cloud").items()
     assert not others
@@ -156,9 +148,9 @@ async def test_replicas_that_nobody_needs_go_after_the_window(world: World) -> N
     full = next(iter(of_tier(world, "cloud").values()))["spec"]["replicas"]
 
     world.metrics = metrics(north=FAST, south=FAST, rate=1.0)
-    await rounds(world, 30)
+    await world.rounds(30)
     assert next(iter(of_tier(world, "cloud").values()))["spec"]["replicas"] == full
-    await rounds(world, 70)
+    await world.rounds(70)
     assert 0 < next(iter(of_tier(world, "cloud").values()))["spec"]["replicas"] < full
 
 
@@ -169,7 +161,7 @@ async def test_a_site_that_cuts_elsewhere_within_what_is_resident_touches_no_oth
     before = {site: (plan_of(world, site), table_of(world, site)) for site in ("north", "south")}
 
     world.metrics = metrics(north=FAST, south=100 * FAST)
-    await rounds(world, 100)
+    await world.rounds(100)
 
     assert (before["north"][0], plan_of(world, "north")) == ("edge:0-1|cloud:1-6 fp32", "edge:0-4|cloud:4-6 fp32")
     assert (plan_of(world, "south"), table_of(world, "south")) == before["south"]
@@ -183,13 +175,13 @@ async def test_a_site_that_leaves_the_pool_leaves_it_to_the_others_and_the_last_
     (name, _), *_ = of_tier(world, "cloud").items()
 
     world.metrics = metrics(north=SLOW, south=FAST)
-    await rounds(world, 150)
+    await world.rounds(150)
     assert "cloud" not in plan_of(world, "north")
     assert "cloud" in plan_of(world, "south")
     assert set(of_tier(world, "cloud")) == {name}
 
     world.metrics = metrics(north=SLOW, south=SLOW)
-    await rounds(world, 250)
+    await world.rounds(250)
     assert "cloud" not in plan_of(world, "south")
     assert not of_tier(world, "cloud")
     assert not world.status["plan"].get("stages")
@@ -199,13 +191,13 @@ async def test_a_site_that_is_taken_away_leaves_nothing_and_the_others_as_they_a
     await serving(world)
     table = table_of(world, "south")
     world.cluster.remove("Node", "e1")
-    await rounds(world, 2)
+    await world.rounds(2)
     world.clock.time += GONE_SECONDS
-    await rounds(world, 2)
+    await world.rounds(2)
     for kind in ("RouteTable", "Deployment", "Service", "ServiceAccount", "Role", "RoleBinding"):  # as the collector
         for name in [each for each in world.cluster.of(kind) if each.startswith("tracker-north")]:
             world.cluster.objects.pop((kind, "shop", name))
-    await rounds(world, 5)
+    await world.rounds(5)
 
     assert set(world.cluster.of("InferencePipeline")) == {"tracker", "tracker-south"}
     assert len(of_tier(world, "cloud")) == 1
@@ -220,12 +212,12 @@ async def test_another_range_is_made_before_the_old_one_goes(world: World) -> No
     world.gateway_admits = False
     narrow = remembering("cloud", "355Mi", trusted=False)  # enough from cut 3 on
     world.apply(sites=SITES, tiers=[near, narrow], **EAGER)
-    await rounds(world, 3)
+    await world.rounds(3)
     both = set(of_tier(world, "cloud"))
     assert both > {old}
 
     world.gateway_admits = True
-    await rounds(world, 10)
+    await world.rounds(10)
     (new,) = of_tier(world, "cloud")
     assert {new} == both - {old}
     for site in ("north", "south"):
@@ -235,10 +227,10 @@ async def test_another_range_is_made_before_the_old_one_goes(world: World) -> No
 
 async def test_what_serves_at_rest_is_not_written_to(world: World) -> None:
     await serving(world)
-    await rounds(world, 30)
+    await world.rounds(30)
     before = len(world.cluster.writes)
 
-    await rounds(world, 30)
+    await world.rounds(30)
 
     assert [each for each in world.cluster.writes[before:] if each[0] != "status"] == []
 
@@ -251,7 +243,7 @@ async def test_a_restarted_operator_takes_what_is_shared_over_as_it_is(world: Wo
     before = len(world.cluster.writes)
 
     world.restart()
-    await rounds(world, 15)
+    await world.rounds(15)
 
     assert {name: body["spec"] for name, body in of_tier(world, "cloud").items()} == deployments
     assert {site: table_of(world, site) for site in ("north", "south")} == tables
@@ -263,7 +255,7 @@ async def test_what_somebody_deletes_of_it_is_made_again(world: World) -> None:
     (name, _), *_ = of_tier(world, "cloud").items()
     world.cluster.objects.pop(("Deployment", "shop", name))
 
-    await rounds(world, 2)
+    await world.rounds(2)
 
     assert set(of_tier(world, "cloud")) == {name}
 

@@ -49,17 +49,9 @@ def world() -> World:
     return world
 
 
-async def rounds(world: World, times: int = 1, **more: Any) -> None:
-    """What the loop does: every pipeline that there is, in turn."""
-    for _ in range(times):
-        keys = [(key[1], key[2]) for key in sorted(world.cluster.objects) if key[0] == "InferencePipeline"]
-        world.operator.keep_only(set(keys))
-        await world.step(keys=keys, **more)
-
-
 async def serving(world: World, **spec: Any) -> None:
     world.apply(sites=SITES, **spec)
-    await rounds(world, 20)
+    await world.rounds(20)
     assert world.condition("Ready") == ("True", "Serving"), world.status
 
 
@@ -100,7 +92,7 @@ async def test_the_users_pipeline_shows_what_its_sites_come_to(world: World) -> 
     assert float(plan["costPerThousandRequests"]) == pytest.approx(sum(costs) / (8 * 3.6), rel=0.05)
 
     world.metrics = replace(world.metrics, pipelines={NORTH: pipelines[NORTH]})
-    await rounds(world, 12)
+    await world.rounds(12)
     assert "requestsPerSecond" not in world.status["plan"]  # not that of one site alone
 
 
@@ -127,7 +119,7 @@ async def test_a_link_that_is_measured_a_little_otherwise_is_no_news(world: Worl
     world.metrics = metrics(north=5.01e6, south=4.98e6)
     before = rows(world)
 
-    await rounds(world, 15)
+    await world.rounds(15)
 
     assert {name: row["links"] for name, row in rows(world).items()} == {
         name: row["links"] for name, row in before.items()
@@ -163,7 +155,7 @@ async def test_the_operators_metrics_tell_which_sites_are_ready_as_long_as_there
     for name in [name for name in world.cluster.of("RouteTable") if "south" in name]:
         table = world.cluster.of("RouteTable")[name]
         world.cluster.put({**table, "status": {}})
-    await rounds(world, 3, settle=False)
+    await world.rounds(3, settle=False)
 
     def shown(site: str) -> float | None:
         labels = {"pipeline_namespace": "shop", "pipeline_name": "tracker", "site": site}
@@ -190,7 +182,7 @@ async def test_a_worse_link_changes_the_plan_of_its_own_site_only(world: World) 
     assert before["north"] == before["south"]
 
     world.metrics = metrics(north=4e3, south=5e6)
-    await rounds(world, 80)
+    await world.rounds(80)
 
     after = {name: row["plan"] for name, row in rows(world).items()}
     assert after["north"] != before["north"]
@@ -204,7 +196,7 @@ async def test_a_changed_spec_reaches_every_site(world: World) -> None:
     await serving(world)
 
     world.apply(sites=SITES, objectives={"latencyP95Milliseconds": 300})
-    await rounds(world, 3)
+    await world.rounds(3)
 
     limits = {
         name: body["spec"]["objectives"]["latencyP95Milliseconds"]
@@ -220,7 +212,7 @@ async def test_what_somebody_changes_at_a_site_is_changed_back(world: World) -> 
     changed["metadata"] = {**body["metadata"], "generation": body["metadata"]["generation"] + 1}
     world.cluster.put(changed)
 
-    await rounds(world, 2)
+    await world.rounds(2)
 
     assert "suspend" not in world.cluster.of("InferencePipeline")["tracker-north"]["spec"]
 
@@ -231,7 +223,7 @@ async def test_labels_that_somebody_takes_from_a_site_are_put_back(world: World)
     labels = body["metadata"].pop("labels")
     world.cluster.put(body)
 
-    await rounds(world, 2)
+    await world.rounds(2)
 
     assert world.cluster.of("InferencePipeline")["tracker-north"]["metadata"]["labels"] == labels
     assert set(world.cluster.of("InferencePipeline")) == {"tracker", "tracker-north", "tracker-south"}
@@ -243,7 +235,7 @@ async def test_a_site_that_appears_is_served_and_the_others_are_left_alone(world
 
     world.cluster.put(at("e3", "west"))
     world.metrics = metrics(north=5e6, south=5e6, west=5e6)
-    await rounds(world, 15)
+    await world.rounds(15)
 
     assert rows(world)["west"]["ready"] == "True"
     assert ("Normal", "SiteAdded", "site west: operated as pipeline tracker-west") in world.cluster.events
@@ -254,10 +246,10 @@ async def test_a_site_goes_once_no_node_has_named_it_for_a_while(world: World) -
     await serving(world)
     world.cluster.remove("Node", "e2")
 
-    await rounds(world, 2)
+    await world.rounds(2)
     assert rows(world).keys() == {"north", "south"}
     world.clock.time += GONE_SECONDS
-    await rounds(world, 2)
+    await world.rounds(2)
 
     assert rows(world).keys() == {"north"}
     assert "tracker-south" not in world.cluster.of("InferencePipeline")
@@ -268,9 +260,9 @@ async def test_a_site_that_was_taken_away_is_not_made_again_before_the_watch_has
     await serving(world)
     gone = world.cluster.of("InferencePipeline")["tracker-south"]
     world.cluster.remove("Node", "e2")
-    await rounds(world)
+    await world.rounds()
     world.clock.time += GONE_SECONDS
-    await rounds(world)
+    await world.rounds()
     assert "tracker-south" not in world.cluster.of("InferencePipeline")
 
     world.cluster.put(gone)  # as the index still has it
@@ -285,9 +277,9 @@ async def test_a_site_whose_node_comes_back_in_time_is_kept(world: World) -> Non
     for _ in range(3):
         world.cluster.remove("Node", "e2")
         world.clock.time += GONE_SECONDS / 2
-        await rounds(world)
+        await world.rounds()
         world.cluster.put(at("e2", "south"))
-        await rounds(world)
+        await world.rounds()
 
     assert ("delete", "InferencePipeline", "tracker-south") not in world.cluster.writes
 
@@ -296,7 +288,7 @@ async def test_a_site_that_is_dark_is_told_of_by_name_and_stays(world: World) ->
     await serving(world)
 
     world.cluster.put(at("e2", "south", ready=False))
-    await rounds(world, 3)
+    await world.rounds(3)
 
     status = next(each for each in world.status["conditions"] if each["type"] == "Degraded")
     assert (status["status"], status["reason"]) == ("True", "TierLost")
@@ -311,7 +303,7 @@ async def test_a_pipeline_of_another_owner_is_not_touched(world: World) -> None:
     world.cluster.put(other)
 
     world.apply(sites=SITES)
-    await rounds(world, 3)
+    await world.rounds(3)
 
     assert world.cluster.of("InferencePipeline")["tracker-north"]["spec"] == other["spec"]
     assert world.condition("Degraded") == ("True", "NameTaken")
@@ -328,7 +320,7 @@ async def test_nodes_without_a_site_are_told_of(nodes: dict[str, str], reason: s
         world.cluster.put(at(name, site) if site else node(name, "edge"))
 
     world.apply(sites=SITES)
-    await rounds(world, 2)
+    await world.rounds(2)
 
     assert world.condition("Degraded") == ("True", reason)
     message = next(each["message"] for each in world.status["conditions"] if each["type"] == "Degraded")
@@ -344,7 +336,7 @@ async def test_nodes_without_a_site_are_told_of(nodes: dict[str, str], reason: s
 
 async def test_no_more_sites_are_served_than_the_status_can_hold(world: World) -> None:
     world.apply(sites=SITES)
-    await rounds(world)
+    await world.rounds()
     for number in range(MOST_SITES):
         world.cluster.put(at(f"more-{number}", f"a{number:03}"))
 
@@ -373,10 +365,10 @@ async def test_everything_of_a_site_belongs_to_its_pipeline_and_that_to_the_user
 
 async def test_a_pipeline_with_sites_at_rest_is_not_written_to(world: World) -> None:
     await serving(world)
-    await rounds(world, 30)
+    await world.rounds(30)
     before = len(world.cluster.writes)
 
-    await rounds(world, 30)
+    await world.rounds(30)
 
     later = world.cluster.writes[before:]
     assert [each for each in later if each[2] == "tracker" or each[0] != "status"] == []
@@ -388,7 +380,7 @@ async def test_a_restarted_operator_takes_the_sites_over_as_they_are(world: Worl
     specs = {name: table["spec"] for name, table in world.cluster.of("RouteTable").items()}
 
     world.restart()
-    await rounds(world, 3)
+    await world.rounds(3)
 
     assert {name: body["metadata"]["uid"] for name, body in world.cluster.of("InferencePipeline").items()} == before
     assert {name: table["spec"] for name, table in world.cluster.of("RouteTable").items()} == specs
