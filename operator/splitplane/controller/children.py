@@ -8,7 +8,7 @@ from typing import Any
 from splitplane.api.defences import to_defence
 from splitplane.api.pipelines import InferencePipeline, TierSpec
 from splitplane.controller.disruptions import gateway_budget
-from splitplane.controller.naming import digest, gateway_name, model_name, peers_name, stage_name, tier_of
+from splitplane.controller.naming import digest, gateway_name, model_name, stage_name, tier_of
 from splitplane.controller.objects import STAGE_LABEL, TIER_LABEL, Object
 from splitplane.controller.pods import (
     GATEWAY_STATE_PATH,
@@ -32,6 +32,7 @@ from splitplane.controller.pods import (
     pulled_with,
     scrape_annotations,
     server,
+    serving_variables,
     spread,
     tls,
     weights_variables,
@@ -103,7 +104,7 @@ def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, 
         untrusted = [each.name for each in pipeline.spec.tiers if not each.trusted]
         resident["SPLITPLANE_DEFENCE"] = json.dumps({**defence, "tiers": untrusted}, sort_keys=True)
     env = _model_variables(pipeline, tier, **resident)
-    env = [*env, *_peers(pipeline), *_tracing(settings)]
+    env = [*env, *serving_variables(pipeline, settings)]
     if settings.mtls != OFF:
         volume, mount, variable = tls(pipeline.metadata.name, "stage")
         env, volumes, mounts = [*env, variable], [*volumes, volume], [*mounts, mount]
@@ -191,7 +192,7 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
         env.append({"name": "SPLITPLANE_TRUSTED_PROXIES", "value": ",".join(spec.gateway.trusted_proxies)})
     if settings.kserve_metrics:
         env.append({"name": "SPLITPLANE_KSERVE_METRICS", "value": "true"})
-    env += [*_peers(pipeline), *_tracing(settings)]
+    env += serving_variables(pipeline, settings)
     if settings.mtls != OFF:
         volume, mount, variable = tls(pipeline.metadata.name, "gateway")
         env, volumes, mounts = [*env, variable], [*volumes, volume], [*mounts, mount]
@@ -368,24 +369,6 @@ def _model_variables(pipeline: InferencePipeline, tier: TierSpec, **more: str) -
         **more,
     )
     return own + [variable.dump() for variable in model.env]
-
-
-def _peers(pipeline: InferencePipeline) -> list[Object]:
-    """Whose stages serve this pipeline's requests beside its own."""
-    peers = peers_name(pipeline)
-    return [] if peers == pipeline.metadata.name else [{"name": "SPLITPLANE_PEERS", "value": peers}]
-
-
-def _tracing(settings: Settings) -> list[Object]:
-    """OpenTelemetry's own variables."""
-    if not settings.tracing_endpoint:
-        return []
-    values = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": settings.tracing_endpoint,
-        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
-        "OTEL_TRACES_SAMPLER_ARG": settings.tracing_ratio,
-    }
-    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def _pull_policy(pipeline: InferencePipeline) -> Object:

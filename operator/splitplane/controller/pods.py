@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from splitplane.api.gateways import GatewaySpec
 from splitplane.api.models import ModelSpec
 from splitplane.api.pipelines import InferencePipeline, TierSpec
-from splitplane.controller.naming import image_of
+from splitplane.controller.naming import image_of, peers_name
 from splitplane.controller.objects import APP, COMPONENT_LABEL, NAME_LABEL, PIPELINE_LABEL, Object
 from splitplane.controller.settings import Settings
 from splitplane.domain.quantities import parse_quantity
@@ -62,6 +62,18 @@ def environment(pipeline: str, tier: str, **more: str) -> list[Object]:
     ]
     plain = {"SPLITPLANE_PIPELINE": pipeline, "SPLITPLANE_TIER": tier, "TMPDIR": SCRATCH_PATH, **more}
     return downward + [{"name": name, "value": value} for name, value in plain.items()]
+
+
+def serving_variables(pipeline: InferencePipeline, settings: Settings) -> list[Object]:
+    """Of a gateway and of a stage: whose stages serve the pipeline's requests beside its own, and where spans go."""
+    values: dict[str, str] = {}
+    if (peers := peers_name(pipeline)) != pipeline.metadata.name:
+        values["SPLITPLANE_PEERS"] = peers
+    if settings.tracing_endpoint:  # OpenTelemetry's own
+        values["OTEL_EXPORTER_OTLP_ENDPOINT"] = settings.tracing_endpoint
+        values["OTEL_TRACES_SAMPLER"] = "parentbased_traceidratio"
+        values["OTEL_TRACES_SAMPLER_ARG"] = settings.tracing_ratio
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def model_environment(name: str, model: ModelSpec) -> str:

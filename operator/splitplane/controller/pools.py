@@ -153,7 +153,7 @@ class Pools:
         tier = pipeline.spec.sites.shared_tier
         if tier is None:
             return None
-        key = pipeline.metadata.namespace, pipeline.metadata.name
+        key, policy = (pipeline.metadata.namespace, pipeline.metadata.name), to_policy(pipeline.spec)
         sharing, state = Sharing(pipeline, tier), self._states.get(key)
         states = list(self._serving(pipeline).values())
         needed = {
@@ -170,7 +170,7 @@ class Pools:
         current: StageSet | None = None
         if state is not None:
             if not pipeline.spec.suspend:
-                self._settle(state, sharing, to_policy(pipeline.spec), now)
+                self._settle(state, sharing, policy, now)
             notes += state.notes
             state.notes = []
             current = self._current(pipeline, tier, state)
@@ -179,7 +179,7 @@ class Pools:
         wanted = {name: present[name]["spec"].get("replicas", 1) for name in kept}
         keys = {stage.name: stage.key for stage in needed.values()}
         if current is not None and state is not None:
-            busy = math.ceil(sum(state.actual.values()) / to_policy(pipeline.spec).max_utilization - 1e-9)
+            busy = math.ceil(sum(state.actual.values()) / policy.max_utilization - 1e-9)
             # Those that leave as there is less to share still send what they send.
             leaving = min(wanted.get(current.name, 0), busy)
             room = held.capacity.slots - current.replicas

@@ -55,9 +55,7 @@ def size_pool(
 
     Pure. While nothing can run there it stays as it was ``before``. Raises as ``plan_sites`` does, which see.
     """
-    if kept is None and snapshots:
-        kept = Kept(next(iter(snapshots.values())).profile)
-    contexts = contexts_of(snapshots, policy, kept) if kept is not None else {}
+    contexts = contexts_of(snapshots, policy, kept)
     there = [context for context in contexts.values() if shared in context.sites]
     if not there:
         return replace(before, loads={})

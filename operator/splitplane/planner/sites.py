@@ -98,13 +98,13 @@ def plan_sites(
         raise ValueError(f"sites of one pipeline run one model, not {sorted(profiles)}")
     if not snapshots:
         return SitesPlan({}, None, frozenset(), 0.0, 0.0)
-    if kept is None:
-        kept = Kept(next(iter(snapshots.values())).profile)
     return plan_together(contexts_of(snapshots, policy, kept), shared)
 
 
-def contexts_of(snapshots: Mapping[str, Snapshot], policy: Policy, kept: Kept) -> dict[str, Context]:
+def contexts_of(snapshots: Mapping[str, Snapshot], policy: Policy, kept: Kept | None) -> dict[str, Context]:
     """Each site's, in order of names, for ``plan_together``. The pool's waits know no batches."""
+    if kept is None and snapshots:
+        kept = Kept(next(iter(snapshots.values())).profile)
     policy = replace(policy, max_batch=1)
     return {name: build_context(snapshots[name], policy, kept) for name in sorted(snapshots)}
 
