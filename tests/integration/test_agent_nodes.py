@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,19 @@ def node(kubectl: Kubectl, name: str) -> Object:
 def ready(kubectl: Kubectl, name: str) -> str:
     [condition] = [c for c in node(kubectl, name)["status"]["conditions"] if c["type"] == "Ready"]
     return str(condition["status"])
+
+
+def schedulable(pods: Pods, node_name: str) -> bool:
+    """Whether the scheduler gives the node to a pod that tolerates no cordon."""
+    name = f"probe-{uuid.uuid4().hex[:8]}"
+    pods.apply(pod(name, container("pass"), nodeSelector={"kubernetes.io/hostname": node_name}, tolerations=[]))
+
+    def verdict() -> Object | None:
+        conditions = pods.get(name)["status"].get("conditions", [])
+        return next((each for each in conditions if each["type"] == "PodScheduled"), None)
+
+    found = until(f"the scheduler's word on {name}", verdict)
+    return bool(found["status"] == "True")
 
 
 def agent_pid(state_home: Path, name: str) -> int | None:
@@ -129,6 +143,9 @@ def test_drain_moves_pods_elsewhere(pods: Pods, kubectl: Kubectl, restored: None
         }
     )
     pods("rollout", "status", "deployment/web", "--timeout=40s")
+    # The scheduler may learn of a cordon late, and bind a replacement to the node that drain has emptied.
+    kubectl("cordon", "cloud-1")
+    until("the scheduler knows of the cordon", lambda: not schedulable(pods, "cloud-1"))
     selector = "--pod-selector=app=web"
     kubectl("drain", "cloud-1", selector, "--ignore-daemonsets", "--timeout=40s")
     pods("rollout", "status", "deployment/web", "--timeout=40s")
