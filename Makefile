@@ -65,7 +65,7 @@ sweep-models: env  ## Cut every architecture at true size at every cut, and comp
 bench-data-plane: env  ## Measure a hop, batching, a gateway's rate and one under overload; writes build/bench/bench-data-plane.json (5 minutes)
 	@$(BIN)/python -m benchmarks.data_plane
 
-bench-predictions: env binaries  ## Hold predicted p95 against what clients see, three plans at five rates on the embedded cluster (about 20 minutes)
+bench-predictions: env binaries  ## Hold predicted p95 against what clients see, three plans at five rates on the embedded cluster (about 30 minutes)
 	@PYTHONPATH=examples:. $(BIN)/python -m benchmarks.predictions
 
 bench-startup: env binaries  ## Measure how long operator, gateway and a stage take to start, and with what; writes build/bench/startup.json

@@ -5,7 +5,7 @@ sends frames as independent users would, at shares of the rate that the busiest 
 in the pipeline's status meanwhile: at the rate, burstiness and link that the operator measures, with what it has learnt
 of the devices. It needs a machine that does nothing else.
 
-    make bench-predictions                                         # all: about 20 minutes
+    make bench-predictions                                         # all: about 30 minutes
     PYTHONPATH=examples python -m benchmarks.predictions --plan edge-only  # one; the table is of all that were run
 """
 
@@ -33,12 +33,16 @@ from demo.embedded import Embedded
 from demo.kube import Kube, active, wait_for
 from demo.sites import EXAMPLES, PIPELINE
 
-FRAME_SECONDS = {"edge": 0.3, "cloud": 0.1}
+FRAME_SECONDS = {"edge": 0.2, "cloud": 0.1}
 """Quick devices, so that a minute holds many requests."""
 SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Of the rate at which the busiest stage or link would be busy all the time."""
 CEILING_PERCENT = 80
 WARM_SECONDS, SECONDS = 20.0, 45.0
+LEARNING_SECONDS = 60.0
+"""Of traffic before a plan's rates are chosen: what its stages bear is known once they were seen at work."""
+REQUESTS = 400
+"""At least, of each point: among 100, p95 is the fifth slowest, and a quarter off by chance."""
 WITHIN = 0.20
 FRAME = 1024
 STARTED_SECONDS = 240.0
@@ -96,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         site.weights()
         segments = _profiled(kube, site.pipeline())
         for name in chosen:
-            highest = _dictate(kube, site.pipeline(), PLANS[name], segments)
-            points = asyncio.run(_measure(kube, site.gateway(), highest, console))
+            _dictate(kube, site.pipeline(), PLANS[name], segments)
+            points = asyncio.run(_measure(kube, site.gateway(), console))
             (folder / f"{name}.json").write_text(json.dumps([asdict(point) for point in points]))
     found = {name: _read(folder / f"{name}.json") for name in PLANS if (folder / f"{name}.json").exists()}
     console.print("\n".join(_table(found)), markup=False, soft_wrap=True)
@@ -115,8 +119,8 @@ def _profiled(kube: Kube, manifest: str) -> int:
     return len(profile["spec"]["cuts"]) - 1
 
 
-def _dictate(kube: Kube, manifest: str, plan: Dictated, segments: int) -> float:
-    """Make the pipeline keep this plan; the rate per second at which its busiest stage would be busy all the time."""
+def _dictate(kube: Kube, manifest: str, plan: Dictated, segments: int) -> None:
+    """Make the pipeline keep this plan."""
     body: dict[str, Any] = yaml.safe_load(manifest)
     spec = body["spec"]
     bounds = [0, segments] if plan.cut is None else [0, plan.cut, segments]
@@ -144,6 +148,10 @@ def _dictate(kube: Kube, manifest: str, plan: Dictated, segments: int) -> float:
         return now.ready and now.summary.split()[0] == wanted and now.replicas == plan.replicas
 
     wait_for(wanted, serves, seconds=STARTED_SECONDS, show=lambda: str(active(kube, PIPELINE)))
+
+
+def _highest(kube: Kube) -> float:
+    """The rate per second at which the plan's busiest stage would be busy all the time."""
     return float(_plan(kube)["maxRatePerSecond"]) / CEILING_PERCENT * 100.0
 
 
@@ -152,25 +160,28 @@ def _plan(kube: Kube) -> dict[str, Any]:
     return plan
 
 
-async def _measure(kube: Kube, gateway: str, highest: float, console: Console) -> list[Point]:
+async def _measure(kube: Kube, gateway: str, console: Console) -> list[Point]:
     client = InferenceServerClient(gateway)
     points = []
     try:
+        await _send(client, 0.5 * _highest(kube), LEARNING_SECONDS, np.random.default_rng())
+        highest = _highest(kube)
         for number, share in enumerate(SHARES):
             rate, rng = share * highest, np.random.default_rng(number)
+            seconds = max(SECONDS, REQUESTS / rate)
             await _send(client, rate, WARM_SECONDS, rng)
-            sending = asyncio.create_task(_send(client, rate, SECONDS, rng))
-            await asyncio.sleep(0.6 * SECONDS)
+            sending = asyncio.create_task(_send(client, rate, seconds, rng))
+            await asyncio.sleep(WARM_SECONDS)
             predicted = []
             while not sending.done():
                 plan = await asyncio.to_thread(_plan, kube)
                 predicted.append(float(plan.get("predictedP95Milliseconds") or "nan"))
                 await asyncio.wait([sending], timeout=3.0)
-            seconds = await sending
-            answered = [each for each in seconds if each is not None]
+            sent = await sending
+            answered = [each for each in sent if each is not None]
             points.append(
                 Point(
-                    share, len(seconds) / SECONDS, len(seconds), len(seconds) - len(answered),
+                    share, len(sent) / seconds, len(sent), len(sent) - len(answered),
                     statistics.median(predicted), 1e3 * float(np.quantile(answered, 0.95)), os.getloadavg()[0],
                 )
             )  # fmt: skip
