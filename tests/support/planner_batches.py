@@ -41,9 +41,17 @@ class Stop:
     most: int = 1
 
 
-def simulate(lines: list[tuple[Stop, ...]], *, requests: int, warm_up: int, scv: float = 1.0, seed: int = 1) -> Array:
+def simulate(
+    lines: list[tuple[Stop, ...]],
+    *,
+    requests: int,
+    warm_up: int,
+    scv: float = 1.0,
+    seed: int = 1,
+    one_queue: bool = True,
+) -> Array:
     """Response times in seconds: a row per line, a column per request after the first ``warm_up``; one comes a
-    second."""
+    second. Where nothing is computed together replicas share a queue, or with ``one_queue=False`` have one each, too."""
     rng = np.random.default_rng(seed)
     arrivals = np.cumsum([alone.gaps(alone.Line((), 1.0, scv), requests, rng) for _ in lines], axis=1)
     times = arrivals.copy()
@@ -53,7 +61,7 @@ def simulate(lines: list[tuple[Stop, ...]], *, requests: int, warm_up: int, scv:
         order = np.argsort(times[rows], axis=1, kind="stable")
         reached = np.take_along_axis(times[rows], order, axis=1)
         left = np.empty_like(reached)
-        grouped = np.array([stop.most > 1 for stop in stops])
+        grouped = np.array([stop.most > 1 or not one_queue for stop in stops])
         for one_by_one in (True, False):
             some = np.flatnonzero(grouped != one_by_one)
             if len(some):

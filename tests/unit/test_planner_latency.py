@@ -21,6 +21,8 @@ from splitplane.planner.queueing import (
     round_up,
     wait,
 )
+from tests.support import planner_batches
+from tests.support.planner_batches import Stop
 from tests.support.planner_cases import POLICY, SNAPSHOT
 from tests.support.planner_simulation import Line, gaps, percentile, simulate
 
@@ -61,6 +63,17 @@ def test_p95_of_200_random_plans_agrees_with_an_event_simulation_within_10_perce
     assert p95.max() < 0.10, lines[int(p95.argmax())]
     assert np.mean(errors([response.p50(0) for response in predicted], 0.50) < 0.10) > 0.97
     assert np.mean(errors([response.p99(0) for response in predicted], 0.99) < 0.10) > 0.97
+
+
+def test_it_holds_where_each_replica_has_a_queue_as_it_has_behind_a_gateway():
+    """To find the shortest queue of several is nearly as good as to share one, which is what the formulas say."""
+    rng = np.random.default_rng(5)
+    lines = [random_plan(rng) for _ in range(200)]
+    stops = [tuple(Stop(mean, cv, servers) for mean, cv, servers in line.stations) for line in lines]
+    times = planner_batches.simulate(stops, requests=12_000, warm_up=1_000, one_queue=False)
+    errors = np.array([predict(line).p95[0] for line in lines]) / percentile(times, 0.95) - 1.0
+    assert np.mean(np.abs(errors) < 0.10) > 0.95
+    assert np.abs(errors).max() < 0.15
 
 
 @pytest.mark.parametrize(
