@@ -50,8 +50,10 @@ def simulate(
     seed: int = 1,
     one_queue: bool = True,
 ) -> Array:
-    """Response times in seconds: a row per line, a column per request after the first ``warm_up``; one comes a
-    second. Where nothing is computed together replicas share a queue, or with ``one_queue=False`` have one each, too."""
+    """Response times in seconds: a row per line, a column per request after the first ``warm_up``; one comes a second.
+
+    Where nothing is computed together replicas share a queue, or, too, have one each (``one_queue=False``).
+    """
     rng = np.random.default_rng(seed)
     arrivals = np.cumsum([alone.gaps(alone.Line((), 1.0, scv), requests, rng) for _ in lines], axis=1)
     times = arrivals.copy()
