@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import hashlib
 import logging
 import socket
 import ssl
@@ -27,7 +28,7 @@ from splitplane.controller.children import gateway_objects
 from splitplane.runtime import oip_pb2
 from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.gateway.app import Gateway
-from splitplane.runtime.gateway.clients import Tokens
+from splitplane.runtime.gateway.clients import RefusedError, Tokens
 from tests.support.controller_cases import SETTINGS, pipeline
 from tests.support.gateway_rig import (
     ALONE,
@@ -180,11 +181,12 @@ def test_tokens_that_cannot_be_read_any_more_still_hold_and_an_empty_secret_lets
     tokens = Tokens(folder, clock=lambda: now)
     folder.rename(tmp_path / "away")
     now += 2
-    assert tokens.refusal(f"Bearer {ONE}") == ""
+    assert tokens.holder(f"Bearer {ONE}")
     assert "still hold" in caplog.text
     (tmp_path / "empty").mkdir()
-    assert Tokens(tmp_path / "empty").refusal(f"Bearer {ONE}")
-    assert Tokens(tmp_path / "empty").refusal("Bearer ")
+    for shown in (f"Bearer {ONE}", "Bearer "):
+        with pytest.raises(RefusedError):
+            Tokens(tmp_path / "empty").holder(shown)
     with pytest.raises(SettingsError, match="SPLITPLANE_CLIENT_TOKENS_DIR"):
         Tokens(tmp_path / "missing")
 
@@ -349,6 +351,23 @@ async def test_holders_of_tokens_take_turns_wherever_they_call_from(stage, tmp_p
     assert one != two
     assert taken == [one, one, two, two, one, one]
     assert ONE not in one
+
+
+async def test_a_token_is_hashed_once_a_request(stage, tmp_path, monkeypatch):
+    hashed: list[bytes] = []
+
+    def counted(data: bytes) -> Any:
+        hashed.append(data)
+        return sha256(data)
+
+    folder, sha256 = secret(tmp_path / "tokens", one=ONE), hashlib.sha256
+    async with running(stage, tmp_path, client_tokens_dir=folder) as found:
+        monkeypatch.setattr(hashlib, "sha256", counted)
+        monkeypatch.setattr(Tokens, "_look", lambda _: None)  # which hashes those in the folder
+        await asyncio.to_thread(over_http, f"{found.settings.pod_ip}:8080", ONE)
+        assert hashed == [ONE.encode()]
+        await asyncio.to_thread(over_grpc, f"{found.settings.pod_ip}:9000", ONE)
+        assert hashed == [ONE.encode()] * 2
 
 
 async def test_without_tokens_a_header_makes_nobody_another_client(stage, tmp_path, monkeypatch):

@@ -37,6 +37,10 @@ HOLDER: ContextVar[str] = ContextVar("holder", default="")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class RefusedError(Exception):
+    """A request may not come in. The text goes to the client."""
+
+
 class Tokens:
     """The tokens in a folder, one to a file. Kept as digests, so that no memory dump or log can show one."""
 
@@ -50,15 +54,20 @@ class Tokens:
         if not self._digests:
             LOG.warning("the Secret of clients' tokens is empty: every request is refused")
 
-    def refusal(self, authorization: str) -> str:
-        """Why a request with this ``Authorization`` (or none, empty) is refused; empty if it is not."""
+    def holder(self, authorization: str) -> str:
+        """The digest of the token that a request shows in its ``Authorization`` (empty: none).
+
+        Raises :class:`RefusedError` when that is none of the tokens.
+        """
         if not (token := _bearer(authorization)):
-            return REFUSAL
+            raise RefusedError(REFUSAL)
         self._look()
         shown = _digest(token)
         # All are compared, so that how long it takes tells nothing about which.
         known = [hmac.compare_digest(shown, digest) for digest in self._digests]
-        return "" if any(known) else WRONG
+        if not any(known):
+            raise RefusedError(WRONG)
+        return shown.hex()
 
     def _look(self) -> None:
         now = self._clock()
@@ -105,12 +114,12 @@ def rest_guard(tokens: Tokens) -> Any:
         if request.path in OPEN_PATHS:
             return await handler(request)
         authorization = request.headers.get(hdrs.AUTHORIZATION, "")
-        refusal = tokens.refusal(authorization)
-        if not refusal:
-            HOLDER.set(_digest(_bearer(authorization)).hex())
-            return await handler(request)
-        challenge = 'Bearer realm="splitplane"' + (', error="invalid_token"' if refusal == WRONG else "")
-        return web.json_response({"error": refusal}, status=401, headers={hdrs.WWW_AUTHENTICATE: challenge})
+        try:
+            HOLDER.set(tokens.holder(authorization))
+        except RefusedError as refusal:
+            challenge = 'Bearer realm="splitplane"' + (', error="invalid_token"' if str(refusal) == WRONG else "")
+            return web.json_response({"error": str(refusal)}, status=401, headers={hdrs.WWW_AUTHENTICATE: challenge})
+        return await handler(request)
 
     return guard
 
@@ -134,9 +143,10 @@ class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
             return await continuation(handler_call_details)
         shown = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
         authorization = str(shown[0]) if shown else ""
-        if refusal := self._tokens.refusal(authorization):
-            return _refusing(refusal)
-        HOLDER.set(_digest(_bearer(authorization)).hex())
+        try:
+            HOLDER.set(self._tokens.holder(authorization))
+        except RefusedError as refusal:
+            return _refusing(str(refusal))
         return await continuation(handler_call_details)
 
 
