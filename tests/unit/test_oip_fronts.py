@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import threading
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry, Counter
 
 from splitplane.runtime import oip_grpc, oip_json, oip_pb2, oip_rest, oip_wire
+from splitplane.runtime.faults import MOST_CHARACTERS, MOST_KINDS, Faults, described
 from splitplane.runtime.inference import (
     Failure,
     InferenceError,
@@ -194,6 +196,33 @@ def test_what_passes_tells_over_either_front_when_to_come_again(server, failure)
     answer.value.close()
     assert answer.value.code == failure.http_status
     assert answer.value.headers["Retry-After"] == ("1" if passes else None)
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+def test_an_error_that_nothing_foresaw_is_logged_in_a_line_and_its_traceback_once(server, caplog, level):
+    caplog.set_level(level)
+    server.model.error = type("RowError", (Exception,), {})("no such row\nin the table")  # of a kind of its own
+    for _ in range(3):
+        assert grpc_refusal(server) == ("StatusCode.INTERNAL", "RowError; the server's log says more")
+        with pytest.raises(urllib.error.HTTPError) as answer:
+            urllib.request.urlopen(f"http://{server.http_address}/v2/models/adder/infer", data=b'{"inputs": []}')
+        answer.value.close()
+        assert answer.value.code == 500
+    told = [record for record in caplog.records if "nothing foresaw" in record.message]
+    assert len(told) == 6
+    assert {record.message for record in told} == {
+        "a request failed in a way that nothing foresaw: RowError: no such row in the table"
+    }
+    assert sum(record.exc_info is not None for record in told) == (2 if level == logging.INFO else 6)
+
+
+def test_kinds_of_errors_without_end_take_no_memory_without_end(caplog):
+    faults = Faults(logging.getLogger("test"))
+    for number in range(2 * MOST_KINDS):
+        faults.tell(type(f"Error{number}", (Exception,), {})())
+    assert sum(bool(record.exc_info) for record in caplog.records) == MOST_KINDS
+    assert len(caplog.records) == 2 * MOST_KINDS
+    assert described(ValueError("x" * 5000)) == "ValueError: " + "x" * MOST_CHARACTERS
 
 
 def test_a_deadline_reaches_the_model_from_either_front(server):

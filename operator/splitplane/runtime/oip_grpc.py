@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from splitplane.runtime import grpc_standard, oip_pb2, oip_wire, tracing
+from splitplane.runtime.faults import Faults
 from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check, invalid
 from splitplane.runtime.mtls import Identity
 
@@ -42,7 +43,7 @@ count: nothing looks at them."""
 MAX_QUESTION_BYTES = 1 << 16
 """Of every message but requests for the model: they hold names and no more."""
 
-LOG = logging.getLogger(__name__)
+FAULTS = Faults(logging.getLogger(__name__))
 
 VERSION = importlib.metadata.version("splitplane")
 
@@ -201,7 +202,7 @@ def _answering(handler: Handler) -> Handler:
         except InferenceError as error:
             await context.abort(status_code(error.failure), error.message, _trailing(error))
         except Exception as error:
-            LOG.exception("a request failed in a way that nothing foresaw")
+            FAULTS.tell(error)
             await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the server's log says more")
 
     return handle

@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from splitplane.runtime import oip_json, oip_v1, tracing
 from splitplane.runtime.bodies import Bodies
+from splitplane.runtime.faults import Faults
 from splitplane.runtime.inference import (
     Failure,
     InferenceError,
@@ -28,7 +29,7 @@ from splitplane.runtime.inference import (
 from splitplane.runtime.oip_grpc import EXTENSIONS, SERVER_NAME, VERSION, off_loop_above
 from splitplane.runtime.tensors import nbytes
 
-LOG = logging.getLogger(__name__)
+FAULTS = Faults(logging.getLogger(__name__))
 HEADER_SIZE = "Inference-Header-Content-Length"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -169,7 +170,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.RequestPayloadError:
         return _error("the body is not compressed as its Content-Encoding says", Failure.INVALID_ARGUMENT.http_status)
     except Exception as error:
-        LOG.exception("a request failed in a way that nothing foresaw")
+        FAULTS.tell(error)
         return _error(f"{type(error).__name__}; the server's log says more", Failure.INTERNAL.http_status)
 
 
