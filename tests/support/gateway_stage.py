@@ -105,6 +105,9 @@ def serve(given: Mapping[str, Any]) -> None:
     )
 
     def pace(*_measured: float) -> float:
+        busy_until = time.perf_counter() + given.get("busy", 0.0)
+        while time.perf_counter() < busy_until:
+            pass  # holds the interpreter as often as it may
         time.sleep(given.get("seconds", 0.0))
         return float(given.get("seconds", 0.0))
 

@@ -240,6 +240,18 @@ def test_every_pod_is_restricted_labelled_and_leaves_its_last_words(body: Any) -
     assert pod["spec"]["nodeSelector"]
 
 
+@pytest.mark.parametrize("body", every_pod()[:2])
+def test_a_server_whose_loop_is_stuck_is_restarted_in_minutes_and_one_short_of_cpu_is_not(body: Any) -> None:
+    [container] = body["spec"]["template"]["spec"]["containers"]
+    starting, living = container["startupProbe"], container["livenessProbe"]
+    assert starting["periodSeconds"] * starting["failureThreshold"] >= 300
+    assert 60 <= living["periodSeconds"] * living["failureThreshold"] <= 180
+    assert living["failureThreshold"] >= 3
+    assert living["timeoutSeconds"] >= 5
+    # Else a stuck loop, which hears no signal, would keep the container for all of the pod's grace.
+    assert living["terminationGracePeriodSeconds"] < body["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+
+
 @pytest.mark.parametrize("body", [*gateway_objects(pipeline(), SETTINGS)], ids=lambda body: body["kind"])
 def test_everything_goes_with_its_pipeline_whether_or_not_the_operator_runs(body: Any) -> None:
     [owner] = body["metadata"]["ownerReferences"]

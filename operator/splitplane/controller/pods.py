@@ -30,6 +30,10 @@ _CLIENTS_PATH = "/var/run/splitplane/client"
 
 GRACE_SECONDS = 60
 """How long a pod may go on with requests in flight once it was told to stop."""
+_STARTUP_SECONDS = 600
+"""How long a server may take until its event loop answers; loading a model comes after that, without a bound here."""
+_STUCK_SECONDS, _STUCK_LOOKS = 120, 6
+"""How long, and for how many looks in a row, a loop may stay without an answer: short of CPU it is slow, not stuck."""
 _UNLISTED_SECONDS = 3
 """Head start of the news that a pod goes: requests still come until every gateway has heard it."""
 
@@ -190,7 +194,11 @@ def spread(match: Mapping[str, str]) -> list[Object]:
 def server(
     name: str, image: str, module: str, env: Sequence[Object], *, resources: Object, look_seconds: int = 2
 ) -> Object:
-    """A container that serves on the standard ports: ready when it says so, gone only after it is unlisted."""
+    """A container that serves on the standard ports: ready when it says so, gone only after it is unlisted.
+
+    Its event loop answers for its life: a container whose loop is stuck is restarted, one that only computes is not.
+    """
+    live = {"httpGet": {"path": "/v2/health/live", "port": HTTP_PORT}, "timeoutSeconds": 10}
     return {
         "name": name,
         "image": image,
@@ -201,6 +209,15 @@ def server(
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
         ],
         "resources": resources,
+        # Imports alone take minutes where a container gets a few hundredths of a core.
+        "startupProbe": {**live, "periodSeconds": look_seconds, "failureThreshold": _STARTUP_SECONDS // look_seconds},
+        "livenessProbe": {
+            **live,
+            "periodSeconds": _STUCK_SECONDS // _STUCK_LOOKS,
+            "failureThreshold": _STUCK_LOOKS,
+            # A loop that is stuck hears no SIGTERM and drains nothing.
+            "terminationGracePeriodSeconds": 10,
+        },
         "readinessProbe": {
             "httpGet": {"path": "/v2/health/ready", "port": HTTP_PORT},
             "periodSeconds": look_seconds,
