@@ -41,7 +41,7 @@ ARRAYS: dict[str, Any] = {
 }
 CLIENTS = ("http", "grpc", "http.aio", "grpc.aio")
 FORMS = [(client, datatype, True) for client in CLIENTS for datatype in DATATYPES] + [
-    # A client of HTTP may send and want JSON instead; there is no JSON for bfloat16, and this client has none for FP16.
+    # A client of HTTP may send and want JSON instead; this one has none for the short floats.
     (client, datatype, False)
     for client in ("http", "http.aio")
     for datatype in DATATYPES
@@ -122,7 +122,7 @@ async def test_tritonclient_gets_back_what_a_gateway_and_two_stages_pass_on(
     cluster.put(ROUTE_TABLE, rig.table(1, rig.SPLIT, model=model))
     rig.put_all(cluster, *pair)
     sent = {name.lower(): ARRAYS[name] for name in TYPES}
-    as_json = {"bf16", "fp16"}  # there is no JSON for the one, and this client has none for the other
+    as_json = {"bf16", "fp16"}  # this client has none for them
     inputs, wanted = [], []
     for name, array in sent.items():
         more = {"binary_data": binary or name in as_json} if over_http else {}
@@ -236,6 +236,8 @@ async def predict(fronts: Fronts, body: Any) -> tuple[int, Any]:
             {"predictions": [{"int8": [1, 2], "bytes": ["a", "b"]}, {"int8": [3, 4], "bytes": ["c", "d"]}]},
         ),
         ({"inputs": {"fp32": [[1, 2]]}}, {"outputs": [[1, 2]]}),
+        ({"instances": [{"bf16": [1, -0.3]}]}, {"predictions": [[1, -0.30078125]]}),
+        ({"inputs": {"bf16": [[1, 2**100]]}}, {"outputs": [[1, 2.0**100]]}),
         (
             {"inputs": {"fp32": [[1, 2]], "bool": [[True, False]]}},
             {"outputs": {"fp32": [[1, 2]], "bool": [[True, False]]}},
@@ -256,6 +258,8 @@ async def test_v1_predict_answers_in_the_form_of_the_request(fronts: Fronts, bod
         ({"instances": [{"fp32": [1, 2]}, {"int8": [1, 2]}]}, "must name the same inputs"),
         ({"inputs": {"other": [1]}}, "input 'other' is unknown"),
         ({"inputs": {"int8": [[1, 300]]}}, "outside INT8"),
+        ({"inputs": {"bf16": [[1, 3.397e38]]}}, "outside BF16"),
+        ({"inputs": {"bf16": [["1", "2"]]}}, "not BF16"),
     ],
 )
 async def test_v1_predict_says_what_is_wrong(fronts: Fronts, body: Any, says: str):

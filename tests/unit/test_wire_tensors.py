@@ -13,11 +13,13 @@ from splitplane.runtime.tensors import (
     check_size,
     from_array,
     from_torch,
+    narrowed,
     to_array,
     to_torch,
     torch_datatype,
     torch_dtype,
     view_torch,
+    widened,
 )
 
 DECLARED = (TensorMetadata("x", "FP32", (-1, 2)), TensorMetadata("mask", "INT64", (-1, 2)))
@@ -90,6 +92,22 @@ def test_a_tensor_for_torch_does_not_share_the_message_and_may_lie_unaligned_in_
 def test_big_endian_arrays_are_turned_round():
     wire = from_array("x", np.array([1, 256], ">i4"))
     assert (wire.datatype, bytes(wire.data)) == ("INT32", b"\x01\0\0\0\0\x01\0\0")
+
+
+def test_numbers_become_the_bf16_that_torch_makes_of_them_and_come_back_as_they_are():
+    bits = np.random.default_rng(7).integers(0, 1 << 32, 100_000, dtype=np.uint32)
+    ties = np.arange(0, 1 << 16, dtype=np.uint32) << 16 | 0x8000
+    values = np.concatenate((bits, ties, [0x7F800000, 0xFF800000, 0x7FFFFFFF, 0xFFFFFFFF])).astype("<u4").view("<f4")
+    wanted = torch.from_numpy(values).to(torch.bfloat16)
+    held = torch.isfinite(wanted).numpy() | ~np.isfinite(values)
+    assert 0 < np.count_nonzero(~held) < 1000
+    made = narrowed("x", values[held], (1, int(held.sum())))
+    assert torch.equal(torch.nan_to_num(to_torch(made)[0]), torch.nan_to_num(wanted[held]))
+    back = to_array(widened(made))
+    np.testing.assert_array_equal(back[0], wanted[held].float().numpy())
+    for value in values[~held][:20]:
+        with pytest.raises(InferenceError, match="'x': a value lies outside BF16"):
+            narrowed("x", np.array([1.0, value], np.float32), (2,))
 
 
 def test_arrays_without_a_datatype_are_refused():

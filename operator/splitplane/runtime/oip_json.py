@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from splitplane.domain.codecs import DATATYPE_BYTES
 from splitplane.runtime.inference import (
     InferRequest,
     InferResponse,
@@ -26,15 +25,18 @@ from splitplane.runtime.inference import (
     invalid,
 )
 from splitplane.runtime.tensors import (
+    BF16,
     BYTES,
     NUMPY_TYPES,
     check_size,
     declared_as,
     from_array,
     from_elements,
+    narrowed,
     nbytes,
     to_array,
     to_elements,
+    widened,
 )
 
 BINARY_SIZE = "binary_data_size"
@@ -146,9 +148,7 @@ def json_data(tensor: Tensor, *, instead: str = f"ask for it as {BINARY}") -> li
             return [element.decode() for element in to_elements(tensor, kind="output")]
         except UnicodeDecodeError:
             raise invalid(f"output '{tensor.name}' holds bytes that are no UTF-8: {instead}") from None
-    if tensor.datatype not in NUMPY_TYPES:
-        raise invalid(f"output '{tensor.name}' is {tensor.datatype}, which JSON cannot carry: {instead}")
-    array = to_array(tensor).reshape(-1)
+    array = to_array(widened(tensor)).reshape(-1)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise invalid(f"output '{tensor.name}' holds NaN or infinity, which JSON cannot carry: {instead}")
     values: list[Any] = array.tolist()
@@ -195,6 +195,8 @@ def read_values(name: str, datatype: str, data: Any, shape: tuple[int, ...] | No
         raise invalid(f"input '{name}' has {array.size} values; shape {list(shape)} takes {math.prod(shape)}")
     if datatype == BYTES:
         return from_elements(name, array.flat, shape)
+    if datatype == BF16:
+        return narrowed(name, array, shape)
     # Flat, as no array of numpy's has as many dimensions as a client may name.
     return replace(from_array(name, array.reshape(-1)), shape=shape)
 
@@ -221,10 +223,9 @@ def _nested(name: str, data: Any, dtype: Any = None) -> npt.NDArray[Any]:
 
 def _numbers(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
     """JSON values as an array; never wraps, clips or parses a value to make it fit. Floats round to the nearest."""
-    if datatype not in NUMPY_TYPES:
-        hint = "can only be sent as binary data" if datatype in DATATYPE_BYTES else "is not supported"
-        raise invalid(f"input '{name}': datatype '{datatype}' {hint}")
-    target = NUMPY_TYPES[datatype]
+    target = NUMPY_TYPES.get("FP32" if datatype == BF16 else datatype)
+    if target is None:
+        raise invalid(f"input '{name}': datatype '{datatype}' is not supported")
     given = _nested(name, data)
     if given.size == 0:
         return np.empty(given.shape, target)

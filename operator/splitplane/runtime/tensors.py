@@ -7,6 +7,7 @@ import functools
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,9 @@ NUMPY_TYPES = {
 
 BYTES = "BYTES"
 """Texts or blobs: on the wire each element is its length (four bytes, little-endian) and then its bytes."""
+
+BF16 = "BF16"
+"""The upper half of an FP32."""
 
 DATATYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
 
@@ -175,6 +179,33 @@ def from_array(name: str, array: npt.NDArray[Any]) -> Tensor:
         raise ValueError(f"tensor {name}: {array.dtype} has no Open Inference Protocol datatype")
     flat = np.ascontiguousarray(array, dtype)
     return Tensor(name=name, datatype=DATATYPES[dtype], shape=array.shape, data=flat.reshape(-1).view(np.uint8).data)
+
+
+def narrowed(name: str, values: npt.NDArray[np.float32], shape: tuple[int, ...]) -> Tensor:
+    """A ``BF16`` tensor of the nearest values, ties to even: what torch makes of FP32.
+
+    Raises :class:`InferenceError` for finite ones that none is near.
+    """
+    single = np.ascontiguousarray(values, "<f4").reshape(-1)
+    bits = single.view("<u4")
+    # The upper half of the bits, after half a unit of it has been added; a carry goes into the exponent, as it should.
+    upper = ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2")
+    if (np.isfinite(single) & (upper & 0x7F80 == 0x7F80)).any():
+        raise invalid(f"input '{name}': a value lies outside {BF16} (up to 3.39e+38)")
+    upper[np.isnan(single)] = 0x7FC0  # a carry could have made another number of it
+    return Tensor(name=name, datatype=BF16, shape=shape, data=upper.tobytes())
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The values of a ``BF16`` tensor as FP32, which has them all; any other tensor as it is.
+
+    Raises :class:`InferenceError` when the bytes do not fit the shape.
+    """
+    if tensor.datatype != BF16:
+        return tensor
+    check_size(tensor)
+    bits = np.frombuffer(tensor.data, "<u2").astype("<u4") << 16
+    return replace(tensor, datatype="FP32", data=bits.tobytes())
 
 
 def to_torch(tensor: Tensor) -> "torch.Tensor":
