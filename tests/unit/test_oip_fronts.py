@@ -239,6 +239,48 @@ def test_a_deadline_reaches_the_model_from_either_front(server):
     assert 0 < by_http < 31
 
 
+PATHS = {
+    "/v2/models/adder/infer": b'{"inputs": []}',
+    "/v1/models/adder:predict": b'{"inputs": {"a": [[1, 2]], "b": [[1, 2]]}}',
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("timeout", "seconds"), [("1H", 3600), ("2M", 120), ("00000030S", 30), ("45000m", 45), ("99999999u", 99.999999)]
+)
+def test_a_header_gives_a_rest_request_its_deadline(server, path, timeout, seconds):
+    server.model.error = InferenceError(Failure.NOT_FOUND, "seen")
+    request = urllib.request.Request(f"http://{server.http_address}{path}", PATHS[path], {"Grpc-Timeout": timeout})
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        urllib.request.urlopen(request)
+    answer.value.close()
+    assert answer.value.code == 404
+    [seen] = server.model.seen
+    assert seconds - 20 < (seen.remaining_seconds() or 0) < seconds
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "timeout", ["", "5", "S", "-1S", "1.5S", "1s", "0S", "123456789S", "000000001S", "1S,2S", "1 S", "\u00b9S"]
+)
+def test_a_deadline_that_cannot_be_read_is_refused(server, path, timeout):
+    request = urllib.request.Request(f"http://{server.http_address}{path}", PATHS[path], {"Grpc-Timeout": timeout})
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        urllib.request.urlopen(request)
+    with answer.value as error:
+        assert "Grpc-Timeout is" in json.loads(error.read())["error"]
+        assert error.code == 400
+    assert not server.model.seen
+
+
+def test_of_a_header_and_a_parameter_the_earlier_deadline_holds(server):
+    for header, parameter in (("40S", 90_000_000), ("90S", 40_000_000)):
+        with tritonclient.http.InferenceServerClient(server.http_address) as client:
+            client.infer("adder", http_inputs(binary=True), timeout=parameter, headers={"Grpc-Timeout": header})
+    assert [20 < (request.remaining_seconds() or 0) < 40 for request in server.model.seen] == [True, True]
+
+
 def test_http_clients_read_health_and_metadata(server):
     with tritonclient.http.InferenceServerClient(server.http_address) as client:
         assert client.is_server_live()

@@ -65,10 +65,12 @@ def read_request(
     model_name: str,
     model_version: str,
     declared: Sequence[TensorMetadata] = (),
+    deadline: float | None = None,
 ) -> tuple[InferRequest, BinaryOutputs]:
     """A request, and which outputs it wants in binary. Raises :class:`InferenceError` that says what is wrong.
 
     ``declared`` are the model's inputs where they are known: binary ones of another datatype are not looked into.
+    ``deadline`` is what the transport says of it.
     """
     received = time.perf_counter()
     if header_size is not None and not 0 <= header_size <= len(body):
@@ -97,7 +99,7 @@ def read_request(
         parameters=_without_transport(parameters),
         inputs=tuple(inputs),
         outputs=tuple(names),
-        deadline=deadline_of(parameters),
+        deadline=deadline_of(parameters, deadline),
         received=received,
     )
     return request, BinaryOutputs(default=bool(parameters.get(BINARY_OUTPUT, False)), named=named)

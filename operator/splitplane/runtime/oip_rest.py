@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import re
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,6 +33,11 @@ from splitplane.runtime.tensors import nbytes
 
 FAULTS = Faults(logging.getLogger(__name__))
 HEADER_SIZE = "Inference-Header-Content-Length"
+TIMEOUT = "Grpc-Timeout"
+"""A request's time, as gRPC's own header has it and gateways from REST to gRPC take it."""
+_TIMEOUT_FORM = re.compile(r"0*([1-9][0-9]*)([HMSmun])")
+_UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_MOST_DIGITS = 8
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -65,16 +72,23 @@ def make_app(
 
     async def infer(request: web.Request) -> web.Response:
         with tracing.serving("infer", request.headers):
-            declared = check(model, *_named(request)).inputs
+            declared, deadline = check(model, *_named(request)).inputs, _deadline(request)
             async with bodies.of(request) as body:
-                return await _infer(request, body, declared)
+                return await _infer(request, body, declared, deadline)
 
-    async def _infer(request: web.Request, body: bytes, declared: Sequence[TensorMetadata]) -> web.Response:
+    async def _infer(
+        request: web.Request, body: bytes, declared: Sequence[TensorMetadata], deadline: float | None
+    ) -> web.Response:
         name, version = _named(request)
         inference, binary = await off_loop_above(
             len(body),
             lambda: oip_json.read_request(
-                body, header_size=_header_size(request), model_name=name, model_version=version, declared=declared
+                body,
+                header_size=_header_size(request),
+                model_name=name,
+                model_version=version,
+                declared=declared,
+                deadline=deadline,
             ),
         )
         check(model, name, version, inference.outputs)
@@ -95,13 +109,15 @@ def make_app(
 
     async def predict(request: web.Request) -> web.Response:
         with tracing.serving("predict", request.headers):
-            metadata = check(model, *_named(request))
+            metadata, deadline = check(model, *_named(request)), _deadline(request)
             async with bodies.of(request) as body:
-                return await _predict(request, body, metadata)
+                return await _predict(request, body, metadata, deadline)
 
-    async def _predict(request: web.Request, body: bytes, metadata: ModelMetadata) -> web.Response:
+    async def _predict(
+        request: web.Request, body: bytes, metadata: ModelMetadata, deadline: float | None
+    ) -> web.Response:
         inference, by_rows = await off_loop_above(len(body), lambda: oip_v1.read_request(body, metadata))
-        response = await model.infer(_sent_by(inference, request))
+        response = await model.infer(replace(_sent_by(inference, request), deadline=deadline))
         size = sum(nbytes(tensor) for tensor in response.outputs)
         content = await off_loop_above(size, lambda: oip_v1.write_response(response, by_rows=by_rows))
         return web.Response(body=content, content_type="application/json")
@@ -187,6 +203,21 @@ def _error(message: str, status: int, headers: Mapping[str, str] | None = None) 
 
 def _named(request: web.Request) -> tuple[str, str]:
     return request.match_info["name"], request.match_info.get("version", "")
+
+
+def _deadline(request: web.Request) -> float | None:
+    """When the request's time is up, on ``time.monotonic``'s clock; it runs from now, not from the end of the body."""
+    given = request.headers.getall(TIMEOUT, None)
+    if given is None:
+        return None
+    text = ",".join(given)
+    found = _TIMEOUT_FORM.fullmatch(text)
+    if found is None or len(text) > _MOST_DIGITS + 1:
+        raise invalid(
+            f"{TIMEOUT} is '{text}'; it must be a number of 1 to {_MOST_DIGITS} digits, not 0, and its unit: H, M, S, "
+            "m (milliseconds), u or n"
+        )
+    return time.monotonic() + int(found[1]) * _UNIT_SECONDS[found[2]]
 
 
 def _header_size(request: web.Request) -> int | None:
