@@ -33,7 +33,7 @@ from benchmarks._report import write as report
 from benchmarks.hop import free_port
 from benchmarks.peer_models import HALF, LAST, MODELS, Range, example, load
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
-from splitplane.runtime.memory import keep_freed
+from splitplane.freed_memory import MESSAGES_BYTES, keep_freed
 from splitplane.runtime.stage import server
 from splitplane.runtime.stage.serving import declared
 from splitplane.runtime.stage.settings import Settings
@@ -334,10 +334,10 @@ def main() -> list[Row]:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["stage", model, first, last, weights, digest, address]:
-            keep_freed()
+            keep_freed(MESSAGES_BYTES)
             serve_stage(model, int(first), int(last), Path(weights), digest, address)
         case ["gateway", model, front, back, weights, digest]:
-            keep_freed()
+            keep_freed(MESSAGES_BYTES)
             serve_gateway(model, front, back, Path(weights), digest)
         case _:
             report("bench-peers", main())

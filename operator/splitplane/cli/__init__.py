@@ -8,6 +8,7 @@ from splitplane.cli.explain import explain
 from splitplane.cli.frontier import frontier
 from splitplane.cli.plan import plan
 from splitplane.cli.simulate import simulate
+from splitplane.freed_memory import SEARCH_BYTES, keep_freed
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Split PyTorch models between edge and cloud."
@@ -23,3 +24,4 @@ for command in (plan, explain, frontier, simulate):
 @app.callback()
 def _root() -> None:
     """Split PyTorch models between edge and cloud."""
+    keep_freed(SEARCH_BYTES)

@@ -23,6 +23,7 @@ with importing():
     from splitplane.controller.settings import AUTHORITY, Settings
     from splitplane.controller.telemetry import Telemetry, serve
     from splitplane.controller.view import INDEXES, View
+    from splitplane.freed_memory import SEARCH_BYTES, keep_freed
 
 _log = logging.getLogger("splitplane.controller")
 
@@ -31,6 +32,7 @@ _CRD_PATIENCE_SECONDS = 30.0
 
 def main() -> int:
     """Run until stopped by a signal. Returns the exit status."""
+    keep_freed(SEARCH_BYTES)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:

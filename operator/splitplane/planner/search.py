@@ -33,10 +33,6 @@ _SAMPLE = 11
 _WORTH_NOTING = 256
 _SLACK = 1e-9
 
-# Once a block of 8 MiB has been freed, glibc gives memory back to the system only beyond twice as much: else the arrays
-# of every layer would be taken from it anew, page by page, in an eighth of the time of a search.
-np.empty(1 << 20)
-
 
 @dataclass(frozen=True, slots=True)
 class Load:

@@ -11,11 +11,11 @@ with importing():
 
     from splitplane.adapters.cluster import ClusterError
     from splitplane.adapters.connecting import connect
+    from splitplane.freed_memory import MESSAGES_BYTES, keep_freed
     from splitplane.runtime import tracing
     from splitplane.runtime.environment import SettingsError
     from splitplane.runtime.gateway.app import Gateway
     from splitplane.runtime.gateway.settings import Settings
-    from splitplane.runtime.memory import keep_freed
 
 logger = logging.getLogger("splitplane.gateway")
 
@@ -46,7 +46,7 @@ def main() -> int:
         logger.error("%s", error)
         return 2
     try:
-        keep_freed()
+        keep_freed(MESSAGES_BYTES)
         tracing.begin(os.environ, service="splitplane-gateway", **settings.described())
         asyncio.run(_run(settings))
         tracing.end()

@@ -13,10 +13,10 @@ import traceback
 
 from prometheus_client import REGISTRY
 
+from splitplane.freed_memory import MESSAGES_BYTES, keep_freed
 from splitplane.model import ModelError, ModelSource, libraries, load_partition
 from splitplane.runtime import emulation, tracing
 from splitplane.runtime.environment import SettingsError
-from splitplane.runtime.memory import keep_freed
 from splitplane.runtime.stage import server
 from splitplane.runtime.stage.computing import Runnable
 from splitplane.runtime.stage.settings import Settings
@@ -49,7 +49,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     try:
         settings = Settings.from_environment(os.environ)
-        keep_freed()
+        keep_freed(MESSAGES_BYTES)
         libraries.use_threads(settings.threads)
         tracing.begin(os.environ, service="splitplane-stage", **settings.described())
         emulation.speed_factor()  # a wrong one should end the start, not each request
