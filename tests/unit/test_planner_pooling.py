@@ -16,7 +16,8 @@ from splitplane.planner.evaluation import assess, evaluate
 from splitplane.planner.frontier import frontier_of_layouts, frontier_of_lines
 from splitplane.planner.gates import DEAD_BAND
 from splitplane.planner.layouts import layout_of
-from splitplane.planner.pooling import Pool, Pooling, load_on, seen_by, share, size_pool
+from splitplane.planner.pooling import Pooling, load_on, seen_by, share, size_pool
+from splitplane.planner.pools import Pool
 from tests.support.planner_cases import MEBIBYTE, SNAPSHOT, edge_only, follow, links, serving, split, with_tiers
 from tests.support.planner_sites import CHEAP, many_sites
 

@@ -71,7 +71,7 @@ def test_every_site_keeps_its_limits_and_the_pool_bears_what_all_send(seed: int,
     if prefer is not Preference.LATENCY:  # a few sites are faster with replicas of their own
         assert len(found.sharing) > 2
     if found.pool is not None:
-        assert found.pool.load <= policy.max_utilization * found.pool.replicas + 1e-9
+        assert found.load <= policy.max_utilization * found.pool.replicas + 1e-9
     for name, candidate in found.plans.items():
         if candidate.violations:
             # Then nothing else would keep them either.

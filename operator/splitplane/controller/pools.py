@@ -31,7 +31,8 @@ from splitplane.domain.plans import Plan
 from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.planner import ContradictionError, Kept
 from splitplane.planner.context import build_context
-from splitplane.planner.pooling import Pool, Pooling, load_on, resized, seen_by, share, size_pool
+from splitplane.planner.pooling import Pooling, load_on, resized, seen_by, share, size_pool
+from splitplane.planner.pools import Pool
 
 # How long sites wait for each other before they are planned on what is known of those that were heard.
 _PATIENCE_SECONDS = 30.0
@@ -276,10 +277,7 @@ def _loaded(table: Object | None) -> Control | None:
 
 def _resized(serving: Serving, tier: str, pool: Pool) -> Serving:
     stages = tuple(
-        replace(stage, replicas=pool.replicas)
-        if (stage.key.tier, stage.key.resident_first, stage.key.resident_last) == (tier, pool.first, pool.last)
-        else stage
-        for stage in serving.stages
+        replace(stage, replicas=pool.replicas) if pool.has(stage.key, tier) else stage for stage in serving.stages
     )
     return replace(serving, plan=resized(serving.plan, tier, pool), stages=stages)
 

@@ -20,21 +20,14 @@ from splitplane.domain.snapshots import Mode, Policy, Preference, Shared, Snapsh
 from splitplane.planner.context import Context
 from splitplane.planner.gates import stress
 from splitplane.planner.keeping import Kept
+from splitplane.planner.pools import Pool
 from splitplane.planner.residency import allowed, grown
-from splitplane.planner.sites import SitesPlan, contexts_of, plan_together
+from splitplane.planner.site_answers import SitesPlan
+from splitplane.planner.sites import contexts_of, plan_together
 from splitplane.planner.stations import stage_seconds
 
 _STEPS = 20
 """What others keep busy is rounded up to so many parts of a pool: what moves less is no news to a site."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """So many replicas, each with cuts ``[first, last)`` resident."""
-
-    first: int
-    last: int
-    replicas: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +124,9 @@ def resized(plan: Plan, shared: str, pool: Pool) -> Plan:
     return replace(
         plan,
         stages=tuple(
-            replace(stage, replicas=pool.replicas)
-            if (stage.tier, stage.resident_first, stage.resident_last) == (shared, pool.first, pool.last) else stage
-            for stage in plan.stages
+            replace(stage, replicas=pool.replicas) if pool.has(stage, shared) else stage for stage in plan.stages
         ),
-    )  # fmt: skip
+    )
 
 
 def load_on(context: Context, plan: Plan, tier: str) -> float:
