@@ -19,7 +19,10 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "splitplane-system"
-CHILDREN = "deployments,jobs,services,configmaps,secrets,serviceaccounts,roles,rolebindings,poddisruptionbudgets"
+CHILDREN = (
+    "deployments,jobs,services,configmaps,secrets,serviceaccounts,roles,rolebindings,"
+    "poddisruptionbudgets,networkpolicies"
+)
 
 
 @pytest.fixture(scope="module")

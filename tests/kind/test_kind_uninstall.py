@@ -60,7 +60,7 @@ def remove_pipelines(kubectl: Kubectl) -> None:
     kubectl(
         "wait",
         "--for=delete",
-        "deployments,jobs,services,configmaps,secrets,serviceaccounts,roles,rolebindings,poddisruptionbudgets",
+        "deployments,jobs,services,configmaps,secrets,serviceaccounts,roles,rolebindings,poddisruptionbudgets,networkpolicies",
         "--selector=splitplane.dev/pipeline",
         "--all-namespaces",
         "--timeout=120s",

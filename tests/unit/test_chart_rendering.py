@@ -243,7 +243,7 @@ def test_the_notes_tell_what_an_uninstall_keeps_and_how_to_remove_it() -> None:
 def test_notes_and_docs_wait_for_every_kind_that_the_operator_makes_before_the_definitions_go() -> None:
     """A child whose owner's definition has gone stays for ever."""
     resource, settings = pipeline(), Settings(prometheus_url="http://p", runtime_image="r", operator_image="o")
-    made = children.gateway_objects(resource, settings)
+    made = [children.stages_policy(resource), *children.gateway_objects(resource, settings)]
     made += children.profile_objects(
         resource, resource.spec.tiers[0], name="n", profile="f", attempt=1, settings=settings
     )

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from splitplane.api.routes import RouteTableSpec
-from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
+from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment, stages_policy
 from splitplane.controller.control import Control, Draining
 from splitplane.controller.disruptions import stage_budget
 from splitplane.controller.naming import profile_name
@@ -50,6 +50,10 @@ def test_a_stages_budget_is_as_pinned() -> None:
     written = stage_deployment(pipeline(), STAGE, replicas=2, settings=SETTINGS)
     written["metadata"]["uid"] = "u-2"
     same_as_golden("stage-budget", [stage_budget(written)])
+
+
+def test_the_policy_of_all_stages_is_as_pinned() -> None:
+    same_as_golden("stages-policy", [stages_policy(pipeline())])
 
 
 def test_a_gateway_is_as_pinned() -> None:

@@ -108,6 +108,26 @@ async def test_sites_use_one_deployment_that_the_users_pipeline_owns(world: Worl
     }  # fmt: skip
 
 
+async def test_what_is_shared_is_open_to_each_site_before_that_site_sends(world: World) -> None:
+    def callers() -> list[str]:
+        (rule, _) = world.cluster.of("NetworkPolicy")["tracker-stages"]["spec"]["ingress"]
+        (pipelines,) = [
+            each["values"]
+            for each in rule["from"][0]["podSelector"]["matchExpressions"]
+            if each["key"] == "splitplane.dev/pipeline"
+        ]
+        return list(pipelines)
+
+    await serving(world)
+    assert callers() == ["tracker", "tracker-north", "tracker-south"]
+    assert {"tracker-north-stages", "tracker-south-stages"} < world.cluster.of("NetworkPolicy").keys()
+
+    world.cluster.put(at("e3", "west"))
+    await world.step()  # the user's pipeline, before that of the new site
+    assert "tracker-west" in world.cluster.of("InferencePipeline")
+    assert callers() == ["tracker", "tracker-north", "tracker-south", "tracker-west"]
+
+
 async def test_the_status_shows_what_is_shared_and_what_all_of_it_costs(world: World) -> None:
     await serving(world)
 

@@ -81,6 +81,16 @@ async def test_stages_of_an_operator_without_budgets_get_theirs(world: World) ->
     assert world.cluster.of("PodDisruptionBudget").keys() == {*world.stages(), "tracker-gateway"}
 
 
+async def test_stages_are_closed_to_others_before_there_are_any(world: World) -> None:
+    await serving(world)
+    writes = [(kind, name) for verb, kind, name in world.cluster.writes if verb == "apply"]
+    stages = [writes.index(("Deployment", name)) for name in world.stages()]
+    assert stages
+    assert writes.index(("NetworkPolicy", "tracker-stages")) < min(stages)
+    (owner,) = world.cluster.of("NetworkPolicy")["tracker-stages"]["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("InferencePipeline", "u-tracker")
+
+
 async def test_a_decision_is_logged_with_all_that_it_takes_to_make_it_again(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

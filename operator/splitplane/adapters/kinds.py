@@ -41,6 +41,7 @@ ROLE_BINDING = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindi
 DEPLOYMENT = Kind("apps", "v1", "Deployment", "deployments")
 JOB = Kind("batch", "v1", "Job", "jobs")
 DISRUPTION_BUDGET = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
+NETWORK_POLICY = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
 PIPELINE = Kind(GROUP, VERSION, "InferencePipeline", "inferencepipelines")
 MODEL_PROFILE = Kind(GROUP, VERSION, "ModelProfile", "modelprofiles")
 ROUTE_TABLE = Kind(GROUP, VERSION, "RouteTable", "routetables")
@@ -49,7 +50,7 @@ _KINDS = {
     (kind.api_version, kind.name): kind
     for kind in (
         POD, NODE, NAMESPACE, SERVICE, SERVICE_ACCOUNT, CONFIG_MAP, SECRET, EVENT, ROLE, ROLE_BINDING, DEPLOYMENT, JOB,
-        DISRUPTION_BUDGET, PIPELINE, MODEL_PROFILE, ROUTE_TABLE,
+        DISRUPTION_BUDGET, NETWORK_POLICY, PIPELINE, MODEL_PROFILE, ROUTE_TABLE,
     )
 }  # fmt: skip
 

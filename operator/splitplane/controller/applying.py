@@ -26,7 +26,7 @@ class Applying:
         self._settings = settings
 
     async def all(self, pipeline: InferencePipeline, bodies: Iterable[Object], memory: Memory) -> None:
-        """Apply the gateway's objects, those that are indexed only if they differ."""
+        """Apply what does not depend on the plan, Deployments (which are indexed) only if they differ."""
         present = self._view.deployments_of((pipeline.metadata.namespace, pipeline.metadata.name), "gateway")
         for body in bodies:
             desired = annotations_of(body)[DESIRED_ANNOTATION]

@@ -2,13 +2,23 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from splitplane.api.defences import to_defence
 from splitplane.api.pipelines import InferencePipeline, TierSpec
 from splitplane.controller.disruptions import gateway_budget
-from splitplane.controller.naming import digest, gateway_name, model_name, stage_name, tier_of
+from splitplane.controller.naming import (
+    digest,
+    gateway_name,
+    model_name,
+    peers_name,
+    stage_name,
+    stages_name,
+    tier_of,
+)
+from splitplane.controller.network_policies import stage_policy
 from splitplane.controller.objects import STAGE_LABEL, TIER_LABEL, Object
 from splitplane.controller.pods import (
     GATEWAY_STATE_PATH,
@@ -124,6 +134,14 @@ def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, 
             **pull,
         },
     }
+
+
+def stages_policy(pipeline: InferencePipeline, *, sites: Iterable[str] = ()) -> Object:
+    """NetworkPolicy of all stages of a pipeline. ``sites`` are the pipelines that share its replicas."""
+    name = pipeline.metadata.name
+    callers = {name, peers_name(pipeline), *sites}
+    metadata = _metadata(pipeline, stages_name(name), "stage")
+    return finished(stage_policy(metadata, labels(name, "stage"), callers))
 
 
 def gateway_objects(pipeline: InferencePipeline, settings: Settings) -> list[Object]:

@@ -76,6 +76,11 @@ def gateway_name(pipeline: str) -> str:
     return f"{pipeline}-gateway"
 
 
+def stages_name(pipeline: str) -> str:
+    """Name of what all stages of a pipeline have in common."""
+    return f"{pipeline}-stages"
+
+
 def stage_name(pipeline: str, tier: str, template: Any) -> str:
     """Name of a stage's Deployment: covers everything in the pod template, so not the number of replicas."""
     return f"{pipeline}-{tier}-{digest(template)}"

@@ -15,7 +15,7 @@ from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.policies import to_policy
 from splitplane.controller import control as controls
 from splitplane.controller.applying import Applying
-from splitplane.controller.children import StageKey, stage_deployment
+from splitplane.controller.children import StageKey, stage_deployment, stages_policy
 from splitplane.controller.control import CONTROL_ANNOTATION, Control, Serving, StageSet
 from splitplane.controller.naming import shared_tier
 from splitplane.controller.objects import PIPELINE_LABEL, Key, Object, annotations_of
@@ -156,7 +156,9 @@ class Pools:
             return None
         key, policy = (pipeline.metadata.namespace, pipeline.metadata.name), to_policy(pipeline.spec)
         sharing, state = Sharing(pipeline, tier), self._states.get(key)
-        states = list(self._serving(pipeline).values())
+        serving = self._serving(pipeline)
+        await self._applying.all(pipeline, [stages_policy(pipeline, sites=serving)], memory)
+        states = list(serving.values())
         needed = {
             stage.name: stage
             for control in states

@@ -23,7 +23,7 @@ from splitplane.controller.applying import Applying
 from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.calibrating import limited, with_unknown_losses
 from splitplane.controller.calibrations import Calibrations
-from splitplane.controller.children import gateway_objects
+from splitplane.controller.children import gateway_objects, stages_policy
 from splitplane.controller.conditions import LIMITS, Verdict
 from splitplane.controller.deciding import Deciding
 from splitplane.controller.naming import profile_name
@@ -154,7 +154,8 @@ class Reconciler:
     async def _apply_gateway(self, pipeline: InferencePipeline, memory: Memory) -> None:
         if self._certificates is not None:
             await self._certificates.ensure(pipeline)
-        await self._applying.all(pipeline, gateway_objects(pipeline, self._settings), memory)
+        objects = [stages_policy(pipeline), *gateway_objects(pipeline, self._settings)]
+        await self._applying.all(pipeline, objects, memory)
 
     # The profile
 

@@ -46,6 +46,7 @@ def _made_for(pipeline: InferencePipeline) -> list[Object]:
     key = children.StageKey(tier="edge", resident_first=0, resident_last=3, fingerprint="f")
     edge = pipeline.spec.tiers[0]
     return [
+        children.stages_policy(pipeline),
         *children.gateway_objects(pipeline, SETTINGS),
         *children.profile_objects(pipeline, edge, name="profile-edge", profile="f", attempt=1, settings=SETTINGS),
         children.stage_deployment(pipeline, key, replicas=1, settings=SETTINGS),
