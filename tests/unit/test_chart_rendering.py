@@ -4,6 +4,7 @@ import datetime as dt
 import itertools
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -258,6 +259,17 @@ def test_notes_and_docs_wait_for_every_kind_that_the_operator_makes_before_the_d
         assert set(command.split(maxsplit=1)[0].split(",")) == kinds
         assert "--timeout=2m" in command
         assert text.index("kubectl delete ipipe") < text.index("kubectl wait") < text.index("kubectl delete crd")
+
+
+def test_definitions_stay_where_the_wait_for_what_they_own_has_failed(tmp_path: Path) -> None:
+    log, kubectl = tmp_path / "log", tmp_path / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho "$1" >> {log}\n[ "$1" != wait ]\n')
+    kubectl.chmod(0o755)
+    commands = re.search(r"kubectl delete ipipe.+?kubectl delete crd.+?$", _notes(), re.DOTALL | re.MULTILINE)
+    assert commands is not None
+    done = subprocess.run(["/bin/sh", "-c", commands[0]], env={"PATH": str(tmp_path)}, check=False, timeout=20)
+    assert done.returncode != 0
+    assert log.read_text().split() == ["delete", "wait"]
 
 
 def test_the_namespace_is_rendered_only_for_a_file_of_its_own() -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "hack" / "kind-node" / "install-packages"
-ANSWERS = "exit 0"
+ANSWERS = '[ "$1" != pull ]'
+SERVED = '[ "$1" != pull ] || echo "$3" > "$0".pulled'
+"""A daemon, and a registry that it pulls from."""
 SILENT = "echo 'Cannot connect to the Docker daemon' >&2; exit 1"
 REFUSES = "echo 'permission denied while trying to connect to the Docker daemon socket' >&2; exit 1"
 PRIVATE = ("dockerd", "iptables", "ip")
@@ -22,7 +24,7 @@ class Machine:
 
     def __init__(self, folder: Path, docker: str) -> None:
         self.folder, self.asked = folder, folder / "apt-arguments"
-        for name in ("bash", "env"):
+        for name in ("bash", "env", "sed"):
             (folder / name).symlink_to(str(shutil.which(name)))
         self.has("docker", docker)
 
@@ -41,9 +43,14 @@ class Machine:
     def user(self, number: int) -> None:
         self.has("id", f'[ "$1" = -u ] && echo {number} || echo somebody')
 
-    def run(self) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PATH": str(self.folder)}
+    def run(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        unset = dict.fromkeys(("BASE_IMAGE", "NODE_IMAGE"), "")
+        environment = {**os.environ, **unset, **variables, "PATH": str(self.folder)}
         return subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=False)
+
+    @property
+    def pulled(self) -> str:
+        return (self.folder / "docker.pulled").read_text().strip()
 
     @property
     def installed(self) -> set[str]:
@@ -72,6 +79,22 @@ def test_without_a_daemon_everything_that_is_missing_is_installed(machine: Machi
 @pytest.mark.parametrize("machine", [ANSWERS], indirect=True)
 def test_beside_a_daemon_only_what_images_without_a_registry_need_is_installed(machine: Machine) -> None:
     assert machine.run().returncode == 0
+    assert machine.installed == {"debootstrap", "gcc", "binutils"}
+
+
+@pytest.mark.parametrize("machine", [SERVED], indirect=True)
+def test_beside_a_daemon_with_a_registry_nothing_is_installed(machine: Machine) -> None:
+    assert machine.run().returncode == 0
+    assert not machine.installed
+    assert machine.pulled.startswith("python:3"), "the base of the product's images, which is needed anyway"
+    assert machine.run(BASE_IMAGE="registry.example.com/python:3.12").returncode == 0
+    assert machine.pulled == "registry.example.com/python:3.12"
+    assert not machine.installed
+
+
+@pytest.mark.parametrize("machine", [SERVED], indirect=True)
+def test_a_node_image_that_is_to_be_made_here_is_made_with_what_that_needs(machine: Machine) -> None:
+    assert machine.run(NODE_IMAGE="build").returncode == 0
     assert machine.installed == {"debootstrap", "gcc", "binutils"}
 
 
