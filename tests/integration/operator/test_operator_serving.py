@@ -50,6 +50,27 @@ def test_a_drain_finds_a_budget_for_every_pod_that_serves(measured: cases.Measur
     cases.wait(lambda: counted() == half, seconds=30, what=lambda: f"budgets {half}, not {counted()}")
 
 
+def test_a_policy_selects_the_pods_that_serve_as_stages_and_its_callers_are_there(measured: cases.Measured) -> None:
+    """By the API server's own selectors. The embedded cluster enforces no policy."""
+    policy = measured.ns.get("networkpolicy", f"{measured.name}-stages")
+
+    def selected(selector: cases.Json) -> set[str]:
+        terms = [f"{key}={value}" for key, value in selector.get("matchLabels", {}).items()]
+        terms += [f"{each['key']} in ({','.join(each['values'])})" for each in selector.get("matchExpressions", ())]
+        return {body["metadata"]["name"] for body in measured.ns.items("pods", f"--selector={','.join(terms)}")}
+
+    def of(component: str) -> set[str]:
+        return selected({"matchLabels": {"app.kubernetes.io/component": component}})
+
+    rule, _ = policy["spec"]["ingress"]
+    assert of("stage")
+    assert of("gateway")
+    assert selected(policy["spec"]["podSelector"]) == of("stage")
+    assert selected(rule["from"][0]["podSelector"]) == of("gateway") | of("stage")
+    (owner,) = policy["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == ("InferencePipeline", measured.name)
+
+
 def test_profile_jobs_leave_nothing_but_the_profile(measured: cases.Measured) -> None:
     assert {device["deviceClass"] for device in measured.profile["spec"]["devices"]} == {"small"}
     assert (
