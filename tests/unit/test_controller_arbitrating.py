@@ -7,12 +7,13 @@ import pytest
 
 from splitplane.adapters.metrics import MetricsSnapshot
 from splitplane.domain.resources import pod_requests
-from tests.support.controller_cases import pod, tier
+from tests.support.controller_cases import node, pod, tier
 from tests.support.controller_world import KEY, World, measured
 
 OTHER = ("shop", "viewer")
 BOTH = (KEY, OTHER)
 RATE = 5.0
+ZONE = "topology.kubernetes.io/zone"
 
 
 def busy(**rates: float) -> MetricsSnapshot:
@@ -53,16 +54,16 @@ class SharedWorld(World):
 
     def place(self, name: str, deployment: Any) -> None:
         template = copy.deepcopy(deployment["spec"]["template"])
-        where = template["spec"]["nodeSelector"]["splitplane.dev/tier"]
+        where = template["spec"]["nodeSelector"]
         asked = pod_requests(template)["cpu"]
-        for node, body in self.cluster.of("Node").items():
+        for place, body in self.cluster.of("Node").items():
             used = sum(
                 pod_requests(other)["cpu"]
                 for other in self.cluster.of("Pod").values()
-                if other["spec"]["nodeName"] == node
+                if other["spec"]["nodeName"] == place
             )
-            if body["metadata"]["labels"]["splitplane.dev/tier"] == where and used + asked <= 4:
-                self.cluster.put(pod(name, node, cpu=str(asked), labels=template["metadata"]["labels"]))
+            if where.items() <= body["metadata"]["labels"].items() and used + asked <= 4:
+                self.cluster.put(pod(name, place, cpu=str(asked), labels=template["metadata"]["labels"]))
                 return
 
     def condition_of(self, key: tuple[str, str], kind: str) -> dict[str, Any]:
@@ -113,4 +114,39 @@ async def test_the_lower_priority_gives_way_and_says_to_whom(world: SharedWorld)
     world.operator.keep_only({KEY})
     await world.step(60)
     assert world.edge_replicas(KEY) == alone
+    assert world.condition_of(KEY, "CapacityGranted")["status"] == "True"
+
+
+async def test_what_sites_share_is_one_claimant_among_others() -> None:
+    world = SharedWorld()  # four cores of cloud in all
+    for name, site in (("e1", "north"), ("e2", "south")):
+        world.cluster.put({**(body := node(name, "edge")), "metadata": {**body["metadata"], "labels": {
+            **body["metadata"]["labels"], ZONE: site,
+        }}})  # fmt: skip
+    far = {"mode": "Fixed", "fixed": {"stages": [{"tier": "cloud", "firstCut": 0, "lastCut": 6}], "codecs": []}}
+    wanted = {**spec(partitioning=far), "objectives": {"latencyP95Milliseconds": 400}}
+    world.metrics = busy(**{"tracker-north": 90.0, "tracker-south": 90.0, "viewer": 180.0})
+    world.apply(**wanted, sites={"topologyKey": ZONE, "sharedTier": "cloud"})
+    await world.rounds(40)
+
+    def replicas(key: tuple[str, str]) -> int:
+        return sum(count for name, count in world.stages().items() if name.startswith(f"{key[1]}-cloud"))
+
+    alone = replicas(KEY)
+    assert alone == 3
+    world.apply(OTHER, **wanted, priority=10)
+    await world.rounds(200)
+    assert replicas(OTHER) == 3
+    assert replicas(KEY) == 1
+    told = world.condition_of(KEY, "CapacityGranted")
+    assert (told["status"], told["reason"]) == ("False", "GaveWay")
+    assert "cloud: 1 of 3 replicas" in told["message"]
+    assert "shop/viewer (priority 10)" in told["message"]
+    assert world.condition_of(OTHER, "CapacityGranted")["status"] == "True"
+
+    world.cluster.remove("InferencePipeline", OTHER[1], OTHER[0])
+    for name in [name for name in world.cluster.of("Deployment") if name.startswith(OTHER[1])]:
+        world.cluster.remove("Deployment", name, "shop")
+    await world.rounds(60)
+    assert replicas(KEY) == alone
     assert world.condition_of(KEY, "CapacityGranted")["status"] == "True"

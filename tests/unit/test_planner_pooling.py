@@ -280,3 +280,19 @@ def test_a_little_more_or_less_of_others_is_no_news():
     other = replace(state, loads={"a": 1.0, "b": 0.58})
     assert share(state, "a", {}, ceiling=0.8) == share(other, "a", {}, ceiling=0.8)
     assert DEAD_BAND > 0.05
+
+
+def test_a_tier_too_small_for_all_that_sites_must_send_is_shared_in_full():
+    lame: dict[str, object] = {"min_replicas": 0, "max_replicas": 0}  # nothing runs at the sites
+    policy = replace(CHEAP, raw_input_stays_trusted=False)
+    sites = {name: with_tiers(site(rate=rate, most=2), edge=lame) for name, rate in {"a": 10.0, "b": 20.0}.items()}
+    found = sized(sites, policy=policy)
+    assert found.pool is not None
+    assert (found.pool.first, found.pool.replicas) == (0, 2)
+    assert sum(found.loads.values()) == pytest.approx(2 * policy.max_utilization)
+    assert found.loads["b"] == pytest.approx(2.0 * found.loads["a"])
+    for name, snapshot in sites.items():
+        here = share(found, name, {}, ceiling=policy.max_utilization)
+        target = plan(seen_by(snapshot, "cloud", found, here), policy, 0.0).target
+        assert target.plan.replicas("cloud") == 2
+        assert "utilization" in target.violations

@@ -7,8 +7,9 @@ who share the nodes in question are settled together (``planner.arbitration``), 
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller.capacity import amounts, capacity
@@ -20,8 +21,10 @@ from splitplane.domain.resources import pod_requests
 from splitplane.domain.snapshots import Mode, Policy, Snapshot
 from splitplane.planner import Kept
 from splitplane.planner.arbitration import Settlement, arbitrate
-from splitplane.planner.claims import Claim, Need, Room
+from splitplane.planner.claims import Claim, Need, Offer, Room
 from splitplane.planner.offers import offers, wish
+from splitplane.planner.pool_offers import pool_offers, pool_wish
+from splitplane.planner.pools import Pool
 
 _log = logging.getLogger(__name__)
 
@@ -40,13 +43,11 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """A pipeline as it was planned last. ``seen`` counts as slots what other pipelines' stages hold; ``short`` names
-    the tiers on which it would take more than it can have."""
+    """A pipeline as it was planned last. ``offers`` on these tiers count as slots what other pipelines' stages hold;
+    ``short`` names the tiers on which it would take more than it can have."""
 
     priority: int
-    seen: Snapshot
-    policy: Policy
-    kept: Kept
+    offers: Callable[[Sequence[str]], tuple[Offer, ...]]
     needs: Mapping[str, Need]
     short: frozenset[str]
 
@@ -83,31 +84,38 @@ class Arbiter:
         if policy.mode is Mode.ADVISORY:
             self.forget(key)  # its plan stays as it is
             return
-        nodes = self._view.nodes()
-        pods = self._view.pods_by_node(nodes)
-        reach = {
-            name: capacity(nodes, pods, placement_of(state.spec), is_own=self._is_claimed).slots
-            for name, state in tiers.items()
-        }
-        alone = replace(
-            seen,
-            tiers=tuple(
-                replace(each, slots=reach[each.name], granted=None) if each.name in reach else each
-                for each in seen.tiers
-            ),
-        )
+        alone = _with_slots(seen, self._reach(tiers))
         had = {each.name: each.most_replicas for each in seen.tiers}
         first = wish(alone, policy, kept=kept) if alone.tiers != seen.tiers else None
         used = {stage.tier for stage in first.plan.stages} if first else set()
         self._standing[key] = _Standing(
-            priority=pipeline.spec.priority, seen=alone, policy=policy, kept=kept,
-            needs={
-                name: Need(tuple(sorted(placement_of(state.spec).requests.items())), frozenset(state.capacity.ready))
-                for name, state in tiers.items()
-                if state.capacity.ready
-            },
+            priority=pipeline.spec.priority,
+            offers=partial(offers, alone, policy, kept=kept),
+            needs=_needs(tiers),
             short=frozenset(tier for tier in used if first and first.plan.replicas(tier) > had[tier]),
-        )  # fmt: skip
+        )
+
+    def note_pool(
+        self, key: Key, pipeline: InferencePipeline, seen: Mapping[str, Snapshot], policy: Policy, kept: Kept,
+        tier: TierState, held: Pool | None,
+    ) -> None:  # fmt: skip
+        """The same of what a pipeline's sites share on a ``tier``: one claim of ``pipeline``, made for all sites, of
+        which each was ``seen`` so. Raises ``ContradictionError``."""
+        if policy.mode is Mode.ADVISORY:
+            self.forget(key)
+            return
+        name = tier.spec.name
+        reach = self._reach({name: tier})
+        alone = {site: _with_slots(snapshot, reach) for site, snapshot in seen.items()}
+        most = min(each.most_replicas for snapshot in seen.values() for each in snapshot.tiers if each.name == name)
+        short = alone != seen and pool_wish(alone, policy, name, kept=kept) > most
+
+        def offered(_tiers: Sequence[str]) -> tuple[Offer, ...]:
+            return pool_offers(alone, policy, name, held=held, kept=kept)
+
+        self._standing[key] = _Standing(
+            pipeline.spec.priority, offered, _needs({name: tier}), frozenset({name} if short else ())
+        )
 
     async def settle(self, now: float) -> None:
         """Grant anew, if somebody is short and the last time is long enough ago; take grants back if nobody is."""
@@ -149,7 +157,7 @@ class Arbiter:
             claims[key] = Claim(
                 pipeline="/".join(key), priority=standing.priority,
                 needs={tier: standing.needs[tier] for tier in tiers},
-                offers=offers(standing.seen, standing.policy, tiers, kept=standing.kept),
+                offers=standing.offers(tiers),
             )  # fmt: skip
         return claims, arbitrate(list(claims.values()), rooms, solve)
 
@@ -170,8 +178,35 @@ class Arbiter:
             rooms.append(Room(name, free))
         return rooms
 
+    def _reach(self, tiers: Mapping[str, TierState]) -> dict[str, int]:
+        """Slots of each tier, what pipelines hold that make claims included."""
+        nodes = self._view.nodes()
+        pods = self._view.pods_by_node(nodes)
+        return {
+            name: capacity(nodes, pods, placement_of(state.spec), is_own=self._is_claimed).slots
+            for name, state in tiers.items()
+        }
+
     def _is_claimed(self, pod: Object) -> bool:
         return _stage_of(pod) in self._standing
+
+
+def _with_slots(seen: Snapshot, slots: Mapping[str, int]) -> Snapshot:
+    """As if a pipeline had all these slots to itself."""
+    return replace(
+        seen,
+        tiers=tuple(
+            replace(each, slots=slots[each.name], granted=None) if each.name in slots else each for each in seen.tiers
+        ),
+    )
+
+
+def _needs(tiers: Mapping[str, TierState]) -> dict[str, Need]:
+    return {
+        name: Need(tuple(sorted(placement_of(state.spec).requests.items())), frozenset(state.capacity.ready))
+        for name, state in tiers.items()
+        if state.capacity.ready
+    }
 
 
 def _stage_of(pod: Object) -> Key | None:

@@ -68,7 +68,7 @@ def verdicts(facts: Facts) -> list[Verdict]:
         _degraded(facts),
         _metrics(facts),
         _feasible(facts),
-        _granted(facts),
+        granted(facts.grant),
         _measured(facts),
         facts.limits or Verdict(LIMITS, "True", "NoneSet"),
         Verdict("Reconciling", "True", *progress) if progress else Verdict("Reconciling", "False", "Settled"),
@@ -186,13 +186,13 @@ def _metrics(facts: Facts) -> Verdict:
     return Verdict("MetricsAvailable", "True", "Measured")
 
 
-def _granted(facts: Facts) -> Verdict:
-    if facts.grant is None:
+def granted(grant: Grant | None) -> Verdict:
+    """Whether a pipeline may have all that it asks for of nodes that it shares with others."""
+    if grant is None:
         return Verdict("CapacityGranted", "True", "NothingShort")
-    if not facts.grant.why:
+    if not grant.why:
         return Verdict("CapacityGranted", "True", "AsAsked")
-    advice = "Add nodes, or raise spec.priority."
-    return Verdict("CapacityGranted", "False", "GaveWay", f"{facts.grant.why}. {advice}")
+    return Verdict("CapacityGranted", "False", "GaveWay", f"{grant.why}. Add nodes, or raise spec.priority.")
 
 
 def _measured(facts: Facts) -> Verdict:

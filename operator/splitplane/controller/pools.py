@@ -15,6 +15,7 @@ from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.policies import to_policy
 from splitplane.controller import control as controls
 from splitplane.controller.applying import Applying
+from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.children import StageKey, stage_deployment, stages_policy
 from splitplane.controller.control import CONTROL_ANNOTATION, Control, Serving, StageSet
 from splitplane.controller.naming import shared_tier
@@ -52,6 +53,11 @@ class _State:
     actual: dict[str, float] = field(default_factory=dict)
     pooling: Pooling = field(default_factory=Pooling)
     kept: Kept | None = None
+    granted: int | None = None
+    """What other pipelines on the same nodes leave of the tier; ``None`` while nobody has to give way."""
+    granted_at: float = -math.inf
+    claimed_at: float = -math.inf
+    """When that was settled which the arbitration knows of."""
     urgent: bool = False
     settled_at: float = -math.inf
     took: float = 0.0
@@ -70,8 +76,9 @@ class Held:
 class Pools:
     """Settles what sites share, and keeps its pods."""
 
-    def __init__(self, *, view: View, settings: Settings, applying: Applying) -> None:
+    def __init__(self, *, view: View, settings: Settings, applying: Applying, arbiter: Arbiter) -> None:
         self._view = view
+        self._arbiter = arbiter
         self._settings = settings
         self._applying = applying
         self._states: dict[Key, _State] = {}
@@ -121,7 +128,7 @@ class Pools:
         Settles anew if it is time to; ``urgent``: what the site rests on has changed. Raises ``ContradictionError``.
         """
         state = self._state(sharing, seen, policy, now)
-        state.seen[site] = seen
+        state.seen[site] = _granted(seen, sharing.tier, state.granted)
         state.urgent |= urgent
         state.actual[site] = self._load(state, seen, policy, sharing, seen.active.plan if seen.active else None)
         if self._unheard(state, sharing, now):
@@ -171,9 +178,13 @@ class Pools:
             pipeline, nodes=nodes, pods_by_node=self._view.pods_by_node(nodes), metrics=metrics, owners=owners
         )[tier]
         current: StageSet | None = None
+        if pipeline.spec.suspend:
+            self._arbiter.forget(key)
         if state is not None:
             if not pipeline.spec.suspend:
+                self._grant(state, sharing, held.capacity.slots, now)
                 self._settle(state, sharing, policy, now)
+                self._claim(state, sharing, policy, held)
             notes += state.notes
             state.notes = []
             current = self._current(pipeline, tier, state)
@@ -185,6 +196,8 @@ class Pools:
             busy = math.ceil(sum(state.actual.values()) / policy.max_utilization - 1e-9)
             # Those that leave as there is less to share still send what they send.
             leaving = min(wanted.get(current.name, 0), busy)
+            if state.granted is not None and now - state.granted_at > self._settings.prepare_deadline:
+                leaving = min(leaving, state.granted)  # others wait for the rest
             room = held.capacity.slots - current.replicas
             wanted = {name: max(1, min(count, room)) for name, count in wanted.items()}
             wanted[current.name] = max(current.replicas, leaving)
@@ -232,6 +245,29 @@ class Pools:
                 state.pooling = Pooling(pool, dict(state.actual))
         return state
 
+    def _grant(self, state: _State, sharing: Sharing, slots: int, now: float) -> None:
+        """Take over what the arbitration leaves of the tier, of which the nodes can hold so many ``slots`` now."""
+        grant = self._arbiter.grant(sharing.key)
+        granted = grant.replicas.get(sharing.tier) if grant else None
+        # Room that others make for what is granted counts as a change, too.
+        room = None if granted is None else slots
+        for site, seen in state.seen.items():
+            fresh = _granted(seen, sharing.tier, granted, slots=room)
+            state.urgent |= fresh != seen
+            state.seen[site] = fresh
+        if granted != state.granted:
+            state.granted, state.granted_at = granted, now
+
+    def _claim(self, state: _State, sharing: Sharing, policy: Policy, tier: TierState) -> None:
+        """Tell the arbitration what all sites together would do with how much of the tier."""
+        if state.kept is None or state.claimed_at == state.settled_at:
+            return
+        state.claimed_at = state.settled_at
+        with contextlib.suppress(ContradictionError):  # each site's own plan says so
+            self._arbiter.note_pool(
+                sharing.key, sharing.pipeline, dict(state.seen), policy, state.kept, tier, state.pooling.pool
+            )
+
     def _settle(self, state: _State, sharing: Sharing, policy: Policy, now: float) -> None:
         """Plan all sites together, if one asks for it or it is time to."""
         interval = sharing.pipeline.spec.replanning.interval_seconds
@@ -268,6 +304,15 @@ class Pools:
                 read = self._controls[key] = text, _loaded(table)
             found[key[1]] = read[1]
         return found
+
+
+def _granted(seen: Snapshot, tier: str, granted: int | None, *, slots: int | None = None) -> Snapshot:
+    """What a site is planned on, with what is granted of a tier, and as many slots, if that is given."""
+    tiers = tuple(
+        replace(each, granted=granted, slots=each.slots if slots is None else slots) if each.name == tier else each
+        for each in seen.tiers
+    )
+    return replace(seen, tiers=tiers)
 
 
 def _loaded(table: Object | None) -> Control | None:

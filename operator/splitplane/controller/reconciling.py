@@ -62,10 +62,13 @@ class Reconciler:
         self._calibrations = Calibrations(cluster=cluster, view=view, settings=settings, profiles=self._profiles)
         self._arbiter = Arbiter(view=view, telemetry=telemetry)
         self._applying = Applying(cluster=cluster, view=view, settings=settings)
-        self._pools = Pools(view=view, settings=settings, applying=self._applying)
+        self._pools = Pools(view=view, settings=settings, applying=self._applying, arbiter=self._arbiter)
         self._deciding = Deciding(settings=settings, telemetry=telemetry, arbiter=self._arbiter, pools=self._pools)
         self._telling = Telling(cluster=cluster, view=view, telemetry=telemetry, arbiter=self._arbiter)
-        self._sites = Sites(cluster=cluster, view=view, telemetry=telemetry, telling=self._telling, pools=self._pools)
+        self._sites = Sites(
+            cluster=cluster, view=view, telemetry=telemetry, telling=self._telling, pools=self._pools,
+            arbiter=self._arbiter,
+        )  # fmt: skip
         self._certificates = certificates
         self._memories: dict[Key, Memory] = {}
 

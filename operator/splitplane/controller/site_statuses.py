@@ -7,7 +7,8 @@ from typing import Any
 
 from splitplane.api.fields import decimal_or_none
 from splitplane.api.pipelines import InferencePipeline
-from splitplane.controller.conditions import GOOD, Verdict, merge
+from splitplane.controller.arbitrating import Grant
+from splitplane.controller.conditions import GOOD, Verdict, granted, merge
 from splitplane.controller.objects import Object, condition_of
 from splitplane.controller.pools import Held
 from splitplane.controller.statuses import rounded
@@ -42,16 +43,18 @@ class Site:
 
 def build(
     pipeline: InferencePipeline, before: Mapping[str, Any], sites: Sequence[Site], problems: Sequence[Problem],
-    held: Held | None, *, now: float,
+    held: Held | None, grant: Grant | None = None, *, now: float,
 ) -> Json:  # fmt: skip
     """The whole status. ``problems`` are (reason, message) pairs about the sites as such; the first counts most.
-    ``held`` is what the sites share."""
+    ``held`` is what the sites share, ``grant`` what they may have of it."""
     generation = pipeline.metadata.generation
     rows = [row(site) for site in sites]
     plan = total(rows, held)
     found = verdicts(sites, problems)
     if held is not None:
         found = [_within_budget(each, pipeline, plan) for each in found]
+    if grant is not None and grant.why:
+        found = [granted(grant) if each.type == "CapacityGranted" else each for each in found]
     return {
         "observedGeneration": generation,
         "conditions": merge(before.get("conditions") or (), found, at=now, generation=generation),

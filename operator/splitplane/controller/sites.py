@@ -10,6 +10,7 @@ from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.routes import RouteTableStatus
 from splitplane.api.statuses import MOST_SITES
 from splitplane.controller import gateway_reports, site_statuses
+from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.children import DESIRED_ANNOTATION
 from splitplane.controller.naming import tier_of
 from splitplane.controller.objects import Key, Object, annotations_of, is_terminating, labels_of
@@ -33,13 +34,14 @@ class Sites:
     """Looks after the pipelines that have sites; their sites' pipelines are reconciled as any other."""
 
     def __init__(
-        self, *, cluster: Cluster, view: View, telemetry: Telemetry, telling: Telling, pools: Pools
+        self, *, cluster: Cluster, view: View, telemetry: Telemetry, telling: Telling, pools: Pools, arbiter: Arbiter
     ) -> None:  # fmt: skip
         self._cluster = cluster
         self._view = view
         self._telemetry = telemetry
         self._telling = telling
         self._pools = pools
+        self._arbiter = arbiter
         self._measured: dict[Key, set[tuple[str, str]]] = {}
         """Which sites (pipeline, site) the operator's metrics show."""
 
@@ -67,8 +69,10 @@ class Sites:
             mine = of_sites(pipeline, self._view.pipelines())
             sites = [Site(site_of(each), key[1], each) for key, each in sorted(mine.items())]
         sites = [self._looked_at(pipeline, site, metrics) for site in sites]
-        self._measure((pipeline.metadata.namespace, pipeline.metadata.name), sites)
-        status = site_statuses.build(pipeline, body.get("status") or {}, sites, problems, held, now=now)
+        key = pipeline.metadata.namespace, pipeline.metadata.name
+        self._measure(key, sites)
+        grant = self._arbiter.grant(key)
+        status = site_statuses.build(pipeline, body.get("status") or {}, sites, problems, held, grant, now=now)
         await self._telling.write(body, memory, status, notes, now=now)
 
     async def _keep(

@@ -28,6 +28,8 @@ from splitplane.planner.stations import stage_seconds
 
 _STEPS = 20
 """What others keep busy is rounded up to so many parts of a pool: what moves less is no news to a site."""
+_AMPLE = 256
+"""More replicas than this are not thought of while there are fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +48,31 @@ def size_pool(
 ) -> Pooling:  # fmt: skip
     """The pool that sites should share on the tier ``shared``, which all ``snapshots`` hold as if it were theirs alone.
 
-    Pure. While nothing can run there it stays as it was ``before``. Raises as ``plan_sites`` does, which see.
+    Pure. While nothing can run there it stays as it was ``before``, but where other pipelines were granted all of the
+    tier there is none. Raises as ``plan_sites`` does, which see.
     """
     contexts = contexts_of(snapshots, policy, kept)
     there = [context for context in contexts.values() if shared in context.sites]
     if not there:
-        return replace(before, loads={})
+        return Pooling() if _refused(snapshots, shared) else replace(before, loads={})
     held = before.pool
-    found = plan_together(contexts, shared, apart=False)
+    most = min(context.sites[shared].high for context in there)
+    found = serving_all(contexts, shared, most)
     if any(snapshot.active is not None for snapshot in snapshots.values()):
         found = _worth_it(found, contexts, shared, policy, held.replicas if held else 0)
     roomy = plan_together({name: stress(context) for name, context in contexts.items()}, shared, apart=False)
-    loads = {name: load for name, each in found.plans.items() if (load := load_on(contexts[name], each.plan, shared))}
-    most = min(context.sites[shared].high for context in there)
-    count = min(most, _replicas(found, shared))
+    count = min(most, replicas_of(found, shared))
+    borne = borne_by(found, contexts, count)
+    loads = {
+        name: borne * load for name, each in found.plans.items() if (load := load_on(contexts[name], each.plan, shared))
+    }
     bounds = _range(there[0], shared, found, held)
     if held is None:
         return Pooling(Pool(*bounds, count) if bounds and count else None, loads)
     held = replace(held, replicas=min(most, held.replicas))
     if policy.mode is Mode.ADVISORY and all(snapshot.active is not None for snapshot in snapshots.values()):
         return Pooling(held, loads)
-    low_since, enough = None, max(count, min(most, _replicas(roomy, shared)))
+    low_since, enough = None, max(count, min(most, replicas_of(roomy, shared)))
     count = max(count, held.replicas)
     if enough < held.replicas:
         low_since = now if before.low_since is None else before.low_since
@@ -140,14 +146,58 @@ def load_on(context: Context, plan: Plan, tier: str) -> float:
     return busy
 
 
+def serving_all(contexts: Mapping[str, Context], shared: str, most: int) -> SitesPlan:
+    """The best plans of all sites with ``most`` replicas on the tier ``shared``, or where these do not bear what some
+    site must send there, with as many as do."""
+    best = plan_together(contexts, shared, apart=False, most=most)
+    found, count = best, most
+    while _unserved(found, contexts) and 0 < count < _AMPLE:
+        count *= 2
+        ample = {
+            name: replace(context, sites={**context.sites, shared: replace(context.sites[shared], high=count)})
+            if shared in context.sites else context
+            for name, context in contexts.items()
+        }  # fmt: skip
+        found = plan_together(ample, shared, apart=False)
+    return found if carried(found, contexts, most) > carried(best, contexts, most) else best
+
+
+def borne_by(found: SitesPlan, contexts: Mapping[str, Context], replicas: int) -> float:
+    """How much of what sites are planned to send to a pool so many replicas bear."""
+    ceiling = next(iter(contexts.values())).policy.max_utilization
+    return min(1.0, ceiling * replicas / found.load) if found.load > 0.0 else 1.0
+
+
+def carried(found: SitesPlan, contexts: Mapping[str, Context], replicas: int) -> float:
+    """The share of the load of all sites together that is served while a pool has ``replicas`` at most."""
+    borne = borne_by(found, contexts, replicas)
+    served = (
+        min(contexts[name].rate, each.predicted.max_rate_per_second) * (borne if name in found.sharing else 1.0)
+        for name, each in found.plans.items()
+    )
+    return sum(served) / sum(context.rate for context in contexts.values())
+
+
+def _unserved(found: SitesPlan, contexts: Mapping[str, Context]) -> int:
+    """Sites whose load nothing bears."""
+    overloaded = sum("utilization" in each.violations for each in found.plans.values())
+    return len(contexts) - len(found.plans) + overloaded
+
+
 def _worth_it(found: SitesPlan, contexts: Mapping[str, Context], shared: str, policy: Policy, held: int) -> SitesPlan:
     """``found``, or the best with no more replicas than there are, where that keeps limits as well and costs not much
     more: what would be a site's own gain is one of all here."""
-    if policy.prefer is not Preference.COST or _replicas(found, shared) <= held:
+    if policy.prefer is not Preference.COST or replicas_of(found, shared) <= held:
         return found
     less = plan_together(contexts, shared, apart=False, most=held)
     saved = less.cost_per_hour - found.cost_per_hour
     return less if _broken(less) <= _broken(found) and saved < policy.min_gain * less.cost_per_hour else found
+
+
+def _refused(snapshots: Mapping[str, Snapshot], shared: str) -> bool:
+    """Whether all of the tier was granted to others."""
+    tiers = [tier for snapshot in snapshots.values() for tier in snapshot.tiers if tier.name == shared]
+    return any(tier.granted == 0 and tier.ready_nodes > 0 for tier in tiers)
 
 
 def _broken(found: SitesPlan) -> tuple[int, int]:
@@ -155,8 +205,9 @@ def _broken(found: SitesPlan) -> tuple[int, int]:
     return -len(found.plans), sum(len(each.violations) for each in found.plans.values())
 
 
-def _replicas(found: SitesPlan, shared: str) -> int:
-    """Those of the pool, and those that sites would have to themselves as nothing keeps their limits."""
+def replicas_of(found: SitesPlan, shared: str) -> int:
+    """On the tier ``shared``: those of the pool, and those that sites would have to themselves as nothing keeps their
+    limits."""
     alone = [each.plan.replicas(shared) for name, each in found.plans.items() if name not in found.sharing]
     return sum(alone) + (found.pool.replicas if found.pool else 0)
 

@@ -1,0 +1,73 @@
+"""What a pipeline's sites would do with fewer shared replicas: the pool's offers to the arbitration, as one claim."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from splitplane.domain.snapshots import Policy, Snapshot
+from splitplane.planner.claims import Offer
+from splitplane.planner.context import Context
+from splitplane.planner.keeping import Kept
+from splitplane.planner.pooling import borne_by, carried, replicas_of, serving_all
+from splitplane.planner.pools import Pool
+from splitplane.planner.site_answers import SitesPlan
+from splitplane.planner.sites import contexts_of
+
+MOST_OFFERS = 9
+"""Each takes planning all sites once: of a large pool not every number of replicas is offered."""
+
+
+def pool_offers(
+    snapshots: Mapping[str, Snapshot], policy: Policy, shared: str, *, held: Pool | None, kept: Kept | None = None
+) -> tuple[Offer, ...]:
+    """The best plans of all sites with as many replicas on the tier ``shared`` as its slots allow, then with fewer,
+    down to none; among them what is ``held``. None twice.
+
+    Whatever was granted before is left out of account. Raises ``ContradictionError`` as ``plan_sites`` does.
+    """
+    contexts = _ungranted(snapshots, policy, shared, kept)
+    wanted, now = _wish(contexts, shared), held.replicas if held else 0
+    found: dict[int, Offer] = {}
+    steps = {round(wanted * part / (MOST_OFFERS - 1)) for part in range(MOST_OFFERS)}
+    for count in sorted({*steps, *({now} if now < wanted else ())}, reverse=True):
+        offer = _offer(contexts, serving_all(contexts, shared, count), shared, count)
+        found.setdefault(offer.replicas.get(shared, 0), offer)
+    return tuple(replace(offer, held=taken == now and offer.keeps_limits) for taken, offer in found.items())
+
+
+def pool_wish(
+    snapshots: Mapping[str, Snapshot], policy: Policy, shared: str, *, kept: Kept | None = None
+) -> int:  # fmt: skip
+    """How many replicas the sites would share with all slots of the tier. Raises as ``pool_offers`` does."""
+    return _wish(_ungranted(snapshots, policy, shared, kept), shared)
+
+
+def _wish(contexts: Mapping[str, Context], shared: str) -> int:
+    most = min((context.sites[shared].high for context in contexts.values() if shared in context.sites), default=0)
+    return min(most, replicas_of(serving_all(contexts, shared, most), shared))
+
+
+def _ungranted(
+    snapshots: Mapping[str, Snapshot], policy: Policy, shared: str, kept: Kept | None
+) -> dict[str, Context]:  # fmt: skip
+    alone = {
+        name: replace(
+            snapshot,
+            tiers=tuple(replace(tier, granted=None) if tier.name == shared else tier for tier in snapshot.tiers),
+        )
+        for name, snapshot in snapshots.items()
+    }
+    return contexts_of(alone, policy, kept)
+
+
+def _offer(contexts: Mapping[str, Context], found: SitesPlan, shared: str, most: int) -> Offer:
+    taken = min(most, replicas_of(found, shared))
+    served = borne_by(found, contexts, taken) == 1.0 and len(found.plans) == len(contexts)
+    kept = served and not any(each.violations for each in found.plans.values())
+    cost = found.cost_per_hour
+    return Offer(
+        replicas={shared: taken} if taken else {},
+        carried=carried(found, contexts, taken),
+        keeps_limits=kept,
+        cost=math.nan if math.isinf(cost) else cost,
+    )
