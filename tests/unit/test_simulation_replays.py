@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from splitplane.domain.measurements import Value, known
 from splitplane.domain.plans import Plan, Stage
 from splitplane.domain.snapshots import Preference
 from splitplane.planner.context import build_context
@@ -16,12 +17,17 @@ from splitplane.simulation.replaying import Ground, Scenario, compare, constant,
 from splitplane.simulation.serving import course, piled_up
 from splitplane.simulation.strategies import Choice, planner
 from splitplane.simulation.traces import Trace, arrivals, bandwidths, read_arrivals, read_bandwidths
-from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, split
+from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, links, split
 from tests.support.planner_simulation import Line, simulate
 
 CHEAP = replace(POLICY, prefer=Preference.COST)
 POISSON = replace(SNAPSHOT, arrival_scv=1.0)
 DAY = 2880
+
+
+def over(*bandwidths: float) -> dict[tuple[str, str], np.ndarray]:
+    """Bytes per second of the link in both directions, by bin."""
+    return {pair: np.array(bandwidths) for pair in (("edge", "cloud"), ("cloud", "edge"))}
 
 
 @pytest.mark.parametrize("kind", ["steady", "diurnal", "bursty"])
@@ -82,7 +88,7 @@ def test_the_share_of_requests_within_the_limit_is_that_of_an_event_simulation(
     stages = (8 * 0.0417 + 0.002 + 32768 * 6e-10, 0.02, replicas), (1.5 * 0.0085 + 0.002 + 32768 * 4e-10, 0.02, 1)
     line = Line((stages[0], (sent, 0.0, 1), stages[1], (answer, 0.0, 1)), rate=3.5)
     times = simulate([line], requests=40_000, warm_up=2_000)[0] + 2 * 0.002
-    found = course(context, plan, np.array([3.5]), np.array([6.25e6])).within[0]
+    found = course(context, plan, np.array([3.5]), over(6.25e6)).within[0]
     assert found == pytest.approx(np.mean(times <= limit), abs=tolerance)
 
 
@@ -110,6 +116,27 @@ def test_requests_pile_up_while_a_plan_is_too_small_and_are_worked_off_after():
     assert left[30] == pytest.approx(max(0.0, 256.0 + 30.0 * (4.0 - most[30])))
     small, large = (constant(ground, edge_only(count)) for count in (3, 8))
     assert small.within < 0.7 < 0.9 < large.within
+
+
+def test_a_plan_that_misses_the_limit_does_not_keep_it_because_more_arrives_than_it_bears():
+    strict = replace(CHEAP, max_p95_seconds=0.2)  # one frame takes 0.4 s
+    most = Ground(Scenario(POISSON, strict, Trace(np.ones(1)), Trace(np.ones(1)))).course(edge_only(3)).most[0]
+    for rate in (0.999 * most, 1.001 * most, 1.5 * most):
+        ground = Ground(Scenario(POISSON, strict, Trace(np.full(20, rate)), Trace(np.full(20, 6e6))))
+        found = constant(ground, edge_only(3))
+        assert found.within < 0.02
+        assert found.p95 > 0.3
+
+
+def test_links_keep_the_proportions_that_the_user_stated():
+    (link,) = links(50)
+    fast = replace(link, bandwidth_bytes_per_second=Value(8e6))
+    slow = replace(link, source="cloud", target="edge", bandwidth_bytes_per_second=Value(2e6))
+    scenario = Scenario(replace(POISSON, links=(fast, slow)), CHEAP, Trace(np.ones(2)), Trace(np.array([4e6, 1e6])))
+    assert [[known(link.bandwidth_bytes_per_second) for link in scenario.seen(place).links] for place in (0, 1)] == [
+        [4e6, 1e6], [1e6, 0.25e6],
+    ]  # fmt: skip
+    assert Ground(scenario).links["cloud", "edge"].tolist() == [1e6, 0.25e6]
 
 
 def test_a_switch_that_moves_pods_is_paid_twice_while_the_old_plan_still_serves():
@@ -175,4 +202,4 @@ def test_under_a_constant_load_nobody_can_do_better_than_one_plan():
 
 def test_a_plan_over_a_link_that_is_gone_serves_nobody():
     context = build_context(replace(POISSON, links=()), CHEAP)
-    assert course(context, split(2), np.array([3.5]), np.array([6e6])).within[0] == 0.0
+    assert course(context, split(2), np.array([3.5]), over(6e6)).within[0] == 0.0

@@ -3,15 +3,16 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from splitplane.domain.measurements import Value
+from splitplane.domain.measurements import Value, known
 from splitplane.domain.plans import Plan
 from splitplane.domain.snapshots import RECENT_SECONDS, RECENT_SHARES, Active, Policy, Snapshot
 from splitplane.planner import Kept
 from splitplane.planner.arrays import Array
-from splitplane.planner.context import IDLE_RATE, build_context
+from splitplane.planner.context import IDLE_RATE, Direction, build_context
 from splitplane.planner.gates import moves_pods
 from splitplane.simulation.serving import BUSIEST, Course, course, piled_up
 from splitplane.simulation.strategies import STRATEGIES, Strategy, cloud_only
@@ -24,9 +25,12 @@ _LEAP = 1.2
 """How much the load must have grown since the last decision to be planned for at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scenario:
-    """A pipeline, requests per second, and bytes per second on the links that leave the gateway's tier.
+    """A pipeline, requests per second, and bytes per second on the links of the gateway's tier.
+
+    ``bandwidths`` are those of the first link in the snapshot that leaves that tier; the others are in proportion, as
+    the snapshot states them (``scales``).
 
     A strategy is asked every ``every`` bins, and at once when more arrives than its plan is meant to bear, as the
     operator does; it sees the bin before, never the one that comes.
@@ -42,16 +46,28 @@ class Scenario:
     def bins(self) -> int:
         return min(len(self.arrivals), len(self.bandwidths))
 
+    @cached_property
+    def scales(self) -> dict[Direction, float]:
+        """How many times the trace's bandwidth each link of the gateway's tier has."""
+        gateway = self.policy.gateway_tier
+        stated = {
+            (link.source, link.target): known(link.bandwidth_bytes_per_second)
+            for link in self.snapshot.links
+            if gateway in (link.source, link.target)
+        }
+        first = next((rate for (source, _), rate in stated.items() if source == gateway), None)
+        return {ends: rate / first if rate and first else 1.0 for ends, rate in stated.items()}
+
     def seen(self, place: int) -> Snapshot:
         """The conditions of one bin as a snapshot."""
-        bandwidth, gateway = Value(float(self.bandwidths.values[place])), self.policy.gateway_tier
-        recent: tuple[float, ...] = ()
+        bandwidth, scales = float(self.bandwidths.values[place]), self.scales
+        recent: Array = np.empty(0)
         if self.policy.max_partitions > 2:  # only a stage between two others asks for it (``planner.likely``)
             first = max(0, place + 1 - round(RECENT_SECONDS / self.bandwidths.bin_seconds))
-            recent = tuple(np.quantile(self.bandwidths.values[first : place + 1], RECENT_SHARES).tolist())
+            recent = np.quantile(self.bandwidths.values[first : place + 1], RECENT_SHARES)
         links = tuple(
-            replace(link, bandwidth_bytes_per_second=bandwidth, recent=recent)
-            if gateway in (link.source, link.target)
+            replace(link, bandwidth_bytes_per_second=Value(scale * bandwidth), recent=tuple((scale * recent).tolist()))
+            if (scale := scales.get((link.source, link.target)))
             else link
             for link in self.snapshot.links
         )
@@ -80,13 +96,16 @@ class Ground:
         self.width = scenario.arrivals.bin_seconds
         self.hours = scenario.bins * self.width / 3600.0
         self.rates: Array = np.maximum(IDLE_RATE, scenario.arrivals.values[: scenario.bins])
-        self._bandwidths: Array = np.maximum(1.0, scenario.bandwidths.values[: scenario.bins])
+        bandwidths: Array = np.maximum(1.0, scenario.bandwidths.values[: scenario.bins])
         self._context = build_context(scenario.seen(0), scenario.policy, self.kept)
+        # A direction that nobody states is as the other one.
+        scales = {(target, source): scale for (source, target), scale in scenario.scales.items()} | scenario.scales
+        self.links = {ends: scales[ends] * bandwidths for ends in self._context.wires if ends in scales}
         self._courses: dict[Plan, Course] = {}
 
     def course(self, plan: Plan) -> Course:
         if plan not in self._courses:
-            self._courses[plan] = course(self._context, plan, self.rates, self._bandwidths)
+            self._courses[plan] = course(self._context, plan, self.rates, self.links)
         return self._courses[plan]
 
     def overloads(self, plan: Plan, place: int) -> bool:
@@ -194,8 +213,9 @@ def _metrics(ground: Ground, held: Sequence[Plan | None]) -> Metrics:
     if len(late):
         limit = ground.scenario.policy.max_p95_seconds
         pile = 0.5 * (waiting[late] + left[late]) / np.maximum(most[late], 1e-9)
-        within[late] = 1.0 if limit is None else (pile < 0.1 * limit).astype(np.float64)
-        p95[late] = pile
+        if limit is not None:
+            within[late] = np.where(pile < 0.1 * limit, within[late], 0.0)
+        p95[late] += pile
     order = np.argsort(p95)
     share_of = np.cumsum(rates[order]) / rates.sum()
     return Metrics(

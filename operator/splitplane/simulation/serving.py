@@ -7,6 +7,7 @@ the pile is worked off, each request waits for the mean pile before it.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -14,9 +15,10 @@ import numpy as np
 
 from splitplane.domain.plans import Plan
 from splitplane.planner.arrays import Array
-from splitplane.planner.context import Context, crossings
+from splitplane.planner.context import IDLE_RATE, Context, Direction, crossings
 from splitplane.planner.evaluation import evaluate, held_by_nodes, violations
 from splitplane.planner.layouts import layout_of
+from splitplane.planner.queueing import Response
 
 _NORMAL = NormalDist()
 _MEDIAN, _HIGH, _HIGHEST = 0.0, _NORMAL.inv_cdf(0.95), _NORMAL.inv_cdf(0.99)
@@ -30,6 +32,9 @@ MOST_WAITING = 256.0
 class Course:
     """What a plan would give in each bin while nothing waits from before: the share of requests within the limit, p95
     in seconds, requests per second that it can work off at most, cost per hour. ``leaks``: it shows what it must not.
+
+    Where more arrives than it can work off, share and p95 are those of a request that meets no others: all that it
+    waits for is the pile, which is for others to count.
     """
 
     within: Array
@@ -39,8 +44,8 @@ class Course:
     leaks: bool
 
 
-def course(context: Context, plan: Plan, rates: Array, bandwidths: Array) -> Course:
-    """``plan`` in bins of these rates, and bytes per second on the links of the gateway's tier."""
+def course(context: Context, plan: Plan, rates: Array, links: Mapping[Direction, Array]) -> Course:
+    """``plan`` in bins of these rates, and of these bytes per second on links (others are as the context says)."""
     broken = violations(context, plan)
     leaks = bool({"privacy", "leak"} & set(broken))
     unusable = "spec" in broken or any(stage.tier not in context.sites for stage in plan.stages)
@@ -50,12 +55,20 @@ def course(context: Context, plan: Plan, rates: Array, bandwidths: Array) -> Cou
         nothing = np.zeros(len(rates))
         return Course(nothing, nothing + np.inf, nothing, nothing + cost, leaks)
     rows = held_by_nodes(context, layout_of(context, plan)).where(np.zeros(len(rates), dtype=np.int64))
-    links = {pair: bandwidths for pair in context.wires if context.gateway in pair}
     table = evaluate(context, rows, rate=rates, bandwidths=links)
+    most = table.response.capacity * BUSIEST
     limit = math.inf if context.policy.max_p95_seconds is None else context.policy.max_p95_seconds
-    response = table.response
-    shares = within(limit, response.p50s, response.p95, response.p99s)
-    return Course(shares, response.p95, response.capacity * BUSIEST, table.cost, leaks)
+    shares, p95 = _shares(limit, table.response), table.response.p95
+    over = np.flatnonzero(rates > most)
+    if len(over):
+        slower = {pair: rate[over] for pair, rate in links.items()}
+        alone = evaluate(context, rows.where(over), rate=IDLE_RATE, bandwidths=slower).response
+        shares[over], p95[over] = _shares(limit, alone), alone.p95
+    return Course(shares, p95, most, table.cost, leaks)
+
+
+def _shares(limit: float, response: Response) -> Array:
+    return within(limit, response.p50s, response.p95, response.p99s)
 
 
 def piled_up(rates: Array, most: Array, seconds: float) -> Array:
