@@ -18,7 +18,8 @@ import tritonclient.grpc.aio as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
-from splitplane.runtime import oip_grpc, oip_pb2
+from splitplane.runtime import oip_pb2
+from splitplane.runtime.budgets import MAX_MESSAGE_BYTES
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.inference import InferRequest
 from splitplane.runtime.tensors import from_array, to_array
@@ -415,12 +416,12 @@ async def test_a_client_that_goes_takes_its_request_along(
 async def test_the_largest_request_that_a_client_may_send_has_room_for_its_route(
     cluster: MemoryCluster, tmp_path: Path
 ) -> None:
-    rows = oip_grpc.MAX_MESSAGE_BYTES // (4 * WIDTH) - 1
+    rows = MAX_MESSAGE_BYTES // (4 * WIDTH) - 1
     message = oip_pb2.ModelInferRequest(model_name=PIPELINE, raw_input_contents=[frames(rows).tobytes()])
     message.inputs.add(name="frames", datatype="FP32", shape=[rows, WIDTH])
-    message.id = "x" * (oip_grpc.MAX_MESSAGE_BYTES - message.ByteSize() - 8)
+    message.id = "x" * (MAX_MESSAGE_BYTES - message.ByteSize() - 8)
     data = message.SerializeToString()
-    assert 0 <= oip_grpc.MAX_MESSAGE_BYTES - len(data) < 16
+    assert 0 <= MAX_MESSAGE_BYTES - len(data) < 16
     cluster.put(ROUTE_TABLE, table(1, ALONE, queue={"maxInFlight": 4, "timeoutMilliseconds": 60_000}))
     async with gateway(cluster, tmp_path) as running:
         await until(running.forwarder.ready)

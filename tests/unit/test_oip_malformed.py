@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from splitplane.adapters.cluster import Object
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime import oip_grpc, oip_pb2
+from splitplane.runtime.budgets import MAX_MESSAGE_BYTES
 from splitplane.runtime.tensors import NUMPY_TYPES
 from tests.support import gateway_rig as rig
 from tests.support.forking import FORKED
@@ -255,9 +256,9 @@ def test_a_request_that_is_whole_is_answered(sender: Sender) -> None:
 def test_what_unpacks_to_more_than_the_limit_is_refused(sender: Sender) -> None:
     import gzip
 
-    bomb = gzip.compress(bytes(oip_grpc.MAX_MESSAGE_BYTES + (1 << 20)))
+    bomb = gzip.compress(bytes(MAX_MESSAGE_BYTES + (1 << 20)))
     before = sender.memory()
     status, answer = sender.rest(PATHS[0], bomb, **{"Content-Encoding": "gzip"})
     assert status == 413
     assert b"error" in answer
-    assert sender.memory() - before < 4 * oip_grpc.MAX_MESSAGE_BYTES
+    assert sender.memory() - before < 4 * MAX_MESSAGE_BYTES

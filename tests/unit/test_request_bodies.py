@@ -1,18 +1,25 @@
-"""Bodies of REST requests before they are whole: bounded together in memory, each in time."""
+"""Messages of requests over both protocols: bounded together in memory until they are answered, each in time."""
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
+import grpc
+import grpc.aio
+import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
-from splitplane.runtime import bodies as request_bodies
-from splitplane.runtime import memory, oip_rest
+from splitplane.runtime import grpc_receiving, memory, oip_grpc, oip_pb2, oip_rest
 from splitplane.runtime.bodies import Bodies
-from splitplane.runtime.oip_grpc import MAX_MESSAGE_BYTES
+from splitplane.runtime.budgets import MAX_POD_MESSAGE_BYTES, MOST_BYTES, Budget, budget_bytes
+from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
+from tests.support.forking import FORKED
 from tests.support.fronts import Echo
 from tests.support.gateway_rig import until
 
@@ -21,8 +28,8 @@ BODY = json.dumps({"inputs": [{"name": "fp32", "datatype": "FP32", "shape": [1, 
 
 
 @asynccontextmanager
-async def serving(bodies: Bodies) -> AsyncIterator[tuple[str, int]]:
-    app = oip_rest.make_app(Echo(), CollectorRegistry(), bodies=bodies)
+async def serving(bodies: Bodies, model: Echo | None = None) -> AsyncIterator[tuple[str, int]]:
+    app = oip_rest.make_app(model or Echo(), CollectorRegistry(), bodies=bodies)
     runner = await oip_rest.serve(app, "127.0.0.1", 0, drain_seconds=0.1)
     try:
         yield runner.addresses[0][:2]
@@ -49,30 +56,29 @@ async def post(address: tuple[str, int], path: str = PATH, body: bytes = BODY) -
 
 @pytest.mark.parametrize("path", [PATH, "/v1/models/echo:predict"])
 async def test_bodies_that_are_not_whole_yet_take_no_more_memory_than_there_is_for_all(path):
-    bodies = Bodies(300_000)
-    async with serving(bodies) as address:
+    budget = Budget(300_000)
+    async with serving(Bodies(budget)) as address:
         held = [await unfinished(address, 100_000) for _ in range(3)]
-        await until(lambda: bodies._free == 0)
+        await until(lambda: budget.free == 0)
         assert await post(address, path) == (503, "1")
         for _, writer in held:
             writer.close()
-        await until(lambda: bodies._free == 300_000)
+        await until(lambda: budget.free == 300_000)
         assert await post(address) == (200, None)
-        assert bodies._free == 300_000
+        assert budget.free == 300_000
 
 
 async def test_a_body_of_which_nothing_comes_any_more_is_given_up(tmp_path):
-    bodies = Bodies(300_000, idle_seconds=0.2)
-    async with serving(bodies) as address:
+    budget = Budget(300_000)
+    async with serving(Bodies(budget, idle_seconds=0.2)) as address:
         reader, writer = await unfinished(address, 100_000)
         assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 408")
-        await until(lambda: bodies._free == 300_000)
+        await until(lambda: budget.free == 300_000)
         writer.close()
 
 
 async def test_a_body_that_trickles_is_given_up_in_the_end():
-    bodies = Bodies(300_000, idle_seconds=5.0, total_seconds=0.5)
-    async with serving(bodies) as address:
+    async with serving(Bodies(Budget(300_000), idle_seconds=5.0, total_seconds=0.5)) as address:
         reader, writer = await asyncio.open_connection(*address)
         writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode())
         answered = asyncio.ensure_future(reader.readline())
@@ -88,10 +94,10 @@ async def test_a_body_that_trickles_is_given_up_in_the_end():
     ("files", "budget"),
     [
         ({"memory.max": "1073741824\n"}, 256 << 20),
-        ({"memory.max": "67108864\n"}, MAX_MESSAGE_BYTES),
+        ({"memory.max": "67108864\n"}, MAX_POD_MESSAGE_BYTES),
         ({"memory/memory.limit_in_bytes": "1073741824\n"}, 256 << 20),
-        ({"memory.max": "max\n"}, request_bodies.MOST_BYTES),
-        ({}, request_bodies.MOST_BYTES),
+        ({"memory.max": "max\n"}, MOST_BYTES),
+        ({}, MOST_BYTES),
     ],
 )
 def test_the_budget_is_a_quarter_of_the_containers_memory_within_bounds(tmp_path, monkeypatch, files, budget):
@@ -100,4 +106,179 @@ def test_the_budget_is_a_quarter_of_the_containers_memory_within_bounds(tmp_path
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(memory, "_GROUPS", tmp_path)
     monkeypatch.setattr(memory, "_machine_bytes", lambda: 64 << 30)
-    assert request_bodies.budget_bytes() == budget
+    assert budget_bytes() == budget
+
+
+@dataclass
+class Slow(Echo):
+    """Answers in few bytes, when it is let to."""
+
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    inside: int = 0
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        self.inside += 1
+        try:
+            await self.go.wait()
+        finally:
+            self.inside -= 1
+        return InferResponse(self.name, ())
+
+
+def message(size: int) -> bytes:
+    made: Any = oip_pb2.ModelInferRequest(model_name="echo", raw_input_contents=[bytes(size)])
+    made.inputs.add(name="fp32", datatype="FP32", shape=[1, size // 4])
+    return bytes(made.SerializeToString())
+
+
+@asynccontextmanager
+async def both(model: Echo, budget: Budget) -> AsyncIterator[tuple[str, tuple[str, int]]]:
+    """The fronts over one budget, as gateways and stages have them: addresses of gRPC and of REST."""
+    server = oip_grpc.Server(model, budget=budget)
+    port = server.bind("127.0.0.1", 0)
+    await server.start()
+    try:
+        async with serving(Bodies(budget), model) as address:
+            yield f"127.0.0.1:{port}", address
+    finally:
+        await server.stop(0)
+
+
+def method(channel: Any, name: str = "inference.GRPCInferenceService/ModelInfer") -> Any:
+    return channel.unary_unary(f"/{name}")
+
+
+async def refusal(call: Any) -> tuple[grpc.StatusCode, str | None]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), dict(caught.value.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
+
+
+async def test_messages_over_grpc_share_the_budget_with_bodies_until_they_are_answered(monkeypatch):
+    monkeypatch.setattr(grpc_receiving, "LEAST_BYTES", 1)
+    monkeypatch.setattr(grpc_receiving, "FIRST_BYTES", 1)
+    model, budget, data = Slow(), Budget(350_000), message(100_000)
+    async with both(model, budget) as (grpc_address, address), grpc.aio.insecure_channel(grpc_address) as channel:
+        held = [asyncio.ensure_future(method(channel)(data)) for _ in range(3)]
+        await until(lambda: model.inside == 3)
+        assert budget.free == 350_000 - 3 * len(data)
+        assert await refusal(method(channel)(data)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "1000")
+        assert await post(address, body=bytes(100_000)) == (503, "1")
+        # Questions of health are still answered, and a client that goes away takes its message along.
+        await method(channel, "grpc.health.v1.Health/Check")(b"")
+        held.pop().cancel()
+        await until(lambda: budget.free > 100_000)
+        again = asyncio.ensure_future(method(channel)(data))
+        await until(lambda: model.inside == 3)
+        model.go.set()
+        await asyncio.gather(*held, again)
+        await until(lambda: budget.free == 350_000)
+
+
+async def test_messages_on_their_way_wait_for_each_other_where_those_before_were_large():
+    model, budget, data = Slow(), Budget(3_000_000), message(2_000_000)
+    model.go.set()
+    async with both(model, budget) as (grpc_address, address), grpc.aio.insecure_channel(grpc_address) as channel:
+        least, take = budget.free, budget.take
+
+        async def noted(size: int) -> None:
+            nonlocal least
+            await take(size)
+            least = min(least, budget.free)
+
+        budget.take = noted  # type: ignore[method-assign]
+        await method(channel)(data)
+        least = budget.free
+        await asyncio.gather(*(method(channel)(data) for _ in range(8)), *(post(address) for _ in range(8)))
+        assert 3_000_000 - 2 * len(data) < least <= 3_000_000 - len(data)
+        await until(lambda: budget.free == 3_000_000)
+
+
+async def test_a_message_that_does_not_come_is_given_up_and_what_is_no_message_is_refused(monkeypatch):
+    budget = Budget(3_000_000)
+    monkeypatch.setattr(oip_grpc, "Receiving", functools.partial(grpc_receiving.Receiving, total_seconds=0.3))
+    async with both(Echo(), budget) as (grpc_address, _), grpc.aio.insecure_channel(grpc_address) as untyped:
+        channel: Any = untyped
+        infer = "/inference.GRPCInferenceService/ModelInfer"
+        call = channel.stream_unary(infer)()
+        assert (await refusal(call))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert (await refusal(channel.stream_unary(infer)(iter(()))))[0] is grpc.StatusCode.INVALID_ARGUMENT
+        await until(lambda: budget.free == 3_000_000)
+
+
+async def test_a_budget_gives_in_turn_waits_for_what_is_lent_only_and_loses_nothing():
+    budget = Budget(100, patience_seconds=0.1)
+    await budget.borrow(80)
+    with pytest.raises(InferenceError) as refused:
+        await budget.take(101)
+    assert (refused.value.failure, refused.value.retry_seconds) == (Failure.RESOURCE_EXHAUSTED, 1.0)
+    large = asyncio.ensure_future(budget.take(60))
+    await asyncio.sleep(0.05)
+    small = asyncio.ensure_future(budget.take(10))
+    await asyncio.sleep(0)
+    assert not small.done(), "the large one came first"
+    with pytest.raises(InferenceError):
+        await large
+    await small
+    assert budget.free == 10
+    waiting = [asyncio.ensure_future(budget.take(30)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    budget.settle(80, 20)
+    await asyncio.gather(*waiting[1:])
+    assert budget.free == 10
+    with pytest.raises(InferenceError):
+        await budget.take(11)
+    for size in (10, 20, 30, 30):
+        budget.give(size)
+    await budget.borrow(10)
+    with pytest.raises(InferenceError):
+        budget.settle(10, 101)
+    assert budget.free == 100
+
+
+def serve_small(pipe: Any, budget_bytes: int) -> None:
+    """A process's whole life: the gRPC front of a model that answers nothing for some seconds."""
+
+    async def run() -> None:
+        model = Slow()
+        asyncio.get_running_loop().call_later(10.0, model.go.set)
+        async with both(model, Budget(budget_bytes)) as (address, _):
+            pipe.send(address)
+            await asyncio.to_thread(pipe.recv)
+
+    asyncio.run(run())
+
+
+async def test_many_clients_with_large_messages_do_not_make_a_server_grow_without_bound():
+    ours, theirs = FORKED.Pipe()
+    process = FORKED.Process(target=serve_small, args=(theirs, 64 << 20), daemon=True)
+    process.start()
+    try:
+        address, server = await asyncio.to_thread(ours.recv), psutil.Process(process.pid)
+        data, most = message(24 << 20), 0
+        options = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
+        channels: list[Any] = [grpc.aio.insecure_channel(address, options=options) for _ in range(20)]
+        # What is expected of a message follows those before it, the first of which this one is.
+        start = server.memory_info().rss
+        first = asyncio.ensure_future(method(channels[0])(data))
+        await until(lambda: server.memory_info().rss > start + len(data))
+        await asyncio.sleep(0.5)
+        before = server.memory_info().rss
+        calls = asyncio.gather(*(method(channel)(data) for channel in channels), return_exceptions=True)
+        while not calls.done():
+            most = max(most, server.memory_info().rss)
+            await asyncio.sleep(0.01)
+        refused = [each.code() for each in calls.result() if isinstance(each, grpc.aio.AioRpcError)]
+        assert len(refused) == len(channels) - 1
+        assert set(refused) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        await first
+        for channel in channels:
+            await channel.close()
+        # One more is held, and had come in one at a time, into gRPC's own memory first.
+        assert most - before < 6 * len(data)
+    finally:
+        with suppress(OSError):
+            ours.send("end")
+        await asyncio.to_thread(process.join, 30)
+        process.kill()

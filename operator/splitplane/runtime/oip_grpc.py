@@ -13,7 +13,9 @@ import grpc
 import grpc.aio
 
 from splitplane.runtime import grpc_standard, oip_pb2, oip_wire, tracing
+from splitplane.runtime.budgets import MAX_POD_MESSAGE_BYTES, Budget
 from splitplane.runtime.faults import Faults
+from splitplane.runtime.grpc_receiving import Receiving
 from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check, invalid
 from splitplane.runtime.mtls import Identity
 
@@ -24,10 +26,6 @@ EXTENSIONS = ("binary_tensor_data",)
 ORIGIN = "splitplane-origin"
 """Trailing metadata of an error that a stage had from the next one: the address of the stage where it arose."""
 FORWARDED = "x-forwarded-for"
-MAX_MESSAGE_BYTES = 64 << 20
-"""Of what a client sends."""
-MAX_POD_MESSAGE_BYTES = MAX_MESSAGE_BYTES + (256 << 10)
-"""Of what goes between pods, and back: a client's largest request has room for its route, an answer for its trace."""
 OPTIONS = (
     ("grpc.max_send_message_length", MAX_POD_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_POD_MESSAGE_BYTES),
@@ -65,13 +63,14 @@ class Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         *,
         max_bytes: int = MAX_POD_MESSAGE_BYTES,
+        budget: Budget | None = None,
     ) -> None:
-        """``max_bytes`` is how much it takes in one message."""
+        """``max_bytes`` is how much it takes in one message, ``budget`` what requests may hold together."""
         options = {**dict(SERVER_OPTIONS), "grpc.max_receive_message_length": max_bytes}
         self._server = grpc.aio.server(options=tuple(options.items()), interceptors=interceptors)
         self._stopping = asyncio.Event()
         health = grpc_standard.health(model, self._stopping, SERVICE)
-        self._server.add_generic_rpc_handlers((_service(model), health))
+        self._server.add_generic_rpc_handlers((_service(model, Receiving(budget or Budget())), health))
         grpc_standard.reflect(self._server, SERVICE)
 
     def bind(self, host: str, port: int, *, identity: Identity | None = None) -> int:
@@ -98,7 +97,7 @@ def bind(server: grpc.aio.Server, host: str, port: int, *, identity: Identity | 
     return server.add_secure_port(address, identity.server_credentials())
 
 
-def _service(model: Model) -> grpc.GenericRpcHandler:
+def _service(model: Model, receiving: Receiving) -> grpc.GenericRpcHandler:
     async def infer(data: bytes, context: Context) -> bytes:
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
@@ -112,11 +111,12 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
         check(model, request.model_name, request.model_version, request.outputs)
         return fitting(oip_wire.write_response(answer(request, await model.infer(request))), "the answer")
 
-    async def traced_infer(data: bytes, context: Context) -> bytes:
-        if not tracing.on():
-            return await infer(data, context)
-        with tracing.serving("ModelInfer", context.invocation_metadata() or ()):
-            return await infer(data, context)
+    async def traced_infer(_messages: Any, context: Context) -> bytes:
+        async with receiving.message(context) as data:
+            if not tracing.on():
+                return await infer(data, context)
+            with tracing.serving("ModelInfer", context.invocation_metadata() or ()):
+                return await infer(data, context)
 
     async def server_live(_request: Any, _context: Context) -> Any:
         return oip_pb2.ServerLiveResponse(live=True)
@@ -147,7 +147,8 @@ def _service(model: Model) -> grpc.GenericRpcHandler:
         "ModelReady": _method(model_ready, oip_pb2.ModelReadyRequest),
         "ServerMetadata": _method(server_metadata, oip_pb2.ServerMetadataRequest),
         "ModelMetadata": _method(model_metadata, oip_pb2.ModelMetadataRequest),
-        "ModelInfer": grpc.unary_unary_rpc_method_handler(_answering(traced_infer)),
+        # Of one message; so declared, gRPC leaves it to the handler when to take that in.
+        "ModelInfer": grpc.stream_unary_rpc_method_handler(_answering(traced_infer)),
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 

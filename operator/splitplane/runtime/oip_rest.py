@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from splitplane.runtime import oip_json, oip_v1, tracing
 from splitplane.runtime.bodies import Bodies
+from splitplane.runtime.budgets import Budget
 from splitplane.runtime.faults import Faults
 from splitplane.runtime.inference import (
     Failure,
@@ -50,7 +51,7 @@ def make_app(
     Without ``inference`` it takes no requests for the model, and only tells of it.
     """
     app = web.Application(middlewares=[_errors])
-    bodies = bodies or Bodies()
+    bodies = bodies or Bodies(Budget())
 
     async def live(_request: web.Request) -> web.Response:
         return web.json_response({"live": True})

@@ -8,6 +8,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from splitplane.runtime import oip_grpc, oip_rest
+from splitplane.runtime.bodies import Bodies
+from splitplane.runtime.budgets import MAX_MESSAGE_BYTES, Budget
 from splitplane.runtime.gateway.clients import GrpcGuard, Tokens, open_paths_only, rest_guard, tls_context
 from splitplane.runtime.gateway.settings import Settings
 from splitplane.runtime.inference import Failure, InferenceError, Model
@@ -35,9 +37,10 @@ async def serve(model: Model, registry: CollectorRegistry, settings: Settings) -
     """
     tokens = None if settings.client_tokens_dir is None else Tokens(settings.client_tokens_dir)
     identity = _shown_to_clients(settings)
+    budget = Budget()
 
     def app(*, inference: bool) -> web.Application:
-        made = oip_rest.make_app(model, registry, inference=inference)
+        made = oip_rest.make_app(model, registry, inference=inference, bodies=Bodies(budget))
         if not inference:
             made.middlewares.append(open_paths_only)
         if tokens is not None:
@@ -46,9 +49,8 @@ async def serve(model: Model, registry: CollectorRegistry, settings: Settings) -
         return made
 
     rest: list[web.AppRunner] = []
-    server = oip_grpc.Server(
-        model, () if tokens is None else (GrpcGuard(tokens),), max_bytes=oip_grpc.MAX_MESSAGE_BYTES
-    )
+    guards = () if tokens is None else (GrpcGuard(tokens),)
+    server = oip_grpc.Server(model, guards, max_bytes=MAX_MESSAGE_BYTES, budget=budget)
     try:
         rest.append(await oip_rest.serve(app(inference=identity is None), settings.pod_ip, settings.http_port))
         if identity is not None:

@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from splitplane.domain.profiles import BASE_CODECS
 from splitplane.runtime import codecs, oip_grpc, oip_rest
+from splitplane.runtime.bodies import Bodies
+from splitplane.runtime.budgets import Budget
 from splitplane.runtime.hops import Channels
 from splitplane.runtime.metrics import StageMetrics
 from splitplane.runtime.mtls import Identity
@@ -53,12 +55,13 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
         identity=identity,
         shield=settings.shield,
     )
-    server = oip_grpc.Server(model)
+    budget = Budget()
+    server = oip_grpc.Server(model, budget=budget)
     server.bind(settings.pod_ip, settings.grpc_port, identity=identity)
     await server.start()
     http = await oip_rest.serve(
         # HTTP stays in clear text, for kubelet and Prometheus: with mutual TLS it takes no requests.
-        oip_rest.make_app(Routeless(model), registry, inference=identity is None),
+        oip_rest.make_app(Routeless(model), registry, inference=identity is None, bodies=Bodies(budget)),
         settings.pod_ip,
         settings.http_port,
         drain_seconds=settings.drain_seconds,
