@@ -85,6 +85,17 @@ def test_a_model_that_shrinks_all_the_way_is_cut_after_every_layer(make: Make) -
     assert [crossing(graph, cut) for cut in range(4)] == [[("FP32", (size,))] for size in (64, 32, 16, 8)]
 
 
+@pytest.mark.parametrize("name", ["input.1", "class", "2 x", "input_1"])
+def test_an_input_may_have_any_name(make: Make, name: str) -> None:
+    partition = load_partition(make(Shrinking, (TensorSpec(name, "FP32", (64,)),)), 0, None)
+    x = torch.randn(3, 64)
+    with torch.inference_mode():
+        expected = sys.modules["models_under_test"].trained(x)
+    halves = partition.run(1, partition.last, partition.run(0, 1, {name: x}))
+    for outputs in (partition.run(0, partition.last, {name: x}), halves):
+        torch.testing.assert_close(outputs["output_0"], expected)
+
+
 class Widening(nn.Module):
     """Blocks that widen fourfold inside: their insides carry more than both ends."""
 

@@ -51,7 +51,8 @@ def compile_range(
     """
     traced = program.traced
     code, copies, root = fx.Graph(), dict[fx.Node, Any](), dict[str, object]()
-    received = [(value, code.placeholder(value.name)) for value in program.crossing(first)]
+    # By place, not by name: users may give inputs names that Python does not take, such as input.1 or class.
+    received = [(value, code.placeholder(f"input_{index}")) for index, value in enumerate(program.crossing(first))]
     symbols = _read_sizes(code, program.sizes, received)
     for value, given in received:
         if value.node is not None:
