@@ -183,3 +183,39 @@ class Shared(nn.Module):
         x = torch.tanh(self.layers[0](x))
         largest = torch.linalg.matrix_norm(self.layers[1](x))
         return self.layers[2](torch.tanh(self.layers[1](x))) / largest
+
+
+class SharedOutputs(nn.Module):
+    """Outputs that share memory, one with infinities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        x = x.masked_fill(torch.arange(WIDTH) < 3, float("-inf"))
+        return x, x, x[:, 1:]
+
+
+class FewSamples(nn.Module):
+    """Takes a path that no export with a free batch can hold, where there are more samples than five."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x if x.shape[0] > 5 else 2.0 * x
+
+
+class RefusesMany(FewSamples):
+    """Fails where there are more samples than five."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] > 5:
+            raise ValueError("too many samples")
+        return super().forward(x)

@@ -247,5 +247,6 @@ HAND_MADE = tuple(
         ("Windows", VECTOR),
         ("Lengths", tokens(12, "ids")),
         ("Shared", VECTOR),
+        ("SharedOutputs", VECTOR),
     )
 )

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from splitplane.cli import app
 from tests.support.command_output import unwrapped
-from tests.support.model_zoo import HAND_MADE
+from tests.support.model_zoo import HAND_MADE, VECTOR, Model
 
 SKIPS = next(model for model in HAND_MADE if model.name == "LongSkips")
 
@@ -60,6 +60,15 @@ def test_check_tells_for_each_cut_how_far_its_sides_are_from_the_whole(tmp_path:
     errors = report["largestRelativeError"]
     assert {"no cut", "cut 1"} <= errors.keys()
     assert all(error <= report["tolerance"] for error in errors.values())
+
+
+def test_check_tells_which_batch_a_range_fails_on_and_why(tmp_path: Path) -> None:
+    model = Model("few", "tests.support.model_graphs:FewSamples", VECTOR)
+    weights = model.source(tmp_path).weights_uri
+    assert weights is not None
+    text = unwrapped(run("check", model.factory, "--input", "x:FP32:-1,64", "--weights", weights, code=1))
+    assert "cut1,batch8:ValueError:dimension0oftensorx" in text
+    assert "batchfrom1to5" in text
 
 
 @pytest.mark.parametrize("text", ["x", "x:FP33:-1,4", "x:FP32:4", "x:FP32:-1,0", "x:FP32:-1,n="])

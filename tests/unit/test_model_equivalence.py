@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from splitplane.model.equivalence import BATCHES, TOLERANCE, compare, every_segment
-from tests.support.model_zoo import HAND_MADE, SMALL, TRAINED, Model
+from splitplane.model import FactoryError
+from splitplane.model.equivalence import BATCHES, TOLERANCE, compare, every_segment, relative_error
+from tests.support.model_zoo import HAND_MADE, SMALL, TRAINED, VECTOR, Model
 
 
 @pytest.mark.parametrize("model", [*HAND_MADE, *SMALL, *TRAINED], ids=lambda model: model.name)
@@ -21,3 +23,49 @@ def test_as_many_processes_as_segments_give_what_the_whole_gives(model: Model, t
     differences = compare(model.source(tmp_path), model.samples(BATCHES), every_segment)
     assert [each for each in differences if not each.error <= TOLERANCE] == []
     assert any(len(each.way) > 3 for each in differences)
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("output", "expected", "error"),
+    [
+        ([[1.0, -4.0]], [[1.0, -4.0]], 0.0),
+        ([[1.0, -4.0]], [[1.0, -2.0]], 1.0),
+        ([[0.5, 0.0]], [[0.0, 0.0]], 0.5),
+        ([[-INF, 2.0, NAN]], [[-INF, 4.0, NAN]], 0.5),
+        ([[-INF, INF]], [[-INF, INF]], 0.0),
+        ([[-INF, 1.0]], [[INF, 1.0]], INF),
+        ([[-INF, 1.0]], [[0.0, 1.0]], INF),
+        ([[0.0, 1.0]], [[-INF, 1.0]], INF),
+        ([[NAN, 1.0]], [[0.0, 1.0]], INF),
+        ([[NAN, 1.0]], [[INF, 1.0]], INF),
+        ([[1.0]], [[1.0], [1.0]], INF),  # which would be broadcast
+        ([1.0, 1.0], [[1.0, 1.0]], INF),
+        ([1, 2], [1, 3], INF),
+        ([1, 2], [1, 2], 0.0),
+        ([1, 2], [1.0, 2.0], INF),
+    ],
+)
+def test_an_error_is_relative_and_infinite_where_shape_type_infinity_or_nan_differ(
+    output: list[object], expected: list[object], error: float
+) -> None:
+    assert relative_error(torch.tensor(output), torch.tensor(expected)) == error
+
+
+def test_a_range_that_fails_on_a_batch_is_told_with_its_reason_beside_those_that_come_through(tmp_path: Path) -> None:
+    model = Model("few", "tests.support.model_graphs:FewSamples", VECTOR)
+    differences = compare(model.source(tmp_path), model.samples(BATCHES))
+    assert {each.batch for each in differences} == set(BATCHES)
+    for each in differences:
+        assert (each.error <= TOLERANCE) is (each.batch <= 5), each
+        assert ("batch from 1 to 5" in each.failure) is (each.batch > 5)
+
+
+def test_a_model_that_fails_as_it_is_is_told_so(tmp_path: Path) -> None:
+    model = Model("refuses", "tests.support.model_graphs:RefusesMany", VECTOR)
+    with pytest.raises(
+        FactoryError, match=r"RefusesMany fails as it is, .* on 8 samples: ValueError: too many samples"
+    ):
+        compare(model.source(tmp_path), model.samples(BATCHES))

@@ -109,19 +109,27 @@ def check(
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
     worst: defaultdict[str, float] = defaultdict(float)
+    failures: defaultdict[str, dict[int, str]] = defaultdict(dict)
     for each in differences:
         name = f"cut {each.way[1]}" if len(each.way) > 2 else "no cut"
         worst[name] = max(worst[name], each.error)
+        if each.failure:
+            failures[name][each.batch] = each.failure
     right = all(largest <= TOLERANCE for largest in worst.values())
     if as_json:
-        # JSON knows no infinity, which stands for a NaN or for other integers.
+        # JSON knows no infinity, which stands for another shape, integer or NaN, and for what failed.
         told = {name: largest if largest <= sys.float_info.max else None for name, largest in worst.items()}
-        typer.echo(json.dumps({"equal": right, "tolerance": TOLERANCE, "largestRelativeError": told}, indent=2))
+        report = {"equal": right, "tolerance": TOLERANCE, "largestRelativeError": told, "failures": failures}
+        typer.echo(json.dumps(report, indent=2))
     else:
         table = Table("divided at", f"largest error at batch {', '.join(map(str, BATCHES))}", "")
         for name, largest in worst.items():
-            table.add_row(name, f"{largest:.1e}", "equal" if largest <= TOLERANCE else "DIFFERS")
+            verdict = "FAILS" if name in failures else "equal" if largest <= TOLERANCE else "DIFFERS"
+            table.add_row(name, f"{largest:.1e}", verdict)
         out.print(table)
+        for name, by_batch in failures.items():
+            for batch, why in by_batch.items():
+                out.print(f"{name}, batch {batch}: {why}", markup=False, soft_wrap=True)
     if not right:
         raise typer.Exit(1)
 

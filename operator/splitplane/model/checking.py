@@ -69,7 +69,7 @@ class InputCheck:
         limits = [
             f"{each.name} from {each.lowest} to {each.highest or 'any size'}"
             for symbol, each in sizes.by_symbol.items()
-            if symbol in size.free_symbols and symbol != sizes.batch
+            if symbol in size.free_symbols and (symbol != sizes.batch or each.highest is not None)
         ]
         return (
             f"dimension {index} of tensor {name} of cut {self._cut} is {got}; it must be {told}, the same in all "

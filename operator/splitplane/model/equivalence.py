@@ -5,11 +5,10 @@ file, as pods get it over the network. The whole model runs eagerly in another. 
 the graph and no weights in memory.
 """
 
-import math
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from splitplane.model.errors import ModelError
+from splitplane.model.errors import FactoryError, ModelError
 from splitplane.model.graphs import ModelGraph, export
 from splitplane.model.partitions import load_weights
 from splitplane.model.source import ModelSource
@@ -42,11 +41,24 @@ _RANGES = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far the composed ranges are from the whole; infinite where a NaN or another integer came out."""
+    """How far the composed ranges are from the whole.
+
+    Infinite where they give another shape, type, integer, infinity or NaN, and where a range fails: then ``failure``
+    says how.
+    """
 
     way: Way
     batch: int
     error: float
+    failure: str = ""
+
+
+@dataclass(slots=True)
+class _Given:
+    """What the ranges of a way gave: a file with the batches that came through, and why the others did not."""
+
+    path: Path
+    failures: dict[int, str] = field(default_factory=dict)
 
 
 def every_cut(last: int) -> Iterable[Way]:
@@ -63,18 +75,21 @@ def every_segment(last: int) -> Iterable[Way]:
 def compare(
     source: ModelSource, samples: Samples, ways: Ways = every_cut, *, progress: Callable[[str], None] = lambda _: None
 ) -> list[Difference]:
-    """Run a model in several ways, and as it is. Raises :class:`ModelError` if it cannot be loaded or split."""
+    """Run a model in several ways, and as it is.
+
+    Raises :class:`ModelError` if it cannot be loaded or split, or fails as it is on these samples.
+    """
     receiver, sender = _SERVER.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="splitplane-equivalence-") as folder:
         _save({batch: dict(tensors) for batch, tensors in samples.items()}, Path(folder) / "0")
-        worker = _SERVER.Process(target=_compare, args=(source, ways, Path(folder), sender))
+        worker = _SERVER.Process(target=_compare, args=(source, tuple(samples), ways, Path(folder), sender))
         worker.start()
         sender.close()
         try:
             while isinstance(message := receiver.recv(), str):
                 progress(message)
         except EOFError:
-            raise RuntimeError(f"a process that ran {source.name} died, see above") from None
+            raise RuntimeError(f"the process that exported {source.name} died, see above") from None
         finally:
             worker.join()
     if isinstance(message, ModelError):
@@ -83,51 +98,100 @@ def compare(
     return differences
 
 
-def _compare(source: ModelSource, ways: Ways, folder: Path, sender: Connection) -> None:
+def _compare(source: ModelSource, batches: tuple[int, ...], ways: Ways, folder: Path, sender: Connection) -> None:
     torch.set_num_threads(1)
     try:
         graph = export(source)
         if graph.refusal is not None:
             raise graph.refusal
-        _in_process(_run_whole, source, folder / "0", folder / "whole")
+        failures = _in_process(batches, _run_whole, source, folder / "0", folder / "whole")
+        if failures:
+            told = "; ".join(f"on {batch} samples: {why}" for batch, why in failures.items())
+            raise FactoryError(f"{source.factory} fails as it is, on inputs as declared, {told}")
         expected, differences = _load(folder / "whole"), []
-        files: dict[Way, Path] = {(0,): folder / "0"}
+        made: dict[Way, _Given] = {(0,): _Given(folder / "0")}
         for way in ways(len(graph.segments)):
             for step, (first, last) in enumerate(pairwise(way), start=2):
-                if way[:step] not in files:  # ways that begin alike share what they have in common
-                    result = folder / str(len(files))
-                    _in_process(_run_range, graph, first, last, files[way[: step - 1]], result)
-                    files[way[:step]] = result
-            outputs = _load(files[way])
-            differences += [Difference(way, batch, _error(outputs[batch], expected[batch])) for batch in expected]
+                if way[:step] not in made:  # ways that begin alike share what they have in common
+                    given, result = made[way[: step - 1]], folder / str(len(made))
+                    left = [batch for batch in batches if batch not in given.failures]
+                    found = _in_process(left, _run_range, graph, first, last, given.path, result)
+                    made[way[:step]] = _Given(result, {**given.failures, **found})
+            outputs, failures = _load(made[way].path), made[way].failures
+            for batch, whole in expected.items():
+                error = float("inf") if batch in failures else _error(outputs[batch], whole)
+                differences.append(Difference(way, batch, error, failures.get(batch, "")))
             sender.send(f"{source.name}: {'-'.join(map(str, way))}")
         sender.send(differences)
     except ModelError as error:
         sender.send(error)
 
 
-def _in_process(target: Callable[..., None], *arguments: object) -> None:
-    process = _RANGES.Process(target=target, args=arguments)
+def _in_process(batches: Iterable[int], target: Callable[..., dict[int, str]], *arguments: object) -> dict[int, str]:
+    """Call what runs all batches in a process of its own. Gives why it failed, for those that it did not come through.
+
+    Raises :class:`ModelError` as the target does.
+    """
+    receiver, sender = _RANGES.Pipe(duplex=False)
+    process = _RANGES.Process(target=_report, args=(sender, target, arguments))
     process.start()
+    sender.close()
+    try:
+        message = receiver.recv()
+    except EOFError:  # such as one that was killed for its memory
+        message = None
     process.join()
-    if process.exitcode:
-        raise RuntimeError(f"{target.__name__}{arguments[1:3]} ended with {process.exitcode}")
+    if message is None:
+        return dict.fromkeys(batches, f"the process that ran it ended with {process.exitcode}")
+    if isinstance(message, ModelError):
+        raise message
+    failures: dict[int, str] = message
+    return failures
 
 
-def _run_whole(source: ModelSource, given: Path, result: Path) -> None:
+def _report(sender: Connection, target: Callable[..., dict[int, str]], arguments: tuple[object, ...]) -> None:
+    try:
+        sender.send(target(*arguments))
+    except ModelError as error:
+        sender.send(error)
+
+
+def _run_whole(source: ModelSource, given: Path, result: Path) -> dict[int, str]:
     module = load_whole(source)
-    with torch.inference_mode():
-        outputs = {batch: run_whole(source, module, tensors) for batch, tensors in _load(given).items()}
-    _save({batch: {f"output_{i}": value for i, value in enumerate(each)} for batch, each in outputs.items()}, result)
+
+    def run(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with torch.inference_mode():
+            return {f"output_{index}": value for index, value in enumerate(run_whole(source, module, tensors))}
+
+    return _run_each(run, given, result)
 
 
-def _run_range(graph: ModelGraph, first: int, last: int, given: Path, result: Path) -> None:
+def _run_range(graph: ModelGraph, first: int, last: int, given: Path, result: Path) -> dict[int, str]:
     partition = load_weights(graph, first, last)
-    _save({batch: partition.run(first, last, tensors) for batch, tensors in _load(given).items()}, result)
+    return _run_each(lambda tensors: partition.run(first, last, tensors), given, result)
+
+
+def _run_each(
+    run: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]], given: Path, result: Path
+) -> dict[int, str]:
+    """Write what each batch gives; why the others give nothing is returned."""
+    results, failures = dict[int, Mapping[str, torch.Tensor]](), dict[int, str]()
+    for batch, tensors in _load(given).items():
+        try:
+            results[batch] = run(tensors)
+        except Exception as error:  # the tenant's code may raise anything
+            failures[batch] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    _save(results, result)
+    return failures
 
 
 def _save(tensors: Mapping[int, Mapping[str, torch.Tensor]], path: Path) -> None:
-    flat = {f"{batch}/{name}": value.contiguous() for batch, each in tensors.items() for name, value in each.items()}
+    # Copies, for the format takes no tensors that share memory, as two outputs may.
+    flat = {
+        f"{batch}/{name}": value.clone(memory_format=torch.contiguous_format)
+        for batch, each in tensors.items()
+        for name, value in each.items()
+    }
     save_file(flat, path)
 
 
@@ -140,13 +204,26 @@ def _load(path: Path) -> dict[int, dict[str, torch.Tensor]]:
 
 
 def _error(outputs: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
-    """The largest difference of any output, as a share of that output's largest absolute value."""
-    return max(_relative(outputs[name], value) for name, value in expected.items())
+    if outputs.keys() != expected.keys():
+        return float("inf")
+    return max(relative_error(outputs[name], value) for name, value in expected.items())
 
 
-def _relative(output: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest finite absolute value that is expected.
+
+    Infinite for another shape, type or integer, and where one is an infinity or NaN that the other is not.
+    """
+    if output.shape != expected.shape or output.dtype != expected.dtype:
+        return float("inf")
     if not expected.is_floating_point():
         return 0.0 if torch.equal(output, expected) else float("inf")
-    difference, scale = (output.double() - expected.double()).abs().max(), expected.double().abs().max()
-    error = float(difference / scale) if scale > 0 else float(difference)
-    return float("inf") if math.isnan(error) else error
+    finite = expected.isfinite()
+    odd, odd_expected = output[~finite], expected[~finite]
+    if not output[finite].isfinite().all() or not torch.allclose(odd, odd_expected, equal_nan=True):
+        return float("inf")
+    output, expected = output[finite].double(), expected[finite].double()
+    if not expected.numel():
+        return 0.0
+    difference, scale = (output - expected).abs().max(), expected.abs().max()
+    return float(difference / scale) if scale > 0 else float(difference)
