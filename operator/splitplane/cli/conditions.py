@@ -1,5 +1,6 @@
 """A pipeline, its profile and the conditions that a user states, as the planner's arguments; no cluster is asked."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from splitplane.api.fields import Model
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.policies import spec_price, to_policy, to_tier
-from splitplane.api.profiles import ModelProfile, to_profile
+from splitplane.api.profiles import ModelProfile, ModelProfileSpec, to_profile
 from splitplane.domain.measurements import Value
 from splitplane.domain.snapshots import Link, PayPerUse, Policy, Snapshot
 from splitplane.local.config import parse_delay, parse_rate
@@ -21,9 +22,28 @@ M = TypeVar("M", bound=Model)
 
 File = Annotated[Path, typer.Option("--file", "-f", help="An InferencePipeline (YAML).")]
 ProfileFile = Annotated[Path, typer.Option("--profile", help="Its ModelProfile: kubectl get mprof NAME -o yaml.")]
-Rate = Annotated[float, typer.Option(help="Requests per second.", min=0.0)]
+
+
+def finite(value: float) -> float:
+    """The value of an option. Raises ``typer.BadParameter`` for infinity and what is no number."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+Rate = Annotated[float, typer.Option(help="Requests per second.", min=0.0, callback=finite)]
 Scv = Annotated[
-    float, typer.Option(help="Burstiness of arrivals: 0 for a metronome, 1 for independent users.", min=0.0)
+    float,
+    typer.Option(help="Burstiness of arrivals: 0 for a metronome, 1 for independent users.", min=0.0, callback=finite),
+]
+Partitions = Annotated[
+    int | None,
+    typer.Option(
+        "--max-partitions",
+        help="For the pipeline's maxPartitions. Three are only weighed: the operator makes two at most.",
+        min=1,
+        max=3,
+    ),
 ]
 Bandwidth = Annotated[
     list[str] | None,
@@ -56,15 +76,20 @@ _UNLIMITED_BYTES_PER_SECOND = 1.25e11
 
 def arguments(
     file: Path, profile: Path, *,
-    rate: float, scv: float, bandwidth: Texts, price: Texts, without: Texts, per_use: Texts = None, exits: Texts = None,
+    rate: float, scv: float, bandwidth: Texts, price: Texts, without: Texts, per_use: Texts, exits: Texts,
+    partitions: int | None,
 ) -> tuple[Snapshot, Policy]:  # fmt: skip
     """What the planner would be asked. Raises ``typer.BadParameter``, saying what to write instead."""
     try:
         pipeline, measured = _read(InferencePipeline, file), _read(ModelProfile, profile)
+        _check_lengths(measured.spec, profile)
         snapshot = _snapshot(
             pipeline, measured, rate, scv, bandwidth or (), price or (), without or (), per_use or ()
         )  # fmt: skip
-        return replace(snapshot, reach=_reach(exits or (), len(snapshot.profile.cuts))), to_policy(pipeline.spec)
+        policy = to_policy(pipeline.spec)
+        if partitions is not None:
+            policy = replace(policy, max_partitions=partitions)
+        return replace(snapshot, reach=_reach(exits or (), len(snapshot.profile.cuts))), policy
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -78,6 +103,19 @@ def _read(kind: type[M], path: Path) -> M:
     except ValidationError as error:
         wrong = (f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors())
         raise ValueError(f"{path}: {'; '.join(wrong)}") from error
+
+
+def _check_lengths(profile: ModelProfileSpec, path: Path) -> None:
+    """What the API server would have refused. Raises ``ValueError``."""
+    cuts = len(profile.cuts)
+    if len(profile.segments) != cuts - 1:
+        raise ValueError(f"{path}: {cuts} cuts bound {cuts - 1} segments, not {len(profile.segments)}")
+    for device in profile.devices:
+        for prefixes in (device.prefix_nanoseconds, *(timing.prefix_nanoseconds for timing in device.timings)):
+            if len(prefixes) != cuts:
+                raise ValueError(
+                    f"{path}: device class {device.device_class} has {len(prefixes)} times for {cuts} cuts"
+                )
 
 
 def _snapshot(
@@ -155,6 +193,9 @@ def _reach(texts: Sequence[str], cuts: int) -> tuple[float, ...]:
 
 def _number(text: str, whole: str, example: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise ValueError(f"{whole!r} is not of the form {example}") from None
+    if not (math.isfinite(number) and number >= 0.0):
+        raise ValueError(f"{whole!r}: {text} is not a finite number from 0")
+    return number

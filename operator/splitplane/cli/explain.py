@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitplane.cli.conditions import Bandwidth, Exit, PerUse, Price, Rate, Scv, Without, arguments
+from splitplane.cli.conditions import Bandwidth, Exit, Partitions, PerUse, Price, Rate, Scv, Without, arguments
 from splitplane.cli.plans import out, show, show_routes
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Action, Decision, Policy, Snapshot
@@ -40,6 +40,7 @@ def explain(
     price: Price = None,
     per_use: PerUse = None,
     early: Exit = None,
+    partitions: Partitions = None,
     without: Without = None,
 ) -> None:
     """Tell which limits bind, what other kinds of plan would give, the gain of a change, the gate that holds it, and
@@ -49,7 +50,7 @@ def explain(
     elif file is not None and profile is not None:
         snapshot, policy = arguments(
             file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without,
-            per_use=per_use, exits=early,
+            per_use=per_use, exits=early, partitions=partitions,
         )  # fmt: skip
         now = snapshot.time
     else:

@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from splitplane.cli.conditions import Bandwidth, Exit, File, PerUse, Price, ProfileFile, Rate, Scv, Without, arguments
+from splitplane.cli.conditions import (
+    Bandwidth,
+    Exit,
+    File,
+    Partitions,
+    PerUse,
+    Price,
+    ProfileFile,
+    Rate,
+    Scv,
+    Without,
+    arguments,
+)
 from splitplane.cli.plans import out, per_thousand, show
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.plans import Candidate
@@ -24,6 +36,7 @@ def frontier(
     price: Price = None,
     per_use: PerUse = None,
     early: Exit = None,
+    partitions: Partitions = None,
     without: Without = None,
     most: Annotated[int, typer.Option(help="Rows to print, spread evenly by cost.", min=2)] = 30,
     plot: Annotated[Path | None, typer.Option(help="Draw p95 over cost into a file (PNG, SVG or PDF).")] = None,
@@ -32,7 +45,7 @@ def frontier(
     """Show the plans to choose from: every other plan is at most as good in p95, cost, leak and accuracy loss."""
     snapshot, policy = arguments(
         file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without,
-        per_use=per_use, exits=early,
+        per_use=per_use, exits=early, partitions=partitions,
     )  # fmt: skip
     try:
         plans = find(snapshot, policy)

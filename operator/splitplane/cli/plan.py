@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from splitplane.cli.conditions import Bandwidth, Exit, File, PerUse, Price, ProfileFile, Rate, Scv, Without, arguments
+from splitplane.cli.conditions import (
+    Bandwidth,
+    Exit,
+    File,
+    Partitions,
+    PerUse,
+    Price,
+    ProfileFile,
+    Rate,
+    Scv,
+    Without,
+    arguments,
+)
 from splitplane.cli.plans import out, show, told_indifference
 from splitplane.planner import dump_call
 from splitplane.planner import plan as decide
@@ -22,13 +34,14 @@ def plan(
     price: Price = None,
     per_use: PerUse = None,
     early: Exit = None,
+    partitions: Partitions = None,
     without: Without = None,
     record: Annotated[bool, typer.Option(help="Print the planner's arguments as one line of JSON instead.")] = False,
 ) -> None:
     """Show the plan for a pipeline, its routes, and what other kinds of plan would give."""
     snapshot, policy = arguments(
         file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without,
-        per_use=per_use, exits=early,
+        per_use=per_use, exits=early, partitions=partitions,
     )  # fmt: skip
     if record:
         typer.echo(dump_call(snapshot, policy, snapshot.time))

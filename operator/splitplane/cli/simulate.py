@@ -1,5 +1,6 @@
 """``splitplane simulate``: a pipeline through hours of load and links, under the planner and under its rivals."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,18 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from splitplane.cli.conditions import Bandwidth, Exit, File, PerUse, Price, ProfileFile, Rate, Scv, arguments
+from splitplane.cli.conditions import (
+    Bandwidth,
+    Exit,
+    File,
+    Partitions,
+    PerUse,
+    Price,
+    ProfileFile,
+    Rate,
+    Scv,
+    arguments,
+)
 from splitplane.cli.plans import out
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.measurements import known
@@ -19,7 +31,7 @@ from splitplane.simulation.traces import BIN_SECONDS, Trace, arrivals, bandwidth
 
 _HELD = 4
 _SMOOTH_SECONDS = 600.0
-_COLUMNS = ("", "WITHIN LIMIT", "P95", "COST/H", "SWITCHES", "MOVING PODS", "SHOWING INPUT")
+_COLUMNS = ("", "WITHIN LIMIT", "P95 OF BINS", "COST/H", "SWITCHES", "MOVING PODS", "SHOWING INPUT")
 
 
 def simulate(
@@ -31,6 +43,7 @@ def simulate(
     price: Price = None,
     per_use: PerUse = None,
     early: Exit = None,
+    partitions: Partitions = None,
     load: Annotated[
         str,
         typer.Option(help="steady, diurnal or bursty around --rate, or a file: Azure LLM, Azure functions, Mooncake."),
@@ -38,13 +51,16 @@ def simulate(
     link: Annotated[
         str, typer.Option(help="steady, wandering or outages around --bandwidth, or a file of lines: seconds Mbit/s.")
     ] = "wandering",
-    hours: Annotated[float, typer.Option(help="Length of the replay; of files the first hours.", min=0.1)] = 24.0,
+    hours: Annotated[
+        float, typer.Option(help="Length of the replay; of files the first hours.", min=0.1, max=8784.0)
+    ] = 24.0,
     seed: Annotated[int, typer.Option(help="Of generated traces.")] = 1,
     plot: Annotated[Path | None, typer.Option(help="Draw the replay over time into a file (PNG, SVG or PDF).")] = None,
 ) -> None:
     """Replay load and links, and tell what each way of planning would have served, at which cost."""
     snapshot, policy = arguments(
-        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=None, per_use=per_use, exits=early
+        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=None,
+        per_use=per_use, exits=early, partitions=partitions,
     )  # fmt: skip
     bins = max(2, round(hours * 3600.0 / BIN_SECONDS))
     try:
@@ -57,27 +73,40 @@ def simulate(
                 lambda kind, median: bandwidths(kind, median, seed=seed + 1, bins=bins), bins,
             ),
         )  # fmt: skip
-    except (KeyError, OSError, ValueError) as error:
+        ground = Ground(scenario)
+        found = compare(ground)
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
+    priced = all(known(tier.price_per_hour) is not None for tier in snapshot.tiers)
     table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
-    ground = Ground(scenario)
-    found = compare(ground)
     for name, metrics in found.items():
-        table.add_row(name, *_cells(metrics))
+        table.add_row(name, *_cells(metrics, priced=priced))
     out.print(f"{scenario.bins * BIN_SECONDS / 3600.0:.1f} hours", markup=False)
     out.print(table)
     ours = found["splitplane"]
-    held = [plan for metrics in found.values() for plan, _ in metrics.plans.most_common(_HELD)]
-    best = cheapest_cost(ground, held, ours.within)
-    out.print(
-        f"Who knew the traces would have served as much as splitplane for {best:.3f}/h: "
-        f"splitplane's regret is {ours.cost_per_hour / best - 1.0:.0%}",
-        markup=False,
-    )
+    if not ours.plans:
+        out.print("splitplane found no plan that serves: splitplane explain says which limits bind", markup=False)
+    elif not priced:
+        out.print("Costs are not known: state them with --price TIER=PRICE, or pricePerHour", markup=False)
+    else:
+        out.print(_regret(ground, found), markup=False)
 
     if plot is not None:
         _draw(ground, found, plot)
         out.print(f"drawn into {plot}", markup=False)
+
+
+def _regret(ground: Ground, found: Mapping[str, Metrics]) -> str:
+    """What splitplane's service would have cost whoever knew the traces."""
+    ours = found["splitplane"]
+    held = [plan for metrics in found.values() for plan, _ in metrics.plans.most_common(_HELD)]
+    best = cheapest_cost(ground, held, ours.within)
+    if not best > 0.0:
+        return "Nothing costs anything here: no way of planning is dearer than another"
+    return (
+        f"Who knew the traces would have served as much as splitplane for {best:.3f}/h: "
+        f"splitplane's regret is {ours.cost_per_hour / best - 1.0:.0%}"
+    )
 
 
 def _trace(
@@ -99,11 +128,11 @@ def _median(snapshot: Snapshot, policy: Policy) -> float:
     raise ValueError("state how fast links are: --bandwidth 20Mbit,5ms")
 
 
-def _cells(metrics: Metrics) -> tuple[str, ...]:
+def _cells(metrics: Metrics, *, priced: bool) -> tuple[str, ...]:
     return (
         f"{metrics.within:.2%}",
-        f"{metrics.p95 * 1e3:.0f} ms",
-        f"{metrics.cost_per_hour:.3f}",
+        f"{metrics.p95 * 1e3:.0f} ms" if math.isfinite(metrics.p95) else "not served",
+        f"{metrics.cost_per_hour:.3f}" if priced else "unknown",
         str(metrics.switches),
         str(metrics.moves),
         str(metrics.leaks) if metrics.leaks else "never",

@@ -24,6 +24,8 @@ def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
     ``held`` are plans to choose from, besides those that suit single moments. NaN where no schedule serves as much.
     """
     plans = _plans(ground, held)
+    if not plans:
+        return np.nan
     cost, late, requests = _outcomes(ground, plans)
     share = SWITCH_SECONDS / (ground.scenario.every * ground.width)
     moves = np.array([[share * moves_pods(old, new) for new in plans] for old in plans])

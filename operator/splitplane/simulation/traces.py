@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from splitplane.planner.arrays import Array
+from splitplane.planner.arrays import Array, Ints
 
 DAY_SECONDS = 86_400.0
 BIN_SECONDS = 30.0
+MOST_DAYS = 366.0
+"""Of a file: what is longer counts in other units than the format's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +89,17 @@ def read_arrivals(path: Path) -> Trace:
     ``ValueError`` for anything else.
     """
     if path.suffix == ".jsonl":
-        lines = path.read_text().splitlines()
-        return _counted([float(json.loads(line)["timestamp"]) / 1e3 for line in lines if line.strip()])
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        if not all(isinstance(line, dict) and "timestamp" in line for line in lines):
+            raise ValueError(f"{path} has a line without a timestamp (milliseconds)")
+        return _counted(path, [float(line["timestamp"]) / 1e3 for line in lines])
     with path.open(newline="") as file:
         rows = csv.DictReader(file)
         names = rows.fieldnames or ()
         if "TIMESTAMP" in names:
             # Seven digits of a second are one more than Python reads.
             times = [datetime.fromisoformat(row["TIMESTAMP"].strip()[:26]).timestamp() for row in rows]
-            return _counted(times)
+            return _counted(path, times)
         if "1" in names and "1440" in names:
             minutes = np.zeros(1440)
             for row in rows:
@@ -109,10 +113,12 @@ def read_bandwidths(path: Path) -> Trace:
 
     Raises ``ValueError`` for anything else.
     """
-    numbers = np.loadtxt(path, ndmin=2)
-    if numbers.shape[1] != 2:
+    numbers = np.array([line.split() for line in path.read_text().splitlines() if line.strip()], dtype=np.float64)
+    if numbers.ndim != 2 or numbers.shape[1] != 2:
         raise ValueError(f"{path} has not two columns: seconds and Mbit/s")
-    place = ((numbers[:, 0] - numbers[0, 0]) / BIN_SECONDS).astype(np.int64)
+    if not (np.isfinite(numbers).all() and (numbers[:, 1] >= 0.0).all()):
+        raise ValueError(f"{path} holds what is no time, or no bandwidth of at least 0 Mbit/s")
+    place = _bins(path, numbers[:, 0])
     values = np.full(int(place.max()) + 1, np.nan)
     for each in np.unique(place):
         values[each] = numbers[place == each, 1].mean()
@@ -120,6 +126,15 @@ def read_bandwidths(path: Path) -> Trace:
     return Trace(values[known] * 125_000.0)
 
 
-def _counted(times: Sequence[float]) -> Trace:
-    seconds = np.array(times) - min(times, default=0.0)
-    return Trace(np.bincount((seconds / BIN_SECONDS).astype(np.int64)) / BIN_SECONDS)
+def _counted(path: Path, times: Sequence[float]) -> Trace:
+    return Trace(np.bincount(_bins(path, np.array(times))) / BIN_SECONDS)
+
+
+def _bins(path: Path, seconds: Array) -> Ints:
+    """The bin of each moment, from the first on. Raises ``ValueError`` where there is none, or for too long a time."""
+    if not len(seconds):
+        raise ValueError(f"{path} holds a header only: there is nothing to replay")
+    seconds = seconds - seconds.min()
+    if not seconds.max() <= MOST_DAYS * DAY_SECONDS:
+        raise ValueError(f"{path} spans {seconds.max() / DAY_SECONDS:.0f} days, more than {MOST_DAYS:.0f}")
+    return (seconds / BIN_SECONDS).astype(np.int64)
