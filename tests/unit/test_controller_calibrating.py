@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from splitplane.api.profiles import ModelProfileSpec
 from splitplane.controller import calibrating, telling
 from splitplane.domain.calibrations import AccuracyFound, CalibrationRequest, CalibrationResult, LeakFound
 from splitplane.domain.defences import Defence
@@ -26,7 +27,7 @@ def limited(calibration: dict[str, Any] | None = CALIBRATION, **more: Any) -> di
 def found(request: CalibrationRequest, *, weakness: str = "") -> CalibrationResult:
     """A leak that falls with the depth, and codecs that lose nothing."""
     scores = {(cut, codec): round(0.8 - 0.1 * cut, 2) for cut, codec in request.leak}
-    leak = LeakFound("an attack", "SSIM", 100, 0.99, 0.02, weakness, scores) if request.leak else None
+    leak = LeakFound("an attack", "SSIM", 100, 0.99, 0.14, 0.02, weakness, scores) if request.leak else None
     losses = dict.fromkeys(request.accuracy, 0.002)
     accuracy = AccuracyFound(request.metric or "top1", 900, 0.93, losses) if losses else None
     return CalibrationResult(crepe().fingerprint, accuracy, leak)
@@ -67,6 +68,7 @@ async def test_leak_and_loss_are_measured_once_on_a_trusted_tier_and_shared_by_t
     status, reason, message = told(world)
     assert (status, reason) == ("True", "Measured")
     assert "lower bound, by this attack: an attack" in message
+    assert "0.99 of the input itself, 0.14 of other inputs' activations, 0.02 beyond a blind guess." in message
     assert "what top1 falls by at most, with 95 % confidence, against labels, of which it gets 0.93 unsplit" in message
     assert "900 inputs drawn at random" in message
     assert world.cluster.of("Job") == {}
@@ -82,6 +84,18 @@ async def test_leak_and_loss_are_measured_once_on_a_trusted_tier_and_shared_by_t
     assert len(world.requests) == 1
     other = world.cluster.objects["InferencePipeline", *OTHER]["status"]["conditions"]
     assert next(each for each in other if each["type"] == "LimitsMeasured")["status"] == "True"
+
+
+async def test_a_leak_that_an_older_version_measured_is_told_without_the_skill_of_its_control() -> None:
+    world = World(calibrated=found)
+    world.apply(**limited())
+    await world.step(25)
+    [profile] = world.cluster.of("ModelProfile").values()
+    del profile["spec"]["leakMeasurement"]["shuffledSkill"]
+    older = ModelProfileSpec.parse(profile["spec"])
+    told_of = calibrating.told_of(older, calibrating.Shares(accuracy=False, leak=True))
+    assert told_of.endswith("0.14 of other inputs' activations.")
+    assert calibrating.missing(pipeline(**limited()), older) == calibrating.Shares(accuracy=False, leak=False)
 
 
 async def test_accuracy_is_measured_by_the_metric_that_the_pipeline_names() -> None:

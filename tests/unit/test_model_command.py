@@ -104,7 +104,7 @@ def test_profile_draws_the_leak_too_where_real_inputs_are_given(tmp_path: Path) 
     done = subprocess.run(
         [Path(sys.executable).with_name("splitplane"), "model", "profile", SKIPS.factory, "--input", "x:FP32:-1,64",
          "--path", ".", "--json", "--seconds", "1", "--threads", "1", "--batch", "2", "--plot", str(picture),
-         "--calibration", str(inputs), "--leak-seconds", "6"],
+         "--calibration", str(inputs), "--leak-seconds", "12"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

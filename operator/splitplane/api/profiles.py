@@ -91,6 +91,8 @@ class LeakMeasurement(Model):
     """The score of the attack on the input itself: about 1, or the attack was too weak to tell anything."""
     shuffled_control: DecimalString
     """The score of the attack on what belongs to other inputs: what a guess without looking is worth."""
+    shuffled_skill: DecimalString | None = None
+    """How much of what a blind guess lacks of 1 that attack made up: about 0. Older versions did not tell."""
     attacked: Annotated[tuple[AttackedCut, ...], ordered(most=256)] = ()
     """What was attacked; all else counts as leaking what a shallower cut or a finer codec leaks."""
 
@@ -199,7 +201,7 @@ def share_string(share: float) -> str:
 
 def leak_measurement(
     attacked: Mapping[tuple[int, str], float], *, attack: str, score: str, samples: int, input_control: float,
-    shuffled_control: float,
+    shuffled_control: float, shuffled_skill: float,
 ) -> LeakMeasurement:  # fmt: skip
     """How a leak was measured, and what of by (cut, codec)."""
     return LeakMeasurement.model_validate(
@@ -207,6 +209,7 @@ def leak_measurement(
             "attack": attack, "score": score, "samples": samples,
             "inputControl": decimal_string(input_control, digits=4),
             "shuffledControl": decimal_string(shuffled_control, digits=4),
+            "shuffledSkill": decimal_string(shuffled_skill, digits=4),
             "attacked": [
                 {"cut": cut, "codec": codec, "score": share_string(value)}
                 for (cut, codec), value in sorted(attacked.items())

@@ -160,6 +160,7 @@ def leak(
         measurement = leak_measurement(
             report.worst(), attack=ATTACK, score=report.score, samples=report.samples,
             input_control=report.input_control, shuffled_control=report.shuffled_control,
+            shuffled_skill=report.shuffled_skill,
         )  # fmt: skip
         leaks = spread(report.worst(), len(cuts), defended=bool(noise or dropout))
         _write(
@@ -201,14 +202,16 @@ def leak_dict(report: "LeakReport", names: Sequence[str]) -> dict[str, Any]:
     rows = [
         {
             "cut": each.cut, "name": names[each.cut], "codec": each.codec, "decoder": each.decoder,
-            "score": each.score, "psnr": each.psnr, "above": each.above, "steps": each.steps,
+            "score": each.score, "skill": each.skill, "psnr": each.psnr, "above": each.above, "steps": each.steps,
             "distanceCorrelation": report.correlations[each.cut],
         }
         for each in report.attacks
     ]  # fmt: skip
     return {
         "attack": report.attack, "score": report.score, "samples": report.samples,
-        "controls": {"input": report.input_control, "shuffled": report.shuffled_control},
+        "controls": {
+            "input": report.input_control, "shuffled": report.shuffled_control, "shuffledSkill": report.shuffled_skill,
+        },
         "rankCorrelation": report.rank_correlation, "attacks": rows,
     }  # fmt: skip
 
@@ -216,12 +219,14 @@ def leak_dict(report: "LeakReport", names: Sequence[str]) -> dict[str, Any]:
 def leak_table(report: "LeakReport", names: Sequence[str], threshold: float = 0.5) -> Table:
     """A row for each attack; ``names`` are those of all cuts."""
     above = f"above {threshold:g}"
-    table = Table("cut", "after", "codec", "decoder", report.score, "PSNR, dB", above, "steps", "distance corr.")
+    table = Table(
+        "cut", "after", "codec", "decoder", report.score, "skill", "PSNR, dB", above, "steps", "distance corr."
+    )
     for each in report.attacks:
         psnr = "" if each.psnr is None else f"{each.psnr:.1f}"
         table.add_row(
-            str(each.cut), names[each.cut], each.codec, each.decoder, f"{each.score:.3f}", psnr, f"{each.above:.0%}",
-            str(each.steps), f"{report.correlations[each.cut]:.3f}",
+            str(each.cut), names[each.cut], each.codec, each.decoder, f"{each.score:.3f}", f"{each.skill:.3f}", psnr,
+            f"{each.above:.0%}", str(each.steps), f"{report.correlations[each.cut]:.3f}",
         )  # fmt: skip
     return table
 
@@ -231,7 +236,8 @@ def leak_controls(report: "LeakReport") -> str:
     rank = report.rank_correlation
     return (
         f"Controls: the input itself {report.input_control:.3f} (should be about 1), other inputs' activations "
-        f"{report.shuffled_control:.3f}. Rank correlation of distance correlation and score: "
+        f"{report.shuffled_control:.3f}, by skill {report.shuffled_skill:.3f} (should be about 0). Skill is how much a "
+        "score makes up of what a blind guess lacks of 1. Rank correlation of distance correlation and score: "
         f"{'unknown' if rank is None else f'{rank:.2f}'}.\nA lower bound, by this attack: {report.attack}; a stronger "
         "one may see more."
     )

@@ -126,6 +126,7 @@ def with_result(profile: ModelProfileSpec, result: CalibrationResult) -> ModelPr
         measurement = leak_measurement(
             leak.scores, attack=leak.attack, score=leak.score, samples=leak.samples,
             input_control=leak.input_control, shuffled_control=leak.shuffled_control,
+            shuffled_skill=leak.shuffled_skill,
         )  # fmt: skip
         profile = with_leakage(
             profile, spread(leak.scores, len(profile.cuts), defended=profile.defence is not None), measurement
@@ -155,10 +156,11 @@ def told_of(profile: ModelProfileSpec, what: Shares) -> str:
             f" {loss.samples} inputs drawn at random."
         )
     if what.leak and leak is not None:
+        beyond = "" if leak.shuffled_skill is None else f", {leak.shuffled_skill} beyond a blind guess"
         told.append(
             f"Leak is a lower bound, by this attack: {leak.attack}; a stronger one may see more. {leak.score} on"
             f" {leak.samples} inputs; controls: {leak.input_control} of the input itself, {leak.shuffled_control} of"
-            " other inputs' activations."
+            f" other inputs' activations{beyond}."
         )
     return " ".join(told)
 

@@ -73,13 +73,17 @@ class AccuracyFound:
 
 @dataclass(frozen=True, slots=True)
 class LeakFound:
-    """What the attacks got; ``weakness`` says why no limit may rest on them, and is empty if one may."""
+    """What the attacks got, and the controls; ``shuffled_skill`` is how far the shuffled one is beyond a blind guess.
+
+    ``weakness`` says why no limit may rest on the attacks, and is empty if one may.
+    """
 
     attack: str
     score: str
     samples: int
     input_control: float
     shuffled_control: float
+    shuffled_skill: float
     weakness: str
     scores: Shares
 
@@ -103,7 +107,8 @@ class CalibrationResult:
             found["leak"] = {
                 "attack": self.leak.attack, "score": self.leak.score, "samples": self.leak.samples,
                 "inputControl": self.leak.input_control, "shuffledControl": self.leak.shuffled_control,
-                "weakness": self.leak.weakness, "scores": _rows(self.leak.scores),
+                "shuffledSkill": self.leak.shuffled_skill, "weakness": self.leak.weakness,
+                "scores": _rows(self.leak.scores),
             }  # fmt: skip
         return found
 
@@ -138,7 +143,8 @@ def _accuracy(found: Mapping[str, Any]) -> AccuracyFound:
 def _leak(found: Mapping[str, Any]) -> LeakFound:
     return LeakFound(
         str(found["attack"]), str(found["score"]), int(found["samples"]), float(found["inputControl"]),
-        float(found["shuffledControl"]), str(found["weakness"]), _shares(found["scores"]),
+        float(found["shuffledControl"]), float(found["shuffledSkill"]), str(found["weakness"]),
+        _shares(found["scores"]),
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def draw(
     given = [_Standardised(_coarser(value, places, most), known) for value in tensors.values()]
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        decoder = _Decoder([tuple(each[:1].shape[1:]) for each in given], tuple(targets.shape[1:]), width)
+        decoder = _Decoder([tuple(each[:1].shape[1:]) for each in given], targets[:known].mean(0), width)
     began = time.monotonic()
     decoder.solve(lambda index: [each[index : index + 1] for each in given], targets[:known])
 
@@ -241,11 +241,18 @@ def _grid(value: torch.Tensor, *, dims: int) -> torch.Tensor:
 
 
 class _Decoder(nn.Module):
-    """Brings every tensor to one grid, doubles that until it is as fine as the target, and draws."""
+    """Brings every tensor to one grid, doubles that until it is as fine as the target, and draws.
 
-    def __init__(self, given: Sequence[tuple[int, ...]], target: tuple[int, ...], width: int) -> None:
+    What it draws directly, it draws from the finest grids and from the mean of the known targets, which may be all that
+    there is to tell, such as a background that never changes.
+    """
+
+    mean: torch.Tensor
+
+    def __init__(self, given: Sequence[tuple[int, ...]], mean: torch.Tensor, width: int) -> None:
         super().__init__()
-        channels, places = target[0], target[1:]
+        channels, places = mean.shape[0], tuple(mean.shape[1:])
+        self.register_buffer("mean", mean[None])
         dims = len(places)
         self.places = places
         self.mode = "bilinear" if dims == 2 else "linear"
@@ -274,23 +281,21 @@ class _Decoder(nn.Module):
         )  # fmt: skip
 
         self.direct_from = _narrow(given, places)
-        direct = sum(given[index][0] for index in self.direct_from)
+        direct = channels + sum(given[index][0] for index in self.direct_from)
         self.reach = next(reach for reach in _REACHES if direct * reach**dims <= _SOLVED_NUMBERS)
-        self.direct = conv(direct, channels, self.reach, padding=self.reach // 2) if direct else None
+        self.direct = conv(direct, channels, self.reach, padding=self.reach // 2)
 
     def forward(self, given: Sequence[torch.Tensor]) -> torch.Tensor:
         stems = [self._resized(stem(each), self.start) for stem, each in zip(self.stems, given, strict=True)]
         fine = self._resized(self.body(torch.stack(stems).sum(0)), self.places)
         drawn: torch.Tensor = self.head(fine)
-        return drawn if self.direct is None else drawn + self.direct(self._grids(given))
+        return drawn + self.direct(self._grids(given))  # type: ignore[no-any-return]
 
     def solve(self, given: Callable[[int], Sequence[torch.Tensor]], targets: torch.Tensor) -> None:
         """Begin with the best that the direct part can do, by least squares on some samples, and with nothing else.
 
         ``given`` is what the decoder takes of one of them.
         """
-        if self.direct is None:
-            return
         for parameter in self.head[-1].parameters():
             nn.init.zeros_(parameter)
         weight, bias = self.direct.parameters()
@@ -312,7 +317,8 @@ class _Decoder(nn.Module):
             bias.copy_(solved[-1])
 
     def _grids(self, given: Sequence[torch.Tensor]) -> torch.Tensor:
-        return torch.cat([self._resized(given[index], self.places) for index in self.direct_from], 1)
+        mean = self.mean.expand(len(given[0]), *self.mean.shape[1:])
+        return torch.cat([mean, *(self._resized(given[index], self.places) for index in self.direct_from)], 1)
 
     def _resized(self, value: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:
         if tuple(value.shape[2:]) == places:

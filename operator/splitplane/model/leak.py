@@ -57,7 +57,7 @@ class Attack:
     """What one decoder got of one of the inputs, of held-out samples.
 
     ``score`` is the mean SSIM of images, the mean share of tokens recovered, or the mean share of variance explained of
-    other inputs; ``psnr`` in dB, not of tokens;
+    other inputs; ``skill`` how much of what a blind guess lacks of 1 that makes up; ``psnr`` in dB, not of tokens;
     ``above`` the share of samples whose score exceeds the threshold.
     """
 
@@ -65,6 +65,7 @@ class Attack:
     codec: str
     decoder: str
     score: float
+    skill: float
     psnr: float | None
     above: float
     steps: int
@@ -74,7 +75,7 @@ class Attack:
 @dataclass(frozen=True, slots=True)
 class LeakReport:
     """``input_control`` should be about 1, ``shuffled_control`` about what a guess without looking scores: of several
-    inputs the one that was got worst, and the one that was guessed best.
+    inputs the one that was got worst, and the one that was guessed best. ``shuffled_skill`` should be about 0.
 
     ``correlations`` are bias-corrected distance correlations by cut, before any codec; ``rank_correlation`` is theirs
     with the scores.
@@ -84,6 +85,7 @@ class LeakReport:
     samples: int
     input_control: float
     shuffled_control: float
+    shuffled_skill: float
     attacks: tuple[Attack, ...]
     correlations: Mapping[int, float]
     rank_correlation: float | None
@@ -215,8 +217,9 @@ def _measure(
         got = targets[secret].attack(
             tensors, held_out, width=WIDTHS[decoder], seconds=seconds, steps=steps, memory_bytes=working
         )
+        score = _share(got.scores, unknown)
         result = Attack(
-            cut, codec, decoder, score=_share(got.scores, unknown), psnr=got.psnr,
+            cut, codec, decoder, score=score, skill=scores.skill(score, got.blind), psnr=got.psnr,
             above=float((got.scores > threshold).float().mean()), steps=got.steps, target=secret,
         )  # fmt: skip
         progress(f"leak: cut {cut} {codec} {decoder}: {result.score:.2f} of {secret}; {left} attacks to go")
@@ -226,30 +229,31 @@ def _measure(
     at_input = min(attack(calibration.inputs, secret, 0, "fp32", "large", unknown=0.0).score for secret in targets)
     attacks: list[Attack] = []
     correlations: dict[int, float] = {}
-    shuffled: float | None = None
+    shuffled: list[Attack] = []
 
-    def attack_others(raw: Mapping[str, torch.Tensor], cut: int) -> float:
+    def attack_others(raw: Mapping[str, torch.Tensor], cut: int) -> None:
         order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(1))
         mixed = {name: value[order] for name, value in raw.items()}
-        return max(attack(mixed, secret, cut, "fp32", "large").score for secret in targets)
+        shuffled.extend(attack(mixed, secret, cut, "fp32", "large") for secret in targets)
 
     def attack_arrived(arrived: Mapping[str, torch.Tensor], cut: int, codec: str) -> None:
         nonlocal left
         for secret, target in targets.items():
             if target.crosses(arrived):
                 left -= len(WIDTHS)
-                attacks.append(Attack(cut, codec, RAW, score=1.0, psnr=None, above=1.0, steps=0, target=secret))
+                attacks.append(
+                    Attack(cut, codec, RAW, score=1.0, skill=1.0, psnr=None, above=1.0, steps=0, target=secret)
+                )
             else:
                 attacks.extend(attack(arrived, secret, cut, codec, decoder) for decoder in WIDTHS)
 
     def attack_cut(raw: Mapping[str, torch.Tensor], cut: int) -> None:
-        nonlocal shuffled
         few = min(CORRELATED_SAMPLES, calibration.samples)
         flat = _flat(raw, few)
         correlations[cut] = max(scores.distance_correlation(target.numbers[:few], flat) for target in targets.values())
         del flat
-        if shuffled is None:
-            shuffled = attack_others(raw, cut)
+        if not shuffled:
+            attack_others(raw, cut)
         for name, codec in codecs.items():
             attack_arrived(_crossed(raw, codec, together), cut, name)
 
@@ -262,7 +266,8 @@ def _measure(
         score=", ".join(sorted({target.score for target in targets.values()})),
         samples=calibration.samples,
         input_control=at_input,
-        shuffled_control=shuffled or 0.0,
+        shuffled_control=max((each.score for each in shuffled), default=0.0),
+        shuffled_skill=max((each.skill for each in shuffled), default=0.0),
         attacks=tuple(attacks),
         correlations=correlations,
         rank_correlation=scores.rank_correlation(list(correlations.values()), [best[cut] for cut in correlations]),

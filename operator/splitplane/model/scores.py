@@ -1,4 +1,7 @@
-"""How alike two batches are: structural similarity, signal to noise, explained variance, distance correlation."""
+"""How alike two batches are: structural similarity, signal to noise, explained variance, distance correlation.
+
+And what a score is worth beside that of a blind guess.
+"""
 
 import torch
 from torch.nn import functional
@@ -47,6 +50,14 @@ def explained(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     if truth.shape[1] < _FEW_NUMBERS:
         spread = spread.mean()
     return (1 - (guess - truth).pow(2).sum(1) / spread.clamp_min(1e-12)).clamp(0, 1)
+
+
+def skill(score: float, blind: float) -> float:
+    """Skill score (Murphy 1988): how much of what a blind guess lacks of 1 a score has made up, 0 where nothing.
+
+    Both scores are from 0 to 1. Where a blind guess is right already, whatever is better than it counts as all.
+    """
+    return min(1.0, max(0.0, (score - blind) / max(1e-9, 1.0 - blind)))
 
 
 def distance_correlation(first: torch.Tensor, second: torch.Tensor) -> float:

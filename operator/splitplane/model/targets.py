@@ -27,9 +27,13 @@ EMBEDDED = 16
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """Of each held-out sample, a score from 0 to 1; ``psnr`` in dB where there is one, on average."""
+    """Of each held-out sample, a score from 0 to 1; ``psnr`` in dB where there is one, on average.
+
+    ``blind`` is the mean score of who draws the same each time: the mean of the known samples, or the commonest tokens.
+    """
 
     scores: torch.Tensor
+    blind: float
     psnr: float | None
     steps: int
 
@@ -83,8 +87,10 @@ class Drawing:
             memory_bytes=memory_bytes,
         )  # fmt: skip
         truth = numbers[-held_out:]
-        each = (scores.ssim if truth.ndim == 4 else scores.explained)(drawn.guesses, truth)
-        return Got(each, float(scores.psnr(drawn.guesses, truth).mean()), drawn.steps)
+        compare = scores.ssim if truth.ndim == 4 else scores.explained
+        blind = compare(numbers[:-held_out].mean(0).expand_as(truth), truth)
+        psnr = scores.psnr(drawn.guesses, truth)
+        return Got(compare(drawn.guesses, truth), float(blind.mean()), float(psnr.mean()), drawn.steps)
 
     def _coarse(self, values: torch.Tensor) -> torch.Tensor:
         values = _finite(values.float())
@@ -142,8 +148,20 @@ class Tokens:
         )
         truth = classes[-held_out:]
         asked = truth != self._common
-        right = ((drawn.guesses == truth) & asked).sum(1) / asked.sum(1).clamp_min(1)
-        return Got(right[asked.any(1)] if bool(asked.any()) else right, None, drawn.steps)
+        scored: torch.Tensor | slice = asked.any(1) if bool(asked.any()) else slice(None)
+
+        def right(guesses: torch.Tensor) -> torch.Tensor:
+            each: torch.Tensor = ((guesses == truth) & asked).sum(1) / asked.sum(1).clamp_min(1)
+            return each[scored]
+
+        blind = torch.stack([self._commonest(place) for place in classes[:-held_out].T])
+        return Got(right(drawn.guesses), float(right(blind).mean()), None, drawn.steps)
+
+    def _commonest(self, place: torch.Tensor) -> torch.Tensor:
+        """Of a place's tokens the commonest that is asked for."""
+        counts = place.bincount(minlength=self._common + 1)
+        counts[self._common] = 0
+        return counts.argmax()
 
 
 def targets_of(calibration: Calibration) -> dict[str, Target]:

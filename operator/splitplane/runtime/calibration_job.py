@@ -89,7 +89,8 @@ def _leak(
     )
     return LeakFound(
         attack=ATTACK, score=report.score, samples=report.samples, input_control=report.input_control,
-        shuffled_control=report.shuffled_control, weakness=report.weakness, scores=report.worst(),
+        shuffled_control=report.shuffled_control, shuffled_skill=report.shuffled_skill, weakness=report.weakness,
+        scores=report.worst(),
     )  # fmt: skip
 
 
