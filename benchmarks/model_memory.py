@@ -43,7 +43,7 @@ def _measured(source: ModelSource, what: str) -> dict[str, int]:
 def _measure(source: ModelSource, what: str) -> dict[str, int]:
     from splitplane.model import export, libraries, load_weights
     from splitplane.model.memory import peak_bytes, reset_peak, resident_bytes
-    from splitplane.model.samples import sample
+    from splitplane.model.samples import sample, table_rows
     from splitplane.runtime.stage import server  # noqa: F401 - it is resident in every stage
 
     libraries.use_threads(1)
@@ -57,7 +57,8 @@ def _measure(source: ModelSource, what: str) -> dict[str, int]:
     loading = peak_bytes()
     before = resident_bytes()
     reset_peak()
-    partition.run(0, last, sample(graph.inputs))
+    ids = {name: range(rows) for name, rows in table_rows(graph.program.traced).items()}
+    partition.run(0, last, sample(graph.inputs, ids=ids))
     running = peak_bytes()
     return {
         "peak": max(loading, running),

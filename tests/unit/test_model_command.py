@@ -62,6 +62,16 @@ def test_check_tells_for_each_cut_how_far_its_sides_are_from_the_whole(tmp_path:
     assert all(error <= report["tolerance"] for error in errors.values())
 
 
+def test_check_compares_on_real_inputs_where_they_are_given(tmp_path: Path) -> None:
+    weights, inputs = SKIPS.source(tmp_path).weights_uri, tmp_path / "inputs.safetensors"
+    assert weights is not None
+    arguments = ("check", SKIPS.factory, "--input", "x:FP32:-1,64", "--weights", weights, "--calibration", str(inputs))
+    save_file({"x": torch.randn(4, 64)}, inputs)
+    assert "batch1,3┃" in unwrapped(run(*arguments))
+    save_file({"y": torch.randn(4, 64)}, inputs)
+    assert "lackstheinputx" in unwrapped(run(*arguments, code=2))
+
+
 def test_check_tells_which_batch_a_range_fails_on_and_why(tmp_path: Path) -> None:
     model = Model("few", "tests.support.model_graphs:FewSamples", VECTOR)
     weights = model.source(tmp_path).weights_uri

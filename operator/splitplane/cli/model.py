@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -94,18 +95,30 @@ def check(
     weights: Annotated[str, typer.Option(help="As in spec.model.weights.uri, such as file:///...safetensors.")],
     sha256: Sha256 = None,
     path: Folder = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Real inputs to compare on, instead of random ones at several sizes."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Cut a model at every cut, run both sides in processes of their own, and compare with the whole model (fp32)."""
     source = source_of(factory, inputs, weights, sha256, path)
     from splitplane.model import ModelError
-    from splitplane.model.equivalence import BATCHES, TOLERANCE, compare
-    from splitplane.model.samples import sample
+    from splitplane.model.calibration import read_calibration
+    from splitplane.model.equivalence import BATCHES, TOLERANCE, Draw, Samples, compare
+    from splitplane.model.samples import drawn_batches
 
-    samples = {batch: sample(source.inputs, batch=batch) for batch in BATCHES}
+    given: Samples | Draw = partial(drawn_batches, batches=BATCHES)
+    batches: tuple[int, ...] = BATCHES
     try:
+        if calibration is not None:
+            real = read_calibration(calibration, source.inputs, most=max(BATCHES))
+            batches = tuple(batch for batch in BATCHES if batch <= real.samples)
+            given = {batch: real.first(batch).inputs for batch in batches}
         with Console(stderr=True).status(f"exporting {factory}") as status:
-            differences = compare(source, samples, progress=lambda way: status.update(f"compared {way}"))
+            differences = compare(source, given, progress=lambda way: status.update(f"compared {way}"))
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
     worst: defaultdict[str, float] = defaultdict(float)
@@ -122,7 +135,7 @@ def check(
         report = {"equal": right, "tolerance": TOLERANCE, "largestRelativeError": told, "failures": failures}
         typer.echo(json.dumps(report, indent=2))
     else:
-        table = Table("divided at", f"largest error at batch {', '.join(map(str, BATCHES))}", "")
+        table = Table("divided at", f"largest error at batch {', '.join(map(str, batches))}", "")
         for name, largest in worst.items():
             verdict = "FAILS" if name in failures else "equal" if largest <= TOLERANCE else "DIFFERS"
             table.add_row(name, f"{largest:.1e}", verdict)

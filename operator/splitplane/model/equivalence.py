@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from splitplane.model.errors import FactoryError, ModelError
 from splitplane.model.graphs import ModelGraph, export
 from splitplane.model.partitions import load_weights
+from splitplane.model.samples import Run
 from splitplane.model.source import ModelSource
 from splitplane.model.whole import load_whole, run_whole
 
@@ -32,6 +33,8 @@ Ways = Callable[[int], Iterable[Way]]
 """The ways to try, given the last cut."""
 Samples = Mapping[int, Mapping[str, torch.Tensor]]
 """Inputs by their batch size."""
+Draw = Callable[[ModelGraph, Run], Samples]
+"""Makes inputs for a model, given its graph and what runs it as it is."""
 
 # A process is forked from a server that has the libraries imported, and nothing of a model in memory.
 _SERVER = multiprocessing.get_context("forkserver")
@@ -73,7 +76,11 @@ def every_segment(last: int) -> Iterable[Way]:
 
 
 def compare(
-    source: ModelSource, samples: Samples, ways: Ways = every_cut, *, progress: Callable[[str], None] = lambda _: None
+    source: ModelSource,
+    samples: Samples | Draw,
+    ways: Ways = every_cut,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> list[Difference]:
     """Run a model in several ways, and as it is.
 
@@ -81,8 +88,10 @@ def compare(
     """
     receiver, sender = _SERVER.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="splitplane-equivalence-") as folder:
-        _save({batch: dict(tensors) for batch, tensors in samples.items()}, Path(folder) / "0")
-        worker = _SERVER.Process(target=_compare, args=(source, tuple(samples), ways, Path(folder), sender))
+        if not callable(samples):
+            _save(samples, Path(folder) / "0")
+        draw = samples if callable(samples) else None
+        worker = _SERVER.Process(target=_compare, args=(source, draw, ways, Path(folder), sender))
         worker.start()
         sender.close()
         try:
@@ -98,13 +107,16 @@ def compare(
     return differences
 
 
-def _compare(source: ModelSource, batches: tuple[int, ...], ways: Ways, folder: Path, sender: Connection) -> None:
+def _compare(source: ModelSource, draw: Draw | None, ways: Ways, folder: Path, sender: Connection) -> None:
     torch.set_num_threads(1)
     try:
         graph = export(source)
         if graph.refusal is not None:
             raise graph.refusal
-        failures = _in_process(batches, _run_whole, source, folder / "0", folder / "whole")
+        try:
+            failures = _in_process(_run_whole, graph, draw, folder / "0", folder / "whole")
+        except _DiedError as error:
+            raise FactoryError(f"{source.factory} as it is: {error}") from error
         if failures:
             told = "; ".join(f"on {batch} samples: {why}" for batch, why in failures.items())
             raise FactoryError(f"{source.factory} fails as it is, on inputs as declared, {told}")
@@ -114,23 +126,30 @@ def _compare(source: ModelSource, batches: tuple[int, ...], ways: Ways, folder: 
             for step, (first, last) in enumerate(pairwise(way), start=2):
                 if way[:step] not in made:  # ways that begin alike share what they have in common
                     given, result = made[way[: step - 1]], folder / str(len(made))
-                    left = [batch for batch in batches if batch not in given.failures]
-                    found = _in_process(left, _run_range, graph, first, last, given.path, result)
-                    made[way[:step]] = _Given(result, {**given.failures, **found})
+                    try:
+                        found = _in_process(_run_range, graph, first, last, given.path, result)
+                    except _DiedError as error:
+                        found = dict.fromkeys(expected, str(error))
+                        _save({}, result)
+                    made[way[:step]] = _Given(result, {**found, **given.failures})
             outputs, failures = _load(made[way].path), made[way].failures
             for batch, whole in expected.items():
-                error = float("inf") if batch in failures else _error(outputs[batch], whole)
-                differences.append(Difference(way, batch, error, failures.get(batch, "")))
+                far = float("inf") if batch in failures else _error(outputs[batch], whole)
+                differences.append(Difference(way, batch, far, failures.get(batch, "")))
             sender.send(f"{source.name}: {'-'.join(map(str, way))}")
         sender.send(differences)
     except ModelError as error:
         sender.send(error)
 
 
-def _in_process(batches: Iterable[int], target: Callable[..., dict[int, str]], *arguments: object) -> dict[int, str]:
+class _DiedError(Exception):
+    """A process ended without a word, such as one that was killed for its memory."""
+
+
+def _in_process(target: Callable[..., dict[int, str]], *arguments: object) -> dict[int, str]:
     """Call what runs all batches in a process of its own. Gives why it failed, for those that it did not come through.
 
-    Raises :class:`ModelError` as the target does.
+    Raises :class:`ModelError` as the target does, and :class:`_DiedError`.
     """
     receiver, sender = _RANGES.Pipe(duplex=False)
     process = _RANGES.Process(target=_report, args=(sender, target, arguments))
@@ -138,11 +157,10 @@ def _in_process(batches: Iterable[int], target: Callable[..., dict[int, str]], *
     sender.close()
     try:
         message = receiver.recv()
-    except EOFError:  # such as one that was killed for its memory
-        message = None
+    except EOFError:
+        process.join()
+        raise _DiedError(f"the process that ran it ended with {process.exitcode}") from None
     process.join()
-    if message is None:
-        return dict.fromkeys(batches, f"the process that ran it ended with {process.exitcode}")
     if isinstance(message, ModelError):
         raise message
     failures: dict[int, str] = message
@@ -156,13 +174,20 @@ def _report(sender: Connection, target: Callable[..., dict[int, str]], arguments
         sender.send(error)
 
 
-def _run_whole(source: ModelSource, given: Path, result: Path) -> dict[int, str]:
+def _run_whole(graph: ModelGraph, draw: Draw | None, given: Path, result: Path) -> dict[int, str]:
+    source = graph.source
     module = load_whole(source)
 
     def run(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with torch.inference_mode():
             return {f"output_{index}": value for index, value in enumerate(run_whole(source, module, tensors))}
 
+    if draw is not None:
+        try:
+            samples = draw(graph, run)
+        except Exception as error:  # the tenant's code may raise anything
+            raise FactoryError(f"{source.factory} fails as it is, on inputs as declared: {_told(error)}") from error
+        _save(samples, given)
     return _run_each(run, given, result)
 
 
@@ -180,9 +205,14 @@ def _run_each(
         try:
             results[batch] = run(tensors)
         except Exception as error:  # the tenant's code may raise anything
-            failures[batch] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
+            failures[batch] = f"{_told(error)} (given {shapes})"
     _save(results, result)
     return failures
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _save(tensors: Mapping[int, Mapping[str, torch.Tensor]], path: Path) -> None:

@@ -19,7 +19,7 @@ from splitplane.domain.codecs import raw_bytes
 from splitplane.domain.profiles import ZSTD, CodecTimes, Cut, Timing
 from splitplane.model.memory import available_bytes, grown
 from splitplane.model.partitions import Partition
-from splitplane.model.samples import sample
+from splitplane.model.samples import runnable_ids, sample
 from splitplane.model.timing import WARM_UP, Clock, Tensors, time_prefixes
 
 BUDGET_SECONDS = 16.0
@@ -48,7 +48,7 @@ class Measured:
 
     ``prefix_seconds[i]`` belongs to ``[0, i)`` and never falls with ``i``. ``time_cv`` is the robust coefficient of
     variation of a range's time. ``activation_bytes`` is what the resident set grew by beyond the weights. ``cuts`` are
-    the model's, with the bytes that codecs which compress took.
+    the model's, with the bytes that codecs which compress took. ``inputs`` are the made-up sample that it ran on.
     """
 
     prefix_seconds: tuple[float, ...]
@@ -59,6 +59,7 @@ class Measured:
     activation_bytes: int
     cuts: tuple[Cut, ...]
     codec_times: Mapping[str, CodecTimes]
+    inputs: Tensors
 
 
 Progress = Callable[[float, str], None]
@@ -83,9 +84,11 @@ def measure(
     cuts = len(partition.graph.cuts)
     if (partition.first, partition.last) != (0, cuts - 1):
         raise ValueError("only a wholly resident model can be measured")
-    inputs = sample(partition.graph.inputs)
-    report = _Reporter(progress, budget_seconds)
-    activation = grown(lambda: partition.run(0, partition.last, inputs))
+    report, ids = _Reporter(progress, budget_seconds), dict[str, range]()
+    activation = grown(
+        lambda: ids.update(runnable_ids(partition.graph, lambda given: partition.run(0, partition.last, given)))
+    )
+    inputs = sample(partition.graph.inputs, ids=ids)
     if slowdown != 1.0:  # an emulated device shares its core with others: what it waits for them is no time of its own
         clock = time.thread_time
     own = time_prefixes(
@@ -93,7 +96,7 @@ def measure(
         each_round=lambda rounds, seconds: report(f"round {rounds}: the whole model took {seconds * 1000:.1f} ms"),
     )  # fmt: skip
     until = time.monotonic() + OTHER_SHARE * budget_seconds
-    others = _other_timings(partition, own.seconds[-1], batches, activation, clock, until, report)
+    others = _other_timings(partition, ids, own.seconds[-1], batches, activation, clock, until, report)
     return Measured(
         prefix_seconds=tuple(slowdown * seconds for seconds in own.seconds),
         time_cv=own.cv,
@@ -106,6 +109,7 @@ def measure(
         activation_bytes=activation,
         cuts=_compressed(partition, codecs, inputs),
         codec_times=_measure_codecs(partition, codecs, inputs, report.started + budget_seconds),
+        inputs=inputs,
     )
 
 
@@ -140,8 +144,8 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _other_timings(
-    partition: Partition, own_seconds: float, batches: Sequence[int], activation: int, clock: Clock,
-    until: float, report: _Reporter,
+    partition: Partition, ids: Mapping[str, range], own_seconds: float, batches: Sequence[int], activation: int,
+    clock: Clock, until: float, report: _Reporter,
 ) -> list[Timing]:  # fmt: skip
     """As many as the time and the memory allow, the quickest first. ``own_seconds`` is a sample on all threads."""
     most = torch.get_num_threads()
@@ -155,7 +159,7 @@ def _other_timings(
             continue
         try:
             with _threads(threads):
-                inputs = sample(partition.graph.inputs, batch=batch)
+                inputs = sample(partition.graph.inputs, batch=batch, ids=ids)
                 end = min(until, time.monotonic() + left / (len(wanted) - index))
                 timed = time_prefixes(partition, inputs, clock=clock, end=end, bounds=OTHER_ROUNDS)
         except (RuntimeError, ValueError):  # some models that cannot be split take a batch of one only

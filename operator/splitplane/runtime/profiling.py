@@ -13,7 +13,6 @@ from splitplane.domain.profiles_io import ProfileResult
 from splitplane.model import ModelSource, Partition, export, load_weights
 from splitplane.model.memory import resident_bytes
 from splitplane.model.profile import BATCHES, BUDGET_SECONDS, Codec, Measured, Progress, measure
-from splitplane.model.samples import sample
 from splitplane.runtime import codecs, hops, oip_grpc
 from splitplane.runtime.inference import InferRequest
 from splitplane.runtime.metrics import StageMetrics
@@ -114,9 +113,7 @@ async def stage_overhead(partition: Partition, measured: Measured) -> float:
     """
     seconds = measured.prefix_seconds
     first = min(range(partition.last), key=lambda cut: (seconds[cut + 1] - seconds[cut], cut))
-    tensors = sample(partition.graph.inputs)
-    if first:
-        tensors = partition.run(0, first, tensors)
+    tensors = partition.run(0, first, measured.inputs) if first else measured.inputs
     worker, channels = Worker(1), hops.Channels()
     stage = StageModel(
         name="profile",
