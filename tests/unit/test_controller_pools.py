@@ -317,3 +317,20 @@ async def issued(site: Any) -> None:
         leaf = x509.load_pem_x509_certificate(base64.b64decode(body["data"]["tls.crt"]))
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert names.get_values_for_type(x509.DNSName) == [f"{role}.tracker.shop.splitplane"]
+
+
+async def test_the_limit_on_cost_counts_what_is_shared_and_what_each_site_has(world: World) -> None:
+    await serving(world)
+    assert {plan_of(world, site) for site in ("north", "south")} == {"cloud:0-6"}
+    assert world.status["plan"]["costPerHour"] == "0.15"  # one replica of 0.15, nothing at the sites
+    found = []
+    for limit in ("0.11", "0.09"):  # a replica at each site is 0.05
+        world.apply(
+            sites=SITES, replanning={"intervalSeconds": 10}, objectives={"prefer": "Latency", "maxCostPerHour": limit}
+        )
+        await world.rounds(40)
+        assert {plan_of(world, site) for site in ("north", "south")} == {"edge:0-6"}
+        assert not of_tier(world, "cloud")
+        assert world.status["plan"]["costPerHour"] == "0.1"
+        found.append(world.condition("PlanFeasible"))
+    assert found == [("True", "LimitsKept"), ("False", "CostLimit")]

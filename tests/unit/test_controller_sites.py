@@ -459,3 +459,40 @@ def test_the_gateways_tier_is_all_that_differs_between_a_site_and_the_whole() ->
         **pipeline_body()["spec"], "tiers": [tier("edge", nodeSelector=selector), tier("cloud", trusted=False)],
     }  # fmt: skip
     assert body == pipeline_body(sites=SITES)
+
+
+async def test_the_limit_on_cost_is_one_for_all_sites_and_each_plans_with_its_part(world: World) -> None:
+    fast: dict[str, Any] = {"latencyP95Milliseconds": 200, "prefer": "Latency"}
+    await serving(world, objectives=fast)
+    free = float(world.status["plan"]["costPerHour"])
+    limit = 0.8 * free  # each site by itself is far below that
+    assert max(float(row["costPerHour"]) for row in rows(world).values()) < limit
+
+    world.apply(sites=SITES, objectives={**fast, "maxCostPerHour": f"{limit:.4f}"})
+    await world.rounds(60)
+
+    assert float(world.status["plan"]["costPerHour"]) <= limit + 1e-3
+    assert world.condition("PlanFeasible") == ("True", "LimitsKept")
+    assert world.condition("Ready") == ("True", "Serving")
+    before = len(world.cluster.writes)
+    world.restart()
+    await world.rounds(20)
+    assert [each for each in world.cluster.writes[before:] if each[:2] == ("apply", "RouteTable")] == []
+
+
+async def test_sites_that_cost_more_than_the_limit_together_say_so_and_serve_all_the_same(world: World) -> None:
+    await serving(world, objectives={"latencyP95Milliseconds": 200, "maxCostPerHour": "0.01"})
+
+    assert world.condition("PlanFeasible") == ("False", "CostLimit")
+    cost = world.status["plan"]["costPerHour"]
+    told = next(each["message"] for each in world.status["conditions"] if each["type"] == "PlanFeasible")
+    assert told.startswith(f"all sites together cost {cost} an hour, more than maxCostPerHour 0.01. Relax the limit")
+    assert "at 2 of 2 sites: north:" in told
+    assert any(reason == "CostLimit" for _, reason, _ in world.cluster.events)
+
+    # Together over it, though neither is by itself.
+    limit = 0.75 * float(cost)
+    world.apply(sites=SITES, objectives={"latencyP95Milliseconds": 200, "maxCostPerHour": f"{limit:.4f}"})
+    await world.rounds(20)
+    assert all(float(row["costPerHour"]) < limit for row in rows(world).values())
+    assert world.condition("PlanFeasible") == ("False", "CostLimit")

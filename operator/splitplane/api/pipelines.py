@@ -234,7 +234,7 @@ class Sites(Model):
 
     topology_key: LabelName
     """Label of the gateway's tier's nodes that names the site of each, such as ``topology.kubernetes.io/zone``. Limits,
-    ``maxCostPerHour`` and ``replicas`` among them, hold for each site by itself."""
+    ``replicas`` among them, hold for each site by itself, but ``maxCostPerHour`` for all together."""
     shared_tier: TierName | None = None
     """A tier whose replicas serve all sites: they are made once for all, ``replicas`` of that tier holds for all sites
     together, and sites whose cuts lie in what these keep resident use them. A site's own cost is without them. Default:

@@ -9,6 +9,7 @@ from splitplane.api.policies import to_policy
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.controller import statuses
 from splitplane.controller.arbitrating import Arbiter
+from splitplane.controller.budgets import Budgets
 from splitplane.controller.control import Serving
 from splitplane.controller.pools import Pools
 from splitplane.controller.realising import realise
@@ -38,9 +39,12 @@ _NOTHING = Missing("")
 class Deciding:
     """Calls the planner: once per interval, and at once when what a plan rests on has changed."""
 
-    def __init__(self, *, settings: Settings, telemetry: Telemetry, arbiter: Arbiter, pools: Pools) -> None:
+    def __init__(
+        self, *, settings: Settings, telemetry: Telemetry, arbiter: Arbiter, pools: Pools, budgets: Budgets
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._arbiter = arbiter
+        self._budgets = budgets
         self._pools = pools
         self._telemetry = telemetry
 
@@ -113,6 +117,9 @@ class Deciding:
                     memory.planned_for = (*situation[:-1], self._pools.pool_of(sharing))
                     control = self._pools.resized(sharing, control)
                     competing = {name: state for name, state in competing.items() if name != sharing.tier}
+                spent = self._pools.cost_of(sharing, this.tiers) if sharing is not None else 0.0
+                part = self._budgets.part(this.body, seen, policy, memory.kept, spent=spent, now=now)
+                seen = replace(seen, budget=part)
                 self._arbiter.note(this.key, pipeline, seen, policy, memory.kept, competing)
                 decision = plan(seen, policy, now, kept=memory.kept)
         except ContradictionError as error:

@@ -7,6 +7,7 @@ Sizes are settled here, from what each site was planned on last, whenever a site
 import contextlib
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,6 +119,11 @@ class Pools:
         """What there is to share, as settled last."""
         state = self._states.get(sharing.key)
         return None if state is None else state.pooling.pool
+
+    def cost_of(self, sharing: Sharing, tiers: Mapping[str, TierState]) -> float:
+        """What that costs per hour; 0 where no price is known."""
+        pool = self.pool_of(sharing)
+        return pool.replicas * (known(tiers[sharing.tier].price) or 0.0) if pool else 0.0
 
     def snapshot(
         self, sharing: Sharing, site: str, seen: Snapshot, policy: Policy, *, now: float, urgent: bool

@@ -21,6 +21,7 @@ from splitplane.controller import control as controls
 from splitplane.controller import route_tables
 from splitplane.controller.applying import Applying
 from splitplane.controller.arbitrating import Arbiter
+from splitplane.controller.budgets import Budgets
 from splitplane.controller.calibrating import limited, with_unknown_losses
 from splitplane.controller.calibrations import Calibrations
 from splitplane.controller.children import gateway_objects, stages_policy
@@ -63,7 +64,10 @@ class Reconciler:
         self._arbiter = Arbiter(view=view, telemetry=telemetry)
         self._applying = Applying(cluster=cluster, view=view, settings=settings)
         self._pools = Pools(view=view, settings=settings, applying=self._applying, arbiter=self._arbiter)
-        self._deciding = Deciding(settings=settings, telemetry=telemetry, arbiter=self._arbiter, pools=self._pools)
+        self._budgets = Budgets(view)
+        self._deciding = Deciding(
+            settings=settings, telemetry=telemetry, arbiter=self._arbiter, pools=self._pools, budgets=self._budgets
+        )
         self._telling = Telling(cluster=cluster, view=view, telemetry=telemetry, arbiter=self._arbiter)
         self._sites = Sites(
             cluster=cluster, view=view, telemetry=telemetry, telling=self._telling, pools=self._pools,
@@ -81,6 +85,7 @@ class Reconciler:
         self._arbiter.keep_only(keys)
         self._sites.keep_only(keys)
         self._pools.keep_only(keys)
+        self._budgets.keep_only(keys)
         self._profiles.keep_only(keys)
 
     async def arbitrate(self) -> None:

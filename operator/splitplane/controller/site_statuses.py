@@ -21,6 +21,8 @@ Problem = tuple[str, str]
 _MOST_NAMED = 5
 _MOST_NAMED_IN_PLAN = 2
 _LONGEST_SUMMARY = 256
+_ROUNDED = 0.00005
+"""How far a site's cost in the status may lie from what was planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,7 @@ def build(
     rows = [row(site) for site in sites]
     plan = total(rows, held)
     found = verdicts(sites, problems)
-    if held is not None:
-        found = [_within_budget(each, pipeline, plan) for each in found]
+    found = [_within_budget(each, pipeline, plan, len(rows)) for each in found]
     if grant is not None and grant.why:
         found = [granted(grant) if each.type == "CapacityGranted" else each for each in found]
     return {
@@ -151,16 +152,17 @@ def verdicts(sites: Sequence[Site], problems: Sequence[Problem]) -> list[Verdict
     return found
 
 
-def _within_budget(verdict: Verdict, pipeline: InferencePipeline, plan: Json | None) -> Verdict:
-    """Whether all sites with what they share keep the limit on cost, where each does that is known by itself."""
+def _within_budget(verdict: Verdict, pipeline: InferencePipeline, plan: Json | None, sites: int) -> Verdict:
+    """Whether all sites, with what they share, keep the limit on cost, which is one for all."""
     limit, cost = pipeline.spec.objectives.max_cost_per_hour, (plan or {}).get("costPerHour")
-    if (verdict.type, verdict.status) != ("PlanFeasible", "True") or limit is None or cost is None:
+    if verdict.type != "PlanFeasible" or limit is None or cost is None:
         return verdict
-    if float(cost) <= float(limit):
+    if float(cost) <= float(limit) + _ROUNDED * sites:
         return verdict
-    text = f"all sites with what they share cost {cost} an hour, more than maxCostPerHour {limit}"
+    text = f"all sites together cost {cost} an hour, more than maxCostPerHour {limit}"
     advice = "Relax the limit in spec.objectives, or allow fewer replicas in spec.tiers."
-    return Verdict(verdict.type, "False", "CostLimit", f"{text}. {advice}")
+    more = f" {verdict.message}" if verdict.status == "False" else ""
+    return Verdict(verdict.type, "False", "CostLimit", f"{text}. {advice}{more}")
 
 
 def _over(kind: str, good: str, sites: Sequence[Site]) -> Verdict:

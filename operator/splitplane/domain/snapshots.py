@@ -184,6 +184,9 @@ class Snapshot:
     all pass the whole model, as where it has no early exits."""
     set_aside: frozenset[str] = frozenset()
     """Digests of plans that could not be carried out lately; not proposed until their back-off ends."""
+    budget: float | None = None
+    """What a site may cost per hour of the limit that its pipeline has for all sites (``planner.budgets``); ``None``
+    where the policy's limit is this pipeline's own."""
 
 
 class Action(StrEnum):

@@ -70,7 +70,9 @@ def _put_back(context: Context, inputs: Inputs) -> Iterator[tuple[str, Context]]
             sites[name] = replace(sites[name], price=price)
     yield "PriceChanged", replace(context, sites=sites)
     if inputs.policy is not None:
-        yield "SpecChanged", replace(context, policy=inputs.policy)
+        money = replace(inputs.policy, max_cost_per_hour=context.policy.max_cost_per_hour)
+        cause = "BudgetChanged" if context.budgeted and money == context.policy else "SpecChanged"
+        yield cause, replace(context, policy=inputs.policy)
 
 
 def _standing(before: Context, active: Active, target: Candidate) -> tuple[int, float]:

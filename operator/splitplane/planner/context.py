@@ -6,7 +6,7 @@ that is missing can never pass for a zero.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -92,6 +92,8 @@ class Context:
     """``Snapshot.reach``."""
     samples: int = 1
     """Most samples that a stage may compute together: by the policy, and by the memory of every tier."""
+    budgeted: bool = False
+    """Whether the policy's limit on cost is only this site's part (``Snapshot.budget``)."""
     pasts: Mapping[Direction, tuple[float, ...]] = field(default_factory=dict)
     """``Link.recent`` of the directions that have it, and of their reverses where those have none."""
 
@@ -166,6 +168,9 @@ def build_context(snapshot: Snapshot, policy: Policy, kept: Kept | None = None) 
         raise ContradictionError(
             f"reach must hold a share for each of {len(snapshot.profile.cuts)} cuts: 1, then never rising, above 0"
         )
+    if snapshot.budget is not None:
+        whole = policy.max_cost_per_hour
+        policy = replace(policy, max_cost_per_hour=snapshot.budget if whole is None else min(whole, snapshot.budget))
     recalled = snapshot.active.inputs if snapshot.active else None
     sites = {tier.name: site for tier in snapshot.tiers if (site := _site(snapshot, tier, recalled)) is not None}
     wires = _wires(snapshot, recalled)
@@ -185,6 +190,7 @@ def build_context(snapshot: Snapshot, policy: Policy, kept: Kept | None = None) 
         kept=kept,
         passing=() if all(share == 1.0 for share in reach) else reach,
         samples=_samples(snapshot.profile, policy, sites.values()),
+        budgeted=snapshot.budget is not None,
         pasts=_pasts(snapshot, wires),
     )
 

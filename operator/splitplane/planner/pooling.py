@@ -78,6 +78,7 @@ def size_pool(
         low_since = now if before.low_since is None else before.low_since
         if now - low_since >= policy.scale_down_window_seconds:
             count, low_since = enough, None  # the next step down needs a window of its own
+    count = max(min(most, replicas_of(found, shared)), _affordable(there[0], shared, found, count))
     if bounds != (held.first, held.last) and count >= most:
         bounds = held.first, held.last  # old and new replicas have no room side by side
     return Pooling(Pool(*bounds, count) if bounds and count else None, loads, low_since)
@@ -192,6 +193,15 @@ def _worth_it(found: SitesPlan, contexts: Mapping[str, Context], shared: str, po
     less = plan_together(contexts, shared, apart=False, most=held)
     saved = less.cost_per_hour - found.cost_per_hour
     return less if _broken(less) <= _broken(found) and saved < policy.min_gain * less.cost_per_hour else found
+
+
+def _affordable(context: Context, shared: str, found: SitesPlan, count: int) -> int:
+    """How many of ``count`` replicas the limit on cost leaves money for, beside what sites cost that is their own."""
+    limit, price = context.policy.max_cost_per_hour, context.sites[shared].price
+    own = found.cost_per_hour - price * replicas_of(found, shared)
+    if limit is None or not math.isfinite(own) or price <= 0.0:
+        return count
+    return min(count, math.floor((limit - own) / price + 1e-9))
 
 
 def _refused(snapshots: Mapping[str, Snapshot], shared: str) -> bool:
