@@ -211,9 +211,25 @@ def test_hours_of_load_are_replayed_under_the_planner_and_its_rivals(profile: st
         "best static in hindsight",
     ):
         assert "%" in line(output, name)
-    assert "splitplane's regret is " in output
+    assert "Latency is preferred" in output
     again = run("simulate", *conditions, "--load", "bursty", "--link", "outages", "--plot", str(picture))
     assert again == output
+
+
+def test_regret_is_of_cost_where_that_is_preferred_and_requests_may_be_replayed_one_by_one(
+    profile: str, tmp_path: Path
+):
+    pipeline = yaml.safe_load(Path(PIPELINE).read_text())
+    pipeline["spec"]["objectives"]["prefer"] = "Cost"
+    cheap = tmp_path / "cheap.yaml"
+    cheap.write_text(yaml.safe_dump(pipeline))
+    conditions = ("-f", str(cheap), "--profile", profile, "--bandwidth", FAST, "--rate", "3.5", "--hours", "0.2")
+    output = run("simulate", *conditions, "--events")
+    assert "splitplane's regret is " in output
+    within, p95, _unit, refused = line(output, "splitplane").split()[-4:]
+    assert float(within.rstrip("%")) > 95.0
+    assert float(p95) > 50.0
+    assert refused == "0.00%"
 
 
 @pytest.mark.parametrize(

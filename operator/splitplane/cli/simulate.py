@@ -24,14 +24,17 @@ from splitplane.cli.conditions import (
 from splitplane.cli.plans import out
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.measurements import known
-from splitplane.domain.snapshots import Policy, Snapshot
+from splitplane.domain.snapshots import Policy, Preference, Snapshot
 from splitplane.simulation.clairvoyant import cheapest_cost
+from splitplane.simulation.events import by_request
 from splitplane.simulation.replaying import Ground, Metrics, Scenario, compare
 from splitplane.simulation.traces import BIN_SECONDS, Trace, arrivals, bandwidths, read_arrivals, read_bandwidths
 
 _HELD = 4
 _SMOOTH_SECONDS = 600.0
 _COLUMNS = ("", "WITHIN LIMIT", "P95 OF BINS", "COST/H", "SWITCHES", "MOVING PODS", "SHOWING INPUT")
+
+_BY_REQUEST = ("WITHIN, BY REQUEST", "P95", "TURNED AWAY")
 
 
 def simulate(
@@ -55,6 +58,9 @@ def simulate(
         float, typer.Option(help="Length of the replay; of files the first hours.", min=0.1, max=8784.0)
     ] = 24.0,
     seed: Annotated[int, typer.Option(help="Of generated traces.")] = 1,
+    events: Annotated[
+        bool, typer.Option("--events", help="Also replay each request by itself, which takes some seconds a day.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the replay over time into a file (PNG, SVG or PDF).")] = None,
 ) -> None:
     """Replay load and links, and tell what each way of planning would have served, at which cost."""
@@ -75,12 +81,13 @@ def simulate(
         )  # fmt: skip
         ground = Ground(scenario)
         found = compare(ground)
+        single = {name: _by_request(metrics) if events else () for name, metrics in found.items()}
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     priced = all(known(tier.price_per_hour) is not None for tier in snapshot.tiers)
-    table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
+    table = Table(*_COLUMNS, *(_BY_REQUEST if events else ()), box=None, pad_edge=False, header_style="bold")
     for name, metrics in found.items():
-        table.add_row(name, *_cells(metrics, priced=priced))
+        table.add_row(name, *_cells(metrics, priced=priced), *single[name])
     out.print(f"{scenario.bins * BIN_SECONDS / 3600.0:.1f} hours", markup=False)
     out.print(table)
     ours = found["splitplane"]
@@ -103,10 +110,11 @@ def _regret(ground: Ground, found: Mapping[str, Metrics]) -> str:
     best = cheapest_cost(ground, held, ours.within)
     if not best > 0.0:
         return "Nothing costs anything here: no way of planning is dearer than another"
-    return (
-        f"Who knew the traces would have served as much as splitplane for {best:.3f}/h: "
-        f"splitplane's regret is {ours.cost_per_hour / best - 1.0:.0%}"
-    )
+    told = f"Who knew the traces would have served as much as splitplane for {best:.3f}/h: "
+    preferred = ground.scenario.policy.prefer
+    if preferred is not Preference.COST:
+        return f"{told}splitplane pays {ours.cost_per_hour:.3f}/h, as {preferred} is preferred"
+    return f"{told}splitplane's regret is {ours.cost_per_hour / best - 1.0:.0%}"
 
 
 def _trace(
@@ -131,12 +139,21 @@ def _median(snapshot: Snapshot, policy: Policy) -> float:
 def _cells(metrics: Metrics, *, priced: bool) -> tuple[str, ...]:
     return (
         f"{metrics.within:.2%}",
-        f"{metrics.p95 * 1e3:.0f} ms" if math.isfinite(metrics.p95) else "not served",
+        _milliseconds(metrics.p95),
         f"{metrics.cost_per_hour:.3f}" if priced else "unknown",
         str(metrics.switches),
         str(metrics.moves),
         str(metrics.leaks) if metrics.leaks else "never",
     )
+
+
+def _by_request(metrics: Metrics) -> tuple[str, ...]:
+    found = by_request(metrics)
+    return f"{found.within:.2%}", _milliseconds(found.p95), f"{found.refused:.2%}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if math.isfinite(seconds) else "not served"
 
 
 def _draw(ground: Ground, found: Mapping[str, Metrics], path: Path) -> None:

@@ -97,15 +97,15 @@ class Ground:
         self.hours = scenario.bins * self.width / 3600.0
         self.rates: Array = np.maximum(IDLE_RATE, scenario.arrivals.values[: scenario.bins])
         bandwidths: Array = np.maximum(1.0, scenario.bandwidths.values[: scenario.bins])
-        self._context = build_context(scenario.seen(0), scenario.policy, self.kept)
+        self.context = build_context(scenario.seen(0), scenario.policy, self.kept)
         # A direction that nobody states is as the other one.
         scales = {(target, source): scale for (source, target), scale in scenario.scales.items()} | scenario.scales
-        self.links = {ends: scales[ends] * bandwidths for ends in self._context.wires if ends in scales}
+        self.links = {ends: scales[ends] * bandwidths for ends in self.context.wires if ends in scales}
         self._courses: dict[Plan, Course] = {}
 
     def course(self, plan: Plan) -> Course:
         if plan not in self._courses:
-            self._courses[plan] = course(self._context, plan, self.rates, self.links)
+            self._courses[plan] = course(self.context, plan, self.rates, self.links)
         return self._courses[plan]
 
     def overloads(self, plan: Plan, place: int) -> bool:
@@ -119,7 +119,7 @@ class Metrics:
     """Of a whole replay: share of requests within the limit, p95 in seconds (of the bins' p95 weighted by requests),
     cost per hour, switches, those that move pods, and bins in which a plan showed what it must not.
 
-    ``shares`` and ``costs`` (per hour) are by bin, ``plans`` counts bins.
+    ``shares``, ``costs`` (per hour) and the plans ``held`` are by bin of the ``ground``; ``plans`` counts bins.
     """
 
     within: float
@@ -131,6 +131,8 @@ class Metrics:
     plans: Counter[Plan]
     shares: Array
     costs: Array
+    held: Sequence[Plan | None]
+    ground: Ground
 
 
 def replay(ground: Ground, strategies: Mapping[str, Strategy]) -> dict[str, Metrics]:
@@ -221,5 +223,5 @@ def _metrics(ground: Ground, held: Sequence[Plan | None]) -> Metrics:
     return Metrics(
         within=float(np.average(within, weights=rates)), p95=float(p95[order][np.searchsorted(share_of, 0.95)]),
         cost_per_hour=float(cost.mean()), switches=switches, moves=moves, leaks=leaks, plans=plans,
-        shares=within, costs=cost,
+        shares=within, costs=cost, held=held, ground=ground,
     )  # fmt: skip
