@@ -281,7 +281,7 @@ def test_a_link_that_cannot_be_replayed_is_refused(profile: str, tmp_path: Path,
     ("arguments", "says"),
     [
         (("--price", "edge=0", "--price", "cloud=0"), "Nothing costs anything"),
-        (("--rate", "50", "--price", "edge=1"), "regret"),
+        (("--rate", "50", "--price", "edge=1"), "Latency is preferred"),
     ],
 )
 def test_a_replay_tells_no_regret_that_means_nothing(profile: str, arguments: tuple[str, ...], says: str):
