@@ -5,15 +5,18 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import FactoryError, ModelSource, WeightsError, export, load_partition
+from splitplane.model.whole import load_whole, save_own_weights
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
 FRAMES = (TensorSpec("frames", "FP32", (1024,)),)
@@ -67,6 +70,37 @@ def test_a_malformed_variable_is_refused(source: ModelSource, change: dict[str, 
         ModelSource.from_json(json.dumps({**json.loads(environment(source)), **change}))
 
 
+def scripted() -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):  # it is deprecated
+        return torch.jit.trace(nn.Linear(1024, 4), torch.ones(1, 1024))
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(4))
+
+
+class Versioned(nn.Module):
+    """Keeps something beside its weights that no weights file holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.version = nn.Linear(1024, 4), 3
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.layer(frames) * self.version
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": self.version}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.version = state["version"]
+
+
+class Packed(Versioned):
+    def get_extra_state(self) -> tuple[torch.Tensor]:  # type: ignore[override]
+        return (torch.ones(2),)
+
+
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
@@ -75,11 +109,31 @@ def test_a_malformed_variable_is_refused(source: ModelSource, change: dict[str, 
         ("pitch_tracker", "not of the form module:callable"),
         ("pitch_tracker:save", "failed: TypeError"),
         ("json:JSONDecoder", "returned JSONDecoder, not a torch.nn.Module"),
+        ("sys:no_such", r"sys \(built in\) has no callable no_such"),
+        (f"{__name__}:scripted", "TorchScript module, .*return the torch.nn.Module that it was made from"),
+        (f"{__name__}:lazy", "0.weight, 0.bias has no shape before the first call: give its layers their sizes"),
     ],
 )
 def test_a_wrong_factory_is_named_with_the_cure(source: ModelSource, factory: str, message: str) -> None:
     with pytest.raises(FactoryError, match=message):
         export(replace(source, factory=factory))
+
+
+def test_what_a_module_keeps_beside_tensors_stays_as_the_factory_makes_it(tmp_path: Path) -> None:
+    source = ModelSource("m", f"{__name__}:Versioned", (tmp_path / "w.safetensors").as_uri(), None, FRAMES)
+    save_own_weights(source, tmp_path / "w.safetensors")
+    assert load_file(tmp_path / "w.safetensors").keys() == {"layer.weight", "layer.bias"}
+    module, frames = load_whole(source), torch.randn(2, 1024)
+    assert module.version == 3
+    torch.testing.assert_close(
+        load_partition(source, 0, None).run(0, 1, {"frames": frames})["output_0"], module(frames)
+    )
+
+
+def test_weights_that_are_packed_away_are_refused(tmp_path: Path) -> None:
+    source = ModelSource("m", f"{__name__}:Packed", None, None, FRAMES)
+    with pytest.raises(FactoryError, match=r"keeps weights in _extra_state, a tuple, .* before it was quantised"):
+        save_own_weights(source, tmp_path / "w.safetensors")
 
 
 def test_inputs_that_forward_does_not_take_are_refused(source: ModelSource) -> None:

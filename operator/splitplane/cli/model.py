@@ -172,7 +172,7 @@ def profile(
 ) -> None:
     """Measure a model on this machine as a profile job does on a node: time along the depth, codecs, bytes, memory."""
     source = source_of(factory, inputs, weights, sha256, path)
-    draw = plotting() if plot is not None else None
+    draw = plotting(plot) if plot is not None else None
     from splitplane.model import ModelError, libraries
     from splitplane.runtime.profiling import profile_model
 
@@ -201,6 +201,6 @@ def profile(
         if leaked is not None:
             out.print(leak_table(leaked, names))
             out.print(leak_controls(leaked))
-    if plot is not None and draw is not None:
-        draw(result, leaked, plot)
+    if draw is not None:
+        draw(result, leaked)
         typer.echo(f"drawn: {plot}", err=True)

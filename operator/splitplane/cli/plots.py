@@ -1,5 +1,6 @@
 """Drawing into files; matplotlib is needed for nothing else, and is loaded only here."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +22,14 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path}: {error}") from error
+
+
+def check_picture(path: Path) -> None:
+    """Raises ``typer.BadParameter`` if no picture can be written there: its folder is missing, or its form unknown."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    form = path.suffix.removeprefix(".").lower()
+    if form and form not in FigureCanvasBase.filetypes:
+        raise typer.BadParameter(f"{path}: {form} is no form of picture: {', '.join(FigureCanvasBase.filetypes)}")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise typer.BadParameter(f"{path}: {path.parent} is no folder that can be written to")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from splitplane.cli.plots import check_picture, save
 from splitplane.domain.leaks import spread
 from splitplane.domain.profiles import BASE_CODECS, ZSTD
 from splitplane.domain.profiles_io import ProfileResult
@@ -110,8 +111,11 @@ def _right(table: Table, first: int) -> None:
         column.justify = "right"
 
 
-def plotting() -> "Callable[[ProfileResult, LeakReport | None, Path], None]":
-    """What draws a profile. Raises ``typer.BadParameter`` where matplotlib is not installed, before time is spent."""
+def plotting(path: Path) -> "Callable[[ProfileResult, LeakReport | None], None]":
+    """What draws a profile into a file.
+
+    Raises ``typer.BadParameter``, before time is spent, where matplotlib is not installed or could not write the file.
+    """
     try:
         matplotlib: Any = importlib.import_module("matplotlib")
         matplotlib.use("Agg")
@@ -119,7 +123,9 @@ def plotting() -> "Callable[[ProfileResult, LeakReport | None, Path], None]":
     except ImportError as error:
         raise typer.BadParameter(f"{error}: pip install 'splitplane[plot]'") from error
 
-    def draw(result: ProfileResult, leak: "LeakReport | None", path: Path) -> None:
+    check_picture(path)
+
+    def draw(result: ProfileResult, leak: "LeakReport | None") -> None:
         profile, device = result.profile, result.device
         cuts = range(len(profile.cuts))
         panels = 2 if leak is None else 3
@@ -141,7 +147,7 @@ def plotting() -> "Callable[[ProfileResult, LeakReport | None, Path], None]":
         if leak is not None:
             _draw_leak(more[0], leak, len(cuts))
         figure.axes[-1].set_xticks(list(cuts), [cut.name for cut in profile.cuts], rotation=90, fontsize=7)
-        figure.savefig(path, dpi=150)
+        save(figure, path)
         pyplot.close(figure)
 
     return draw

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import UninitializedParameter
 
 from splitplane.domain.codecs import DATATYPE_BYTES
 from splitplane.domain.profiles import TensorSpec
@@ -81,7 +83,7 @@ def build_module(source: ModelSource, *, lean: bool = True) -> nn.Module:
 
 def _to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
     # Called before the constructor fills the parameter, so its untouched memory is given back at once.
-    if parameter is None or parameter.is_meta:
+    if parameter is None or parameter.is_meta or isinstance(parameter, UninitializedParameter):
         return None
     return nn.Parameter(parameter.data.to("meta"), requires_grad=parameter.requires_grad)
 
@@ -93,6 +95,17 @@ def _built(source: ModelSource, factory: Callable[[], object]) -> nn.Module:
         raise FactoryError(f"factory {source.factory} failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise FactoryError(f"factory {source.factory} returned {type(module).__name__}, not a torch.nn.Module")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise FactoryError(
+            f"factory {source.factory} returned a TorchScript module, which cannot be looked into: return the "
+            "torch.nn.Module that it was made from"
+        )
+    lazy = [name for name, value in module.named_parameters() if isinstance(value, UninitializedParameter)]
+    if lazy:
+        raise FactoryError(
+            f"factory {source.factory} returned a module whose {', '.join(lazy[:3])} has no shape before the first "
+            "call: give its layers their sizes (nn.Linear for nn.LazyLinear)"
+        )
     return module.eval().requires_grad_(False)
 
 
@@ -128,7 +141,7 @@ def _find_factory(path: str) -> Callable[[], object]:
     if not callable(factory):
         offered = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
         raise FactoryError(
-            f"factory {path}: {module_name} ({module.__file__}) has no callable {attribute}; "
+            f"factory {path}: {module_name} ({getattr(module, '__file__', 'built in')}) has no callable {attribute}; "
             f"it offers {', '.join(offered) or 'none'}"
         )
     return factory

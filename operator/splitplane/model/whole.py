@@ -28,23 +28,40 @@ def load_whole(source: ModelSource) -> nn.Module:
         return build_module(source, lean=False)
     module = build_module(source)
     state = module.state_dict()
+    tensors = _tensors(source, module)
     names: dict[int, list[str]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
+    for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
     aliases = {name: tuple(group) for group in names.values() for name in group}
     read = WeightsFile.open(source).read({group[0] for group in names.values()}, aliases)
     for name, tensor in read.items():
         check_fits(name, tensor, state[name])
-    module.load_state_dict({name: read[aliases[name][0]] for name in state}, assign=True)
+    filled = {name: read[aliases[name][0]] for name in tensors}
+    module.load_state_dict({name: filled.get(name, value) for name, value in state.items()}, assign=True)
     return module.requires_grad_(False)
 
 
 def save_own_weights(source: ModelSource, path: Path) -> None:
     """Write a weights file of the values that the factory gives its parameters. Raises :class:`FactoryError`."""
-    state = build_module(source, lean=False).state_dict()
+    state = _tensors(source, build_module(source, lean=False))
     # Tied parameters are written once, under the name that comes first.
     unique = {(value.data_ptr(), value.shape): name for name, value in reversed(state.items())}
-    save_file({name: state[name].contiguous() for name in unique.values()}, path)
+    save_file({name: state[name].detach().contiguous() for name in unique.values()}, path)
+
+
+def _tensors(source: ModelSource, module: nn.Module) -> dict[str, torch.Tensor]:
+    """What a weights file holds of a module's state; the rest, such as a version number, stays as the factory made it.
+
+    Raises :class:`FactoryError` where the rest has tensors in it, as packed weights of quantised layers have.
+    """
+    state = module.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor) and any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value)):
+            raise FactoryError(
+                f"{source.factory} keeps weights in {name}, a {type(value).__name__}, which no weights file can hold: "
+                "return the module as it was before it was quantised or packed"
+            )
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def check_fits(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:
