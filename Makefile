@@ -74,7 +74,7 @@ bench-startup: env binaries  ## Measure how long operator, gateway and a stage t
 bench-peers: env peers  ## Measure a split model behind Splitplane, FastAPI, KServe and Ray Serve; writes build/bench/bench-peers.json (6 minutes)
 	@$(BIN)/python -m benchmarks.peers
 
-bench-leak: env  ## Attack LeNet-5 on MNIST and six convolutions on photographs, beside published figures, and CRAFT (about 20 minutes)
+bench-leak: env  ## Attack LeNet-5 on MNIST and six convolutions on photographs, beside published figures, and CRAFT (about 40 minutes)
 	@$(BIN)/python -m benchmarks.leak
 	@$(BIN)/python -m benchmarks.leak_photos
 	@$(BIN)/python -m benchmarks.leak_detector
