@@ -20,6 +20,12 @@ COST_TIE = 0.02
 LATENCY_TIE = 0.03
 """Plans within this share of the lowest p95 count as equally fast where latency is preferred."""
 
+LIMITS = (
+    "cost", "p95", "utilization", "replicas", "grant", "shared", "accuracy", "memory", "leak", "privacy", "spec",
+    "node-loss",
+)  # fmt: skip
+"""What a plan may break, the gravest last."""
+
 _EXACT = 1e-9
 
 
@@ -62,14 +68,21 @@ def over_limits(policy: Policy, frontier: Frontier) -> tuple[Bools, Bools]:
 def gain(context: Context, current: Candidate, best: Candidate) -> float:
     """Relative gain of ``best`` over ``current`` in the preferred objective, or in the next one where that ties.
 
-    While neither carries the load, the gain is that in the rate which they bear.
+    While neither carries the load, the gain is that in the rate which they bear; while both break a limit on p95 or
+    cost, it is that in what they break, as ``pick`` then goes by.
     """
     old, new = current.predicted, best.predicted
     if "utilization" in current.violations and "utilization" in best.violations:
         return -_relative(old.max_rate_per_second, new.max_rate_per_second)
     p95 = _relative(old.p95_seconds, new.p95_seconds)
     cost = _relative(old.cost_per_hour, new.cost_per_hour)
-    match context.policy.prefer:
+    broken = set(current.violations) & set(best.violations)
+    prefer = context.policy.prefer
+    if "p95" in broken:
+        prefer = Preference.LATENCY
+    elif "cost" in broken:
+        prefer = Preference.COST
+    match prefer:
         case Preference.LATENCY:
             return p95 if abs(p95) > LATENCY_TIE else cost
         case Preference.COST:
@@ -83,21 +96,7 @@ def gain(context: Context, current: Candidate, best: Candidate) -> float:
 
 def severity(candidate: Candidate) -> int:
     """How gravely a plan breaks its limits; 0 for none, larger is worse, graver limits outweigh all lesser ones."""
-    order = (
-        "cost",
-        "p95",
-        "utilization",
-        "replicas",
-        "grant",
-        "shared",
-        "accuracy",
-        "memory",
-        "leak",
-        "privacy",
-        "spec",
-        "node-loss",
-    )
-    return sum(1 << order.index(name) for name in candidate.violations)
+    return sum(1 << LIMITS.index(name) for name in candidate.violations)
 
 
 def _narrowed(mask: Bools, values: Array | Ints, tolerance: float) -> Bools:

@@ -9,8 +9,11 @@ from splitplane.planner.context import Context
 DEAD_BAND = 0.15
 """How much more load, and how much slower a link, a plan must bear to be moved to without need."""
 
-LATENCY_BAND = 0.10
-"""How far below the p95 limit such a plan's p95 must lie."""
+SLOWER_STAGES = 0.03
+"""How much slower its stages may become: what is learnt of a tier's speed wanders, too."""
+
+LATENCY_BAND = 0.07
+"""How far below the p95 limit such a plan's p95 must lie even then."""
 
 DEFAULT_SWITCH_SECONDS = 30.0
 """Assumed duration of a switch that moves pods, before one has been measured."""
@@ -42,14 +45,25 @@ def is_scale_down(old: Plan, new: Plan) -> bool:
 
 def stress(context: Context) -> Context:
     """The context at the far edge of the dead band, wide enough that noise of 5 % does not cross it both ways."""
+    return _moved(context, 1.0 + DEAD_BAND, 1.0 + SLOWER_STAGES, 1.0 + LATENCY_BAND)
+
+
+def relax(context: Context) -> Context:
+    """The context at the near edge: less load, faster links and stages, a wider limit on p95, each by as much."""
+    return _moved(context, 1.0 / (1.0 + DEAD_BAND), 1.0 / (1.0 + SLOWER_STAGES), 1.0 / (1.0 + LATENCY_BAND))
+
+
+def _moved(context: Context, load: float, slower: float, latency: float) -> Context:
     limit = context.policy.max_p95_seconds
     return replace(
         context,
-        rate=context.rate * (1.0 + DEAD_BAND),
-        wires={
-            pair: replace(wire, bandwidth=wire.bandwidth / (1.0 + DEAD_BAND)) for pair, wire in context.wires.items()
+        rate=context.rate * load,
+        wires={pair: replace(wire, bandwidth=wire.bandwidth / load) for pair, wire in context.wires.items()},
+        sites={
+            name: replace(site, correction=site.correction * slower, overhead_seconds=site.overhead_seconds * slower)
+            for name, site in context.sites.items()
         },
-        policy=replace(context.policy, max_p95_seconds=None if limit is None else limit / (1.0 + LATENCY_BAND)),
+        policy=replace(context.policy, max_p95_seconds=None if limit is None else limit / latency),
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from splitplane.domain.plans import Candidate, Plan, Stage
 from splitplane.domain.snapshots import Action, Active, Decision, Mode, Policy, Snapshot
 from splitplane.planner import gates
+from splitplane.planner.bands import endangers, relieves
 from splitplane.planner.baselines import baselines, other_split
 from splitplane.planner.binding import binding_limits
 from splitplane.planner.causes import FORBIDDEN, reason_of_change
@@ -137,11 +138,14 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
         return hold("Infeasible" if best.violations else "UpToDate", f"best for {conditions(context)}")
 
     roomy = _with_headroom(context, active, best)
+    relief = next((found for found in (best, roomy) if found and _relieves(context, current, found)), None)
+    forced = relief is not None
+    if roomy is not None and not forced and _worsens(context, current, roomy):
+        roomy = None
     low = roomy is not None and gates.shrinks(active.plan, roomy.plan)
     if low:
         low_since = now if active.low_demand_since is None else active.low_demand_since
-    forced = _relieves(context, current, best)
-    target = best if forced else roomy or current
+    target = relief or roomy or current
     if gates.shrinks(active.plan, target.plan) and (not low or gates.demand_still_young(policy, low_since, now)):
         target = _keeping_replicas(context, current, target, forced=forced)
     by = gain(context, current, target)
@@ -183,9 +187,14 @@ def _current(context: Context, active: Active) -> Candidate:
 def _relieves(context: Context, current: Candidate, best: Candidate) -> bool:
     """Whether ``best`` mends a limit that the active plan breaks, or eases an overload that nothing ends."""
     if severity(best) < severity(current):
-        return True
+        return relieves(context, current, best)
     overloaded = "utilization" in current.violations and "utilization" in best.violations
     return overloaded and gain(context, current, best) >= gates.DEAD_BAND
+
+
+def _worsens(context: Context, current: Candidate, target: Candidate) -> bool:
+    """Whether ``target`` breaks a graver limit now than the active plan, or may soon."""
+    return severity(target) > severity(current) or endangers(context, current, target)
 
 
 def _with_headroom(context: Context, active: Active, best: Candidate) -> Candidate | None:
