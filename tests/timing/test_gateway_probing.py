@@ -1,18 +1,24 @@
-"""Probes of a link without traffic: real link target, real gRPC, and a relay between that has the link's rate."""
+"""When a link is probed, and what is found: real link target and gRPC, and a relay between that has the link's rate."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc.aio
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from splitplane.runtime import link_probe_pb2, link_target
 from splitplane.runtime.gateway.linkbook import LinkName
 from splitplane.runtime.gateway.probing import Prober
 from splitplane.runtime.gateway.router import Router
+from splitplane.runtime.hops import Call
+from splitplane.runtime.inference import InferResponse
 from splitplane.runtime.link_target import make_grpc_server
 from splitplane.runtime.metrics import GatewayMetrics
+from splitplane.runtime.routes import HopTrace
 from tests.support.gateway_rig import ALONE, free_address, table, until
 
 EDGE_CLOUD: LinkName = ("edge", "cloud")
@@ -109,4 +115,73 @@ async def test_an_idle_link_is_measured_followed_and_reported_down() -> None:
         await until(lambda: bandwidth_is(2e6), seconds=8)
         probing.cancel()
         await asyncio.gather(probing, return_exceptions=True)
+    await server.stop(0)
+
+
+@dataclass
+class Probes:
+    """What reaches the link target: bytes of each payload."""
+
+    payloads: list[int] = field(default_factory=list)
+
+    async def answer(self, message: bytes, _context: Any) -> bytes:
+        self.payloads.append(len(link_probe_pb2.ProbeRequest.FromString(message).payload))
+        return bytes(link_probe_pb2.ProbeResponse(server_seconds=1e-6).SerializeToString())
+
+    async def during(self, seconds: float) -> tuple[int, int]:
+        """Echoes and payloads of the next ``seconds``."""
+        before = len(self.payloads)
+        await asyncio.sleep(seconds)
+        found = self.payloads[before:]
+        return found.count(0), len(found) - found.count(0)
+
+
+async def answers(router: Router, size: int, seconds: float) -> None:
+    """Requests over the link that are answered 50 times a second, each in the same time."""
+    call = Call(InferResponse("small", ()), "address", seconds, size, 0)
+    trace = (HopTrace("small-cloud", "cloud", 0, 3, queue=0.0, decode=0.0, compute=0.0, encode=0.0, server=0.0),)
+    while True:
+        router.links.observe(call, trace, router.clock())
+        await asyncio.sleep(0.02)
+
+
+async def test_traffic_that_tells_rate_and_delay_takes_the_place_of_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = Probes()
+    monkeypatch.setattr(link_target, "_probe", probes.answer)
+    address = f"{free_address()}:9000"
+    router = Router(tier="edge", metrics=GatewayMetrics(CollectorRegistry(), namespace="default", pipeline="small"))
+    router.apply(table(1, ALONE, links=[{"source": "edge", "target": "cloud", "probes": [address]}]))
+    server = await target_at(address)
+    round_seconds = 0.3
+    slack = 2  # a machine with other work holds answers up until the link seems idle
+
+    def is_told() -> bool:
+        return not router.links.estimator(EDGE_CLOUD).needs_echo(router.clock(), round_seconds)
+
+    probing = asyncio.create_task(Prober(router, round_seconds=round_seconds).run())
+    traffic = asyncio.create_task(answers(router, 262_144, 0.1))
+    await until(is_told, seconds=30)
+    await asyncio.sleep(round_seconds)
+    echoes, payloads = await probes.during(10 * round_seconds)
+    assert echoes <= slack
+    assert payloads == 0
+    estimate = router.links.estimates(router.clock())[EDGE_CLOUD]
+    assert estimate.bandwidth_bytes_per_second == pytest.approx(2.6e6, rel=0.1)
+    assert estimate.delay_seconds is not None
+
+    traffic.cancel()
+    echoes, payloads = await probes.during(2.0)
+    assert echoes >= 4, "an idle link is asked for signs of life"
+    assert payloads >= 1
+
+    traffic = asyncio.create_task(answers(router, 1_000, 0.01))
+    await asyncio.sleep(2 * round_seconds)
+    echoes, payloads = await probes.during(10 * round_seconds)
+    assert echoes <= slack
+    assert payloads >= 1, "small messages tell no rate"
+    await until(lambda: router.links.estimates(router.clock())[EDGE_CLOUD].delay_seconds == pytest.approx(0.005))
+
+    for task in (traffic, probing):
+        task.cancel()
+    await asyncio.gather(traffic, probing, return_exceptions=True)
     await server.stop(0)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from splitplane.runtime.gateway.linkbook import DOWN_TOLD_SECONDS, LinkBook
-from splitplane.runtime.gateway.links import FLOOR_SECONDS, STALE_SECONDS, LinkEstimate, LinkEstimator
-from splitplane.runtime.gateway.probing import SHARE, ProbeBudget, payload_bytes
+from splitplane.runtime.gateway.links import FLOOR_SECONDS, ROUND_TRIPS, STALE_SECONDS, LinkEstimate, LinkEstimator
+from splitplane.runtime.gateway.probing import ROUND_SECONDS, SHARE, ProbeBudget, payload_bytes
 from splitplane.runtime.gateway.pulses import TICK_SECONDS, TRUST_SECONDS
 from splitplane.runtime.metrics import GatewayMetrics
 
@@ -126,10 +126,66 @@ def test_traffic_too_small_to_tell_leaves_the_link_idle() -> None:
     assert estimator.idle_seconds(12.0) == 1.0
 
 
+def large_messages(estimator: LinkEstimator, now: float, seconds: float, *, rate: float, delay: float) -> int:
+    """Ordinary traffic of large messages alone, and an echo whenever a round leaves the delay in doubt: how many."""
+    asked = 0
+    for moment in range(1, round(seconds * 10) + 1):
+        at = now + moment / 10
+        estimator.transfer(at, SIZE, link_seconds(rate, delay, SIZE))
+        if moment % (10 * ROUND_SECONDS) == 0 and estimator.needs_echo(at, ROUND_SECONDS):
+            estimator.round_trip(at, 2 * delay)
+            asked += 1
+    return asked
+
+
+def test_small_messages_tell_the_delay_so_that_no_echo_is_needed_until_they_stop() -> None:
+    estimator = LinkEstimator()
+    assert estimator.needs_echo(10.0, ROUND_SECONDS)
+    estimator.transfer(10.0, 1_000, 0.01)
+    assert estimator.estimate(10.0).delay_seconds == pytest.approx(0.005)
+    assert not estimator.needs_echo(10.0 + ROUND_SECONDS - 0.1, ROUND_SECONDS)
+    assert estimator.needs_echo(10.0 + ROUND_SECONDS, ROUND_SECONDS)
+
+
+def test_at_a_steady_rate_a_delay_that_was_measured_often_enough_is_not_asked_for_again() -> None:
+    estimator = LinkEstimator()
+    assert large_messages(estimator, 0.0, 60.0, rate=2e6, delay=0.02) <= ROUND_TRIPS + 1
+    assert large_messages(estimator, 60.0, 600.0, rate=2e6, delay=0.02) == 0
+    assert estimator.estimate(660.0).delay_seconds == pytest.approx(0.02)
+    assert estimator.estimate(660.0 + STALE_SECONDS + 1).delay_seconds is None
+    assert estimator.needs_echo(660.0 + ROUND_SECONDS, ROUND_SECONDS), "nothing crosses any more"
+
+
+@pytest.mark.parametrize(("rate", "delay"), [(5e5, 0.02), (2e6, 0.1), (1e7, 0.02), (2e6, 0.001)])
+def test_what_changes_about_the_link_is_asked_for_until_it_is_known(rate: float, delay: float) -> None:
+    estimator = LinkEstimator()
+    large_messages(estimator, 0.0, 60.0, rate=2e6, delay=0.02)
+    change = large_messages(estimator, 60.0, 30.0, rate=rate, delay=delay)
+    if rate != 2e6:
+        assert change >= ROUND_TRIPS
+    now = estimator.estimate(90.0)
+    assert now.bandwidth_bytes_per_second == pytest.approx(rate, rel=0.25)
+    assert now.delay_seconds is not None
+    assert abs(2 * now.delay_seconds - 2 * delay) <= 0.25 * link_seconds(rate, delay, SIZE)
+
+
+@given(rate=RATES, before=DELAYS, after=DELAYS)
+def test_a_delay_that_is_not_asked_for_is_wrong_by_a_quarter_of_a_transfer_at_most(
+    rate: float, before: float, after: float
+) -> None:
+    estimator = LinkEstimator()
+    large_messages(estimator, 0.0, 30.0, rate=rate, delay=before)
+    large_messages(estimator, 30.0, 30.0, rate=rate, delay=after)
+    delay = estimator.estimate(60.0).delay_seconds
+    assert delay is not None
+    assert abs(2 * delay - 2 * after) <= 0.25 * link_seconds(rate, max(before, after), SIZE) + FLOOR_SECONDS
+
+
 def test_a_link_that_went_down_is_unknown_again() -> None:
     estimator = LinkEstimator()
     now = feed(estimator, 1e6, 0.01, [1.0] * 5)
     estimator.forget()
+    assert estimator.needs_echo(now, ROUND_SECONDS)
     assert estimator.estimate(now).bandwidth_bytes_per_second is None
     assert estimator.estimate(now).delay_seconds is None
 

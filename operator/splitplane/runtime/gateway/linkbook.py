@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from splitplane.runtime.gateway.links import SMALL_BYTES, LinkEstimate, LinkEstimator
+from splitplane.runtime.gateway.links import LinkEstimate, LinkEstimator
 from splitplane.runtime.gateway.pulses import Pulse
 from splitplane.runtime.hops import Call
 from splitplane.runtime.metrics import GatewayMetrics
@@ -81,10 +81,7 @@ class LinkBook:
                 self._metrics.links.transferred(source=link[0], target=link[1], size=size, seconds=seconds)
             if (pulse := self._pulses.get(link)) is not None:
                 pulse.heard(now)
-            estimator = self.estimator(link)
-            estimator.transfer(now, size, seconds)
-            if size <= SMALL_BYTES:
-                estimator.round_trip(now, seconds)
+            self.estimator(link).transfer(now, size, seconds)
 
     def estimates(self, now: float) -> dict[LinkName, LinkEstimate]:
         """What is known now, unknown links included."""

@@ -7,6 +7,10 @@ busy event loop), so a quantile above the median is taken; what takes time off (
 share) is rare and is outvoted. Of only two samples the newer counts: what slowed the very first one down is over with
 the second. A change of rate shows when the last two samples lie on the same side of the older ones, by more than
 ``CHANGE_FACTOR``: then the older ones are forgotten, so a new rate holds from its second sample on.
+
+Where all messages are large, the round trip has to be asked for, but not for ever: a change of it is in their times as
+well, and looks like one of the rate. So once it was measured ``ROUND_TRIPS`` times at one rate, it holds for as long as
+transfers tell that rate.
 """
 
 from collections import deque
@@ -20,6 +24,8 @@ SMALL_BYTES = 2_048
 STALE_SECONDS = 30.0
 """After so long without a sample nothing is known any more."""
 CHANGE_FACTOR = 1.6
+SAME_FACTOR = 1.25
+"""Rates closer than that are one: so a round trip changes unseen by a quarter of what transfers take at most."""
 WINDOW = 15
 ROUND_TRIPS = 5
 QUANTILE = 0.7
@@ -46,23 +52,41 @@ class LinkEstimator:
 
     def __init__(self) -> None:
         self._rates: deque[_Sample] = deque(maxlen=WINDOW)
-        self._round_trips: deque[_Sample] = deque(maxlen=ROUND_TRIPS)
+        self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)
+        self._round_trip_at = -inf
+        """When it was measured last, or else confirmed."""
+        self._rate_then: float | None = None
+        """The rate when it was asked for, and how many times it was asked for at that rate."""
+        self._times = 0
+        self._last_small = -inf
         self._last_transfer = -inf
 
     def round_trip(self, now: float, seconds: float) -> None:
-        """A message of at most ``SMALL_BYTES`` was answered in ``seconds``, the far end's own time taken off."""
-        if seconds > 0:
-            self._round_trips.append(_Sample(now, seconds))
+        """An echo came back after ``seconds``, the far end's own time taken off."""
+        if seconds <= 0:
+            return
+        self._add_round_trip(now, seconds)
+        rate = self._rate(now)
+        if _are_one(rate, self._rate_then):
+            self._times += 1
+        else:
+            self._rate_then, self._times = rate, 1
 
     def transfer(self, now: float, size: int, seconds: float) -> None:
         """``size`` bytes crossed and were answered in ``seconds``, the far end's own time taken off.
 
-        Ordinary traffic: below ``TELLING_BYTES`` it is ignored.
+        Ordinary traffic: what is neither small nor large is ignored.
         """
-        if size < TELLING_BYTES or seconds <= 0:
+        if seconds <= 0:
             return
-        self._last_transfer = now
-        self._add_rate(now, size, seconds)
+        if size <= SMALL_BYTES:
+            self._last_small = now
+            self._add_round_trip(now, seconds)
+        elif size >= TELLING_BYTES:
+            self._last_transfer = now
+            self._add_rate(now, size, seconds)
+            if self._confirms_round_trip(now):
+                self._round_trip_at = now
 
     def probe(self, now: float, size: int, seconds: float) -> None:
         """As ``transfer``, but for a probe's payload, which was sized to tell and needs no smallest size."""
@@ -73,26 +97,45 @@ class LinkEstimator:
         """Seconds since ordinary traffic last told the bandwidth."""
         return now - self._last_transfer
 
+    def needs_echo(self, now: float, within: float) -> bool:
+        """Whether ordinary traffic of the last ``within`` seconds leaves the delay in doubt."""
+        if now - self._last_small < within:
+            return False
+        return self.idle_seconds(now) >= within or not self._confirms_round_trip(now)
+
     def forget(self) -> None:
         """The link went down: what was measured before says nothing about when it comes back."""
         self._rates.clear()
         self._round_trips.clear()
-        self._last_transfer = -inf
+        self._rate_then, self._times = None, 0
+        self._last_small = self._last_transfer = -inf
 
     def doubtful(self, now: float) -> bool:
         """Whether the bandwidth rests on a single sample, which anything may have slowed down."""
         return sum(now - sample.at <= STALE_SECONDS for sample in self._rates) == 1
 
     def estimate(self, now: float) -> LinkEstimate:
-        rates = [sample.value for sample in self._rates if now - sample.at <= STALE_SECONDS]
         round_trip = self._round_trip(now)
-        return LinkEstimate(
-            _typical(rates) if rates else None,
-            None if round_trip is None else round_trip / 2,
-        )
+        return LinkEstimate(self._rate(now), None if round_trip is None else round_trip / 2)
+
+    def _rate(self, now: float) -> float | None:
+        rates = [sample.value for sample in self._rates if now - sample.at <= STALE_SECONDS]
+        return _typical(rates) if rates else None
 
     def _round_trip(self, now: float) -> float | None:
-        return min((sample.value for sample in self._round_trips if now - sample.at <= STALE_SECONDS), default=None)
+        if now - self._round_trip_at > STALE_SECONDS:
+            return None
+        return min(self._round_trips, default=None)
+
+    def _add_round_trip(self, now: float, seconds: float) -> None:
+        if now - self._round_trip_at > STALE_SECONDS:
+            self._round_trips.clear()
+        self._round_trips.append(seconds)
+        self._round_trip_at = now
+
+    def _confirms_round_trip(self, now: float) -> bool:
+        """Whether the rate is the one at which the round trip was measured often enough."""
+        return self._times >= ROUND_TRIPS and _are_one(self._rate(now), self._rate_then)
 
     def _add_rate(self, now: float, size: int, seconds: float) -> None:
         round_trip = self._round_trip(now) or 0.0
@@ -107,6 +150,12 @@ class LinkEstimator:
         if max(ratios) < 1 / CHANGE_FACTOR or min(ratios) > CHANGE_FACTOR:
             self._rates.clear()
             self._rates.extend((last_but_one, last))
+
+
+def _are_one(rate: float | None, other: float | None) -> bool:
+    if rate is None or other is None:
+        return False
+    return max(rate, other) <= SAME_FACTOR * min(rate, other)
 
 
 def _typical(rates: list[float]) -> float:

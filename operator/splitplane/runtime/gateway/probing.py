@@ -1,8 +1,9 @@
 """Measures links that carry too little traffic to tell anything, so that an edge-only plan can leave itself again.
 
 Where no answer has crossed for a moment, the far end's link target is asked for a tiny echo: so a link that is cut is
-known within two seconds, and one that heals soon after. Each round, if ordinary traffic told no bandwidth lately, a
-payload is sent that takes about 45 ms at the present estimate. What payloads may take in all is budgeted: 2 % of the
+known within two seconds, and one that heals soon after. Under traffic an echo is sent once a round, for the delay, and
+only as long as what crosses leaves that in doubt. If ordinary traffic told no bandwidth in a round, a payload is sent
+that takes about 45 ms at the present estimate. What payloads may take in all is budgeted: 2 % of the
 time, saved up to one second for when a link has become much slower. A first payload's time is checked by a second one
 at once, on credit: it may have been slow for any reason, and would be believed until the budget allows the next.
 """
@@ -128,8 +129,11 @@ class _LinkProber:
             quiet = self._router.clock() - pulse.heard_at
             await asyncio.sleep(PULSE_SECONDS if pulse.down else max(PULSE_SECONDS - quiet, TICK_SECONDS))
             quiet = self._router.clock() - pulse.heard_at
-            if pulse.down or self._shortest is None or quiet >= PULSE_SECONDS:
+            if pulse.down or quiet >= PULSE_SECONDS or (self._shortest is None and self._delay_is_in_doubt()):
                 await self._echo()
+
+    def _delay_is_in_doubt(self) -> bool:
+        return self._router.links.estimator(self._name).needs_echo(self._router.clock(), self._round_seconds)
 
     async def _echo(self, *, telling: bool = True) -> None:
         """The link target that answers is asked first from now on."""
@@ -149,7 +153,7 @@ class _LinkProber:
 
     async def _measure(self) -> None:
         """Tell the estimator of each round's shortest echo, and send a payload where traffic tells nothing."""
-        rounds = 0
+        estimator, rounds = self._router.links.estimator(self._name), 0
         while True:
             # The first rounds are short: what starts, and what heals, should soon be known.
             await asyncio.sleep(
@@ -158,12 +162,15 @@ class _LinkProber:
             if self._name in self._router.links.down:
                 rounds = 0
                 continue
-            if self._shortest is None:
-                continue
+            if self._shortest is not None:
+                self._usual = self._shortest
+                estimator.round_trip(self._router.clock(), self._shortest)
+                self._shortest = None
+            elif not self._delay_is_in_doubt():
+                self._usual = 2 * (estimator.estimate(self._router.clock()).delay_seconds or 0.0)
+            else:
+                continue  # no echo has come back
             rounds += 1
-            self._usual = self._shortest
-            self._router.links.estimator(self._name).round_trip(self._router.clock(), self._shortest)
-            self._shortest = None
             await self._send_payload()
 
     async def _send_payload(self) -> None:
