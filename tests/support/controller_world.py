@@ -15,6 +15,7 @@ from splitplane.domain.profiles_io import ProfileResult, to_dict
 from splitplane.domain.times import timestamp
 from tests.support.controller_cases import SETTINGS, node, pipeline_body
 from tests.support.fake_cluster import FakeCluster
+from tests.support.planner_batches import shared as with_batches
 from tests.support.planner_cases import crepe
 
 KEY = ("shop", "tracker")
@@ -42,7 +43,7 @@ def measured(rate: float = 3.0, bandwidth: Any = None) -> MetricsSnapshot:
     )  # fmt: skip
 
 
-def result(device_class: str, factor: float) -> str:
+def result(device_class: str, factor: float, *, batches: bool = False) -> str:
     full = crepe()
     device = full.devices["edge"]
     prefix = tuple(seconds / 8 * factor for seconds in device.prefix_seconds)
@@ -50,6 +51,7 @@ def result(device_class: str, factor: float) -> str:
     work = (Work(10**7, 10**6),) * full.segments
     profile = Profile(full.fingerprint, full.cuts, full.weight_bytes, full.activation_bytes, {device_class: own}, work)
     names = tuple(f"conv{index}" for index in range(profile.segments))
+    profile = with_batches(profile) if batches else profile
     tensor = (TensorSpec("frames", "FP32", (1024,)),)
     return json.dumps(to_dict(ProfileResult("tracker", profile, tensor, (TensorSpec("out", "FP32", (360,)),), names)))
 
@@ -64,6 +66,8 @@ class World:
     gateway_admits: bool = True
     unmeasurable: frozenset[str] = frozenset()
     """Device classes on which profile jobs fail."""
+    batches: bool = False
+    """Whether profile jobs measure batches that pay."""
     busy: frozenset[str] = frozenset()
     """Device classes on which profile jobs never end."""
     calibrated: Callable[[CalibrationRequest], CalibrationResult] | None = None
@@ -126,7 +130,12 @@ class World:
                     self.cluster.put({**job, "status": {"conditions": [failed]}})
                     continue
                 found = self.cluster.of("ConfigMap")[name]
-                self.cluster.put({**found, "data": {"result.json": result(device, 1.0 if "edge" in device else 0.2)}})
+                self.cluster.put(
+                    {
+                        **found,
+                        "data": {"result.json": result(device, 1.0 if "edge" in device else 0.2, batches=self.batches)},
+                    }
+                )
                 self.cluster.put({**job, "status": {"conditions": [{"type": "Complete", "status": "True"}]}})
         for deployment in self.cluster.of("Deployment").values():
             ready = deployment["spec"]["replicas"]

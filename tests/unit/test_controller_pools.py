@@ -334,3 +334,20 @@ async def test_the_limit_on_cost_counts_what_is_shared_and_what_each_site_has(wo
         assert world.status["plan"]["costPerHour"] == "0.1"
         found.append(world.condition("PlanFeasible"))
     assert found == [("True", "LimitsKept"), ("False", "CostLimit")]
+
+
+async def test_where_batches_pay_fewer_replicas_are_shared_and_a_restarted_operator_keeps_them(world: World) -> None:
+    world.metrics = metrics(north=FAST, south=FAST, rate=80.0)
+    world.batches = True
+    await serving(world, objectives={"latencyP95Milliseconds": 400})
+    (name, shared), *others = of_tier(world, "cloud").items()
+    assert not others
+    assert any("for batches from cut 0 in fp32" in message for _, _, message in world.cluster.events)
+    alone = 160.0 * (0.2 * 0.0502 + 0.002)  # replicas that would be busy if each request were computed by itself
+    assert alone > 0.8 * shared["spec"]["replicas"]
+
+    before = len(world.cluster.writes)
+    world.restart()
+    await world.rounds(15)
+    assert {each: body["spec"] for each, body in of_tier(world, "cloud").items()} == {name: shared["spec"]}
+    assert not [each for each in world.cluster.writes[before:] if each[0] in ("delete", "merge")]

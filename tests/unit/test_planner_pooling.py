@@ -10,7 +10,8 @@ import pytest
 
 from splitplane.domain.measurements import Value, known
 from splitplane.domain.snapshots import Action, FixedPlan, Mode, Policy, Preference, Shared, Snapshot
-from splitplane.planner import explain, frontier, plan
+from splitplane.planner import explain, frontier, plan, plan_sites
+from splitplane.planner.choice import COST_TIE
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess, evaluate
 from splitplane.planner.frontier import frontier_of_layouts, frontier_of_lines
@@ -18,6 +19,9 @@ from splitplane.planner.gates import DEAD_BAND
 from splitplane.planner.layouts import layout_of
 from splitplane.planner.pooling import Pooling, load_on, seen_by, share, size_pool
 from splitplane.planner.pools import Pool
+from splitplane.planner.site_answers import SitesPlan
+from splitplane.planner.stations import stage_seconds, together
+from tests.support.planner_batches import shared as with_batches
 from tests.support.planner_cases import MEBIBYTE, SNAPSHOT, edge_only, follow, links, serving, split, with_tiers
 from tests.support.planner_sites import CHEAP, many_sites
 
@@ -37,9 +41,16 @@ def sized(
 
 
 def on(pool: Pool, snapshot: Snapshot, *, busy: float = 0.0) -> Snapshot:
-    return seen_by(snapshot, "cloud", Pooling(pool), Shared(pool.first, pool.last, busy))
+    return seen_by(snapshot, "cloud", Pooling(pool), Shared(pool.first, pool.last, busy, pool.batched))
 
 
+def measured_in_batches(sites: Mapping[str, Snapshot]) -> dict[str, Snapshot]:
+    profile = with_batches(SNAPSHOT.profile)
+    return {name: replace(each, profile=profile) for name, each in sites.items()}
+
+
+TOGETHER = replace(CHEAP, max_batch=8, max_p95_seconds=1.6)
+"""A batch may take 400 ms."""
 POOL = Pool(1, 6, 2)
 
 
@@ -76,13 +87,18 @@ def test_what_others_send_makes_requests_wait_and_leaves_room_for_fewer():
     ] == pytest.approx((load_on(context, candidate.plan, "cloud") + 1.4) / POOL.replicas)
 
 
+@pytest.mark.parametrize("batches", [False, True])
 @pytest.mark.parametrize("seed", range(40))
-def test_the_search_finds_among_plans_on_shared_replicas_what_weighing_all_of_them_finds(seed: int):
-    rng = random.Random(seed)
+def test_the_search_finds_among_plans_on_shared_replicas_what_weighing_all_of_them_finds(seed: int, batches: bool):
+    rng, policy = random.Random(seed), EAGER
     pool = Pool(rng.randint(1, 4), 6, rng.randint(1, 4))
     busy = rng.uniform(0.0, 0.9 * EAGER.max_utilization * pool.replicas)
-    snapshot = on(pool, site(rate=rng.uniform(0.5, 8.0), megabits=10 ** rng.uniform(-1, 2.5)), busy=busy)
-    context = build_context(snapshot, EAGER)
+    own = site(rate=rng.uniform(0.5, 8.0), megabits=10 ** rng.uniform(-1, 2.5))
+    if batches:
+        pool = replace(pool, batched=(rng.randint(pool.first, 5), rng.choice(EAGER.codecs)))
+        own, policy = measured_in_batches({"": own})[""], replace(EAGER, max_batch=8, max_p95_seconds=1.6)
+    snapshot = on(pool, own, busy=busy)
+    context = build_context(snapshot, policy)
 
     plans = [
         replace(split(cut, codec, edge, pool.replicas), stages=tuple(
@@ -103,7 +119,7 @@ def test_the_search_finds_among_plans_on_shared_replicas_what_weighing_all_of_th
     for table in split_only:
         assert (table.layout.bounds[1] >= pool.first).all()
         assert np.all(table.layout.replicas[1] == pool.replicas)
-    for candidate in frontier(snapshot, EAGER):
+    for candidate in frontier(snapshot, policy):
         assert not set(assess(context, candidate.plan).violations) & {"shared", "utilization", "replicas"}
 
 
@@ -182,9 +198,11 @@ def test_fewer_replicas_come_after_the_window_without_interruption_and_end_in_no
 
 @pytest.mark.parametrize("prefer", [Preference.COST, Preference.LATENCY])
 @pytest.mark.parametrize("seed", range(5))
-def test_noise_of_the_loads_never_changes_the_pool_to_and_fro(seed: int, prefer: Preference):
-    rng, policy = random.Random(seed), replace(CHEAP, prefer=prefer)
+@pytest.mark.parametrize("batches", [False, True])
+def test_noise_of_the_loads_never_changes_the_pool_to_and_fro(seed: int, prefer: Preference, batches: bool):
+    rng, policy = random.Random(seed), replace(TOGETHER if batches else CHEAP, prefer=prefer)
     sites = many_sites(6, seed=seed)
+    sites = measured_in_batches(sites) if batches else sites
     state, pools = sized(sites, policy=policy), []
     for minute in range(30):
         noisy = {
@@ -247,8 +265,10 @@ def test_mode_advisory_keeps_the_pool_that_its_plans_were_started_on():
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("prefer", [Preference.COST, Preference.LATENCY])
-def test_sites_that_plan_on_the_pool_settle_where_all_keep_their_limits(seed: int, prefer: Preference):
-    policy, sites = replace(CHEAP, prefer=prefer), many_sites(10, seed=seed)
+@pytest.mark.parametrize("batches", [False, True])
+def test_sites_that_plan_on_the_pool_settle_where_all_keep_their_limits(seed: int, prefer: Preference, batches: bool):
+    policy, sites = replace(TOGETHER if batches else CHEAP, prefer=prefer), many_sites(10, seed=seed)
+    sites = measured_in_batches(sites) if batches else sites
     state = sized(sites, policy=policy)
     actual: dict[str, float] = {}
     plans = {}
@@ -256,10 +276,13 @@ def test_sites_that_plan_on_the_pool_settle_where_all_keep_their_limits(seed: in
         here = share(state, name, actual, ceiling=policy.max_utilization)
         decision = plan(seen_by(snapshot, "cloud", state, here), policy, 0.0)
         plans[name] = decision.target
-        actual[name] = load_on(build_context(snapshot, policy), decision.target.plan, "cloud")
+        context = build_context(snapshot, policy)
+        batched = state.pool.batched if state.pool else None
+        actual[name] = load_on(context, decision.target.plan, "cloud", batched=batched)
     alone = {name for name, each in sites.items() if plan(each, policy, 0.0).target.violations}
     assert {name for name, each in plans.items() if each.violations} <= alone
-    assert sum(actual.values()) <= policy.max_utilization * state.pool.replicas * (1 + 1e-6)
+    held = state.pool.replicas if state.pool else 0
+    assert sum(actual.values()) <= policy.max_utilization * held * (1 + 1e-6)
     assert {name for name in state.loads if not actual[name]} <= alone
 
 
@@ -296,3 +319,80 @@ def test_a_tier_too_small_for_all_that_sites_must_send_is_shared_in_full():
         target = plan(seen_by(snapshot, "cloud", found, here), policy, 0.0).target
         assert target.plan.replicas("cloud") == 2
         assert "utilization" in target.violations
+
+
+def cloud_replicas(found: SitesPlan) -> int:
+    own = [each.plan.replicas("cloud") for name, each in found.plans.items() if name not in found.sharing]
+    return sum(own) + (found.pool.replicas if found.pool else 0)
+
+
+def test_a_pool_for_requests_that_come_alike_needs_no_more_replicas_than_without_batches_and_bears_what_all_send():
+    fewer = 0
+    for seed in range(30):
+        rng = random.Random(seed)
+        cut, codec = rng.choice((1, 1, 2)), rng.choice(EAGER.codecs)
+        fixed = FixedPlan((("edge", 0, cut), ("cloud", cut, 6)), (codec,))
+        policy = replace(TOGETHER, mode=Mode.FIXED, fixed=fixed, max_p95_seconds=rng.uniform(1.2, 3.0))
+        rates = [10 ** rng.uniform(0.5, 1.6) for _ in range(rng.randint(1, 6))]
+        sites = measured_in_batches({
+            f"site-{n}": with_tiers(site(rate=rate, megabits=2000), edge={"max_replicas": 40, "slots": 40})
+            for n, rate in enumerate(rates)
+        })  # fmt: skip
+        found = plan_sites(sites, policy, shared="cloud")
+        without = plan_sites(sites, replace(policy, max_batch=1), shared="cloud")
+        assert not any(each.violations for each in found.plans.values())
+        assert cloud_replicas(found) <= cloud_replicas(without)
+        assert found.cost_per_hour <= without.cost_per_hour + 1e-9
+        fewer += cloud_replicas(found) < cloud_replicas(without)
+        if found.pool is not None and found.pool.batched is not None:
+            assert found.pool.batched == (cut, codec)
+            context = build_context(sites["site-0"], policy)
+            ends = np.array([cut]), np.array([6])
+            decoded = np.array([context.table.codecs.index(codec)])
+            service = stage_seconds(context, context.sites["cloud"], *ends, decoded=decoded)
+            each = together(context, context.sites["cloud"], *ends, service).at_least(service)[0]
+            mine = sum(rate for n, rate in enumerate(rates) if f"site-{n}" in found.sharing)
+            assert mine * each == pytest.approx(found.load)
+            assert found.load <= policy.max_utilization * found.pool.replicas * (1 + 1e-9)
+    assert fewer > 10
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_site_alone_is_planned_as_any_pipeline_with_batches(seed: int):
+    (snapshot,) = measured_in_batches(many_sites(1, seed=seed)).values()
+    rng = random.Random(seed)
+    snapshot = replace(snapshot, arrival_rate=Value(10 ** rng.uniform(0.0, 1.5)))
+    best = plan(snapshot, TOGETHER, 0.0).target
+    found = plan_sites({"a": snapshot}, TOGETHER, shared="cloud")
+    assert best.violations == found.plans["a"].violations == ()
+    assert best.predicted.cost_per_hour / (1.0 + COST_TIE) - 1e-9 <= found.cost_per_hour
+    assert found.cost_per_hour <= best.predicted.cost_per_hour + 1e-9
+    if not found.sharing:
+        alone = assess(build_context(snapshot, TOGETHER), found.plans["a"].plan).predicted
+        assert found.plans["a"].predicted.p95_seconds == pytest.approx(alone.p95_seconds)
+        assert found.plans["a"].predicted.max_rate_per_second == pytest.approx(alone.max_rate_per_second)
+
+
+def test_requests_that_come_otherwise_are_not_computed_together_with_those_of_a_pool_for_batches():
+    (own,) = measured_in_batches({"": site(rate=10.0, megabits=2000)}).values()
+    context = build_context(on(Pool(1, 6, 2, (1, "int8")), own, busy=0.4), TOGETHER)
+    alike, other = (split(1, codec, 8, 2) for codec in ("int8", "fp16"))
+    bears = [assess(context, each).predicted.max_rate_per_second for each in (alike, other)]
+    assert bears[0] > 1.3 * bears[1]
+    loads = [load_on(context, each, "cloud", batched=(1, "int8")) for each in (alike, other)]
+    assert loads[1] > 1.3 * loads[0]
+    assert load_on(context, alike, "cloud") == pytest.approx(loads[1], rel=0.05)
+
+
+def test_sites_that_come_to_another_pool_for_batches_move_there_whatever_gates_say():
+    sites = measured_in_batches({name: site(rate=12.0, megabits=200) for name in "abcd"})
+    state = sized(sites, policy=TOGETHER)
+    assert state.pool is not None
+    assert state.pool.batched is not None
+    ways = set()
+    for name, snapshot in sites.items():
+        here = share(state, name, {}, ceiling=TOGETHER.max_utilization)
+        assert here.batched == state.pool.batched
+        target = plan(seen_by(snapshot, "cloud", state, here), TOGETHER, 0.0).target
+        ways.add((target.plan.stages[-1].first, *target.plan.codecs))
+    assert len(ways) == 1

@@ -238,16 +238,19 @@ class Pools:
         if state is None or (state.uid, state.fingerprint) != (uid, fingerprint):
             context = build_context(seen, policy)
             state = self._states[sharing.key] = _State(uid, fingerprint, now)
+            serving: dict[str, tuple[Serving, StageSet]] = {}
             for name, control in self._serving(sharing.pipeline).items():
                 active = control.active if control is not None else None
-                stage = (
-                    next((each for each in active.stages if each.key.tier == sharing.tier), None) if active else None
-                )
-                if active is None or stage is None or stage.key.fingerprint != fingerprint:
-                    continue
-                rate = active.inputs.rate_per_second if active.inputs else context.rate
-                state.actual[name] = load_on(replace(context, rate=rate), active.plan, sharing.tier)
-                pool = Pool(stage.key.resident_first, stage.key.resident_last, stage.replicas)
+                for stage in active.stages if active is not None else ():
+                    if active is not None and (stage.key.tier, stage.key.fingerprint) == (sharing.tier, fingerprint):
+                        serving[name] = active, stage
+            # What was batched is not kept: if all requests come alike, they are.
+            kinds = {_arrival(active.plan, sharing.tier) for active, _ in serving.values()}
+            batched = kinds.pop() if len(kinds) == 1 and context.samples > 1 else None
+            for name, (active, stage) in serving.items():
+                there = replace(context, rate=active.inputs.rate_per_second) if active.inputs else context
+                state.actual[name] = load_on(there, active.plan, sharing.tier, batched=batched)
+                pool = Pool(stage.key.resident_first, stage.key.resident_last, stage.replicas, batched)
                 state.pooling = Pooling(pool, dict(state.actual))
         return state
 
@@ -297,7 +300,10 @@ class Pools:
             state.notes.append(Note("Normal", "SharedReplicasChanged", text))
 
     def _load(self, state: _State, seen: Snapshot, policy: Policy, sharing: Sharing, plan: Plan | None) -> float:
-        return 0.0 if plan is None else load_on(build_context(seen, policy, state.kept), plan, sharing.tier)
+        if plan is None:
+            return 0.0
+        batched = state.pooling.pool.batched if state.pooling.pool else None
+        return load_on(build_context(seen, policy, state.kept), plan, sharing.tier, batched=batched)
 
     def _serving(self, pipeline: InferencePipeline) -> dict[str, Control | None]:
         """The states of its sites' pipelines, by name; ``None`` for what cannot be read."""
@@ -310,6 +316,14 @@ class Pools:
                 read = self._controls[key] = text, _loaded(table)
             found[key[1]] = read[1]
         return found
+
+
+def _arrival(plan: Plan, tier: str) -> tuple[int, str] | None:
+    """How a plan's requests come to a tier: at which cut, with which codec (``Pool.batched``)."""
+    for place, stage in enumerate(plan.stages):
+        if stage.tier == tier:
+            return stage.first, plan.codecs[place - 1] if place else "fp32"
+    return None
 
 
 def _granted(seen: Snapshot, tier: str, granted: int | None, *, slots: int | None = None) -> Snapshot:
@@ -336,4 +350,7 @@ def _resized(serving: Serving, tier: str, pool: Pool) -> Serving:
 
 
 def _told(pool: Pool | None) -> str:
-    return f"{pool.replicas} replicas of cuts {pool.first}-{pool.last}" if pool else "nothing shared"
+    if pool is None:
+        return "nothing shared"
+    text = f"{pool.replicas} replicas of cuts {pool.first}-{pool.last}"
+    return text if pool.batched is None else f"{text} for batches from cut {pool.batched[0]} in {pool.batched[1]}"

@@ -26,11 +26,13 @@ class PayPerUse:
 class Shared:
     """Replicas that a pipeline may use beside others, and neither makes nor pays: each keeps cuts ``[first, last)``
     resident, and requests of others keep ``busy`` of them busy, in the mean. Nothing is there where both cuts are 0.
+    ``batched`` is how requests come that are computed together, of whoever they are: at this cut, with this codec.
     """
 
     first: int = 0
     last: int = 0
     busy: float = 0.0
+    batched: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

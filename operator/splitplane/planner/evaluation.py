@@ -124,6 +124,8 @@ def evaluate(
         if station.others:
             left = np.maximum(0.0, context.policy.max_utilization * station.servers - station.others)
             taken = station.share * (station.service if station.seen is None else station.seen)
+            if station.together is not None:
+                taken = station.together.at_least(station.service)
             max_rate = np.minimum(max_rate, left / taken)
     return Table(
         layout=layout,
@@ -302,7 +304,8 @@ def _stage(context: Context, site: Site, layout: Layout, k: int) -> Station:
     extra = None if terms is None else terms.extra_seconds
     servers = layout.replicas[k].astype(np.float64)
     if context.reach is None:
-        among = None if terms is not None else together(context, site, layout.bounds[k], layout.bounds[k + 1], service)
+        ends = layout.bounds[k], layout.bounds[k + 1]
+        among = None if terms is not None else together(context, site, *ends, service, asked["decoded"])
         return Station(service, site.device.time_cv, servers, extra, together=among, others=site.busy)
     here = seen(context, site, layout.bounds[k], layout.bounds[k + 1], **asked)
     return Station(

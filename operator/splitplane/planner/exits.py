@@ -47,7 +47,7 @@ def seen(
     scv = site.device.time_cv**2
     if context.reach is None:
         service = stage_seconds(context, site, first, last, decoded=decoded, encoded=encoded)
-        return Seen(1.0, service, scv, together(context, site, first, last, service))
+        return Seen(1.0, service, scv, together(context, site, first, last, service, decoded))
     reach = context.reach
     prefix = np.array(site.device.prefix_seconds) * site.correction
     leave = np.append(-np.diff(reach), 0.0)

@@ -24,7 +24,7 @@ from splitplane.planner.pools import Pool
 from splitplane.planner.residency import allowed, grown
 from splitplane.planner.site_answers import SitesPlan
 from splitplane.planner.sites import contexts_of, plan_together
-from splitplane.planner.stations import stage_seconds
+from splitplane.planner.stations import stage_seconds, together
 
 _STEPS = 20
 """What others keep busy is rounded up to so many parts of a pool: what moves less is no news to a site."""
@@ -59,18 +59,24 @@ def size_pool(
     most = min(context.sites[shared].high for context in there)
     found = serving_all(contexts, shared, most)
     if any(snapshot.active is not None for snapshot in snapshots.values()):
-        found = _worth_it(found, contexts, shared, policy, held.replicas if held else 0)
-    roomy = plan_together({name: stress(context) for name, context in contexts.items()}, shared, apart=False)
+        found = _worth_it(found, contexts, shared, policy, held)
+    stressed = {name: stress(context) for name, context in contexts.items()}
+    roomy = plan_together(stressed, shared, apart=False, alike=found.pool)
+    stays = policy.mode is Mode.ADVISORY and all(snapshot.active is not None for snapshot in snapshots.values())
+    made = held if stays and held is not None else found.pool
+    batched = made.batched if made is not None else None
     count = min(most, replicas_of(found, shared))
     borne = borne_by(found, contexts, count)
     loads = {
-        name: borne * load for name, each in found.plans.items() if (load := load_on(contexts[name], each.plan, shared))
+        name: borne * load
+        for name, each in found.plans.items()
+        if (load := load_on(contexts[name], each.plan, shared, batched=batched))
     }
     bounds = _range(there[0], shared, found, held)
     if held is None:
-        return Pooling(Pool(*bounds, count) if bounds and count else None, loads)
+        return Pooling(Pool(*bounds, count, batched) if bounds and count else None, loads)
     held = replace(held, replicas=min(most, held.replicas))
-    if policy.mode is Mode.ADVISORY and all(snapshot.active is not None for snapshot in snapshots.values()):
+    if stays:
         return Pooling(held, loads)
     low_since, enough = None, max(count, min(most, replicas_of(roomy, shared)))
     count = max(count, held.replicas)
@@ -81,7 +87,7 @@ def size_pool(
     count = max(min(most, replicas_of(found, shared)), _affordable(there[0], shared, found, count))
     if bounds != (held.first, held.last) and count >= most:
         bounds = held.first, held.last  # old and new replicas have no room side by side
-    return Pooling(Pool(*bounds, count) if bounds and count else None, loads, low_since)
+    return Pooling(Pool(*bounds, count, batched) if bounds and count else None, loads, low_since)
 
 
 def share(pooling: Pooling, site: str, actual: Mapping[str, float], *, ceiling: float) -> Shared:
@@ -100,7 +106,8 @@ def share(pooling: Pooling, site: str, actual: Mapping[str, float], *, ceiling: 
     )  # fmt: skip
     step = pool.replicas / _STEPS
     room = ceiling * pool.replicas - pooling.loads.get(site, 0.0)
-    return Shared(pool.first, pool.last, max(planned, min(room, math.ceil(sent / step - 1e-9) * step)))
+    busy = max(planned, min(room, math.ceil(sent / step - 1e-9) * step))
+    return Shared(pool.first, pool.last, busy, pool.batched)
 
 
 def seen_by(snapshot: Snapshot, shared: str, pooling: Pooling, here: Shared) -> Snapshot:
@@ -136,14 +143,20 @@ def resized(plan: Plan, shared: str, pool: Pool) -> Plan:
     )
 
 
-def load_on(context: Context, plan: Plan, tier: str) -> float:
-    """Replicas of a tier that the requests of a plan keep busy, in the mean; 0 where nothing can run there."""
+def load_on(context: Context, plan: Plan, tier: str, *, batched: tuple[int, str] | None = None) -> float:
+    """Replicas of a tier that the requests of a plan keep busy, in the mean; 0 where nothing can run there. Requests
+    that come as those do that are ``batched`` (``Pool.batched``) count as in full batches."""
     busy = 0.0
     for place, stage in enumerate(plan.stages):
         if stage.tier == tier and tier in context.sites and stage.last <= context.profile.segments:
             decoded = np.array([context.table.codecs.index(plan.codecs[place - 1])]) if place else None
-            first, last = np.array([stage.first]), np.array([stage.last])
-            busy += context.rate * float(stage_seconds(context, context.sites[tier], first, last, decoded=decoded)[0])
+            first, last, site = np.array([stage.first]), np.array([stage.last]), context.sites[tier]
+            seconds = stage_seconds(context, site, first, last, decoded=decoded)
+            among = None
+            if batched == (stage.first, plan.codecs[place - 1] if place else "fp32"):
+                alone = replace(site, tier=replace(site.tier, shared=None))
+                among = together(context, alone, first, last, seconds)
+            busy += context.rate * float((seconds if among is None else among.at_least(seconds))[0])
     return busy
 
 
@@ -185,14 +198,26 @@ def _unserved(found: SitesPlan, contexts: Mapping[str, Context]) -> int:
     return len(contexts) - len(found.plans) + overloaded
 
 
-def _worth_it(found: SitesPlan, contexts: Mapping[str, Context], shared: str, policy: Policy, held: int) -> SitesPlan:
-    """``found``, or the best with no more replicas than there are, where that keeps limits as well and costs not much
-    more: what would be a site's own gain is one of all here."""
-    if policy.prefer is not Preference.COST or replicas_of(found, shared) <= held:
-        return found
-    less = plan_together(contexts, shared, apart=False, most=held)
-    saved = less.cost_per_hour - found.cost_per_hour
-    return less if _broken(less) <= _broken(found) and saved < policy.min_gain * less.cost_per_hour else found
+def _worth_it(
+    found: SitesPlan, contexts: Mapping[str, Context], shared: str, policy: Policy, held: Pool | None
+) -> SitesPlan:
+    """``found``, or the best with no more replicas than there are, or that computes the same requests together, where
+    that keeps limits as well and costs not much more: what would be a site's own gain is one of all here."""
+
+    def nearly_as_good(other: SitesPlan) -> bool:
+        saved = other.cost_per_hour - found.cost_per_hour
+        return _broken(other) <= _broken(found) and saved < policy.min_gain * other.cost_per_hour
+
+    alike = None
+    if held is not None and found.pool is not None and found.pool.batched != held.batched:
+        same = plan_together(contexts, shared, apart=False, alike=held)
+        if nearly_as_good(same):
+            found, alike = same, held
+    most = held.replicas if held else 0
+    if policy.prefer is Preference.COST and replicas_of(found, shared) > most:
+        less = plan_together(contexts, shared, apart=False, most=most, alike=alike)
+        found = less if nearly_as_good(less) else found
+    return found
 
 
 def _affordable(context: Context, shared: str, found: SitesPlan, count: int) -> int:

@@ -19,11 +19,13 @@ class Resident(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """So many replicas, each with cuts ``[first, last)`` resident."""
+    """So many replicas, each with cuts ``[first, last)`` resident. ``batched`` is how requests come that they were
+    planned to compute together: at this cut, with this codec. Stages put no others into one batch."""
 
     first: int
     last: int
     replicas: int
+    batched: tuple[int, str] | None = None
 
     def has(self, stage: Resident, shared: str) -> bool:
         """Whether a stage runs on these replicas, which are on the tier ``shared``."""

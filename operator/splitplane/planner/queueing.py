@@ -120,13 +120,17 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     own = utilization = np.maximum.reduce(busy)
     if any(station.others for station in stations):
         others = np.array([station.others for station in stations]).reshape(-1, *(1 for _ in shape))
-        come = come + others / np.maximum(seen, _TINY)
+        least = np.array(seen)
+        for row, together in grouped:
+            least[row] = together.at_least(service[row])
+        come = come + others / np.maximum(least, _TINY)
         utilization = np.maximum.reduce(busy + others / servers)
     # A saturated station is far beyond any use; its numbers only have to be numbers.
     bearable = np.minimum(seen, servers * (1.0 - 1e-9) / come)
     waits = wait(bearable, seen_scv, servers, come, arrival_scv)
     for row, together in grouped:
-        longer = delays(service[row], float(scv.flat[row]), servers[row], rate, arrival_scv, together)
+        arriving = np.asarray(come)[row] if stations[row].others else rate
+        longer = delays(service[row], float(scv.flat[row]), servers[row], arriving, arrival_scv, together)
         for one, other in zip(waits, longer, strict=True):
             one[row] = np.where(together.most > 1, other, one[row])
     squares = service**2

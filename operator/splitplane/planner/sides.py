@@ -175,7 +175,7 @@ def side(
     each = np.repeat(here.service[:, None], site.high, axis=1)
     come = rate * _column(here.share)
     if site.busy:
-        come = come + site.busy / each
+        come = come + site.busy / here.least[:, None]
     mean, *others = delay(
         each, _column(here.scv), servers, come, context.arrival_scv,
         None if here.together is None else here.together.column(),

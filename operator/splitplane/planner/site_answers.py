@@ -12,6 +12,7 @@ from splitplane.planner.queueing import Cumulants
 from splitplane.planner.residency import resident_range
 from splitplane.planner.site_choices import Choice
 from splitplane.planner.site_problem import Case, Problem
+from splitplane.planner.site_rows import SiteRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,13 @@ class SitesPlan:
 @dataclass(frozen=True, slots=True)
 class _Used:
     """A pool that is used: what is planned holds while ``most`` of its replicas are busy, where requests take
-    ``waits``."""
+    ``waits``. ``rows`` are as they are there."""
 
     pool: Pool
     load: float
     most: float
     waits: Cumulants
+    rows: SiteRows
 
 
 def assemble(
@@ -51,14 +53,17 @@ def assemble(
 ) -> SitesPlan:
     """The answer in which site ``n`` has the row ``labels[n]``, or where that is negative one of ``choices``: -1 is the
     first of them."""
-    rows = problem.rows
+    rows = problem.rows_of(case.kind if case else None)
     pooled = np.array([label for label in labels if label >= 0 and rows.pooled[label]], dtype=np.int64)
     load = float(rows.load[pooled].sum())
     used: _Used | None = None
     if len(pooled) and case is not None:
         context = problem.contexts[int(rows.site[pooled[0]])]
         kept = resident_range(context, problem.shared, int(rows.cut[pooled].min()), context.profile.segments)
-        used = _Used(Pool(*kept, case.replicas), load, case.load, problem.waits(case))
+        batched = None
+        if case.kind is not None:
+            batched = case.kind[0], context.table.codecs[case.kind[1]]
+        used = _Used(Pool(*kept, case.replicas, batched), load, case.load, problem.waits(case), rows)
     plans: dict[str, Candidate] = {}
     for name, label in zip(problem.names, labels, strict=True):
         choice = choices[-1 - label] if label < 0 else None
@@ -76,6 +81,10 @@ def assemble(
 def _candidate(problem: Problem, row: int, used: _Used | None, *, own: int = 0) -> Candidate:
     """A row as a plan, with the pool or with ``own`` replicas on the shared tier."""
     rows, context = problem.rows, problem.contexts[int(problem.rows.site[row])]
+    if own:
+        rows = problem.together
+    elif used is not None:
+        rows = used.rows
     end = context.profile.segments
     stages = []
     split = int(rows.cut[row]) if rows.pooled[row] else end
@@ -88,13 +97,13 @@ def _candidate(problem: Problem, row: int, used: _Used | None, *, own: int = 0) 
         kept = resident_range(context, problem.shared, split, end)
         stages.append(Stage(problem.shared, split, end, *kept, own))
         cost += own * problem.price
-        capacity = min(capacity, problem.ceiling * own / float(rows.pool_seconds[row]))
+        capacity = min(capacity, problem.ceiling * own / float(rows.load[row]) * context.rate)
         waits = problem.own_waits(np.array([row]), own)
     elif rows.pooled[row] and used is not None:
         pool, load = used.pool, float(rows.load[row])
         stages.append(Stage(problem.shared, split, end, pool.first, pool.last, pool.replicas))
         cost += pool.replicas * problem.price * load / used.load
-        capacity = min(capacity, (used.most - (used.load - load)) / float(rows.pool_seconds[row]))
+        capacity = min(capacity, (used.most - (used.load - load)) / load * context.rate)
         waits = used.waits
     priced = not any(math.isnan(context.sites[stage.tier].price) for stage in stages)
     mean, p95 = rows.where(np.array([row])).response(waits)

@@ -62,9 +62,10 @@ class Outside:
 
     def _dedicated(self, targets: Targets) -> Iterator[Choice]:
         """The cheapest way of each site to use the shared tier by itself, with the waits of its own load."""
-        problem, rows = self._problem, self._problem.rows
+        problem, rows = self._problem, self._problem.together  # a site's own requests are all of one kind
         best: dict[int, tuple[float, int, int]] = {}
-        places = np.flatnonzero(problem.within(targets, NO_WAIT, 0) & rows.pooled)
+        places = np.flatnonzero((rows.p95(NO_WAIT) <= targets.p95[rows.site]) & rows.pooled)
+        places = places[rows.leak[places] <= targets.leak[rows.site[places]]]
         for count in range(problem.least, problem.most + 1):
             dearest = np.array([best.get(int(site), (math.inf,))[0] for site in rows.site[places]])
             places = places[rows.cost[places] + count * problem.price < dearest]

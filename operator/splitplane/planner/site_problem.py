@@ -8,23 +8,30 @@ import numpy as np
 
 from splitplane.domain.snapshots import Policy, Preference
 from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.batching import Together
 from splitplane.planner.choice import LATENCY_TIE
 from splitplane.planner.columns import joined
 from splitplane.planner.context import Context
-from splitplane.planner.queueing import Cumulants, damp, wait
+from splitplane.planner.queueing import Cumulants, damp, delay
 from splitplane.planner.site_rows import SiteRows, rows_of
 
 NO_WAIT: Cumulants = (np.zeros(1), np.zeros(1), np.zeros(1))
 SLACK = 1e-9
 
 
+Kind = tuple[int, int]
+"""How requests come to the shared tier: at a cut, with a codec (row of the cut table)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A pool of so many replicas from cut ``first`` on, that bears a ``load``: the busy replicas at its ceiling."""
+    """A pool of so many replicas from cut ``first`` on, that bears a ``load``: the busy replicas at its ceiling. All
+    requests are of one ``kind`` and computed together, or else of any, and served one by one."""
 
     first: int
     replicas: int
     load: float
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,8 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """The ``rows`` of all sites side by side; a row belongs to the site ``rows.site``, a place in ``contexts``.
+    """The ``rows`` of all sites side by side; a row belongs to the site ``rows.site``, a place in ``contexts``. They
+    are ``together`` in a pool whose requests are all of one kind; ``kinds`` are those that this pays for.
 
     The tier ``shared`` takes ``least`` to ``most`` replicas at ``price``, each busy for the share ``ceiling`` of the
     time at most. ``firsts`` are the cuts from which rows run there, ``longest`` the seconds of the longest request
@@ -53,6 +61,7 @@ class Problem:
     names: tuple[str, ...]
     shared: str
     rows: SiteRows
+    together: SiteRows
     least: int
     most: int
     price: float
@@ -61,26 +70,49 @@ class Problem:
     cv: float
     firsts: Ints
     longest: Mapping[int, float]
+    kinds: tuple[Kind, ...]
 
     @property
     def policy(self) -> Policy:
         return self.contexts[0].policy
 
-    def within(self, targets: Targets, waits: Cumulants | None, first: int | None) -> Bools:
-        """Rows that keep their site's targets with these waits in a pool that starts at ``first``, or without one."""
-        able = self.rows.p95(waits) <= targets.p95[self.rows.site]
-        able &= self.rows.leak <= targets.leak[self.rows.site]
-        able &= ~self.rows.pooled if first is None else ~self.rows.pooled | (self.rows.cut >= first)
+    def rows_of(self, kind: Kind | None) -> SiteRows:
+        """The rows as they are in a pool for requests of this kind, or for any."""
+        return self.rows if kind is None else self.together
+
+    def within(
+        self, targets: Targets, waits: Cumulants | None, first: int | None, kind: Kind | None = None
+    ) -> Bools:  # fmt: skip
+        """Rows that keep their site's targets with these waits in a pool that starts at ``first``, or without one. In
+        a pool for one kind of requests, only such."""
+        rows = self.rows_of(kind)
+        able = rows.p95(waits) <= targets.p95[rows.site]
+        able &= rows.leak <= targets.leak[rows.site]
+        able &= ~rows.pooled if first is None else ~rows.pooled | (rows.cut >= first)
+        if kind is not None:
+            able &= ~rows.pooled | self._of(kind)
         return able
 
     def waits(self, case: Case) -> Cumulants:
         """Of the pool at its ceiling, every request being the longest: requests of other lengths wait less there."""
-        service, servers = np.array([self.longest[case.first]]), np.array([float(case.replicas)])
-        mean, variance, third = wait(service, self.cv**2, servers, case.load / self.longest[case.first], self.scv)
+        servers = np.array([float(case.replicas)])
+        if case.kind is None:
+            service, together = np.array([self.longest[case.first]]), None
+            rate = case.load / service
+        else:
+            rows, alike = self.rows, np.flatnonzero(self._of(case.kind))
+            longest = alike[[rows.pool_seconds[alike].argmax()]]
+            service, together = rows.pool_seconds[longest], Together(rows.fixed[longest], rows.most[longest])
+            rate = case.load / together.at_least(service)
+        mean, variance, third = delay(service, self.cv**2, servers, rate, self.scv, together)
         return (mean, *damp(variance, third))
 
+    def _of(self, kind: Kind) -> Bools:
+        alike: Bools = self.rows.pooled & (self.rows.cut == kind[0]) & (self.rows.codec == kind[1])
+        return alike
+
     def own_waits(self, places: Ints, replicas: int) -> Cumulants:
-        """Of a site's own ``replicas`` on the shared tier, by row."""
+        """Of a site's own ``replicas`` on the shared tier, by row: all its requests are of one kind."""
         found = np.zeros((3, len(places)))
         scv = np.array([context.arrival_scv for context in self.contexts])[self.rows.site[places]]
         rate = np.array([context.rate for context in self.contexts])[self.rows.site[places]]
@@ -88,7 +120,11 @@ class Problem:
         for each in np.unique(scv):
             alike = scv == each
             servers = np.full(np.count_nonzero(alike), float(replicas))
-            mean, variance, third = wait(service[alike], np.array(self.cv**2), servers, rate[alike], float(each))
+            among = Together(self.rows.fixed[places[alike]], self.rows.most[places[alike]])
+            mean, variance, third = delay(
+                service[alike], np.array(self.cv**2), servers, rate[alike], float(each),
+                among if (among.most > 1).any() else None,
+            )  # fmt: skip
             found[:, alike] = np.stack([mean, *damp(variance, third)])
         return found[0], found[1], found[2]
 
@@ -109,10 +145,13 @@ def problem_of(contexts: Mapping[str, Context], shared: str, most: int | None) -
         scv = max(1.0, *(context.arrival_scv for context in sharing))
     firsts = np.unique(rows.cut[rows.pooled])
     longest = {int(cut): float(rows.pool_seconds[rows.pooled & (rows.cut >= cut)].max()) for cut in firsts}
+    batched = np.flatnonzero(rows.pooled & (rows.most > 1))
     return Problem(
-        contexts=tuple(contexts.values()), names=tuple(contexts), shared=shared, rows=rows, least=least,
+        contexts=tuple(contexts.values()), names=tuple(contexts), shared=shared, rows=rows,
+        together=rows.together(), least=least,
         most=held if most is None else min(held, most), price=price, ceiling=ceiling, scv=scv, cv=cv,
         firsts=firsts, longest=longest,
+        kinds=tuple(sorted(set(zip(rows.cut[batched].tolist(), rows.codec[batched].tolist(), strict=True)))),
     )  # fmt: skip
 
 
@@ -124,13 +163,18 @@ def targets_of(problem: Problem) -> Targets:
         return targets
     # What the fullest pool gives that starts where any may start, every site can have at the same time.
     fullest = problem.ceiling * problem.most
-    there = len(problem.firsts) > 0 and problem.most > 0
-    p95 = rows.p95(problem.waits(Case(int(problem.firsts[0]), problem.most, fullest)) if there else None)
-    able = p95 <= targets.p95[rows.site]
-    able &= ~rows.pooled | (rows.load <= fullest)
+    pools: list[Case | None] = []
+    if problem.most:
+        pools += [Case(int(first), problem.most, fullest) for first in problem.firsts[:1]]
+        pools += [Case(kind[0], problem.most, fullest, kind) for kind in problem.kinds]
     best = np.full(len(problem.contexts), math.inf)
-    if policy.prefer is Preference.LATENCY:
-        np.minimum.at(best, rows.site[able], p95[able])
+    fast = policy.prefer is Preference.LATENCY
+    for case in pools or [None]:
+        kind, first, waits = (case.kind, case.first, problem.waits(case)) if case else (None, None, None)
+        able = problem.within(targets, waits, first, kind)
+        able &= ~rows.pooled | (problem.rows_of(kind).load <= fullest)
+        wanted = problem.rows_of(kind).p95(waits) if fast else rows.leak
+        np.minimum.at(best, rows.site[able], wanted[able])
+    if fast:
         return replace(targets, p95=np.minimum(best * (1.0 + LATENCY_TIE), targets.p95))
-    np.minimum.at(best, rows.site[able], rows.leak[able])
     return replace(targets, leak=best)

@@ -4,18 +4,19 @@ A site's own stages and links queue by themselves; the wait in the shared pool i
 depends on what all sites do.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from splitplane.domain.snapshots import Mode
 from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.batching import Together
 from splitplane.planner.columns import joined
 from splitplane.planner.context import Context
 from splitplane.planner.layouts import Layout
 from splitplane.planner.lines import TRICKLE, Line, build_lines
-from splitplane.planner.queueing import Cumulants, blend, coupling_of, damp, percentile_95, service_third, wait
-from splitplane.planner.stations import egress_cost, round_cost, stage_seconds
+from splitplane.planner.queueing import Cumulants, blend, coupling_of, damp, delay, percentile_95, service_third
+from splitplane.planner.stations import egress_cost, round_cost, stage_seconds, together
 
 _SLACK = 1e-9
 
@@ -25,8 +26,10 @@ class SiteRows:
     """Rows of sites: ``cut`` is where the pool takes over (0: at once), if the row is ``pooled``.
 
     ``cost`` is without the pool, ``load`` the pool's replicas that the row keeps busy, ``pool_seconds`` a request's
-    time there. ``total`` and ``largest`` are cumulants of the waits at the site and on its link, ``service`` those of
-    what is no wait. ``capacity`` is the highest rate that site and link bear.
+    time there. ``fixed`` and ``most`` say how such requests are computed together (``batching.Together``), and
+    ``batched_load`` and ``batched_coupling`` stand for ``load`` and ``coupling`` where they are. ``total`` and
+    ``largest`` are cumulants of the waits at the site and on its link, ``service`` those of what is no wait.
+    ``capacity`` is the highest rate that site and link bear.
     """
 
     site: Ints
@@ -36,12 +39,16 @@ class SiteRows:
     pooled: Bools
     cost: Array
     load: Array
+    batched_load: Array
     pool_seconds: Array
+    fixed: Array
+    most: Ints
     capacity: Array
     total: Array
     largest: Array
     service: Array
     coupling: Array
+    batched_coupling: Array
     leak: Array
     leak_measured: Bools
     loss: Array
@@ -52,6 +59,10 @@ class SiteRows:
 
     def where(self, places: Ints) -> "SiteRows":
         return SiteRows(*(getattr(self, field.name)[..., places] for field in fields(self)))
+
+    def together(self) -> "SiteRows":
+        """The rows as they are where the pool computes their requests together."""
+        return replace(self, load=self.batched_load, coupling=self.batched_coupling)
 
     def p95(self, waits: Cumulants | None) -> Array:
         """Seconds, while these are the cumulants of the wait in the pool (``None``: as if there were none)."""
@@ -92,8 +103,9 @@ def _rows(context: Context, line: Line, shared: str, site: int) -> SiteRows:
     count, rate, table = len(layout), context.rate, context.table
     zeros = np.zeros(count)
     cost, constant = zeros.copy(), zeros.copy()
-    services: list[tuple[Array, float, Array]] = []
-    pool_seconds, load = zeros, zeros
+    services: list[tuple[Array, float, Array, Together | None]] = []
+    pool_seconds = zeros
+    grouped: Together | None = None
     cut = np.zeros(count, dtype=np.int64)
     codec = np.full(count, table.codecs.index("fp32"))
     replicas = np.zeros(count, dtype=np.int64)
@@ -109,41 +121,65 @@ def _rows(context: Context, line: Line, shared: str, site: int) -> SiteRows:
         encoded = layout.codecs[0] if layout.codecs else None
         seconds = stage_seconds(context, own, layout.bounds[0], layout.bounds[1], encoded=encoded)
         replicas = layout.replicas[0]
-        services.append((seconds, own.device.time_cv, replicas.astype(np.float64)))
+        among = together(context, own, layout.bounds[0], layout.bounds[1], seconds)
+        services.append((seconds, own.device.time_cv, replicas.astype(np.float64), among))
         cost = cost + replicas * context.weight(own)
     if pooled:
         far = context.sites[shared]
         decoded = layout.codecs[0] if layout.codecs else None
         pool_seconds = stage_seconds(context, far, layout.bounds[-2], layout.bounds[-1], decoded=decoded)
-        pool_cv, load = far.device.time_cv, rate * pool_seconds
+        grouped = together(context, far, layout.bounds[-2], layout.bounds[-1], pool_seconds, decoded)
+        pool_cv = far.device.time_cv
     if pooled and context.gateway != shared:
         up, down = context.wires[context.gateway, shared], context.wires[shared, context.gateway]
         sent, answer = table.sent[codec, cut], np.full(count, context.answer_bytes)
         ones = np.ones(count)
-        services += [(sent / up.bandwidth, 0.0, ones), (answer / down.bandwidth, 0.0, ones)]
+        services += [(sent / up.bandwidth, 0.0, ones, None), (answer / down.bandwidth, 0.0, ones, None)]
         constant = constant + up.delay + down.delay
         cost = cost + egress_cost(context, context.gateway, sent, rate) + egress_cost(context, shared, answer, rate)
         if not context.tiers[shared].trusted:
             leak, leak_measured = table.leak[codec, cut], table.leak_measured[codec, cut]
-    busiest = np.max([rate * seconds / servers for seconds, _, servers in services] or [zeros], axis=0)
+    busy = [
+        rate * (seconds if among is None else among.at_least(seconds)) / servers
+        for seconds, _, servers, among in services
+    ]
+    busiest = np.max(busy or [zeros], axis=0)
     able = np.flatnonzero(busiest <= context.policy.max_utilization * (1.0 + _SLACK))
     waits = [
-        _felt(wait(seconds[able], np.array(cv**2), servers[able], rate, context.arrival_scv))
-        for seconds, cv, servers in services
+        _felt(
+            delay(
+                seconds[able],
+                np.array(cv**2),
+                servers[able],
+                rate,
+                context.arrival_scv,
+                None if among is None else among.where(able),
+            )
+        )
+        for seconds, cv, servers, among in services
     ] or [(zeros[able],) * 3]
-    everything = [*((seconds, cv) for seconds, cv, _ in services), (pool_seconds, pool_cv)]
+    everything = [*((seconds, cv) for seconds, cv, _, _ in services), (pool_seconds, pool_cv)]
     spread = np.sum([(cv * seconds) ** 2 for seconds, cv in everything], axis=0)
-    square = np.sum([seconds**2 for seconds, _ in everything], axis=0)
+    squares = [
+        seconds**2 if among is None else among.of_single(seconds**2) for seconds, _, _, among in services
+    ]  # fmt: skip
+    square = np.sum([*squares, pool_seconds**2], axis=0)
+    alone = pool_seconds**2 if grouped is None else grouped.of_single(pool_seconds**2)
+    batched_square = np.sum([*squares, alone], axis=0)
+    least = pool_seconds if grouped is None else grouped.at_least(pool_seconds)
     third = np.sum([service_third(seconds, cv**2) for seconds, cv in everything], axis=0)
     mean = constant + np.sum([seconds for seconds, _ in everything], axis=0)
     return SiteRows(
         site=np.full(len(able), site), cut=cut[able], codec=codec[able], replicas=replicas[able],
-        pooled=np.full(len(able), pooled), cost=round_cost(cost[able]), load=load[able],
-        pool_seconds=pool_seconds[able],
+        pooled=np.full(len(able), pooled), cost=round_cost(cost[able]), load=rate * pool_seconds[able],
+        batched_load=rate * least[able], pool_seconds=pool_seconds[able],
+        fixed=(zeros if grouped is None else grouped.fixed)[able],
+        most=(np.ones(count, dtype=np.int64) if grouped is None else grouped.most)[able],
         capacity=context.policy.max_utilization * rate / np.maximum(busiest[able], 1e-12),
         total=np.sum(waits, axis=0), largest=np.max(waits, axis=0),
         service=np.stack([mean[able], spread[able], third[able]]),
         coupling=coupling_of(spread[able], square[able]),
+        batched_coupling=coupling_of(spread[able], batched_square[able]),
         leak=leak[able], leak_measured=leak_measured[able], loss=loss[able], loss_measured=loss_measured[able],
     )  # fmt: skip
 
@@ -169,6 +205,7 @@ def _empty() -> SiteRows:
     three = np.zeros((3, 0))
     return SiteRows(
         site=whole, cut=whole, codec=whole, replicas=whole, pooled=flags, cost=numbers, load=numbers,
-        pool_seconds=numbers, capacity=numbers, total=three, largest=three, service=three, coupling=numbers,
+        batched_load=numbers, pool_seconds=numbers, fixed=numbers, most=whole, capacity=numbers, total=three,
+        largest=three, service=three, coupling=numbers, batched_coupling=numbers,
         leak=numbers, leak_measured=flags, loss=numbers, loss_measured=flags,
     )  # fmt: skip

@@ -7,7 +7,8 @@ up to whole replicas once, not once for each site, and waits are shorter in it.
 Sites are planned with the waits that the pool has *at a ceiling* of its load, all requests being as long as the longest
 that it may be asked for: whatever other sites send below that, nobody's limit breaks. It makes the sites independent
 but for the pool's capacity, so the problem is a multiple-choice knapsack for each first cut, ``N`` and ceiling
-(docs/planner.md, "Sites"), solved exactly (``planner.knapsack``).
+(docs/planner.md, "Sites"), solved exactly (``planner.knapsack``). Where the profile has batches there is one more for
+each way in which requests may come: in a pool for such alone they are computed together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,10 @@ from splitplane.planner.arrays import Bools
 from splitplane.planner.context import Context, ContradictionError, build_context
 from splitplane.planner.keeping import Kept
 from splitplane.planner.knapsack import Menu, Relaxed, pack
+from splitplane.planner.pools import Pool
 from splitplane.planner.site_answers import SitesPlan, assemble
 from splitplane.planner.site_choices import Choice, Outside
-from splitplane.planner.site_problem import NO_WAIT, SLACK, Case, Problem, Targets, problem_of, targets_of
+from splitplane.planner.site_problem import NO_WAIT, SLACK, Case, Kind, Problem, Targets, problem_of, targets_of
 
 CEILINGS = (0.25, 0.5, 0.75, 1.0)
 """How much of the utilisation ceiling a pool may be planned to be busy for: the less, the shorter are its waits."""
@@ -51,23 +53,25 @@ def plan_sites(
 
 
 def contexts_of(snapshots: Mapping[str, Snapshot], policy: Policy, kept: Kept | None) -> dict[str, Context]:
-    """Each site's, in order of names, for ``plan_together``. The pool's waits know no batches."""
+    """Each site's, in order of names, for ``plan_together``."""
     if kept is None and snapshots:
         kept = Kept(next(iter(snapshots.values())).profile)
-    policy = replace(policy, max_batch=1)
     return {name: build_context(snapshots[name], policy, kept) for name in sorted(snapshots)}
 
 
 def plan_together(
-    contexts: Mapping[str, Context], shared: str, *, apart: bool = True, most: int | None = None
-) -> SitesPlan:
+    contexts: Mapping[str, Context], shared: str, *, apart: bool = True, most: int | None = None,
+    alike: Pool | None = None,
+) -> SitesPlan:  # fmt: skip
     """The same of contexts (``contexts_of``), at least one. Without ``apart`` only a site whose limits
-    nothing keeps has replicas of its own on the shared tier, which holds ``most`` at most. Raises
-    ``ContradictionError``."""
+    nothing keeps has replicas of its own on the shared tier, which holds ``most`` at most. A pool computes together
+    what ``alike`` does, if that is given. Raises ``ContradictionError``."""
     policy = next(iter(contexts.values())).policy
     if shared == policy.gateway_tier:
         raise ContradictionError(f"the gateway's tier {shared!r} is each site's own: sites share another one")
     problem = problem_of(contexts, shared, most)
+    if alike is not None:
+        problem = _restricted(problem, alike)
     solver = _Solver(problem, Outside(problem, apart=apart))
     found = solver.solve(targets_of(problem))
     if policy.prefer is Preference.LATENCY and _over(policy, found):
@@ -77,6 +81,13 @@ def plan_together(
         plans = {name: replace(each, violations=(*each.violations, "cost")) for name, each in found.plans.items()}
         found = replace(found, plans=plans)
     return found
+
+
+def _restricted(problem: Problem, alike: Pool) -> Problem:
+    """With pools alone that compute the same requests together, or none, as another does."""
+    codecs = problem.contexts[0].table.codecs
+    kinds = tuple(kind for kind in problem.kinds if (kind[0], codecs[kind[1]]) == alike.batched)
+    return replace(problem, kinds=kinds, firsts=problem.firsts if alike.batched is None else problem.firsts[:0])
 
 
 def _over(policy: Policy, found: SitesPlan) -> bool:
@@ -106,16 +117,18 @@ class _Solver:
         choices = list(self.outside.choices(targets))
         best = self._pack(None, self._menu(choices, problem.within(targets, None, None)))
         cases: list[tuple[float, Case]] = []
-        for first in map(int, problem.firsts):
-            free = Relaxed(self._menu(choices, problem.within(targets, NO_WAIT, first)))
+        pools: list[tuple[int, Kind | None]] = [(int(first), None) for first in problem.firsts]
+        for first, kind in [*pools, *((kind[0], kind) for kind in problem.kinds)]:
+            free = Relaxed(self._menu(choices, problem.within(targets, NO_WAIT, first, kind), kind))
             for count, part in product(range(problem.least, problem.most + 1), CEILINGS):
-                case = Case(first, count, part * problem.ceiling * count)
+                case = Case(first, count, part * problem.ceiling * count, kind)
                 cases.append((self._floor(free, case), case))
         unknown = best.value - best.gap
         for floor, case in sorted(cases, key=lambda each: each[0]):
             if floor >= best.value - SLACK:
                 break
-            menu = self._menu(choices, problem.within(targets, problem.waits(case), case.first))
+            able = problem.within(targets, problem.waits(case), case.first, case.kind)
+            menu = self._menu(choices, able, case.kind)
             if self._floor(Relaxed(menu), case) < best.value - SLACK:
                 found = self._pack(case, menu)
                 unknown = min(unknown, found.value - found.gap)
@@ -123,8 +136,8 @@ class _Solver:
         gap = best.value - unknown
         return assemble(problem, best.case, best.labels, choices, gap if gap > SLACK else 0.0)
 
-    def _menu(self, choices: Sequence[Choice], able: Bools) -> Menu:
-        own, rows = self.problem.rows, np.flatnonzero(able)
+    def _menu(self, choices: Sequence[Choice], able: Bools, kind: Kind | None = None) -> Menu:
+        own, rows = self.problem.rows_of(kind), np.flatnonzero(able)
         site, cost, penalty, taken = (
             np.array([getattr(choice, name) for choice in choices]) for name in ("site", "cost", "penalty", "taken")
         )

@@ -39,8 +39,11 @@ def batches(context: Context, site: Site) -> bool:
     return _largest(context, site) > 1
 
 
-def together(context: Context, site: Site, first: Ints, last: Ints, service: Array) -> Together | None:
-    """How a stage computes together that runs segments ``[first, last)`` and takes ``service`` for a request alone.
+def together(
+    context: Context, site: Site, first: Ints, last: Ints, service: Array, decoded: Ints | None = None
+) -> Together | None:
+    """How a stage computes together that runs segments ``[first, last)``, gets what was encoded so (``stage_seconds``)
+    and takes ``service`` for a request alone.
 
     What a batch takes but once is compute; everything else is done for each request by itself. ``None`` where all are
     served one by one.
@@ -54,6 +57,11 @@ def together(context: Context, site: Site, first: Ints, last: Ints, service: Arr
     more = np.clip((each[last] - each[first]) * site.correction, 0.0, alone)
     limit = context.policy.max_p95_seconds
     size = paying_size(alone, more, most=most, within_seconds=None if limit is None else limit * BATCH_SHARE)
+    shared = site.tier.shared
+    if shared is not None and shared.batched is not None:
+        cut, codec = shared.batched
+        came = context.table.codecs.index("fp32") if decoded is None else decoded
+        size = np.where((first == cut) & (came == context.table.codecs.index(codec)), size, 1)
     if (size == 1).all():
         return None
     return Together(np.where(size > 1, (alone - more) / np.maximum(service, 1e-12), 0.0), size)
@@ -61,7 +69,8 @@ def together(context: Context, site: Site, first: Ints, last: Ints, service: Arr
 
 def _largest(context: Context, site: Site) -> int:
     """Most requests that a stage computes together, as far as the profile tells: no larger batch than was measured."""
-    if context.samples == 1 or context.reach is not None or site.tier.shared is not None:
+    shared = site.tier.shared
+    if context.samples == 1 or context.reach is not None or (shared is not None and shared.batched is None):
         return 1
     measured = [each.batch for each in site.device.timings if each.threads == site.device.threads]
     return min(context.samples, max(measured, default=1))
