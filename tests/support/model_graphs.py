@@ -31,6 +31,34 @@ class TiedWeights(nn.Module):
         return self.decode(x)
 
 
+class OneMatrix(nn.Module):
+    """One parameter that two layers are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.middle, self.decode = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.encode.weight = self.decode.weight = nn.Parameter(torch.randn(WIDTH, WIDTH) / 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decode(torch.tanh(self.middle(torch.tanh(self.encode(x)))))
+
+
+class RandomFeatures(nn.Module):
+    """A buffer in no file, of random numbers that are drawn after those of weights."""
+
+    projection: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = dense(3)
+        self.register_buffer("projection", torch.randn(WIDTH, WIDTH), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cos(self.layers[0](x) @ self.projection)
+        return self.layers[2](torch.tanh(self.layers[1](x)))
+
+
 class LongSkips(nn.Module):
     """Down and up again; every width is needed twice."""
 

@@ -237,6 +237,8 @@ HAND_MADE = tuple(
     Model(name, f"tests.support.model_graphs:{name}", specs)
     for name, specs in (
         ("TiedWeights", VECTOR),
+        ("OneMatrix", VECTOR),
+        ("RandomFeatures", VECTOR),
         ("LongSkips", VECTOR),
         ("TwoInputs", (*VECTOR, *image("condition", 8))),
         ("TwoOutputs", VECTOR),

@@ -1,4 +1,4 @@
-"""Where a model comes from (factory, weights, inputs), and how it is built without memory for its weights."""
+"""Where a model comes from (factory, weights, inputs)."""
 
 import importlib
 import inspect
@@ -8,10 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.nn.parameter import UninitializedParameter
 
 from splitplane.domain.codecs import DATATYPE_BYTES
 from splitplane.domain.profiles import TensorSpec
@@ -61,66 +58,8 @@ def _input_spec(entry: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(name, datatype, shape[1:], tuple(free.get(i) for i in range(1, len(shape))) if free else ())
 
 
-def build_module(source: ModelSource, *, lean: bool = True) -> nn.Module:
-    """Call the factory with every parameter moved to the meta device as it is registered, so that none is ever filled.
-
-    Buffers stay real: those that no weights file holds (position ids, masks) must keep the values that the
-    constructor gives them. A constructor that needs the values of its parameters is called again as it is, and that
-    is all that is done where ``lean`` is false. Raises :class:`FactoryError`.
-    """
-    factory = _find_factory(source.factory)
-    if not lean:
-        return _built(source, factory)
-    hook = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]
-    try:
-        return _built(source, factory)
-    except FactoryError:
-        hook.remove()
-        return _built(source, factory)
-    finally:
-        hook.remove()
-
-
-def _to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-    # Called before the constructor fills the parameter, so its untouched memory is given back at once.
-    if parameter is None or parameter.is_meta or isinstance(parameter, UninitializedParameter):
-        return None
-    return nn.Parameter(parameter.data.to("meta"), requires_grad=parameter.requires_grad)
-
-
-def _built(source: ModelSource, factory: Callable[[], object]) -> nn.Module:
-    try:
-        module = factory()
-    except Exception as error:  # the tenant's code may raise anything
-        raise FactoryError(f"factory {source.factory} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise FactoryError(f"factory {source.factory} returned {type(module).__name__}, not a torch.nn.Module")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise FactoryError(
-            f"factory {source.factory} returned a TorchScript module, which cannot be looked into: return the "
-            "torch.nn.Module that it was made from"
-        )
-    lazy = [name for name, value in module.named_parameters() if isinstance(value, UninitializedParameter)]
-    if lazy:
-        raise FactoryError(
-            f"factory {source.factory} returned a module whose {', '.join(lazy[:3])} has no shape before the first "
-            "call: give its layers their sizes (nn.Linear for nn.LazyLinear)"
-        )
-    return module.eval().requires_grad_(False)
-
-
-def replace_parameters(module: nn.Module, replacement: Callable[[nn.Parameter], nn.Parameter]) -> None:
-    """Put another parameter in the place of each; tied ones stay tied."""
-    replaced: dict[int, nn.Parameter] = {}
-    for child in module.modules():
-        for name, parameter in list(child._parameters.items()):
-            if parameter is not None:
-                if id(parameter) not in replaced:
-                    replaced[id(parameter)] = replacement(parameter)
-                child._parameters[name] = replaced[id(parameter)]
-
-
-def _find_factory(path: str) -> Callable[[], object]:
+def find_factory(path: str) -> Callable[[], object]:
+    """Import a factory. Raises :class:`FactoryError`."""
     module_name, separator, attribute = path.partition(":")
     if not separator or not module_name or not attribute:
         raise FactoryError(f"factory {path!r} is not of the form module:callable")

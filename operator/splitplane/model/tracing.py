@@ -5,17 +5,18 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from splitplane.model.building import NeedsValuesError, build_lean, build_plainly
 from splitplane.model.datatypes import torch_datatype
 from splitplane.model.errors import NotSplittableError
 from splitplane.model.exporting import export_program
 from splitplane.model.refusals import line_of_attribute, line_of_operation
 from splitplane.model.sizes import BATCH, Size, Sizes, expression, solve
-from splitplane.model.source import ModelSource, bind_inputs, build_module, replace_parameters
+from splitplane.model.source import ModelSource, bind_inputs
+from splitplane.model.state import state_tensors, tied
 from splitplane.model.traced import Traced, classify, needed
 from splitplane.model.watching import CallWatch
 
@@ -25,9 +26,13 @@ TRACED_BATCH = 2
 
 def trace(source: ModelSource) -> Traced:
     """Build and export the model. Raises :class:`FactoryError` or :class:`NotSplittableError`."""
-    module = build_module(source)
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    replace_parameters(module, lambda parameter: _fake(parameter, mode))
+    try:
+        return _traced(source, build_lean(source))
+    except NeedsValuesError:
+        return _traced(source, build_plainly(source))
+
+
+def _traced(source: ModelSource, module: nn.Module) -> Traced:
     examples = {
         spec.name: torch.zeros((TRACED_BATCH, *spec.shape), dtype=torch_datatype(spec.datatype))
         for spec in source.inputs
@@ -51,19 +56,19 @@ def _watched(
     watch = CallWatch(module)
     try:
         return export_program(source, module, arguments, watch), watch
+    except NotSplittableError as refusal:
+        # What else refers to a parameter, or was computed from one, is such a constant.
+        if "fake tensor in the exported program constant" in refusal.reason and _is_lean(module):
+            raise NeedsValuesError from refusal
+        raise
     finally:
         watch.end()
-
-
-def _fake(parameter: nn.Parameter, mode: FakeTensorMode) -> nn.Parameter:
-    """A parameter without memory that says it lies on the CPU: a graph of meta tensors would have that device in it."""
-    with mode:
-        return nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False)
 
 
 def _read(source: ModelSource, module: torch.nn.Module, program: ExportedProgram) -> Traced:
     placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
     aliases = _aliases(module)
+    held = {tensor.untyped_storage()._cdata for tensor in state_tensors(module).values()}
     weights: dict[fx.Node, str] = {}
     parameters: set[fx.Node] = set()
     constants: dict[fx.Node, torch.Tensor] = {}
@@ -80,9 +85,16 @@ def _read(source: ModelSource, module: torch.nn.Module, program: ExportedProgram
         else:
             value = program.constants.get(name)
             if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor) or value.is_meta:
+                if _is_lean(module):
+                    raise NeedsValuesError
                 raise NotSplittableError(
                     f"{name} of {source.factory} has no value before the weights are loaded: compute it "
                     "in forward, or register it as a persistent buffer"
+                )
+            if value.untyped_storage()._cdata in held:
+                raise NotSplittableError(
+                    f"{source.factory} keeps a weight or a view of one as {name} too, which no export follows: "
+                    "register it once and take the view in forward"
                 )
             constants[node], constant_names[node] = value, name
     _refuse_state(source, program)
@@ -160,11 +172,12 @@ def _sizes(source: ModelSource, program: ExportedProgram, inputs: Mapping[str, f
     return Sizes(found, batch)
 
 
-def _aliases(module: torch.nn.Module) -> dict[str, tuple[str, ...]]:
-    names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {name: tuple(group) for group in names.values() for name in group if len(group) > 1}
+def _is_lean(module: nn.Module) -> bool:
+    return any(isinstance(parameter, FakeTensor) for parameter in module.parameters())
+
+
+def _aliases(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    return {name: names for name, names in tied(state_tensors(module)).items() if len(names) > 1}
 
 
 def _drop_unused(graph: fx.Graph, inputs: Iterable[fx.Node], outputs: Iterable[fx.Node], sizes: Sizes) -> None:

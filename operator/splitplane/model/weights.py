@@ -7,7 +7,7 @@ in place changes nothing in a pod that runs.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,11 @@ class WeightsFile:
         return cls(path, digest)
 
     def read(self, names: Iterable[str], aliases: Mapping[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
-        """Read the named tensors, tied ones under whichever of their names the file holds.
+        """Read the named tensors, tied ones under whichever of their names the file holds. Raises as :meth:`each`."""
+        return dict(self.each(names, aliases))
 
-        Raises :class:`WeightsError` that lists all that are missing.
-        """
+    def each(self, names: Iterable[str], aliases: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """As :meth:`read`, one after another. Raises :class:`WeightsError` that lists all that are missing."""
         held = self._held()
         found = {
             name: next((alias for alias in (name, *aliases.get(name, ())) if alias in held), None) for name in names
@@ -71,12 +72,12 @@ class WeightsFile:
             raise WeightsError(
                 f"weights {self.path} lack {shown}: the factory's parameters must have the names of the file's tensors"
             )
-        return self._tensors({name: held[alias] for name, alias in found.items() if alias is not None})
+        yield from self._tensors({name: held[alias] for name, alias in found.items() if alias is not None})
 
     def read_held(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Read those of the named tensors that the file holds."""
         held = self._held()
-        return self._tensors({name: held[name] for name in names if name in held})
+        return dict(self._tensors({name: held[name] for name in names if name in held}))
 
     def _held(self) -> Mapping[str, "_Entry | torch.Tensor"]:
         if is_checkpoint(self.path):
@@ -98,9 +99,9 @@ class WeightsFile:
             for name, each in header.items()
         }
 
-    def _tensors(self, wanted: Mapping[str, "_Entry | torch.Tensor"]) -> dict[str, torch.Tensor]:
+    def _tensors(self, wanted: Mapping[str, "_Entry | torch.Tensor"]) -> Iterator[tuple[str, torch.Tensor]]:
         # Tensors of a checkpoint are mapped; they are copied, so that the mapping goes with the last of them.
-        tensors = {name: value.clone() for name, value in wanted.items() if isinstance(value, torch.Tensor)}
+        yield from ((name, value.clone()) for name, value in wanted.items() if isinstance(value, torch.Tensor))
         entries = {name: value for name, value in wanted.items() if isinstance(value, _Entry)}
         with self.path.open("rb", buffering=0) as file:
             for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
@@ -113,8 +114,7 @@ class WeightsFile:
                     left = left[count:]
                 if left:
                     raise WeightsError(f"{self.path} ends within tensor {name}: it was shortened while it was read")
-                tensors[name] = tensor
-        return tensors
+                yield name, tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,12 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from splitplane.domain.profiles import TensorSpec
+from splitplane.model.building import build_plainly
 from splitplane.model.datatypes import oip_datatype
 from splitplane.model.errors import FactoryError, WeightsError
 from splitplane.model.samples import sample
-from splitplane.model.source import ModelSource, bind_inputs, build_module
+from splitplane.model.source import ModelSource, bind_inputs
+from splitplane.model.state import state_tensors, tied
 from splitplane.model.weights import WeightsFile
 
 BATCHES = (3, 1)
@@ -24,29 +26,23 @@ def load_whole(source: ModelSource) -> nn.Module:
 
     Raises :class:`FactoryError` or :class:`WeightsError`.
     """
+    module = build_plainly(source)
     if source.weights_uri is None:
-        return build_module(source, lean=False)
-    module = build_module(source)
-    state = module.state_dict()
-    tensors = _tensors(source, module)
-    names: dict[int, list[str]] = {}
-    for name, tensor in tensors.items():
-        names.setdefault(id(tensor), []).append(name)
-    aliases = {name: tuple(group) for group in names.values() for name in group}
-    read = WeightsFile.open(source).read({group[0] for group in names.values()}, aliases)
-    for name, tensor in read.items():
-        check_fits(name, tensor, state[name])
-    filled = {name: read[aliases[name][0]] for name in tensors}
-    module.load_state_dict({name: filled.get(name, value) for name, value in state.items()}, assign=True)
-    return module.requires_grad_(False)
+        return module
+    state = _tensors(source, module)
+    aliases = tied(state)
+    with torch.no_grad():
+        for name, tensor in WeightsFile.open(source).each({group[0] for group in aliases.values()}, aliases):
+            check_fits(name, tensor, state[name])
+            state[name].copy_(tensor)  # in place, for whatever else in the module refers to it
+    return module
 
 
 def save_own_weights(source: ModelSource, path: Path) -> None:
     """Write a weights file of the values that the factory gives its parameters. Raises :class:`FactoryError`."""
-    state = _tensors(source, build_module(source, lean=False))
-    # Tied parameters are written once, under the name that comes first.
-    unique = {(value.data_ptr(), value.shape): name for name, value in reversed(state.items())}
-    save_file({name: state[name].detach().contiguous() for name in unique.values()}, path)
+    state = _tensors(source, build_plainly(source))
+    first = {names[0]: state[names[0]] for names in tied(state).values()}
+    save_file({name: tensor.detach().contiguous() for name, tensor in first.items()}, path)
 
 
 def _tensors(source: ModelSource, module: nn.Module) -> dict[str, torch.Tensor]:
@@ -54,14 +50,13 @@ def _tensors(source: ModelSource, module: nn.Module) -> dict[str, torch.Tensor]:
 
     Raises :class:`FactoryError` where the rest has tensors in it, as packed weights of quantised layers have.
     """
-    state = module.state_dict(keep_vars=True)
-    for name, value in state.items():
+    for name, value in module.state_dict(keep_vars=True).items():
         if not isinstance(value, torch.Tensor) and any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value)):
             raise FactoryError(
                 f"{source.factory} keeps weights in {name}, a {type(value).__name__}, which no weights file can hold: "
                 "return the module as it was before it was quantised or packed"
             )
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return state_tensors(module)
 
 
 def check_fits(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:
