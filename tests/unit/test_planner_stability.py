@@ -64,6 +64,7 @@ def assert_settled(made: list[Decision]) -> None:
     assert len(visited) == len(set(visited)), visited
     for decision in made:
         if decision.current is not None:
+            assert decision.target is not None
             assert severity(decision.target) <= severity(decision.current), decision.message
 
 
