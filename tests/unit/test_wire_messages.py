@@ -5,6 +5,8 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from splitplane.runtime import codecs, oip_pb2, oip_wire
+from splitplane.runtime import codecs, oip_contents, oip_pb2, oip_wire
 from splitplane.runtime.inference import InferenceError, InferRequest, InferResponse, Tensor
-from splitplane.runtime.tensors import to_array
+from splitplane.runtime.protobuf_fields import varint, varints
+from splitplane.runtime.tensors import NUMPY_TYPES, to_array, to_elements
 
 PARAMETERS = st.dictionaries(
     st.text(min_size=1, max_size=8),
@@ -155,6 +158,121 @@ def test_typed_contents_are_read(datatype, field, values):
     assert to_array(tensor).tolist() == values
 
 
+VALUES = {
+    "BOOL": st.booleans(),
+    "INT8": st.integers(-(1 << 7), (1 << 7) - 1),
+    "INT32": st.integers(-(1 << 31), (1 << 31) - 1),
+    "INT64": st.integers(-(1 << 63), (1 << 63) - 1),
+    "UINT8": st.integers(0, (1 << 8) - 1),
+    "UINT32": st.integers(0, (1 << 32) - 1),
+    "UINT64": st.integers(0, (1 << 64) - 1),
+    "FP32": st.floats(width=32),
+    "FP64": st.floats(),
+    "BYTES": st.binary(max_size=5),
+}
+
+
+def made(field: str, values: list[Any]) -> Any:
+    contents = oip_pb2.InferTensorContents()
+    getattr(contents, field).extend(values)
+    return contents
+
+
+@pytest.mark.parametrize("datatype", VALUES)
+@given(st.data(), st.integers(1, 40))
+def test_typed_contents_are_what_protobuf_reads_in_whatever_pieces_and_forms_they_come(datatype, data, step):
+    """Packed or one by one, in several contents of one tensor, and read in steps of any size."""
+    parts = data.draw(st.lists(st.lists(VALUES[datatype], max_size=12), max_size=4))
+    field = "bytes_contents" if datatype == "BYTES" else oip_contents._FORMS[datatype][0]
+    other = "fp32_contents" if datatype != "FP32" else "fp64_contents"
+    tensor = oip_pb2.ModelInferRequest.InferInputTensor(
+        name="x", datatype=datatype, shape=[sum(map(len, parts))]
+    ).SerializeToString()
+    for values in parts:
+        pieces = [values] if data.draw(st.booleans()) else [[value] for value in values]
+        contents = [made(other, [1.5, 2.5]).SerializeToString()]
+        for piece in pieces:
+            whole = made(field, piece).SerializeToString()
+            if len(piece) == 1 and datatype != "BYTES" and data.draw(st.booleans()):
+                kind = oip_contents._FORMS[datatype][1]
+                whole = bytes([whole[0] & 0xF8 | kind]) + whole[2:]  # the number by itself, without a length
+            contents.append(whole)
+        joined = b"".join(contents)
+        tensor += bytes([5 << 3 | 2]) + varint(len(joined)) + joined
+    message = bytes([5 << 3 | 2]) + varint(len(tensor)) + tensor
+    by_protobuf = oip_pb2.ModelInferRequest.FromString(message).inputs[0]
+    wanted = list(getattr(by_protobuf.contents, field))
+    assert len(wanted) == sum(map(len, parts))
+    with mock.patch.object(oip_contents, "_STEP_BYTES", 16 * step):
+        (read,) = oip_wire.read_request(message).inputs
+    if datatype == "BYTES":
+        assert to_elements(read) == wanted
+    else:
+        assert np.array_equal(to_array(read), np.array(wanted, NUMPY_TYPES[datatype]), equal_nan="FP" in datatype)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "contents"),
+    [
+        ("INT64", b"\x1a\x02\x01\x80"),
+        ("INT64", b"\x1a\x0b" + b"\x80" * 10 + b"\x01"),
+        ("INT64", b"\x1a\x40" + b"\x80" * 63 + b"\x01"),
+        ("FP32", b"\x32\x05\0\0\0\0\0"),
+        ("FP32", b"\x32\x08\0\0\0\0"),
+        ("BYTES", b"\x42\x08\0"),
+        ("BYTES", b"\x42"),
+    ],
+)
+def test_typed_contents_that_are_cut_off_are_refused(datatype, contents):
+    message: Any = oip_pb2.ModelInferRequest(inputs=[{"name": "x", "datatype": datatype, "shape": [1]}])
+    tensor = message.inputs[0].SerializeToString() + bytes([5 << 3 | 2, len(contents)]) + contents
+    with pytest.raises(InferenceError, match="not a valid Open Inference Protocol message"):
+        oip_wire.read_request(bytes([5 << 3 | 2, len(tensor)]) + tensor)
+
+
+def test_typed_contents_that_are_far_larger_in_their_raw_form_are_refused(monkeypatch):
+    monkeypatch.setattr(oip_contents, "MAX_MESSAGE_BYTES", 10_000)
+    message = oip_pb2.ModelInferRequest(
+        inputs=[{"name": "x", "datatype": "INT64", "shape": [9000], "contents": {"int64_contents": [1] * 9000}}]
+    ).SerializeToString()
+    assert len(message) < 10_000
+    with pytest.raises(InferenceError, match="'x': typed contents of more than 10000 bytes in their raw form"):
+        oip_wire.read_request(message)
+
+
+@pytest.mark.parametrize(("datatype", "element"), [("BYTES", b"\x42\0"), ("INT64", b"\x18\1")])
+def test_elements_that_come_one_by_one_are_bounded_in_number(monkeypatch, datatype, element):
+    monkeypatch.setattr(oip_contents, "MAX_ELEMENTS", 100)
+    for count in (100, 101):
+        head = oip_pb2.ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=[count])
+        tensor = head.SerializeToString() + bytes([5 << 3 | 2]) + varint(2 * count) + element * count
+        message = bytes([5 << 3 | 2]) + varint(len(tensor)) + tensor
+        with contextlib.nullcontext() if count == 100 else pytest.raises(InferenceError, match="than 100 elements one"):
+            oip_wire.read_request(message)
+
+
+def test_typed_contents_are_read_in_steps_that_let_others_have_their_turn(monkeypatch):
+    """protobuf and numpy give up the interpreter only between two calls."""
+    seen: list[int] = []
+
+    def noted(read: Callable[..., Any]) -> Callable[..., Any]:
+        def reading(*arguments: Any) -> Any:
+            seen.append(len(arguments[-1]))
+            return read(*arguments)
+
+        return reading
+
+    monkeypatch.setattr(oip_wire, "parse", noted(oip_wire.parse))
+    monkeypatch.setattr(oip_contents, "varints", noted(varints))
+    message = oip_pb2.ModelInferRequest(
+        inputs=[{"name": "x", "datatype": "INT8", "shape": [500_000], "contents": {"int_contents": [-7] * 500_000}}]
+    ).SerializeToString()
+    (tensor,) = oip_wire.read_request(message).inputs
+    assert to_array(tensor).tolist() == [-7] * 500_000
+    assert len(message) > 5_000_000
+    assert max(seen) <= 1 << 16
+
+
 def test_a_typed_value_beyond_its_datatype_is_refused():
     message = oip_pb2.ModelInferRequest(model_name="m")
     message.inputs.add(name="x", datatype="INT8", shape=[1]).contents.int_contents.append(300)
@@ -229,7 +347,7 @@ def test_an_array_is_sent_without_a_copy():
                     {"name": "x", "datatype": "BYTES", "shape": [3], "contents": {"bytes_contents": [b""] * 500_000}}
                 ]
             ).SerializeToString(),
-            r"input 'x': 500000 elements, but shape \[3\] takes 3",
+            r"input 'x': more than 3 elements, but shape \[3\] takes 3",
         ),
     ],
     ids=["fields", "dimensions", "parameters", "elements"],

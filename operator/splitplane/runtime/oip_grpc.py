@@ -105,7 +105,7 @@ def _service(model: Model, receiving: Receiving) -> grpc.GenericRpcHandler:
         forwarded = ",".join(str(value) for key, value in context.invocation_metadata() or () if key == FORWARDED)
         parts, client = oip_wire.split_request(data), address_of(context.peer())
         request = await off_loop_above(
-            len(parts.header),
+            parts.size,
             lambda: oip_wire.read_request(parts, deadline=deadline, client=client, forwarded=forwarded, identity=names),
         )
         check(model, request.model_name, request.model_version, request.outputs)

@@ -6,12 +6,9 @@ message is a sequence of fields, so any protobuf implementation reads what these
 Reading gives views into the received bytes; writing joins header and contents once.
 """
 
-import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from splitplane.runtime import oip_pb2
 from splitplane.runtime.inference import (
@@ -25,44 +22,39 @@ from splitplane.runtime.inference import (
     deadline_of,
     invalid,
 )
-from splitplane.runtime.tensors import BYTES, NUMPY_TYPES, from_elements, nbytes
+from splitplane.runtime.oip_contents import read_contents
+from splitplane.runtime.protobuf_fields import LENGTH_DELIMITED, Data, FormError, fields, varint
+from splitplane.runtime.tensors import nbytes
 
+_INPUTS = oip_pb2.ModelInferRequest.INPUTS_FIELD_NUMBER
 _RAW_INPUTS = oip_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+_OUTPUTS = oip_pb2.ModelInferResponse.OUTPUTS_FIELD_NUMBER
 _RAW_OUTPUTS = oip_pb2.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
+_CONTENTS = oip_pb2.ModelInferRequest.InferInputTensor.CONTENTS_FIELD_NUMBER
+"""Of tensors in requests and in responses."""
 _PADDING = 1000
 """A field that the protocol does not have, so that readers skip it: fills up to where contents lie aligned."""
 _ALIGNMENT = 16
 """As the memory of a message does; no element is larger."""
-_FIXED_SIZES = {1: 8, 5: 4}
 MAX_FIELDS = 4096
 """Of a message: tensors, contents, padding, parameters. Each costs far more to read than the two bytes it may take."""
+MAX_TENSOR_FIELDS = 16 * MAX_FIELDS
+"""Of all its tensors: names, shapes, parameters."""
 MAX_ENTRIES = 1024
 """Parameters and dimensions of one tensor, for the same reason."""
-_CHUNK = 1 << 14
-"""Typed values that are read in one step: other threads get their turn in between."""
-_LENGTH_DELIMITED = 2
-
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-}
-"""The typed field of a tensor by datatype; FP16 and BF16 have none and must come as raw contents."""
 
 
 class Parts(NamedTuple):
-    """A message taken apart: what protobuf has to read, and views of the raw contents, which nobody has to."""
+    """A message taken apart: what protobuf has to read, and views of tensors and of raw contents."""
 
     header: bytes
+    tensors: list[memoryview]
     contents: list[memoryview]
+
+    @property
+    def size(self) -> int:
+        """Bytes that somebody has to read, which of raw contents nobody has to."""
+        return len(self.header) + sum(map(len, self.tensors))
 
 
 def split_request(data: bytes) -> Parts:
@@ -70,7 +62,8 @@ def split_request(data: bytes) -> Parts:
 
     Raises :class:`InferenceError` when it has no such form, or too many fields.
     """
-    return _split(data, _RAW_INPUTS)
+    header, _, found = _split(data, (_INPUTS, _RAW_INPUTS))
+    return Parts(header, found[_INPUTS], found[_RAW_INPUTS])
 
 
 def read_request(
@@ -81,12 +74,12 @@ def read_request(
     forwarded: str = "",
     identity: tuple[str, ...] = (),
 ) -> InferRequest:
-    """A ``ModelInferRequest``, taken apart or not yet; how long that takes goes by the header's size.
+    """A ``ModelInferRequest``, taken apart or not yet; how long that takes goes by its :attr:`Parts.size`.
 
     Raises :class:`InferenceError` when it is malformed.
     """
     received = time.perf_counter()
-    header, contents = message if isinstance(message, Parts) else split_request(message)
+    header, tensors, contents = message if isinstance(message, Parts) else split_request(message)
     parsed = parse(oip_pb2.ModelInferRequest, header)
     parameters = _read_parameters(parsed.parameters)
     return InferRequest(
@@ -94,7 +87,7 @@ def read_request(
         model_version=parsed.model_version,
         id=parsed.id,
         parameters=parameters,
-        inputs=_read_tensors(parsed.inputs, contents, "input"),
+        inputs=_read_tensors(oip_pb2.ModelInferRequest.InferInputTensor, tensors, contents, "input"),
         outputs=tuple(output.name for output in parsed.outputs),
         deadline=deadline_of(parameters, deadline),
         received=received,
@@ -117,14 +110,16 @@ def write_request(request: InferRequest) -> bytes:
 
 def read_response(data: bytes) -> InferResponse:
     """A ``ModelInferResponse`` as it came off the wire. Raises :class:`InferenceError` when it is malformed."""
-    header, contents = _split(data, _RAW_OUTPUTS)
+    header, _, found = _split(data, (_OUTPUTS, _RAW_OUTPUTS))
     message = parse(oip_pb2.ModelInferResponse, header)
     return InferResponse(
         model_name=message.model_name,
         model_version=message.model_version,
         id=message.id,
         parameters=_read_parameters(message.parameters),
-        outputs=_read_tensors(message.outputs, contents, "output"),
+        outputs=_read_tensors(
+            oip_pb2.ModelInferResponse.InferOutputTensor, found[_OUTPUTS], found[_RAW_OUTPUTS], "output"
+        ),
     )
 
 
@@ -137,59 +132,25 @@ def write_response(response: InferResponse) -> bytes:
     return _join(message, message.outputs, response.outputs, _RAW_OUTPUTS)
 
 
-def _split(data: bytes, number: int) -> Parts:
-    """The message without its fields of that number, and views of those fields' contents."""
-    view, position, start, fields = memoryview(data), 0, 0, 0
+def _split(data: Data, taken: Sequence[int], most: int = MAX_FIELDS) -> tuple[bytes, int, dict[int, list[memoryview]]]:
+    """The message without its fields of these numbers and padding, how many fields it had, and what those contain."""
+    view, start, count = memoryview(data), 0, 0
     header: list[memoryview] = []
-    contents: list[memoryview] = []
+    found: dict[int, list[memoryview]] = {number: [] for number in taken}
     try:
-        while position < len(data):
-            field, fields = position, fields + 1
-            if fields > MAX_FIELDS:
-                raise invalid(f"the message has more than {MAX_FIELDS} tensors, contents and parameters")
-            tag, position = _read_varint(data, position)
-            kind = tag & 7
-            if kind == _LENGTH_DELIMITED:
-                size, position = _read_varint(data, position)
-                end = position + size
-                if tag >> 3 in (number, _PADDING):
-                    if end > len(data):
-                        raise ValueError
-                    header.append(view[start:field])
-                    if tag >> 3 == number:
-                        contents.append(view[position:end])
-                    start = end
-                position = end
-            elif kind == 0:
-                _, position = _read_varint(data, position)
-            else:
-                position += _FIXED_SIZES[kind]
-    except (IndexError, KeyError, ValueError):
+        for number, kind, begin, value, end in fields(data):
+            count += 1
+            if count > most:
+                raise invalid(f"the message has more than {most} tensors, contents and parameters")
+            if kind == LENGTH_DELIMITED and (number in found or number == _PADDING):
+                header.append(view[start:begin])
+                if number != _PADDING:
+                    found[number].append(view[value:end])
+                start = end
+    except FormError:
         raise _malformed() from None
     header.append(view[start:])
-    return Parts(b"".join(header), contents)
-
-
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("a varint has at most ten bytes")
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    return b"".join(header), count, found
 
 
 def parse(form: Any, header: bytes) -> Any:
@@ -211,9 +172,9 @@ def _join(message: Any, described: Any, tensors: Sequence[Tensor], number: int) 
         _write_parameters(entry.parameters, tensor.parameters)
     parts: list[Buffer] = [message.SerializeToString()]
     position = len(parts[0])
-    tag = _varint(number << 3 | _LENGTH_DELIMITED)
+    tag = varint(number << 3 | LENGTH_DELIMITED)
     for tensor in tensors:
-        before = tag + _varint(nbytes(tensor))
+        before = tag + varint(nbytes(tensor))
         before = _padding(position + len(before)) + before
         parts += (before, tensor.data)
         position += len(before) + nbytes(tensor)
@@ -225,7 +186,7 @@ def _padding(position: int) -> bytes:
     missing = -position % _ALIGNMENT
     if missing == 0:
         return b""
-    head = _varint(_PADDING << 3 | _LENGTH_DELIMITED)
+    head = varint(_PADDING << 3 | LENGTH_DELIMITED)
     size = (missing - len(head) - 1) % _ALIGNMENT
     return head + bytes((size, *bytes(size)))
 
@@ -256,13 +217,20 @@ def _write_parameters(target: Any, parameters: Parameters) -> None:
                 target[name].string_param = value
 
 
-def _read_tensors(described: Iterable[Any], contents: list[memoryview], kind: str) -> tuple[Tensor, ...]:
-    entries = list(described)
+def _read_tensors(
+    form: Any, tensors: Sequence[memoryview], contents: Sequence[memoryview], kind: str
+) -> tuple[Tensor, ...]:
+    entries, typed, fields_left = [], [], MAX_TENSOR_FIELDS
+    for tensor in tensors:
+        header, count, found = _split(tensor, (_CONTENTS,), fields_left)
+        fields_left -= count
+        entries.append(parse(form, header))
+        typed.append(found[_CONTENTS])
     if contents and len(contents) != len(entries):
         raise invalid(
             f"the message describes {len(entries)} {kind} tensors but holds {len(contents)} raw contents",
         )
-    if contents and (both := next((entry.name for entry in entries if entry.HasField("contents")), None)) is not None:
+    if contents and (both := next((e.name for e, own in zip(entries, typed, strict=True) if own), None)) is not None:
         raise invalid(f"{kind} '{both}' has typed contents in a message with raw contents: send one form")
     for entry in entries:
         if len(entry.shape) > MAX_ENTRIES:
@@ -272,29 +240,15 @@ def _read_tensors(described: Iterable[Any], contents: list[memoryview], kind: st
             name=entry.name,
             datatype=entry.datatype,
             shape=tuple(entry.shape),
-            data=contents[index] if contents else _typed_contents(entry, kind),
+            data=contents[index] if contents else _typed(entry, typed[index], kind),
             parameters=_read_parameters(entry.parameters),
         )
         for index, entry in enumerate(entries)
     )
 
 
-def _typed_contents(entry: Any, kind: str) -> Buffer:
-    if entry.datatype == BYTES:
-        elements, expected = len(entry.contents.bytes_contents), math.prod(entry.shape)
-        if elements != expected:
-            raise invalid(f"{kind} '{entry.name}': {elements} elements, but shape {list(entry.shape)} takes {expected}")
-        return from_elements(entry.name, entry.contents.bytes_contents, ()).data
-    field = _CONTENTS.get(entry.datatype)
-    if field is None:
-        raise invalid(
-            f"{kind} '{entry.name}': {entry.datatype or 'a tensor without datatype'} can only be sent as raw contents",
-        )
-    values = getattr(entry.contents, field)
-    read = np.empty(len(values), NUMPY_TYPES[entry.datatype])
+def _typed(entry: Any, contents: Sequence[memoryview], kind: str) -> Buffer:
     try:
-        for start in range(0, len(values), _CHUNK):
-            read[start : start + _CHUNK] = np.array(values[start : start + _CHUNK], read.dtype)
-        return read.tobytes()
-    except OverflowError:
-        raise invalid(f"{kind} '{entry.name}': a value does not fit into {entry.datatype}") from None
+        return read_contents(f"{kind} '{entry.name}'", entry.datatype, entry.shape, contents)
+    except FormError:
+        raise _malformed() from None
