@@ -26,12 +26,12 @@ from tests.support.gateway_rig import (
 )
 
 
-def slow_ones(seconds: dict[str, float], *, requests: int = FEWEST_REQUESTS, work: object = "w") -> list[str]:
+def slow_ones(seconds: dict[str, float], *, requests: int = FEWEST_REQUESTS, queued: float = 0.0) -> list[str]:
     outliers = Outliers()
     assert outliers.judge(0.0) == []
     for address, each in seconds.items():
         for _ in range(requests):
-            outliers.observe(work, address, each)
+            outliers.observe("w", address, each, queued)
     assert outliers.judge(INTERVAL_SECONDS - 0.1) == []
     return [verdict.address for verdict in outliers.judge(INTERVAL_SECONDS) if verdict.slow]
 
@@ -43,8 +43,21 @@ def test_a_replica_stands_out_by_far_and_for_long_or_not_at_all() -> None:
     assert slow_ones({"a": 0.1, "b": 0.1, "c": 0.31, "d": 0.5}) == ["d", "c"]
 
 
-def test_nothing_is_said_of_two_replicas_or_from_few_requests() -> None:
-    assert slow_ones({"a": 0.1, "c": 9.0}) == []
+def test_of_two_replicas_one_has_to_be_slower_by_more() -> None:
+    assert slow_ones({"a": 0.1, "b": 0.51}) == ["b"]
+    assert slow_ones({"a": 0.1, "b": 0.49}) == []
+    assert slow_ones({"a": 0.001, "b": 0.02}) == []
+
+
+def test_of_two_replicas_the_slow_one_stays_where_the_other_has_no_time_to_spare() -> None:
+    assert slow_ones({"a": 0.1, "b": 0.9}, queued=0.09) == ["b"]
+    assert slow_ones({"a": 0.1, "b": 0.9}, queued=0.11) == []
+    assert slow_ones({"a": 0.1, "b": 0.1, "c": 0.9}, queued=0.5) == ["c"], "of three the others take it between them"
+
+
+def test_nothing_is_said_of_one_replica_or_from_few_requests() -> None:
+    assert slow_ones({"c": 9.0}) == []
+    assert slow_ones({"a": 0.1, "c": 9.0}, requests=FEWEST_REQUESTS - 1) == []
     assert slow_ones({"a": 0.1, "b": 0.1, "c": 9.0}, requests=FEWEST_REQUESTS - 1) == []
 
 
@@ -54,7 +67,7 @@ def test_only_equal_work_is_compared_and_an_interval_knows_nothing_of_the_last()
     for work, seconds in (("first half", 0.01), ("second half", 1.0)):
         for address in ("a", "b", "c"):
             for _ in range(9):
-                outliers.observe(f"{work}", f"{address} {work}", seconds)
+                outliers.observe(f"{work}", f"{address} {work}", seconds, 0.0)
     verdicts = outliers.judge(INTERVAL_SECONDS)
     assert len(verdicts) == 6
     assert not any(verdict.slow for verdict in verdicts)
@@ -70,11 +83,11 @@ def admitted(count: int) -> Endpoints:
 
 
 @given(count=st.integers(1, 12), slow=st.lists(st.integers(0, 11), max_size=20))
-def test_two_thirds_of_the_replicas_stay_whatever_is_found_slow(count: int, slow: list[int]) -> None:
+def test_two_thirds_of_the_replicas_or_one_of_two_stay_whatever_is_found_slow(count: int, slow: list[int]) -> None:
     endpoints = admitted(count)
     for number in slow:
         endpoints.judged(f"{number}", 0.0, slow=True)
-    assert endpoints.ready("stage") >= count * 2 / 3
+    assert endpoints.ready("stage") >= (1 if count == 2 else count * 2 / 3)
 
 
 def test_a_slow_replica_is_away_for_longer_each_time_until_it_has_been_well_again() -> None:
@@ -91,11 +104,23 @@ def test_a_slow_replica_is_away_for_longer_each_time_until_it_has_been_well_agai
     assert endpoints.judged("1", now, slow=True) == 2 * SLOW_SECONDS
 
 
-async def test_a_gateway_leaves_out_the_slow_one_of_three_replicas(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_slow_one_of_two_comes_back_at_once_when_the_other_is_lost() -> None:
+    endpoints = admitted(2)
+    assert endpoints.judged("1", 0.0, slow=True) == SLOW_SECONDS
+    assert endpoints.judged("0", 0.0, slow=True) == 0.0, "it is all that is left"
+    assert endpoints.pick("stage") == ("0",)
+    endpoints.failed("0", 1.0)
+    (back,) = endpoints.take_due(1.0)
+    endpoints.checked(back, healthy=True, now=1.0)
+    assert endpoints.pick("stage") == ("1",)
+
+
+@pytest.mark.parametrize("times", [(0.005, 0.005, 0.15), (0.01, 0.1)], ids=["three", "two"])
+async def test_a_gateway_leaves_out_the_slow_one_of_several_replicas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: tuple[float, ...]
 ) -> None:
     monkeypatch.setattr(forwarding, "Outliers", lambda: Outliers(interval_seconds=1.0))
-    replicas = [StageProcess("small-edge", "edge", (0, 3), seconds=seconds) for seconds in (0.005, 0.005, 0.15)]
+    replicas = [StageProcess("small-edge", "edge", (0, 3), seconds=seconds) for seconds in times]
     cluster = MemoryCluster()
     with stages(*replicas):
         for replica in replicas:
@@ -103,10 +128,10 @@ async def test_a_gateway_leaves_out_the_slow_one_of_three_replicas(
         cluster.put(ROUTE_TABLE, table(1, route(("small-edge", "edge", 0, 3)), stages=["small-edge"]))
         async with gateway(cluster, tmp_path) as running:
             endpoints = running.router.endpoints
-            await until(lambda: endpoints.ready("small-edge") == 3)
+            await until(lambda: endpoints.ready("small-edge") == len(times))
             async with asyncio.timeout(60):
-                while endpoints.ready("small-edge") == 3:
+                while endpoints.ready("small-edge") == len(times):
                     await running.forwarder.infer(InferRequest(PIPELINE, (from_array("frames", frames()),)))
             assert endpoints.pick("small-edge") != ()
-            assert replicas[2].address not in endpoints.pick("small-edge")
+            assert replicas[-1].address not in endpoints.pick("small-edge")
             assert "left out for 30 s" in caplog.text

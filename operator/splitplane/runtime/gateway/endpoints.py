@@ -18,7 +18,7 @@ UNANSWERED_CHECK_SECONDS = 3.0
 SLOW_SECONDS, LONGEST_SLOW_SECONDS = 30.0, 300.0
 """How long a replica that is much slower, or errs where others do not, is left out: for each time in a row."""
 SLOW_SHARE = 1 / 3
-"""Of a stage's replicas, at most so many are left out so, and none while more are left out already."""
+"""Of a stage's replicas, at most so many are left out so, but one of two; none while more are left out already."""
 ERRORS, PARDON = 5.0, 0.25
 """A replica is left out that has so many errors which others had not; each answer takes so much of one off."""
 MAX_ALTERNATES = 2
@@ -154,7 +154,7 @@ class Endpoints:
         if not slow:
             endpoint.slow = max(0, endpoint.slow - 1)
             return 0.0
-        if not self._dispensable(endpoint, fewest=0):
+        if not self._dispensable(endpoint):
             return 0.0
         endpoint.slow += 1
         return self._leave_out(endpoint, now, endpoint.slow)
@@ -162,14 +162,13 @@ class Endpoints:
     def erred(self, address: str, now: float) -> float:
         """A request got an error here and its answer at another replica. Seconds that it is left out for; 0: it is not.
 
-        A health check cannot see such a fault, so time brings it back; then the next error is enough. Of two replicas
-        one may be left out, since it is the other that answered.
+        A health check cannot see such a fault, so time brings it back; then the next error is enough.
         """
         endpoint = self._by_address.get(address)
         if endpoint is None or not endpoint.admitted:
             return 0.0
         endpoint.errors = min(endpoint.errors + 1, ERRORS)
-        if endpoint.errors < ERRORS or not self._dispensable(endpoint, fewest=1):
+        if endpoint.errors < ERRORS or not self._dispensable(endpoint):
             return 0.0
         endpoint.erring += 1
         endpoint.errors -= 1
@@ -204,11 +203,11 @@ class Endpoints:
     def get(self, address: str) -> Endpoint | None:
         return self._by_address.get(address)
 
-    def _dispensable(self, endpoint: Endpoint, *, fewest: int) -> bool:
-        """Whether the stage can do without this replica: no more than a share are out, or ``fewest`` of two or more."""
+    def _dispensable(self, endpoint: Endpoint) -> bool:
+        """Whether the stage can do without this replica: no more than a share are out, or one of two."""
         stage = [e for e in self._by_address.values() if e.pod.stage == endpoint.pod.stage]
         out = sum(not e.admitted for e in stage) + 1
-        return out < len(stage) and out <= max(SLOW_SHARE * len(stage), fewest)
+        return out < len(stage) and out <= max(SLOW_SHARE * len(stage), 1)
 
     def _leave_out(self, endpoint: Endpoint, now: float, times: int) -> float:
         pause = min(SLOW_SECONDS * times, LONGEST_SLOW_SECONDS)

@@ -296,7 +296,8 @@ class Forwarder:
     def _compare(self, choice: Choice, trace: tuple[HopTrace, ...], now: float) -> None:
         """Leave out a replica that takes far longer than the others of its stage."""
         for address, hop in zip(choice.addresses, trace, strict=False):
-            self._outliers.observe((hop.stage, hop.first, hop.last), address, hop.server - hop.hop - hop.queue)
+            work, seconds = (hop.stage, hop.first, hop.last), hop.server - hop.hop - hop.queue
+            self._outliers.observe(work, address, seconds, hop.queue)
         endpoints = self._router.endpoints
         for verdict in self._outliers.judge(now):
             if seconds := endpoints.judged(verdict.address, now, slow=verdict.slow):

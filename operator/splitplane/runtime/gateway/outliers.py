@@ -9,12 +9,16 @@ may be left out at once, and for how long, is ``Endpoints``' matter.
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import median
+from math import inf
+from statistics import mean, median
 
 INTERVAL_SECONDS = 10.0
-FEWEST_REQUESTS, MOST_REQUESTS, FEWEST_REPLICAS = 5, 128, 3
+FEWEST_REQUESTS, MOST_REQUESTS = 5, 128
 FACTOR, LEAST_SECONDS = 3.0, 0.02
 """A replica stands out that takes so many times what the others do, and so much longer."""
+FACTOR_OF_TWO, WAIT_OF_TWO = 5.0, 1.0
+"""Where there is one other only: so much slower, the replica has at most a sixth of what both can do. That much may be
+missed where requests wait for the other, on average, no longer than they take there: else it would be full alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +28,11 @@ class Verdict:
     address: str
     seconds: float
     usual: float
+    factor: float = FACTOR
 
     @property
     def slow(self) -> bool:
-        return self.seconds > max(FACTOR * self.usual, self.usual + LEAST_SECONDS)
+        return self.seconds > max(self.factor * self.usual, self.usual + LEAST_SECONDS)
 
 
 class Outliers:
@@ -36,13 +41,13 @@ class Outliers:
     def __init__(self, interval_seconds: float = INTERVAL_SECONDS) -> None:
         self._interval = interval_seconds
         self._since: float | None = None
-        self._seconds: defaultdict[object, defaultdict[str, deque[float]]] = defaultdict(
+        self._seconds: defaultdict[object, defaultdict[str, deque[tuple[float, float]]]] = defaultdict(
             lambda: defaultdict(lambda: deque(maxlen=MOST_REQUESTS))
         )
 
-    def observe(self, work: object, address: str, seconds: float) -> None:
-        """A replica took so long for a request, its queue not counted; only equal ``work`` is compared."""
-        self._seconds[work][address].append(seconds)
+    def observe(self, work: object, address: str, seconds: float, queued: float) -> None:
+        """A replica took so long for a request after it had ``queued`` for so long; only equal ``work`` is compared."""
+        self._seconds[work][address].append((seconds, queued))
 
     def judge(self, now: float) -> list[Verdict]:
         """Once per interval, what can be said of each replica; the slowest first."""
@@ -57,8 +62,14 @@ class Outliers:
 
     def _verdicts(self) -> Iterator[Verdict]:
         for replicas in self._seconds.values():
-            medians = {a: median(seconds) for a, seconds in replicas.items() if len(seconds) >= FEWEST_REQUESTS}
-            if len(medians) < FEWEST_REPLICAS:
-                continue
+            known = {a: list(zip(*seen, strict=True)) for a, seen in replicas.items() if len(seen) >= FEWEST_REQUESTS}
+            medians = {address: median(seconds) for address, (seconds, _) in known.items()}
             for address, seconds in medians.items():
-                yield Verdict(address, seconds, median(each for a, each in medians.items() if a != address))
+                others = [other for other in medians if other != address]
+                if not others:
+                    continue
+                usual, factor = median(medians[other] for other in others), FACTOR
+                if len(others) == 1:
+                    is_free = mean(known[others[0]][1]) <= WAIT_OF_TWO * usual
+                    factor = FACTOR_OF_TWO if is_free else inf
+                yield Verdict(address, seconds, usual, factor)
