@@ -372,6 +372,35 @@ def test_free_sizes_follow_the_constraints_that_torch_found(make: Make) -> None:
         partition.run(0, 1, {"x": torch.randn(1, 3, 31, 48)})
 
 
+class Hourglass(nn.Module):
+    """Halves an image twice and doubles it again: with too few pixels the middle has none left to interpolate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1)
+        self.up, self.last = nn.Conv2d(12, 4, 3, 1, 1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = torch.relu(self.down(x))
+        quarter = torch.relu(self.deep(half))
+        joined = torch.cat([functional.interpolate(quarter, size=half.shape[2:]), half], 1)
+        return self.last(functional.interpolate(torch.relu(self.up(joined)), size=x.shape[2:], mode="bilinear"))
+
+
+def test_sizes_have_a_least_one_where_the_model_holds_from_some_size_on(make: Make) -> None:
+    source = make(Hourglass, (TensorSpec("x", "FP32", (3, 32, 48), (None, "height", "width")),))
+    graph = export(source)
+    assert graph.refusal is None
+    assert graph.program is not None
+    sizes = {each.name: each for each in graph.program.sizes.by_symbol.values()}
+    for name in ("height", "width"):
+        assert 3 <= sizes[name].lowest <= 8
+        assert sizes[name].highest is None
+    check_all_ranges(source, {"x": torch.randn(2, 3, 8, 21)})
+    with pytest.raises(ValueError, match=r"height from \d to any size"):
+        load_partition(source, 0, None).run(0, 1, {"x": torch.randn(2, 3, 2, 21)})
+
+
 def test_tensors_of_a_cut_must_agree_on_free_sizes(tmp_path: Path) -> None:
     model = next(each for each in TRAINED if each.name == "minilm")
     partition = load_partition(model.source(tmp_path), 0, 1)

@@ -2,20 +2,24 @@
 
 import importlib
 import json
+import operator
 import os
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import splitplane
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import FactoryError, ModelSource, WeightsError, export, load_partition
+from splitplane.model.refusals import line_of_operation
 from splitplane.model.whole import load_whole, save_own_weights
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
@@ -139,6 +143,33 @@ def test_weights_that_are_packed_away_are_refused(tmp_path: Path) -> None:
 def test_inputs_that_forward_does_not_take_are_refused(source: ModelSource) -> None:
     with pytest.raises(FactoryError, match=r"forward\(frames.*does not fit spec.model.inputs"):
         export(replace(source, inputs=(*FRAMES, TensorSpec("rate", "FP32", (1,)))))
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "message"),
+    [
+        (1, "tokens", "the example of the free dimension tokens is of 1, .* give an example of 2 at least"),
+        (8, "batch", "cannot be called batch, as the first one is"),
+    ],
+)
+def test_a_free_dimension_that_cannot_be_exported_is_refused_with_the_cure(size: int, name: str, message: str) -> None:
+    inputs = (TensorSpec("frames", "FP32", (size, 1024), (name, None)),)
+    with pytest.raises(FactoryError, match=message):
+        export(ModelSource("m", f"{__name__}:Versioned", None, None, inputs))
+
+
+def test_what_called_splitplane_is_no_line_of_the_model() -> None:
+    def own() -> None:
+        raise ValueError
+
+    code = compile("def fail(model): model()", str(Path(splitplane.__file__).parent / "model" / "graphs.py"), "exec")
+    names: dict[str, Any] = {}
+    exec(code, names)  # puts a frame of Splitplane's own between this test and what fails
+    for failing, line in ((own, "raise ValueError"), (operator.add, None)):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            names["fail"](failing)
+        assert (line or "") in (line_of_operation(caught.value) or "")
+        assert (line_of_operation(caught.value) is None) is (line is None)
 
 
 def test_a_wrong_digest_shows_both(source: ModelSource) -> None:

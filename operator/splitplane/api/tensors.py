@@ -31,6 +31,8 @@ _SIZE_NAME = text("^[A-Za-z_][A-Za-z0-9_]*$", "must be letters, digits and under
 class FreeDimension(Model):
     """A dimension whose size may differ from request to request, such as the length of a text."""
 
+    model_config = rules(rule("self.name != 'batch'", "batch is the name of the first dimension", field=".name"))
+
     dimension: Annotated[int, between(1, 7)]
     """Its place in the shape; the batch, which is always free, is 0."""
     name: Annotated[str, *_SIZE_NAME]

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,14 +14,17 @@ from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
-from splitplane.model.errors import NotSplittableError
-from splitplane.model.refusals import describe, line_of_operation
+from splitplane.model.errors import FactoryError, NotSplittableError
+from splitplane.model.refusals import burnt_in, describe, line_of_operation
 from splitplane.model.sizes import BATCH
 from splitplane.model.source import ModelSource, bind_inputs
 from splitplane.model.watching import CallWatch
 
-REFINEMENTS = 4
-"""How often an export is repeated with the constraints on sizes that the one before found."""
+REFINEMENTS = 8
+"""How often an export is repeated with the constraints on sizes that the last one found, or with larger least sizes."""
+
+
+_CONSTRAINED = re.compile(r"Not all values of (\w+) = ")
 
 
 def export_program(
@@ -28,8 +32,10 @@ def export_program(
 ) -> ExportedProgram:
     """Export with every free dimension free, taking over the constraints on them that torch finds.
 
-    Raises :class:`NotSplittableError`.
+    Where torch tells of none that it can express, larger least sizes are tried, up to the example's. Raises
+    :class:`NotSplittableError`, and :class:`FactoryError` where inputs are declared in a way that cannot be exported.
     """
+    _check_free(source)
     dimensions: dict[str, Any] = {BATCH: Dim(BATCH)}
     by_input: dict[str, Any] = {}
     for spec in source.inputs:
@@ -45,7 +51,7 @@ def export_program(
                     program = program.run_decompositions({})
                 return program
             except UserError as error:
-                refined = _refined(str(error), shapes)
+                refined = _refined(str(error), shapes) or _raised(str(error), shapes, _free_sizes(source))
                 if refined is None:
                     raise NotSplittableError(
                         f"torch.export of {source.factory} failed: {describe(error)}",
@@ -57,6 +63,27 @@ def export_program(
                     f"torch.export of {source.factory} failed: {describe(error)}", line_of_operation(error)
                 ) from error
     raise NotSplittableError(f"torch.export of {source.factory} finds ever new constraints on its sizes: {shapes}")
+
+
+def _check_free(source: ModelSource) -> None:
+    for name, size in _free_sizes(source).items():
+        if name == BATCH:
+            raise FactoryError(f"a free dimension cannot be called {BATCH}, as the first one is: give it another name")
+        if size < 2:
+            raise FactoryError(
+                f"the example of the free dimension {name} is of {size}, which torch.export takes for fixed: give an "
+                "example of 2 at least"
+            )
+
+
+def _free_sizes(source: ModelSource) -> dict[str, int]:
+    """The smallest example of each named size."""
+    sizes: dict[str, int] = {}
+    for spec in source.inputs:
+        for name, size in zip(spec.free, spec.shape, strict=False):
+            if name is not None:
+                sizes[name] = min(size, sizes.get(name, size))
+    return sizes
 
 
 @contextlib.contextmanager
@@ -83,6 +110,33 @@ def _refined(message: str, shapes: dict[str, Any]) -> dict[str, Any] | None:
         return None
     fixed = any(isinstance(dim, int) for dims in refined.values() for dim in dims.values())
     return None if fixed or str(refined) == str(shapes) else refined
+
+
+def _raised(message: str, shapes: dict[str, Any], examples: Mapping[str, int]) -> dict[str, Any] | None:
+    """Shapes in which the sizes that a constraint speaks of are twice as large at least, if the examples are so large.
+
+    Torch tells of constraints that hold from some size on without telling from which: that a feature map which was
+    halved five times has more than one element left.
+    """
+    names = set(_CONSTRAINED.findall(message)) - {BATCH}
+    if not names or burnt_in(message):
+        return None
+    least: dict[str, Any] = {}
+    for dimension in (each for dimensions in shapes.values() for each in dimensions.values()):
+        name = dimension.__name__
+        if name in names:
+            size = 2 * max(2, dimension.min)
+            if size > examples.get(name, 0):
+                return None
+            least[name] = Dim(name, min=size, max=dimension.max)
+    return (
+        {
+            key: {index: least.get(each.__name__, each) for index, each in dimensions.items()}
+            for key, dimensions in shapes.items()
+        }
+        if least
+        else None
+    )
 
 
 def _mutates(node: fx.Node) -> bool:

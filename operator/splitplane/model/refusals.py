@@ -12,22 +12,40 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-_OWN = Path(__file__).parent
+_OWN = Path(__file__).parents[1]
+_WATCHING = Path(__file__).with_name("watching.py")
+"""Notes stacks within calls of the model, so that it is innermost there."""
 _TORCH = Path(torch.__file__).parent
 _DATA_DEPENDENT = (GuardOnDataDependentSymNode, DataDependentOutputException)
 _BURNT_IN = re.compile(
     r"marked (?P<name>\w+) as dynamic but your code specialized it to be a constant \((?P<size>\d+)\)"
 )
+_INPUT_SIZE = re.compile(r"L\['\w+'\](\['\w+'\])*\.size\(\)\[\d+\]")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+
+
+_CONSTRAINT = re.compile(r"Not all values of (?P<name>\w+) = .*? satisfy the generated guard (?P<guard>[^\n]*)")
+
+
+def burnt_in(message: str) -> re.Match[str] | None:
+    """What torch says of a size that the code takes for fixed: ``name`` and ``size``."""
+    return _BURNT_IN.search(message)
 
 
 def describe(error: Exception) -> str:
     """The first lines that tell something: torch appends advice and stacks over many lines."""
     if isinstance(error, _DATA_DEPENDENT):
         return "what it does next depends on the values of its inputs"
-    burnt = _BURNT_IN.search(str(error))
+    burnt = burnt_in(str(error))
     if burnt is not None:
         return f"its code works for a {burnt['name']} of {burnt['size']} only"
+    constraint = _CONSTRAINT.search(str(error))
+    if constraint is not None:
+        guard = _INPUT_SIZE.sub(constraint["name"], constraint["guard"]).strip().rstrip(".")
+        return (
+            f"its code does not hold for every {constraint['name']} (it needs {guard}), nor for all from about the "
+            "example's size on: a larger example may help"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])[:600]}" if lines else type(error).__name__
 
@@ -35,10 +53,12 @@ def describe(error: Exception) -> str:
 def line_of_operation(*causes: BaseException | traceback.StackSummary | fx.Node) -> str | None:
     """The innermost line of the model's own code in the stacks where an error rose, or that made a node.
 
-    Of several causes the last tells for which that is known.
+    Of several causes the last tells for which that is known. What called Splitplane is no part of the model.
     """
     for cause in reversed(causes):
         for file, line, function in reversed(list(_frames(cause))):
+            if Path(file).is_relative_to(_OWN) and Path(file) != _WATCHING:
+                break
             if _is_models(file):
                 return _told(file, line, function)
     return None
@@ -67,7 +87,7 @@ def line_of_attribute(module: nn.Module, name: str) -> str | None:
 
 def _is_models(file: str) -> bool:
     path = Path(file)
-    return path.is_file() and not path.is_relative_to(_TORCH) and not path.is_relative_to(_OWN)
+    return path.is_file() and not path.is_relative_to(_TORCH) and path != _WATCHING
 
 
 def _told(file: str, line: int, function: str) -> str:
