@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from typer.testing import CliRunner
 
 from splitplane.cli import app
+from splitplane.cli.calibrated import leak_along
 from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult
 from splitplane.domain.defences import Defence
 from splitplane.domain.leaks import choose_cuts, spread
+from splitplane.domain.profiles import TensorSpec
 from splitplane.model import CalibrationError, ModelSource, inversion, leak, load_partition, scores
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.inversion import _Standardised, draw
@@ -25,6 +28,7 @@ from splitplane.runtime import calibration_job
 from splitplane.runtime.calibration_job import Settings, calibrate
 from splitplane.runtime.profiling import wire_codecs
 from tests.support import blobs
+from tests.support.command_output import unwrapped
 
 UNHURRIED = 3600.0
 """Seconds that no attack here takes: steps are what ends it, so a busy machine gets the same result, but later."""
@@ -360,6 +364,47 @@ def test_the_command_names_its_attack_and_its_controls(files: tuple[ModelSource,
     report = json.loads(done.output)
     assert {"input", "shuffled", "shuffledSkill"} == report["controls"].keys()
     assert {each["cut"] for each in report["attacks"]} == {1}
+
+
+class Branching(nn.Module):
+    """Cannot be split."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.mean((1, 2, 3))[:, None] if bool(image.sum() > 0) else image.sum((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--cut", "0"], "nocut0toattack:give1to"),
+        (["--cut", "99"], "nocut99toattack"),
+        (["--codec", "int8+zstd"], "int8+zstdshowswhatint8shows"),
+        (["--codec", "jpeg"], "nocodecjpeg:giveoneoffp32"),
+    ],
+)
+def test_cuts_and_codecs_that_cannot_be_attacked_are_told_apart(
+    asked: list[str], message: str, files: tuple[ModelSource, Path]
+) -> None:
+    source, calibration = files
+    arguments = ["--input", "image:FP32:-1,1,12,12", "--weights", str(source.weights_uri), *asked]
+    done = CliRunner().invoke(app, ["model", "leak", source.factory, *arguments, "--calibration", str(calibration)])
+    assert done.exit_code == 2
+    assert message in unwrapped(done.output)
+
+
+def test_a_model_without_a_cut_is_not_attacked(files: tuple[ModelSource, Path], tmp_path: Path) -> None:
+    _, calibration = files
+    weights = tmp_path / "none.safetensors"
+    save_file({}, weights)
+    arguments = ["--input", "image:FP32:-1,1,12,12", "--weights", weights.as_uri(), "--calibration", str(calibration)]
+    done = CliRunner().invoke(app, ["model", "leak", f"{__name__}:Branching", *arguments])
+    assert done.exit_code == 2
+    told = unwrapped(done.output)
+    assert "nothingcrossesacut,forthereisnone:" in told
+    assert "valuesofitsinputsorweights" in told
+    inputs = (TensorSpec("image", "FP32", (1, 12, 12)),)
+    source = ModelSource("m", f"{__name__}:Branching", weights.as_uri(), None, inputs)
+    assert leak_along(source, calibration, budget_seconds=1.0, threads=1, progress=lambda _share, _text: None) is None
 
 
 def test_a_calibration_job_measures_what_it_is_asked_for_and_nothing_else(

@@ -24,7 +24,7 @@ from splitplane.cli.plans import out
 from splitplane.domain.calibrations import AccuracyFound, Metric
 from splitplane.domain.defences import Defence
 from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
-from splitplane.domain.profiles import BASE_CODECS
+from splitplane.domain.profiles import BASE_CODECS, ZSTD
 
 if TYPE_CHECKING:
     from splitplane.model import ModelSource, Partition
@@ -141,9 +141,11 @@ def leak(
 
     cuts, wanted = partition.graph.cuts, codec or ["fp32"]
     inner = range(1, len(cuts) - 1)
-    unknown = [str(each) for each in (*(cut or ()), *wanted) if each not in inner and each not in BASE_CODECS]
-    if unknown:
-        raise typer.BadParameter(f"no cut 1 to {len(cuts) - 2} and no codec: {', '.join(unknown)}")
+    if not inner:
+        raise typer.BadParameter(
+            f"nothing crosses a cut, for there is none: {partition.graph.refusal or 'one segment'}"
+        )
+    _check_cuts_and_codecs(cut or (), wanted, inner)
     try:
         with Console(stderr=True).status("attacking") as status:
             report = measure_leak(
@@ -174,6 +176,19 @@ def leak(
     out.print(leak_controls(report))
 
 
+def _check_cuts_and_codecs(cuts: Sequence[int], codecs: Sequence[str], inner: range) -> None:
+    """Raises ``typer.BadParameter`` that names what there is instead."""
+    for each in cuts:
+        if each not in inner:
+            raise typer.BadParameter(f"no cut {each} to attack: give {inner[0]} to {inner[-1]}")
+    for name in codecs:
+        base = name.removesuffix(ZSTD)
+        if base not in BASE_CODECS:
+            raise typer.BadParameter(f"no codec {name}: give one of {', '.join(BASE_CODECS)}")
+        if base != name:
+            raise typer.BadParameter(f"{name} shows what {base} shows, for Zstandard loses nothing: give {base}")
+
+
 def leak_along(
     source: "ModelSource",
     calibration: Path,
@@ -181,18 +196,21 @@ def leak_along(
     budget_seconds: float,
     threads: int,
     progress: Callable[[float, str], None],
-) -> "LeakReport":
-    """Attack up to six cuts, evenly, in fp32. Raises :class:`ModelError`."""
+) -> "LeakReport | None":
+    """Attack up to six cuts, evenly, in fp32; ``None`` of a model that has none. Raises :class:`ModelError`."""
     from splitplane.model import load_partition
     from splitplane.model.calibration import read_calibration
     from splitplane.model.leak import measure_leak
     from splitplane.runtime.profiling import wire_codecs
 
     partition, began = load_partition(source, 0, None), time.monotonic()
+    inner = range(1, len(partition.graph.cuts) - 1)
+    if not inner:
+        progress(1.0, "no leak was measured, for the model has no cut")
+        return None
     return measure_leak(
         partition, read_calibration(calibration, source.inputs), {"fp32": wire_codecs()["fp32"]},
-        choose_cuts(range(1, len(partition.graph.cuts) - 1), MOST_CUTS), budget_seconds=budget_seconds,
-        threads=threads,
+        choose_cuts(inner, MOST_CUTS), budget_seconds=budget_seconds, threads=threads,
         progress=lambda text: progress(min(1.0, (time.monotonic() - began) / budget_seconds), text),
     )  # fmt: skip
 

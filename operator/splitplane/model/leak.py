@@ -126,8 +126,10 @@ def measure_leak(
     So many of the calibration inputs are drawn at random that these and what crosses for them take at most
     ``memory_bytes`` (by default half of what is available), and that running them takes ``PREPARING`` of the budget.
     As many are run, or trained on, at a time as ``WORKING`` of that holds, but one at least.
-    Raises :class:`CalibrationError` where too few are left.
+    Raises :class:`CalibrationError` where too few are left, and ``ValueError`` without a cut.
     """
+    if not cuts:
+        raise ValueError("there is no cut to attack")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

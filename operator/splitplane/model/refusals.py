@@ -35,7 +35,10 @@ def burnt_in(message: str) -> re.Match[str] | None:
 def describe(error: Exception) -> str:
     """The first lines that tell something: torch appends advice and stacks over many lines."""
     if isinstance(error, _DATA_DEPENDENT):
-        return "what it does next depends on the values of its inputs"
+        return (
+            "what it does next depends on the values of its inputs or weights (what follows from weights alone can be "
+            "computed in the constructor)"
+        )
     burnt = burnt_in(str(error))
     if burnt is not None:
         return f"its code works for a {burnt['name']} of {burnt['size']} only"
