@@ -24,6 +24,8 @@ from tests.support.planner_cases import (
     split,
     with_tiers,
 )
+from tests.support.planner_random import random_case
+from tests.support.planner_reference import enumerate_rows
 
 FREE = replace(POLICY, max_p95_seconds=None, max_cost_per_hour=None)
 CHEAP = replace(FREE, prefer=Preference.COST)
@@ -279,6 +281,24 @@ def test_pods_outside_the_replica_bounds_serve_until_others_do():
     assert [str(route.plan) for route in admissible_routes(context, edge_only(1))] == ["edge:0-6"]
 
 
+SMALL = with_tiers(SNAPSHOT, edge={"memory_limit_bytes": 330 * MEBIBYTE})
+
+FORBIDDEN = {
+    "privacy": (with_tiers(SNAPSHOT, edge={"ready_nodes": 0}), POLICY),
+    "memory": (with_tiers(SMALL, cloud={"ready_nodes": 0}), POLICY),
+    "leak": (SMALL, replace(POLICY, max_leak=0.01)),
+    "accuracy": (SMALL, replace(POLICY, max_accuracy_loss=0.0, codecs=("int8",))),
+    "partitions": (SMALL, replace(POLICY, max_partitions=1)),
+}
+
+
+@pytest.mark.parametrize("limit", FORBIDDEN)
+def test_a_limit_that_leaves_no_plan_is_named(limit: str):
+    decision = plan(*FORBIDDEN[limit], 0.0)
+    assert decision.target is None
+    assert f"the limit on {limit} leaves no plan" in decision.message
+
+
 def test_nothing_to_run_on_is_said_with_the_cause():
     snapshot = with_tiers(SNAPSHOT, edge={"ready_nodes": 0}, cloud={"ready_nodes": 0})
     decision = plan(snapshot, POLICY, 0.0)
@@ -338,12 +358,44 @@ def test_a_fixed_plan_that_breaks_privacy_does_not_start():
     policy = replace(FIXED, fixed=FixedPlan((("cloud", 0, 6),), ()))
     decision = plan(SNAPSHOT, policy, 0.0)
     assert (decision.target, decision.feasible) == (None, False)
+    assert "the fixed plan breaks privacy" in decision.message
 
 
 def test_a_plan_that_was_set_aside_is_not_proposed():
     first = plan(SNAPSHOT, POLICY, 0.0).target
     second = plan(replace(SNAPSHOT, set_aside=frozenset({first.plan.digest})), POLICY, 0.0).target
     assert second.plan.digest != first.plan.digest
+
+
+def test_an_overload_gets_the_next_best_while_plans_are_set_aside_and_is_told_when_none_is_left():
+    snapshot = with_tiers(replace(SNAPSHOT, arrival_rate=Value(50.0)), cloud={"ready_nodes": 0})
+    aside: frozenset[str] = frozenset()
+    for replicas in (8, 7, 6, 5, 4, 3, 2):
+        target = plan(replace(snapshot, set_aside=aside), POLICY, 0.0).target
+        assert shape(target.plan) == f"edge:0-6 x{replicas}"
+        aside |= {target.plan.digest}
+    message = plan(replace(snapshot, set_aside=aside), POLICY, 0.0).message
+    assert "7 plans are set aside" in message
+    assert "leaves no plan" not in message
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_an_overload_gets_nearly_the_most_that_any_plan_bears_that_is_not_set_aside(seed: int):
+    snapshot, policy = random_case(seed)
+    snapshot, aside = replace(snapshot, arrival_rate=Value(1e4)), set()
+    rates = {}
+    for row in enumerate_rows(replace(snapshot, arrival_rate=Value(1e-2)), policy):
+        rates[row.stages, row.codecs] = 1e-2 * policy.max_utilization / row.utilization
+    for _ in range(4):
+        target = plan(replace(snapshot, set_aside=frozenset(aside)), policy, 0.0).target
+        assert (target is None) == (not rates)
+        if target is None:
+            return
+        bears = rates.pop(
+            (tuple((s.tier, s.first, s.last, s.replicas) for s in target.plan.stages), target.plan.codecs)
+        )
+        assert bears >= 0.99 * max(rates.values(), default=0.0) * (1.0 - 1e-9)
+        aside.add(target.plan.digest)
 
 
 @pytest.mark.parametrize(

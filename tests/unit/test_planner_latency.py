@@ -1,5 +1,7 @@
 """Predicted response times: against an event simulation, and where theory is exact."""
 
+import time
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splitplane.domain.measurements import Value
 from splitplane.domain.plans import Plan, Stage
+from splitplane.planner import plan
 from splitplane.planner.context import build_context
 from splitplane.planner.erlang import waiting_chance
 from splitplane.planner.evaluation import assess
@@ -119,6 +123,24 @@ def test_the_wait_is_exact_for_one_exponential_server():
 def test_erlang_c_matches_published_values():
     servers, offered = np.array([1.0, 2.0, 5.0]), np.array([0.5, 1.0, 4.0])
     assert waiting_chance(servers, offered / servers) == pytest.approx([0.5, 1.0 / 3.0, 0.5541], abs=1e-4)
+
+
+@pytest.mark.parametrize("servers", [1, 16, 100, 256, 300, 512, 1000, 4000])
+def test_erlang_c_holds_for_many_servers(servers: int):
+    for load in (0.3, 0.8, 0.9, 0.95, 0.98):
+        blocking = 1.0
+        for count in range(1, servers + 1):
+            blocking = servers * load * blocking / (count + servers * load * blocking)
+        exact = blocking / (1.0 - load * (1.0 - blocking))
+        found = waiting_chance(np.array([float(servers)]), np.array([load]))[0]
+        assert found == pytest.approx(exact, abs=0.005)
+
+
+def test_a_load_that_nothing_bears_takes_no_longer_to_plan_for_than_any_other():
+    before = time.process_time()
+    decisions = [plan(replace(SNAPSHOT, arrival_rate=Value(rate)), POLICY, 0.0) for rate in (1e3, 1.7e3, 1e5, 1e9)]
+    assert time.process_time() - before < 4.0
+    assert len({decision.target.plan for decision in decisions}) == 1
 
 
 def test_a_saturated_station_has_no_finite_response():

@@ -19,17 +19,17 @@ def binding_limits(context: Context, best: Candidate) -> tuple[str, ...]:
     ``memory``, ``replicas``, ``codecs``, ``partitions``."""
     if context.policy.mode is Mode.FIXED:
         return ()
-    return tuple(name for name, lifted in _lifted(context) if _better(lifted, best))
+    return tuple(name for name, without in lifted(context) if _better(without, best))
 
 
-def _better(lifted: Context, best: Candidate) -> bool:
-    found, before = best_plan(lifted), assess(lifted, best.plan)
+def _better(without: Context, best: Candidate) -> bool:
+    found, before = best_plan(without), assess(without, best.plan)
     if found is None or found.plan == best.plan:
         return False
-    return severity(found) < severity(before) or gain(lifted, before, found) > COST_TIE
+    return severity(found) < severity(before) or gain(without, before, found) > COST_TIE
 
 
-def _lifted(context: Context) -> Iterator[tuple[str, Context]]:
+def lifted(context: Context) -> Iterator[tuple[str, Context]]:
     """The context without one limit, for each that it has."""
     policy = context.policy
 

@@ -28,29 +28,3 @@ def conditions(context: Context) -> str:
         if source == context.gateway:
             parts.append(f"{source} to {target} {wire.bandwidth * 8e-6:.3g} Mbit/s")
     return ", ".join(parts)
-
-
-def why_nothing_fits(context: Context) -> str:
-    """What keeps every tier from serving, for a user who has to mend it."""
-    clauses = []
-    for name, tier in context.tiers.items():
-        if name in context.sites:
-            continue
-        if tier.device_class not in context.profile.devices:
-            clauses.append(f"tier {name}: device class {tier.device_class} has no profile yet")
-        elif tier.ready_nodes < 1:
-            clauses.append(f"tier {name}: no ready node matches its selector")
-        elif tier.granted == 0 and tier.slots > 0:
-            clauses.append(f"tier {name}: other pipelines got all that its nodes have")
-        else:
-            clauses.append(f"tier {name}: its nodes have no room for a replica")
-    for name, site in context.sites.items():
-        if not context.affordable(site):
-            clauses.append(f"tier {name}: its price is unknown")
-        elif name != context.gateway and (context.gateway, name) not in context.wires:
-            clauses.append(f"tier {name}: the link to it is unmeasured")
-        else:
-            clauses.append(f"tier {name}: no range fits privacy and memory")
-    if context.set_aside:
-        clauses.append(f"{len(context.set_aside)} plans are set aside after failing")
-    return "; ".join(clauses)

@@ -128,7 +128,7 @@ def frontier_of_layouts(
         table = evaluate(context, layout, rate=rate)
         keep = ~broken(context, table)[0]
         for plan in without:
-            keep &= ~_same(layout, layout_of(context, plan))
+            keep &= ~same_plan(layout, layout_of(context, plan))
         tables.append(table.where(keep))
     whole = _assembled(tables)
     kept = nondominated(whole.cost, whole.p95, np.unique(whole.leak, return_inverse=True)[1], whole.loss)
@@ -153,7 +153,7 @@ def _search(context: Context, lines: Sequence[Line], rate: float, without: Colle
     cover, load = _cover(lines), Load(rate, context.arrival_scv, context.policy.max_utilization)
     found = []
     for number, line in enumerate(lines):
-        left_out = [numbers for plan in without if (numbers := _find(context, line, plan)) is not None]
+        left_out = [numbers for plan in without if (numbers := find(context, line, plan)) is not None]
         found += [(number, part) for part in search(line, load, cover, left_out)]
     everything = joined([part for _, part in found])
     origin = np.concatenate([np.full(len(part.cost), number) for number, part in found])
@@ -182,7 +182,7 @@ def _cover(lines: Sequence[Line]) -> Cover:
     return Cover(leaks, np.concatenate([*losses, [most]]), cheapest, cheapest + 2.0 * step)
 
 
-def _find(context: Context, line: Line, plan: Plan) -> Numbers | None:
+def find(context: Context, line: Line, plan: Plan) -> Numbers | None:
     """A plan by its numbers within a line; ``None`` if it is not of that line."""
     if tuple(stage.tier for stage in plan.stages) != line.tiers:
         return None
@@ -212,7 +212,7 @@ def _place(options: Options, cut: int, codec: int) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def _same(layout: Layout, other: Layout) -> Bools:
+def same_plan(layout: Layout, other: Layout) -> Bools:
     """Rows of ``layout`` that are the one plan of ``other``."""
     if (layout.tiers, layout.pay_per_use) != (other.tiers, other.pay_per_use):
         return np.zeros(len(layout), dtype=np.bool_)

@@ -83,18 +83,6 @@ class Line:
         return _counted(self.head, first, head), _counted(self.tail, second, tail)
 
 
-def highest_rate(context: Context) -> float:
-    """The highest rate that any plan bears at the utilisation ceiling, 0 if there is no plan at all."""
-    highest = 0.0
-    for line in build_lines(context, TRICKLE):
-        rates = np.minimum(line.head.capacity[line.first], line.tail.capacity[line.second])
-        if line.middle is not None:
-            busy = line.middle.busy(line.first, line.second)
-            rates = np.minimum(rates, line.middle.most * ceiling(context) / busy)
-        highest = max(highest, float(rates.max()))
-    return highest
-
-
 def build_lines(context: Context, rate: float) -> Iterator[Line]:
     """All lines with rows that trust, memory, links, prices and the limits on leak and accuracy allow, and whose
     stations bear ``rate``; shortest first."""
@@ -152,14 +140,16 @@ def _build(context: Context, rate: float, tiers: Sequence[str], pay_per_use: fro
     return Line(tuple(tiers), head, between, tail, before, after, first, second, pay_per_use)
 
 
-def _whole(context: Context, rate: float, site: Site, shared: Passage, pay_per_use: frozenset[int]) -> Line:
+def _whole(context: Context, rate: float, site: Site, shared: Passage, pay_per_use: frozenset[int]) -> Line | None:
     start, end = np.zeros(1, dtype=np.int64), np.array([context.profile.segments])
     service = stage_seconds(context, site, start, end)
     able, here = holds(context, site.name, start, end), seen(context, site, start, end)
     if not pay_per_use:
         able &= carries(context, rate, site, here)
-    rows = np.flatnonzero(able)
+    if not able.all():
+        return None
     tail = side(context, rate, site, service, here, shared, pay_per_use=bool(pay_per_use))
+    rows = np.zeros(1, dtype=np.int64)
     return Line((site.name,), NOTHING, None, tail, context.options, context.options, rows, rows, pay_per_use)
 
 

@@ -14,8 +14,9 @@ from splitplane.planner.causes import FORBIDDEN, reason_of_change
 from splitplane.planner.choice import gain, severity
 from splitplane.planner.context import Context, build_context
 from splitplane.planner.evaluation import assess
-from splitplane.planner.explain import conditions, describe, why_nothing_fits
+from splitplane.planner.explain import conditions, describe
 from splitplane.planner.keeping import Kept
+from splitplane.planner.lacking import why_nothing_fits
 from splitplane.planner.paying import Indifference
 from splitplane.planner.paying import indifference as indifference_of
 from splitplane.planner.routes import Admissible, admissible

@@ -7,11 +7,11 @@ from splitplane.domain.plans import Candidate, Plan, Stage
 from splitplane.domain.snapshots import Mode
 from splitplane.planner.choice import pick, pick_cheapest
 from splitplane.planner.context import Context, ContradictionError, crossings
-from splitplane.planner.evaluation import assess, evaluate, violations
+from splitplane.planner.evaluation import assess, violations
 from splitplane.planner.frontier import Frontier, contenders, frontier_of_layouts, frontier_of_lines
 from splitplane.planner.layouts import Layout, with_replicas
 from splitplane.planner.likely import with_likely_residency
-from splitplane.planner.lines import highest_rate
+from splitplane.planner.overload import highest_rate_of_layouts, highest_rate_of_lines
 from splitplane.planner.residency import resident_range
 
 OVERLOAD_TIE = 0.01
@@ -55,7 +55,7 @@ def _best(context: Context, without: list[Plan]) -> Candidate | None:
     frontier = _contenders(context, context.rate, tuple(without))
     if len(frontier):
         return frontier.candidate(context, pick(context.policy, frontier))
-    rate = _highest_rate(context) * (1.0 - OVERLOAD_TIE)
+    rate = _highest_rate(context, without) * (1.0 - OVERLOAD_TIE)
     if not 0.0 < rate < math.inf:
         return None
     frontier = _contenders(context, rate, tuple(without))
@@ -70,11 +70,11 @@ def _contenders(context: Context, rate: float, without: tuple[Plan, ...]) -> Fro
     return contenders(context, rate, without)
 
 
-def _highest_rate(context: Context) -> float:
-    rates = [float(evaluate(context, layout).max_rate.max()) for layout in _layouts(context)]
-    if context.policy.mode is not Mode.FIXED:
-        rates.append(highest_rate(context))
-    return max(rates, default=0.0)
+def _highest_rate(context: Context, without: list[Plan]) -> float:
+    among_layouts = highest_rate_of_layouts(context, _layouts(context), without)
+    if context.policy.mode is Mode.FIXED:
+        return among_layouts
+    return max(among_layouts, highest_rate_of_lines(context, without))
 
 
 def _layouts(context: Context) -> list[Layout]:
@@ -98,7 +98,14 @@ def _remembered(context: Context) -> Layout | None:
 
 
 def _fixed(context: Context) -> Plan | None:
-    """The plan that the user dictates, with one replica per stage; ``None`` where it cannot or must not run."""
+    """The plan that the user dictates; ``None`` where it cannot or must not run."""
+    plan = dictated(context)
+    unlinked = any(hop not in context.wires for hop in crossings(plan, context.gateway))
+    return None if unlinked or routing_violations(context, plan) else plan
+
+
+def dictated(context: Context) -> Plan:
+    """The plan that the user dictates, with one replica per stage. Raises ``ContradictionError`` where it is none."""
     fixed = context.policy.fixed
     if fixed is None:
         raise ContradictionError("mode Fixed needs a fixed plan: give its stages and codecs, or choose mode Auto")
@@ -115,9 +122,7 @@ def _fixed(context: Context) -> Plan | None:
     stages = tuple(
         Stage(tier, first, last, *resident_range(context, tier, first, last), 1) for tier, first, last in fixed.stages
     )
-    dictated = Plan(stages, fixed.codecs)
-    unlinked = any(hop not in context.wires for hop in crossings(dictated, context.gateway))
-    return None if unlinked or routing_violations(context, dictated) else dictated
+    return Plan(stages, fixed.codecs)
 
 
 def routing_violations(context: Context, plan: Plan) -> set[str]:
