@@ -7,10 +7,22 @@ import pytest
 from splitplane.domain.measurements import Missing
 from splitplane.domain.plans import Candidate, Plan
 from splitplane.domain.snapshots import FixedPlan, Mode, Preference
-from splitplane.planner import plan
+from splitplane.planner import Kept, plan
 from splitplane.planner.context import build_context
 from splitplane.planner.routes import LIMIT, admissible, admissible_routes
-from tests.support.planner_cases import MEBIBYTE, POLICY, SNAPSHOT, edge_only, links, serving, split, with_tiers
+from splitplane.simulation.strategies import cloud_only
+from tests.support.planner_cases import (
+    CLOUD,
+    EDGE,
+    MEBIBYTE,
+    POLICY,
+    SNAPSHOT,
+    edge_only,
+    links,
+    serving,
+    split,
+    with_tiers,
+)
 
 CONTEXT = build_context(SNAPSHOT, POLICY)
 
@@ -92,6 +104,16 @@ def test_the_baselines_are_there_to_compare_with_even_where_they_break_a_limit()
     assert alternatives["edge-only"].violations == ()
     assert str(alternatives["cloud-only"].plan) == "cloud:0-6"
     assert alternatives["cloud-only"].violations == ("privacy",)
+
+
+@pytest.mark.parametrize(("last", "away"), [(1, "cloud"), (0, "fog")])
+def test_cloud_only_is_the_last_tier_that_can_be_used(last: int, away: str):
+    far = replace(CLOUD, ready_nodes=last)
+    ways = tuple(replace(links(50)[0], source=a, target=b) for a, b in (("edge", "fog"), ("edge", "cloud")))
+    snapshot = replace(SNAPSHOT, tiers=(EDGE, replace(CLOUD, name="fog"), far), links=ways)
+    assert str(plan(snapshot, POLICY, 0.0).alternatives["cloud-only"].plan) == f"{away}:0-6"
+    served = cloud_only(snapshot, POLICY, 0.0, Kept(snapshot.profile))
+    assert str(served.plan) == f"{away}:0-6"
 
 
 def test_an_edge_only_plan_has_one_route():

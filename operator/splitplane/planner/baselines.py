@@ -9,14 +9,13 @@ from splitplane.planner.layouts import one_stage
 
 
 def baselines(context: Context) -> dict[str, Candidate]:
-    """``edge-only`` and ``cloud-only`` (raw input as fp32), with as many replicas as suit them best.
+    """``edge-only`` and ``cloud-only`` (the last tier, raw input as fp32), with as many replicas as suit them best.
 
     For explanation only: they are predicted even where they break a limit, which their violations name. One is left
     out where its tier cannot be used.
     """
     found = {}
-    away = next((name for name in context.sites if name != context.gateway), None)
-    for name, tier in (("edge-only", context.gateway), ("cloud-only", away)):
+    for name, tier in (("edge-only", context.gateway), ("cloud-only", context.farthest)):
         if tier is None or tier not in context.sites:
             continue
         if tier != context.gateway and (context.gateway, tier) not in context.wires:

@@ -120,6 +120,11 @@ class Context:
         """Tiers in the order in which a request may visit them: from the gateway's outwards."""
         return (self.gateway, *(name for name in self.tiers if name != self.gateway))
 
+    @property
+    def farthest(self) -> str | None:
+        """The last tier that can hold replicas, in the order of visit; ``None`` if only the gateway's can."""
+        return next((name for name in reversed(self.order) if name in self.sites and name != self.gateway), None)
+
     def private(self, tier: str) -> bool:
         """Whether the model's input must not reach this tier."""
         return self.policy.raw_input_stays_trusted and not self.tiers[tier].trusted

@@ -45,8 +45,9 @@ def edge_only(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Cho
 
 def cloud_only(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
     """The whole model on the last tier, with the raw input sent there, whatever privacy says."""
-    others = {tier.name for tier in snapshot.tiers[:-1]}
     open_ = replace(policy, raw_input_stays_trusted=False, max_leak=None, max_partitions=1)
+    last = build_context(snapshot, open_, kept).farthest
+    others = {tier.name for tier in snapshot.tiers if tier.name != last}
     return planner(_without(snapshot, others), open_, now, kept)
 
 
