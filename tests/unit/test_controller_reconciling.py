@@ -4,11 +4,14 @@ import itertools
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
+from splitplane.cli import app
 from splitplane.controller.reconciling import Reconciler
 from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Error, Value
@@ -101,6 +104,29 @@ async def test_a_decision_is_logged_with_all_that_it_takes_to_make_it_again(
     decision = plan(*load_call(call))
     assert said == "Start of shop/tracker"
     assert str(decision.target.plan) == world.status["plan"]["summary"]
+
+
+async def test_a_hold_is_logged_once_and_the_line_explains_its_gate(
+    world: World, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    await serving(world)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="splitplane.controller.deciding"):
+        world.metrics = MetricsSnapshot(time=0.0, failure="Prometheus cannot be asked: refused")
+        await world.step(60)
+        (line,) = [record.getMessage() for record in caplog.records if record.name == "splitplane.controller.deciding"]
+        log = tmp_path / "operator.log"
+        log.write_text(f"2026-01-01 INFO {line}\n")
+        told = CliRunner().invoke(app, ["explain", "--call", str(log)]).output
+        assert line.startswith("Hold of shop/tracker: ")
+        assert "MetricsMissing" in told
+        assert "Held by gate: metrics" in told
+        world.metrics = measured()
+        await world.step(60)
+        world.metrics = MetricsSnapshot(time=0.0, failure="Prometheus cannot be asked: refused")
+        await world.step(60)
+    told_twice = [each for each in caplog.records if each.getMessage().startswith("Hold of shop/tracker: ")]
+    assert len(told_twice) == 2
 
 
 async def test_a_settled_pipeline_is_left_in_peace(world: World) -> None:

@@ -85,7 +85,9 @@ def _recorded(path: Path) -> tuple[Snapshot, Policy, float]:
                 return load_call(line[start:].strip())
             except ValueError:
                 continue
-    raise typer.BadParameter(f"{path} holds no recorded decision: it is a line of the operator's log at each switch")
+    raise typer.BadParameter(
+        f"{path} holds no recorded decision: the operator's log has one at each switch and each new reason to hold"
+    )
 
 
 def _lines(decision: Decision) -> list[str]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from splitplane.adapters.metrics import PipelineMetrics
@@ -129,9 +130,7 @@ class Deciding:
             return
         memory.contradiction = ""
         memory.decision, memory.asked = decision, (seen, policy)
-        if decision.action is not Action.HOLD:
-            # All that the decision rests on: it can be made and explained again (`splitplane explain --call`).
-            _log.info("%s of %s: %s", decision.action, "/".join(this.key), dump_call(seen, policy, now))
+        _record(this.key, memory, decision, lambda: dump_call(seen, policy, now))
         self._telemetry.decisions.labels(str(decision.action), decision.reason).inc()
         if decision.gate:
             self._telemetry.holds.labels(decision.gate).inc()
@@ -226,6 +225,15 @@ class Deciding:
         text = f"waiting for the gateway to measure the link to {', '.join(missing)}"
         this.waiting.append(("MeasuringLinks", text))
         return True
+
+
+def _record(key: tuple[str, str], memory: Memory, decision: Decision, call: Callable[[], str]) -> None:
+    """Log all that a decision rests on, so that it can be made and explained again (`splitplane explain --call`): each
+    that changes the plan, and of those that hold it back the first with that reason and gate."""
+    told = decision.reason, decision.gate
+    if decision.action is not Action.HOLD or (told != memory.told and decision.reason != "UpToDate"):
+        _log.info("%s of %s: %s", decision.action, "/".join(key), call())
+    memory.told = told
 
 
 def _routes_differ(old: Serving, new: Serving) -> bool:

@@ -35,6 +35,8 @@ class Memory:
     decision: Decision | None = None
     asked: tuple[Snapshot, Policy] | None = None
     """What the planner was asked last."""
+    told: tuple[str, str] = ("", "")
+    """Reason and gate of the last decision, as far as the log tells."""
     applied: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     status_at: float = 0.0
     parsed: tuple[str, InferencePipeline] | None = None
