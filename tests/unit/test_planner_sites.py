@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from splitplane.domain.measurements import Value, known
-from splitplane.domain.snapshots import Policy, Preference, Snapshot
+from splitplane.domain.snapshots import Policy, Preference, Snapshot, Tier
 from splitplane.planner import ContradictionError, plan, plan_sites
 from splitplane.planner.context import build_context
 from splitplane.planner.knapsack import Menu, Relaxed, pack
@@ -168,6 +168,31 @@ def test_a_pool_holds_no_more_than_its_memory():
     assert found.sharing == sites.keys()
     assert (found.pool.first, found.pool.last) == (2, 6)
     assert {each.plan.stages[0].resident_last for each in found.plans.values()} == {2}
+
+
+def in_currency(snapshot: Snapshot, rate: float) -> Snapshot:
+    def priced(tier: Tier) -> Tier:
+        price = Value((known(tier.price_per_hour) or 0.0) * rate)
+        return replace(tier, price_per_hour=price, egress_price_per_gib=tier.egress_price_per_gib * rate)
+
+    return replace(snapshot, tiers=tuple(priced(tier) for tier in snapshot.tiers))
+
+
+@pytest.mark.parametrize("rate", [1e-3, 25_000.0, 42_000.0, 1e7])
+@pytest.mark.parametrize(("count", "limit"), [(1, 0.25), (6, 0.35)])
+def test_no_currency_is_so_small_that_money_outweighs_a_limit(count: int, limit: float, rate: float):
+    policy = replace(CHEAP, max_p95_seconds=limit)
+    busy = {
+        name: replace(site, arrival_rate=Value(6.0), links=links(30))
+        for name, site in many_sites(count, seed=3).items()
+    }
+    found = plan_sites(busy, policy, shared="cloud")
+    other = plan_sites({name: in_currency(site, rate) for name, site in busy.items()}, policy, shared="cloud")
+    assert {name: each.plan for name, each in found.plans.items()} == {
+        name: each.plan for name, each in other.plans.items()
+    }
+    assert all(each.violations == () for each in other.plans.values())
+    assert other.cost_per_hour == pytest.approx(found.cost_per_hour * rate, rel=1e-5)
 
 
 def test_a_limit_on_cost_is_one_for_all_sites_together():

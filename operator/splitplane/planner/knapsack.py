@@ -12,7 +12,10 @@ import numpy as np
 from splitplane.planner.arrays import Array, Bools, Ints
 
 PENALTY = 1e4
-"""Money per hour that a broken limit counts as: no site's plan costs as much."""
+"""Money per hour that a broken limit counts as: all sites together save less by the least of penalties, a tenth."""
+
+MOST_MONEY = 500.0
+"""Money per hour that is at stake at most: amounts in small currencies are scaled down to that."""
 
 _SLACK = 1e-9
 _BISECTIONS = 40

@@ -11,6 +11,7 @@ but for the pool's capacity, so the problem is a multiple-choice knapsack for ea
 each way in which requests may come: in a pool for such alone they are computed together.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -21,7 +22,7 @@ from splitplane.domain.snapshots import Policy, Preference, Snapshot
 from splitplane.planner.arrays import Bools
 from splitplane.planner.context import Context, ContradictionError, build_context
 from splitplane.planner.keeping import Kept
-from splitplane.planner.knapsack import Menu, Relaxed, pack
+from splitplane.planner.knapsack import MOST_MONEY, Menu, Relaxed, pack
 from splitplane.planner.pools import Pool
 from splitplane.planner.site_answers import SitesPlan, assemble
 from splitplane.planner.site_choices import Choice, Outside
@@ -110,11 +111,25 @@ class _Solver:
 
     problem: Problem
     outside: Outside
+    unit: float = 1.0
+    """What money is counted in."""
 
     def solve(self, targets: Targets) -> SitesPlan:
         """The cheapest answer within the targets."""
-        problem = self.problem
         choices = list(self.outside.choices(targets))
+        return replace(self, unit=self._unit(choices))._solved(targets, choices)
+
+    def _unit(self, choices: Sequence[Choice]) -> float:
+        """1, or in small currencies a power of two, which rounds nothing: no saving outweighs a broken limit then."""
+        dearest = np.zeros(len(self.problem.contexts))
+        for rows in (self.problem.rows, self.problem.together):
+            np.maximum.at(dearest, rows.site, rows.cost)
+        np.maximum.at(dearest, [choice.site for choice in choices], [choice.cost for choice in choices])
+        stake = float(dearest.sum()) + self.problem.most * self.problem.price
+        return 2.0 ** max(0, math.ceil(math.log2(max(stake, 1.0) / MOST_MONEY)))
+
+    def _solved(self, targets: Targets, choices: Sequence[Choice]) -> SitesPlan:
+        problem = self.problem
         best = self._pack(None, self._menu(choices, problem.within(targets, None, None)))
         cases: list[tuple[float, Case]] = []
         pools: list[tuple[int, Kind | None]] = [(int(first), None) for first in problem.firsts]
@@ -134,7 +149,7 @@ class _Solver:
                 unknown = min(unknown, found.value - found.gap)
                 best = min(best, found, key=lambda each: each.value)
         gap = best.value - unknown
-        return assemble(problem, best.case, best.labels, choices, gap if gap > SLACK else 0.0)
+        return assemble(problem, best.case, best.labels, choices, gap * self.unit if gap > SLACK else 0.0)
 
     def _menu(self, choices: Sequence[Choice], able: Bools, kind: Kind | None = None) -> Menu:
         own, rows = self.problem.rows_of(kind), np.flatnonzero(able)
@@ -144,7 +159,7 @@ class _Solver:
         none = np.zeros(len(rows))
         return Menu(
             site=np.concatenate([own.site[rows], site]),
-            cost=np.concatenate([own.cost[rows], cost]),
+            cost=np.concatenate([own.cost[rows], cost]) / self.unit,
             penalty=np.concatenate([none, penalty]),
             load=np.concatenate([own.load[rows], np.zeros(len(site))]),
             taken=np.concatenate([none, taken]),
@@ -152,9 +167,9 @@ class _Solver:
         ).thinned()
 
     def _floor(self, relaxed: Relaxed, case: Case) -> float:
-        return relaxed.bound(case.load) + case.replicas * self.problem.price
+        return relaxed.bound(case.load) + case.replicas * self.problem.price / self.unit
 
     def _pack(self, case: Case | None, menu: Menu) -> _Packed:
         replicas, load = (0, 0.0) if case is None else (case.replicas, case.load)
         packed = pack(menu, load=load, taken=float(max(0, self.problem.most - replicas)))
-        return _Packed(case, packed.labels, packed.value + replicas * self.problem.price, packed.gap)
+        return _Packed(case, packed.labels, packed.value + replicas * self.problem.price / self.unit, packed.gap)
