@@ -382,7 +382,8 @@ def test_an_overload_gets_the_next_best_while_plans_are_set_aside_and_is_told_wh
 @pytest.mark.parametrize("seed", range(30))
 def test_an_overload_gets_nearly_the_most_that_any_plan_bears_that_is_not_set_aside(seed: int):
     snapshot, policy = random_case(seed)
-    snapshot, aside = replace(snapshot, arrival_rate=Value(1e4)), set()
+    snapshot = replace(snapshot, arrival_rate=Value(1e4))
+    aside: set[str] = set()
     rates = {}
     for row in enumerate_rows(replace(snapshot, arrival_rate=Value(1e-2)), policy):
         rates[row.stages, row.codecs] = 1e-2 * policy.max_utilization / row.utilization
