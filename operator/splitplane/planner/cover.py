@@ -10,7 +10,9 @@ from splitplane.planner.arrays import Array, Bools, Ints, Singles
 
 V = TypeVar("V", np.float64, np.int64)
 
-_MOST_LEAKS, _MOST_LOSSES, _COSTS = 300, 40, 14
+_WORTH_SPREADING = 4000
+"""So many lower percentiles in the table are worth the time that it takes to let all larger plans see them."""
+_MOST_LEAKS, _MOST_LOSSES, _COSTS = 300, 60, 14
 """Bins. Leaks need most: plans of neighbouring cuts differ in little else, and costs come in few steps of prices."""
 
 
@@ -38,6 +40,7 @@ class Cover:
         # Percentiles have eight binary digits (``queueing.round_up``): half the bytes hold them exactly.
         self._table = np.full((len(bins) + 1, len(self._losses) + 1, _COSTS + 2), np.inf, dtype=np.float32)
         self._flat = self._table.reshape(-1)
+        self._news = 0
 
     def rank(self, leak: Array) -> Ints:
         """The ranks of leaks."""
@@ -57,9 +60,14 @@ class Cover:
         place = np.minimum(bins, _COSTS + 1, out=bins).astype(np.int64)
         place += ceiling
         news = np.flatnonzero(self._flat.take(place) > p95)
-        if not len(news):
-            return
         np.minimum.at(self._flat, place.take(news), p95.take(news).astype(np.float32))
+        self._news += len(news)
+        if self._news >= _WORTH_SPREADING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Let all plans that were added rule out all larger ones. Until then some only do so in their own bin."""
+        self._news = 0
         table = self._table
         for axis in range(3):
             slices = np.moveaxis(table, axis, 0)

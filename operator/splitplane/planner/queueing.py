@@ -21,10 +21,13 @@ Cumulants = tuple[Array, Array, Array]
 PEAK_SKEWNESS = 2.585
 """Where the 95th percentile of a gamma distribution lies farthest above its mean, in standard deviations."""
 
+NORMAL_95 = 1.6449
+"""Where that of a normal distribution lies."""
+
 DROPPED_BITS = 52 - 8
 """Binary digits of a percentile that are rounded away: eight are left."""
 
-_TINY = 1e-12
+_TINY, _NEXT_TO_NOTHING = 1e-12, 1e-300
 _ROUNDING = (1 << DROPPED_BITS) - 1
 
 # Frequency factors of Pearson's type III distribution: percentiles in standard deviations above the mean, by skewness.
@@ -314,8 +317,10 @@ def coupling_of(variance: Array, square: Array) -> Array:
 
     ``square`` leaves out stages that compute requests together: what they hand on comes in batches.
     """
-    ratio = np.divide(variance, square, out=np.ones_like(variance), where=square > 0.0)
-    return np.minimum(1.0, np.sqrt(ratio))
+    coupling = variance + _NEXT_TO_NOTHING
+    coupling /= square + _NEXT_TO_NOTHING
+    np.sqrt(coupling, out=coupling)
+    return np.minimum(coupling, 1.0, out=coupling)
 
 
 def blend(total: Array, largest: Array, coupling: Array) -> Array:
@@ -334,7 +339,7 @@ def percentile_95(mean: Array, variance: Array, third: Array) -> Array:
     factor = skewness * -0.0557
     factor += 0.2880
     factor *= skewness
-    factor += 1.6449
+    factor += NORMAL_95
     factor *= deviation
     factor += mean
     return round_up(factor)

@@ -21,7 +21,8 @@ from splitplane.planner.columns import joined, sliced, taken
 from splitplane.planner.cover import Cover
 from splitplane.planner.exits import Seen
 from splitplane.planner.lines import Line
-from splitplane.planner.queueing import blend, coupling_of, damp, delay, percentile_95, service_third
+from splitplane.planner.queueing import NORMAL_95, blend, coupling_of, damp, delay, percentile_95, service_third
+from splitplane.planner.sides import Side
 from splitplane.planner.stations import round_cost
 
 HEAD, MIDDLE, TAIL = 1, 2, 4
@@ -30,7 +31,6 @@ HEAD, MIDDLE, TAIL = 1, 2, 4
 _FEW = 20_000
 _CHUNK = 8192
 _SAMPLE = 11
-_WORTH_NOTING = 256
 _SLACK = 1e-9
 
 
@@ -114,6 +114,8 @@ class _Search:
         self.most = {HEAD: line.head.most, MIDDLE: middle.most if middle else 1, TAIL: line.tail.most}
         self.ends = {HEAD: line.head, TAIL: line.tail}
         self.leaks = {stage: cover.rank(side.leak) for stage, side in self.ends.items()}
+        self.means = {stage: side.moments[0] for stage, side in self.ends.items()}
+        self.longer = {stage: _longer(side) for stage, side in self.ends.items()}
         able = sum(stage for stage, most in self.most.items() if most > 1)
         # Those without the middle stage, whose waits stay as they are, come first.
         sets = sorted((s for s in range(1, 8) if s & able == s), key=lambda s: (s & MIDDLE, s))
@@ -135,6 +137,7 @@ class _Search:
             nodes = self.fewest(rows)
             self.note(rows, nodes)
             yield self.found(rows, nodes)
+        self.cover.settle()
         chunks = [
             self.promising(first[at : at + _CHUNK], second[at : at + _CHUNK]) for at in range(0, len(first), _CHUNK)
         ]
@@ -148,49 +151,64 @@ class _Search:
         most = self.middle_waits(rows, np.arange(len(lowest)), np.full(len(lowest), self.most[MIDDLE]))
         while len(nodes.row):
             nodes = self.families(rows, most, nodes)
-            if len(nodes.row) >= _WORTH_NOTING:
-                self.note(rows, nodes)
+            self.note(rows, nodes)
             lowest = self.cover.lowest(rows.floor.take(nodes.row), nodes.cost)
             yield self.found(rows, taken(nodes, np.flatnonzero(lowest >= nodes.p95)))
             nodes = taken(nodes, np.flatnonzero((lowest > nodes.bound) & (nodes.p95 > nodes.bound)))
 
-    def rows(self, first: Ints, second: Ints) -> _Rows:
-        """The rows of these pairs that carry the load."""
+    def rows(self, first: Ints, second: Ints, *, promising: bool = False) -> _Rows:
+        """The rows of these pairs that carry the load; if ``promising``, those that nothing known rules out."""
         head, middle, tail = self.line.head, self.line.middle, self.line.tail
-        seconds, least = np.zeros(len(first)), np.ones(len(first), dtype=np.int64)
         cost = head.cost.take(first)
         cost += tail.cost.take(second)
+        leak = np.maximum(self.leaks[HEAD].take(first), self.leaks[TAIL].take(second))
+        loss = head.loss.take(first)
+        loss += tail.loss.take(second)
+        floor = self.cover.floor(leak, loss)
+        if middle is None:
+            seconds, least = np.zeros(len(first)), np.ones_like(first)
+        else:
+            seconds = middle.seconds(first, second)
+            busy = seconds if middle.seen is None else middle.busy(first, second)
+            least = np.ceil(busy * (self.load.rate / (self.load.ceiling * (1.0 + _SLACK)))).astype(np.int64)
+            np.maximum(least, middle.least, out=least)
+            cost += least * middle.price
+        able = least <= self.most[MIDDLE]
+        if promising:
+            able &= ~self.cover.rules_out(floor, cost, self.quickest(first, second, seconds))
+        if not able.all():
+            places = np.flatnonzero(able)
+            seconds, cost = seconds.take(places), cost.take(places)
+            first, second, least = first.take(places), second.take(places), least.take(places)
+            leak, loss, floor = leak.take(places), loss.take(places), floor.take(places)
         moments = head.moments.take(first, axis=1)
         moments += tail.moments.take(second, axis=1)
         square = head.square.take(first)
         square += tail.square.take(second)
         if middle is not None:
-            seconds = middle.seconds(first, second)
-            here = Seen(1.0, seconds, middle.scv) if middle.seen is None else middle.seen(first, second)
-            busy = here.share * here.least
-            least = np.ceil(busy * (self.load.rate / (self.load.ceiling * (1.0 + _SLACK)))).astype(np.int64)
-            np.maximum(least, middle.least, out=least)
-            cost += least * middle.price
             squared = seconds * seconds
             moments[0] += seconds
             moments[1] += squared * middle.scv
             moments[2] += service_third(seconds, middle.scv)
-            square += here.coupling_square(seconds)
+            square += squared if middle.seen is None else middle.seen(first, second).coupling_square(seconds)
         coupling = coupling_of(moments[1], square)
-        leak = np.maximum(self.leaks[HEAD].take(first), self.leaks[TAIL].take(second))
-        loss = head.loss.take(first)
-        loss += tail.loss.take(second)
-        floor = self.cover.floor(leak, loss)
         rows = _Rows(first, second, seconds, least, cost, moments, coupling, leak, loss, floor, bound=cost)
         everything = (np.full(len(first), head.most), np.full(len(first), tail.most))
-        bound = self.p95(rows, None, *everything, None)
-        rows = replace(rows, bound=bound)
-        able = np.flatnonzero(least <= self.most[MIDDLE])
-        return rows if len(able) == len(first) else taken(rows, able)
+        return replace(rows, bound=self.p95(rows, None, *everything, None))
+
+    def quickest(self, first: Ints, second: Ints, seconds: Array) -> Array:
+        """A p95 that none of a row's plans is below, found in a fraction of the time of their bound: the mean services,
+        and what one of the ends adds to that, with all replicas and waits nowhere else."""
+        found: Array = self.means[HEAD].take(first)
+        found += self.means[TAIL].take(second)
+        found += seconds
+        found += np.maximum(self.longer[HEAD].take(first), self.longer[TAIL].take(second))
+        found *= 1.0 - _SLACK
+        return found
 
     def promising(self, first: Ints, second: Ints) -> tuple[_Rows, _Nodes]:
         """Rows that nothing known rules out, with their plans of the fewest replicas."""
-        rows = self.rows(first, second)
+        rows = self.rows(first, second, promising=True)
         rows = taken(rows, np.flatnonzero(~self.cover.rules_out(rows.floor, rows.cost, rows.bound)))
         return rows, self.fewest(rows)
 
@@ -341,3 +359,11 @@ class _Search:
             head=nodes.head, middle=nodes.middle, tail=nodes.tail,
             cost=round_cost(nodes.cost), p95=nodes.p95, leak=rows.leak.take(row), loss=rows.loss.take(row),
         )  # fmt: skip
+
+
+def _longer(side: Side) -> Array:
+    """By option, how far the 95th percentile of a side alone lies above its mean service at least, with all replicas:
+    that of a normal distribution, as nothing here is skewed to the left."""
+    waits = side.largest[:, side.most - 1 :: side.most]
+    longer: Array = waits[0] + NORMAL_95 * np.sqrt(side.moments[1] + waits[1])
+    return longer
