@@ -65,15 +65,17 @@ def random_line(rng: np.random.Generator) -> tuple[Stop, ...]:
 
 
 def test_p95_of_200_random_plans_with_batches_agrees_with_an_event_simulation():
-    """What a batch hands on comes at once to the link behind it, which is not counted: most of the errors are that."""
+    """What comes in batches to the next stage waits longer there, which is not counted: most of the errors are that."""
     rng = np.random.default_rng(11)
     lines = [random_line(rng) for _ in range(200)]
     times = simulate(lines, requests=12_000, warm_up=1_000)
     errors = np.array([predict(line).p95[0] for line in lines]) / percentile(times, 0.95) - 1.0
     single = np.array([len(line) == 1 for line in lines])
     assert np.mean(np.abs(errors[single]) < 0.10) > 0.93
-    assert np.mean(np.abs(errors) < 0.10) > 0.88
-    assert np.mean(np.abs(errors) < 0.20) > 0.97
+    assert np.mean(np.abs(errors[~single]) < 0.10) > 0.91
+    assert np.mean(np.abs(errors) < 0.10) > 0.94
+    assert np.mean(np.abs(errors) < 0.20) > 0.98
+    assert abs(np.mean(errors)) < 0.02
 
 
 def test_the_delay_without_batches_is_the_exact_wait_of_constant_service():

@@ -47,6 +47,10 @@ class Together:
         """The square of a service where requests are served one by one, 0 elsewhere (``queueing.coupling_of``)."""
         return np.where(self.most > 1, 0.0, square)
 
+    def of_link_behind(self, square: Array) -> Array:
+        """The same for the link behind the stage: more than two requests reach it together, so they wait there, too."""
+        return np.where(self.most > 2, 0.0, square)
+
     def where(self, places: Bools | Ints) -> "Together":
         return Together(self.fixed[places], self.most[places])
 
@@ -96,7 +100,13 @@ def delays(
         mean, variance = bursty * mean, (bursty**2 + 4.0 * scv) * variance
     # A batch's own time varies too; it waits for half of one like it.
     variance = variance + scv * (np.maximum(1.0, (1.0 + mean) / 1.5) ** 2 - 1.0)
-    return mean * service, variance * service**2, bursty**3 * third * service**3
+    third = bursty**3 * third
+    # The more requests a batch takes, the more even is what comes for each; how long each takes varies as before.
+    busy = np.minimum(each / servers, 1.0 - 1e-9)
+    more = 0.5 * scv * busy**4 / (1.0 - busy) / servers * (fixed + (1.0 - fixed) * most)
+    third = third + 6.0 * mean * more * (mean + more) + 2.0 * more**3
+    variance = variance + more * (2.0 * mean + more)
+    return (mean + more) * service, variance * service**2, third * service**3
 
 
 def _looked_up(busy: Array, servers: Array, fixed: Array, most: Ints) -> Array:

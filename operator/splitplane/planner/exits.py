@@ -30,10 +30,13 @@ class Seen:
         """Seconds that a replica is busy at least for each request that comes."""
         return self.service if self.together is None else self.together.at_least(self.service)
 
-    def coupling_square(self, service: Array) -> Array:
-        """What a stage of this service adds to the ``square`` of ``queueing.coupling_of``."""
-        square = service * service
-        return square if self.together is None else self.together.of_single(square)
+    def coupling_square(self, service: Array, behind: Array | float) -> Array:
+        """What a stage of this service, and the link ``behind`` it of that one, add to the ``square`` of
+        ``queueing.coupling_of``."""
+        square, link = service * service, behind * behind
+        if self.together is not None:
+            square, link = self.together.of_single(square), self.together.of_link_behind(np.asarray(link))
+        return square + link
 
     def where(self, mask: Bools | Ints) -> "Seen":
         share, scv = (each if isinstance(each, float) else each[mask] for each in (self.share, self.scv))

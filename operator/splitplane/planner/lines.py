@@ -124,19 +124,36 @@ def _build(context: Context, rate: float, tiers: Sequence[str], pay_per_use: fro
     far, seen_far, into, able_far = _arriving(context, rate, sites[-2], sites[-1], options, pay_per_use=uses[1])
     if len(sites) == 2:
         able = able_near & able_far
-        head = side(context, rate, sites[0], near[able], seen_near.where(able), out.where(able), pay_per_use=uses[0])
-        tail = side(context, rate, sites[1], far[able], seen_far.where(able), shared, pay_per_use=uses[1])
+        near, far, seen_near, seen_far = near[able], far[able], seen_near.where(able), seen_far.where(able)
+        out = out.where(able)
+        there, back = out.links
+        head = side(
+            context, rate, sites[0], near, seen_near, out,
+            square=seen_near.coupling_square(near, there), pay_per_use=uses[0],
+        )  # fmt: skip
+        tail = side(
+            context, rate, sites[1], far, seen_far, shared,
+            square=seen_far.coupling_square(far, back) + shared.square, pay_per_use=uses[1],
+        )  # fmt: skip
         rows = np.arange(np.count_nonzero(able))
         able_options = options.where(able)
         return Line(tuple(tiers), head, None, tail, able_options, able_options, rows, rows, pay_per_use)
     before, after = options.where(able_near), options.where(able_far)
-    beyond = into.where(able_far).beside(shared)
+    near, seen_near, out = near[able_near], seen_near.where(able_near), out.where(able_near)
+    far, seen_far, into = far[able_far], seen_far.where(able_far), into.where(able_far)
+    there, back = out.links
     head = side(
-        context, rate, sites[0], near[able_near], seen_near.where(able_near), out.where(able_near), pay_per_use=uses[0]
-    )
-    tail = side(context, rate, sites[2], far[able_far], seen_far.where(able_far), beyond, pay_per_use=uses[1])
+        context, rate, sites[0], near, seen_near, out,
+        square=seen_near.coupling_square(near, there) + back**2, pay_per_use=uses[0],
+    )  # fmt: skip
+    there, back = into.links
+    between = middle(context, sites[1], before, after, there)
+    first_link = there**2 if between.seen is None else 0.0
+    tail = side(
+        context, rate, sites[2], far, seen_far, into.beside(shared),
+        square=seen_far.coupling_square(far, back) + first_link + shared.square, pay_per_use=uses[1],
+    )  # fmt: skip
     first, second = _pairs(context, tiers[1], before, after)
-    between = middle(context, sites[1], before, after)
     return Line(tuple(tiers), head, between, tail, before, after, first, second, pay_per_use)
 
 
@@ -144,11 +161,15 @@ def _whole(context: Context, rate: float, site: Site, shared: Passage, pay_per_u
     start, end = np.zeros(1, dtype=np.int64), np.array([context.profile.segments])
     service = stage_seconds(context, site, start, end)
     able, here = holds(context, site.name, start, end), seen(context, site, start, end)
-    if not pay_per_use:
+    if pay_per_use:
+        here = replace(here, together=None)
+    else:
         able &= carries(context, rate, site, here)
     if not able.all():
         return None
-    tail = side(context, rate, site, service, here, shared, pay_per_use=bool(pay_per_use))
+    there, back = shared.links or (0.0, 0.0)
+    square = here.coupling_square(service, back) + there**2
+    tail = side(context, rate, site, service, here, shared, square=square, pay_per_use=bool(pay_per_use))
     rows = np.zeros(1, dtype=np.int64)
     return Line((site.name,), NOTHING, None, tail, context.options, context.options, rows, rows, pay_per_use)
 
@@ -163,7 +184,9 @@ def _leaving(
     link = crossing(context, rate, source, target, options)
     here = seen(context, source, start, options.cut, encoded=options.codec)
     able = link.bears(rate, ceiling(context))
-    if not pay_per_use:
+    if pay_per_use:
+        here = replace(here, together=None)  # nobody waits there
+    else:
         able &= carries(context, rate, source, here)
     able &= holds(context, source.name, start, options.cut) & _admissible(context, target, options)
     return service, here, link, able
@@ -179,7 +202,9 @@ def _arriving(
     link = crossing(context, rate, source, target, options)
     here = seen(context, target, options.cut, end, decoded=options.codec)
     able = link.bears(rate, ceiling(context))
-    if not pay_per_use:
+    if pay_per_use:
+        here = replace(here, together=None)
+    else:
         able &= carries(context, rate, target, here)
     able &= holds(context, target.name, options.cut, end) & _admissible(context, target, options)
     return service, here, link, able

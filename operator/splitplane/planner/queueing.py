@@ -140,6 +140,8 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     spread = np.add.reduce(scv * squares)
     for row, together in grouped:
         squares[row] = together.of_single(squares[row])
+        if row + 1 < len(stations):  # no stage follows another but over a link
+            squares[row + 1] = together.of_link_behind(squares[row + 1])
     coupling = coupling_of(spread, np.add.reduce(squares))
     third_of_service = np.add.reduce(service_third(service, scv))
     # As they are, and as the 95th percentile feels them.
@@ -315,7 +317,8 @@ def service_third(service: Array, scv: float | Array) -> Array:
 def coupling_of(variance: Array, square: Array) -> Array:
     """How far waits at several stations add up: the coefficient of variation of the whole service, at most 1.
 
-    ``square`` leaves out stages that compute requests together: what they hand on comes in batches.
+    ``square`` leaves out stages that compute requests together, and the links behind them: what they hand on comes in
+    batches.
     """
     coupling = variance + _NEXT_TO_NOTHING
     coupling /= square + _NEXT_TO_NOTHING

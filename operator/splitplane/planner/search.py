@@ -190,7 +190,8 @@ class _Search:
             moments[0] += seconds
             moments[1] += squared * middle.scv
             moments[2] += service_third(seconds, middle.scv)
-            square += squared if middle.seen is None else middle.seen(first, second).coupling_square(seconds)
+            here = None if middle.seen is None else middle.seen(first, second)
+            square += squared if here is None else here.coupling_square(seconds, middle.behind.take(second))
         coupling = coupling_of(moments[1], square)
         rows = _Rows(first, second, seconds, least, cost, moments, coupling, leak, loss, floor, bound=cost)
         everything = (np.full(len(first), head.most), np.full(len(first), tail.most))

@@ -61,6 +61,8 @@ class Middle:
     stop: Array
     before: Array
     after: Array
+    behind: Array
+    """Service of the link behind it, by second option; it is in the tail's ``square`` where ``seen`` is ``None``."""
     seen: Callable[[Ints, Ints], Seen] | None
     """What its queue sees by pair of options, where requests leave on the way or are computed together; else what they
     take."""
@@ -99,6 +101,12 @@ class Passage:
     spend: Array
     leak: Array
     loss: Ints
+
+    @property
+    def square(self) -> Array:
+        """Sum of the squares of the links' services."""
+        squares: Array = np.add.reduce([np.zeros(1), *(link**2 for link in self.links)])
+        return squares
 
     def bears(self, rate: float, ceiling: float) -> Bools:
         """By option, whether no link is busier than the ceiling."""
@@ -163,12 +171,12 @@ def common(context: Context, rate: float, tiers: Sequence[str]) -> Passage:
 
 def side(
     context: Context, rate: float, site: Site, service: Array, here: Seen, passage: Passage,
-    *, pay_per_use: bool = False,
+    *, square: Array, pay_per_use: bool = False,
 ) -> Side:  # fmt: skip
     """A stage of the given mean service of a request that passes the whole line, by option, what its queue sees, and
-    the links beside it."""
+    the links beside it; ``square`` as of ``Side``."""
     if pay_per_use and site.tier.pay_per_use is not None:
-        return _side_with_use(context, rate, site, site.tier.pay_per_use, service, here, passage)
+        return _side_with_use(context, rate, site, site.tier.pay_per_use, service, here, passage, square)
     scv, price = site.device.time_cv**2, context.weight(site)
     least = np.maximum(site.low, replicas(context, rate, site, here))
     servers = np.maximum(np.arange(1.0, site.high + 1.0), least[:, None].astype(np.float64))
@@ -191,7 +199,7 @@ def side(
         total=total.reshape(3, -1),
         largest=largest.reshape(3, -1),
         moments=np.array((service + sum(passage.links) + passage.delay, scv * service**2, service_third(service, scv))),
-        square=here.coupling_square(service) + sum(link**2 for link in passage.links),
+        square=square,
         cost=least * price + passage.spend,
         price=price,
         least=least,
@@ -206,8 +214,9 @@ def side(
 
 
 def _side_with_use(
-    context: Context, rate: float, site: Site, terms: PayPerUse, service: Array, here: Seen, passage: Passage
-) -> Side:
+    context: Context, rate: float, site: Site, terms: PayPerUse, service: Array, here: Seen, passage: Passage,
+    square: Array,
+) -> Side:  # fmt: skip
     """The same where nobody queues at the stage: cost falls, then rises with replicas, what is felt never rises."""
     scv, price = site.device.time_cv**2, context.weight(site)
     counts = np.arange(site.fewest(pay_per_use=True), site.high + 1)
@@ -229,7 +238,7 @@ def _side_with_use(
         total=np.repeat(waits.sum(axis=0), most, axis=1),
         largest=np.repeat(waits.max(axis=0), most, axis=1),
         moments=np.array((service + sum(passage.links) + passage.delay, scv * service**2, service_third(service, scv))),
-        square=service**2 + sum(link**2 for link in passage.links),
+        square=square,
         cost=cost[:, 0],
         price=price,
         least=np.ones(len(service), dtype=np.int64),
@@ -258,8 +267,8 @@ def _link_wait(context: Context, rate: float | Array, seconds: Array) -> Cumulan
     return (mean, *damp(*others))
 
 
-def middle(context: Context, site: Site, before: Options, after: Options) -> Middle:
-    """The stage between the options of two crossings."""
+def middle(context: Context, site: Site, before: Options, after: Options, behind: Array) -> Middle:
+    """The stage between the options of two crossings, and by the second of these the service of the link behind it."""
     prefix = np.array(site.device.prefix_seconds) * site.correction
     encode, decode = codec_seconds(context, site)
 
@@ -274,6 +283,7 @@ def middle(context: Context, site: Site, before: Options, after: Options) -> Mid
         stop=prefix[after.cut],
         before=decode[before.codec, before.cut] + site.overhead_seconds,
         after=encode[after.codec, after.cut],
+        behind=behind,
         seen=None if context.reach is None and not batches(context, site) else between,
         scv=site.device.time_cv**2,
         price=context.weight(site),

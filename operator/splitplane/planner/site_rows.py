@@ -130,7 +130,8 @@ def _rows(context: Context, line: Line, shared: str, site: int) -> SiteRows:
         pool_seconds = stage_seconds(context, far, layout.bounds[-2], layout.bounds[-1], decoded=decoded)
         grouped = together(context, far, layout.bounds[-2], layout.bounds[-1], pool_seconds, decoded)
         pool_cv = far.device.time_cv
-    if pooled and context.gateway != shared:
+    links = pooled and context.gateway != shared
+    if links:
         up, down = context.wires[context.gateway, shared], context.wires[shared, context.gateway]
         sent, answer = table.sent[codec, cut], np.full(count, context.answer_bytes)
         ones = np.ones(count)
@@ -160,12 +161,17 @@ def _rows(context: Context, line: Line, shared: str, site: int) -> SiteRows:
     ] or [(zeros[able],) * 3]
     everything = [*((seconds, cv) for seconds, cv, _, _ in services), (pool_seconds, pool_cv)]
     spread = np.sum([(cv * seconds) ** 2 for seconds, cv in everything], axis=0)
-    squares = [
-        seconds**2 if among is None else among.of_single(seconds**2) for seconds, _, _, among in services
-    ]  # fmt: skip
-    square = np.sum([*squares, pool_seconds**2], axis=0)
-    alone = pool_seconds**2 if grouped is None else grouped.of_single(pool_seconds**2)
-    batched_square = np.sum([*squares, alone], axis=0)
+    squares = [seconds**2 if among is None else among.of_single(seconds**2) for seconds, _, _, among in services]
+    squares.append(pool_seconds**2)
+    first = services[0][-1] if services else None
+    if links and first is not None:
+        squares[-3] = first.of_link_behind(squares[-3])
+    square = np.sum(squares, axis=0)
+    if grouped is not None:
+        squares[-1] = grouped.of_single(squares[-1])
+        if links:
+            squares[-2] = grouped.of_link_behind(squares[-2])
+    batched_square = np.sum(squares, axis=0)
     least = pool_seconds if grouped is None else grouped.at_least(pool_seconds)
     third = np.sum([service_third(seconds, cv**2) for seconds, cv in everything], axis=0)
     mean = constant + np.sum([seconds for seconds, _ in everything], axis=0)
