@@ -3,6 +3,7 @@
 A factory is ``tests.support.model_graphs:CLASS``.
 """
 
+import warnings
 from itertools import pairwise
 
 import torch
@@ -247,3 +248,33 @@ class RefusesMany(FewSamples):
         if x.shape[0] > 5:
             raise ValueError("too many samples")
         return super().forward(x)
+
+
+class Recurrent(nn.Module):
+    """Layers that hold their weights in a list as well: two of an LSTM, then a GRU that reads both ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 8)
+        self.lstm = nn.LSTM(16, 16, 2, batch_first=True)
+        self.gru = nn.GRU(16, 8, batch_first=True, bidirectional=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.lstm(torch.tanh(self.first(x)))[0])
+        return self.last(self.gru(x)[0][:, -1])
+
+
+class Normalised(nn.Module):
+    """Weights that each call computes from others and leaves in an attribute: the old forms of two norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.layers = nn.ModuleList(nn.utils.weight_norm(layer) for layer in dense(2))
+            self.layers.extend(nn.utils.spectral_norm(layer) for layer in dense(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x

@@ -249,6 +249,8 @@ HAND_MADE = tuple(
         ("Windows", VECTOR),
         ("Lengths", tokens(12, "ids")),
         ("Shared", VECTOR),
+        ("Recurrent", image("x", 5, 16)),
+        ("Normalised", VECTOR),
         ("SharedOutputs", VECTOR),
     )
 )

@@ -1,5 +1,6 @@
 """A model that cannot be split gets a verdict, with the reason and the line, and is served whole."""
 
+import collections
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -105,6 +106,60 @@ class CallCounting(Base):
         return self.layer(x)
 
 
+class Queueing(Base):
+    """Adds what the calls before saw, from a container that is none of a module's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history = collections.deque[torch.Tensor](maxlen=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.history.append(x.mean(0))
+        return self.layer(x) + torch.stack(list(self.history)).sum(0)
+
+
+class Held:
+    calls = 0
+    last: torch.Tensor | None = None
+
+
+class Elsewhere(Base):
+    """Counts in an object that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = Held()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.state.calls += 1
+        return self.layer(x) * self.state.calls
+
+
+class Replacing(Base):
+    """Each call reads what the one before left: the operations are the same from the second on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = Held()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.layer(x)
+        if self.state.last is not None:
+            result = result + self.state.last
+        self.state.last = x.mean(0)
+        return result
+
+
+class OfTheClass(Base):
+    """Counts for all modules of its class."""
+
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        OfTheClass.calls += 1
+        return self.layer(x) * OfTheClass.calls
+
+
 class Settling(Base):
     """Lowers its window to the size of its input, once."""
 
@@ -176,6 +231,40 @@ def test_a_model_that_keeps_state_keeps_it_while_it_is_served(make: Make) -> Non
     x = torch.zeros(1, 64)
     first, second = (partition.run(0, 1, {"x": x})["output_0"] for _ in range(2))
     torch.testing.assert_close(second, first + 1.0)
+
+
+@pytest.mark.parametrize(
+    ("factory", "line"),
+    [
+        (Queueing, "return self.layer(x) + torch.stack(list(self.history)).sum(0)"),
+        (Elsewhere, "return self.layer(x) * self.state.calls"),
+        (Replacing, "result = result + self.state.last"),
+        (OfTheClass, "return self.layer(x) * OfTheClass.calls"),
+    ],
+)
+def test_state_is_found_wherever_it_is_kept(make: Make, factory: Callable[[], nn.Module], line: str) -> None:
+    refusal = export(make(factory)).refusal
+    assert refusal is not None
+    assert "does something else when it is called again: it keeps state" in refusal.reason
+    assert refusal.location is not None
+    assert refusal.location.endswith(f"in forward: {line}")
+
+
+class Tabulating(Base):
+    """Keeps a table that it computes at its first call, of no input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.tables:
+            self.tables.append(torch.arange(x.shape[1]).sin())
+        return self.layer(x.relu() + self.tables[0])
+
+
+def test_a_table_that_a_first_call_keeps_is_no_state(make: Make) -> None:
+    assert export(make(Tabulating)).refusal is None
 
 
 def test_the_fingerprint_of_a_whole_model_covers_its_weights(make: Make) -> None:

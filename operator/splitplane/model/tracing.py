@@ -14,6 +14,7 @@ from splitplane.model.datatypes import torch_datatype
 from splitplane.model.errors import NotSplittableError
 from splitplane.model.exporting import export_program
 from splitplane.model.refusals import line_of_attribute, line_of_operation
+from splitplane.model.replaying import find_state
 from splitplane.model.sizes import BATCH, Size, Sizes, expression, solve
 from splitplane.model.source import ModelSource, bind_inputs
 from splitplane.model.state import state_tensors, tied
@@ -38,16 +39,24 @@ def _traced(source: ModelSource, module: nn.Module) -> Traced:
         for spec in source.inputs
     }
     arguments = bind_inputs(source, module, examples)
+    repeated = find_state(module, arguments)
     program, watch = _watched(source, module, arguments)
     if watch.changed and watch.settle():
         program, watch = _watched(source, module, arguments)
-    if watch.changed:
-        child, name = next(iter(watch.changed))
+    written = watch.changed if repeated is not None else watch.remembered()
+    if written:
+        child, name = next(iter(written))
         raise NotSplittableError(
             f"forward of {type(child).__name__} writes to its attribute {name}: it keeps state between calls",
             line_of_attribute(child, name),
         )
-    return _read(source, module, program)
+    traced = _read(source, module, program)
+    if repeated is not None:
+        raise NotSplittableError(
+            f"{source.factory} does something else when it is called again: it keeps state between calls",
+            line_of_operation(repeated),
+        )
+    return traced
 
 
 def _watched(

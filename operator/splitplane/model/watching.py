@@ -6,6 +6,7 @@ too much.
 """
 
 import traceback
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,6 +41,12 @@ class CallWatch:
         for (child, name), value in self.changed.items():
             setattr(child, name, value)
         return True
+
+    def remembered(self) -> dict[tuple[nn.Module, str], object]:
+        """Changed attributes but for those that hold tensors alone, or references to such: layers keep what they
+        compute from their weights at each call so (weight norm, recurrent layers), and reading them in a later call
+        shows in what it computes."""
+        return {place: value for place, value in self.changed.items() if not _holds_tensors(value)}
 
     def end(self) -> None:
         for hook in self._hooks:
@@ -77,6 +84,11 @@ def _held(module: nn.Module) -> dict[str, object]:
     # A module's own containers (`_parameters`, `_forward_hooks`) are torch's concern.
     torchs = vars(nn.Module())
     return {name: _copy(value, DEPTH) for name, value in vars(module).items() if name not in torchs}
+
+
+def _holds_tensors(value: object) -> bool:
+    leaves = tree_leaves(value)
+    return bool(leaves) and all(each is None or isinstance(each, (torch.Tensor, weakref.ref)) for each in leaves)
 
 
 def _copy(value: object, depth: int) -> object:

@@ -1,0 +1,114 @@
+"""Whether a module computes the same each time that it is called, wherever it may keep what it remembers.
+
+A copy is called several times on tensors without memory, and the operations are compared: state shows by another
+number, another operation, or a tensor that an earlier call made of its inputs.
+"""
+
+import copy
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from splitplane.model.weights import tensor_bytes
+
+COMPARED = 1024
+"""Elements of a tensor of constants up to which its values are looked at."""
+
+
+def find_state(module: nn.Module, arguments: Mapping[str, object]) -> traceback.StackSummary | None:
+    """Where a further call does something else than the one before, innermost last; ``None`` if none does.
+
+    What a first call sets once and for all is no state. A module that cannot be called so is not judged.
+    """
+    mode = next((each.fake_mode for each in module.parameters() if isinstance(each, FakeTensor)), None)
+    try:
+        copied = copy.deepcopy(module)
+        first = _Call(mode or FakeTensorMode(allow_non_fake_inputs=True), None)
+        first.run(copied, arguments)
+    except Exception:  # the tenant's code may raise anything
+        return None
+    second = _Call(first.mode, first)
+    if second.run(copied, arguments) is None:
+        return None
+    return _Call(first.mode, second).run(copied, arguments)
+
+
+class _Call(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """One call, held against the one before."""
+
+    def __init__(self, mode: FakeTensorMode, before: "_Call | None") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.mode = mode
+        self.operations: list[str] = []
+        self.made: dict[int, tuple[torch.Tensor, str]] = {}
+        """Tensors of this call by their identity, which they keep while they are held here, and what they are."""
+        self.of_inputs: set[int] = before.of_inputs if before is not None else set()
+        """Tensors of any call that depend on the values of its inputs."""
+        self._before = before
+        self._earlier: dict[int, tuple[torch.Tensor, str]] = (
+            {} if before is None else {**before._earlier, **before.made}
+        )
+        self._differs: traceback.StackSummary | None = None
+
+    def run(self, module: nn.Module, arguments: Mapping[str, object]) -> traceback.StackSummary | None:
+        """Where it first did something else."""
+        with torch.no_grad(), self.mode:
+            given = tree_map(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, torch.Tensor) else leaf, arguments)
+            for index, leaf in enumerate(tree_leaves(given)):
+                self._add(leaf, f"input {index}", of_inputs=True)
+            try:
+                with self:
+                    module(**given)
+            except Exception as error:
+                if self._before is None:
+                    raise
+                self._differs = self._differs or _below(traceback.extract_tb(error.__traceback__))
+        if self._before is not None and len(self.operations) < len(self._before.operations) and self._differs is None:
+            self._differs = traceback.StackSummary()
+        return self._differs
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        told = f"{operation} {tree_map(self._tell, (args, kwargs))}"
+        index = len(self.operations)
+        self.operations.append(told)
+        remembered = any(id(leaf) in self._earlier and id(leaf) in self.of_inputs for leaf in leaves)
+        before = self._before.operations[index : index + 1] if self._before is not None else [told]
+        if self._differs is None and (remembered or before != [told]):
+            self._differs = _below(traceback.extract_stack())
+        of_inputs = any(id(leaf) in self.of_inputs for leaf in leaves)
+        result = operation(*args, **(kwargs or {}))
+        for number, leaf in enumerate(tree_leaves(result)):
+            self._add(leaf, f"{index}.{number}", of_inputs=of_inputs)
+        return result
+
+    def _add(self, value: object, told: str, *, of_inputs: bool) -> None:
+        if isinstance(value, torch.Tensor):
+            self.made[id(value)] = value, told
+            if of_inputs:
+                self.of_inputs.add(id(value))
+
+    def _tell(self, value: object) -> str:
+        if not isinstance(value, torch.Tensor):
+            return repr(value)
+        if id(value) in self.made:
+            return self.made[id(value)][1]
+        held = f"{value.dtype} {list(value.shape)}"
+        if isinstance(value, FakeTensor) or value.numel() > COMPARED or value.layout is not torch.strided:
+            return held
+        with unset_fake_temporarily():
+            return f"{held} {tensor_bytes(value.detach().cpu().contiguous()).tobytes().hex()}"
+
+
+def _below(stack: traceback.StackSummary) -> traceback.StackSummary:
+    """A stack without what watches operations, which lies between them and the module's code."""
+    watching = _Call.__torch_dispatch__.__name__
+    return traceback.StackSummary.from_list(
+        [each for each in stack if (each.filename, each.name) != (__file__, watching)]
+    )
