@@ -21,6 +21,7 @@ from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime import oip_pb2
 from splitplane.runtime.budgets import MAX_MESSAGE_BYTES
 from splitplane.runtime.gateway.app import Gateway
+from splitplane.runtime.gateway.outliers import Outliers
 from splitplane.runtime.inference import InferRequest
 from splitplane.runtime.tensors import from_array, to_array
 from tests.support.gateway_rig import (
@@ -222,6 +223,46 @@ async def test_a_request_that_waits_in_vain_ends_at_its_deadline(cluster: Memory
         assert failure.value.status() == "StatusCode.DEADLINE_EXCEEDED"
         assert running.router.flights.inside == 0
         await client.close()
+
+
+async def test_a_request_whose_time_is_up_is_told_so_and_is_no_demand(
+    cluster: MemoryCluster, tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    cluster.put(ROUTE_TABLE, table(1, SPLIT, ALONE))
+    async with gateway(cluster, tmp_path) as running:
+        await until(running.forwarder.ready)
+        async with http.post(rest_url(running), json=rest_body(), headers={"Grpc-Timeout": "1n"}) as answer:
+            assert answer.status == 504
+            assert "time was up" in (await answer.json())["error"]
+        async with http.get(rest_url(running, "/metrics")) as answer:
+            assert 'splitplane_requests_total{namespace="default",pipeline="small"} 0.0' in await answer.text()
+
+
+async def test_a_client_gives_no_parameters_that_are_for_stages(
+    cluster: MemoryCluster, tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    cluster.put(ROUTE_TABLE, table(1, SPLIT, ALONE))
+    body = rest_body()
+    body["inputs"][0]["parameters"] = {"splitplane_codec": "fp16"}
+    async with gateway(cluster, tmp_path) as running:
+        await until(running.forwarder.ready)
+        async with http.post(rest_url(running), json=body) as answer:
+            assert answer.status == 400
+            assert "splitplane_codec" in (await answer.json())["error"]
+
+
+async def test_replicas_are_compared_by_requests_of_the_same_shapes(
+    cluster: MemoryCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the one that happens to get the larger ones would pass for slow."""
+    works = set()
+    monkeypatch.setattr(Outliers, "observe", lambda _self, work, *_: works.add(work))
+    cluster.put(ROUTE_TABLE, table(1, ALONE))
+    async with gateway(cluster, tmp_path) as running:
+        await until(running.forwarder.ready)
+        for batch in (1, 3, 1):
+            await running.forwarder.infer(InferRequest(PIPELINE, (from_array("frames", frames(batch)),)))
+    assert len(works) == 2
 
 
 async def test_overload_is_answered_at_once_with_what_to_do(

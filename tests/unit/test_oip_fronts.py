@@ -525,6 +525,7 @@ def binary_elements(name: str) -> tuple[bytes, dict[str, str]]:
         (binary_elements("b"), "input 'b' has datatype BYTES; expected INT64"),
         (binary_elements("c"), "input 'c' is unknown; the inputs are a, b"),
         (binary(16, header_size=lambda _: "some"), "Inference-Header-Content-Length is 'some', not a number of bytes"),
+        (binary(16, header_size=lambda _: "9" * 5000), "Inference-Header-Content-Length is '999999999999999999'"),
         (binary(16, header_size=lambda _: "99999"), "Inference-Header-Content-Length is 99999, but the body has"),
     ],
 )

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from splitplane.domain.codecs import encoded_bytes
 from splitplane.domain.defences import Defence
 from splitplane.domain.profiles import CODECS, Cut, TensorSpec
-from splitplane.runtime import oip_grpc
+from splitplane.runtime import codecs, oip_grpc
 from splitplane.runtime.gateway.pacing import RETRYABLE
 from splitplane.runtime.hops import Channels, call
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, Tensor
@@ -187,6 +187,19 @@ async def test_wrong_tensors_are_refused_before_they_are_queued():
         wrong = Tensor("x", "FP32", (1, 3), bytes(12))
         error = await refused(stage.address, request(inputs=(wrong,)))
         assert error.message == "input 'x' has shape [1, 3]; expected [-1, 2] (-1 is any size)"
+
+
+@pytest.mark.parametrize("first", [None, 0])
+async def test_what_comes_from_a_client_is_not_unpacked_by_it(first: int | None):
+    """A few bytes would stand for as many as the client names, and for other shapes than the gateway has checked."""
+    packed = codecs.encode({"x": torch.zeros(512, 2)}, "fp32+zstd")
+    async with running() as stage:
+        hops = () if first is None else (hop(stage, first, 2),)
+        error = await refused(stage.address, request(*hops, inputs=packed))
+        assert error.failure is Failure.INVALID_ARGUMENT
+        assert "input 'x' has the parameter splitplane_zstd" in error.message
+        assert stage.partition.ran == []
+        assert await send(stage.address, request(hop(stage, 1, 2), inputs=packed)) == [0.0] * 1024
 
 
 async def test_the_last_stages_own_error_comes_back_to_the_client():

@@ -45,6 +45,10 @@ def test_inputs_as_declared_are_accepted_in_any_order():
             r"input 'x': 23 bytes of data, but FP32 of shape \[3, 2\] takes 24",
         ),
         ([Tensor("x", "FP32", (2, 2), bytes(16)), MASK], "differ in their batch size .*'x' has 2, 'mask' has 3"),
+        (
+            [Tensor("x", "FP32", (3, 2), bytes(24), {"splitplane_zstd": "FP32 9,2"}), MASK],
+            "splitplane_zstd.*leave it out",
+        ),
         ([Tensor("x", "FP32", (0, 2), b""), Tensor("mask", "INT64", (0, 2), b"")], "'x' has an empty batch"),
     ],
 )

@@ -14,6 +14,9 @@ Buffer = bytes | bytearray | memoryview
 Parameter = bool | int | float | str
 Parameters = Mapping[str, Parameter]
 
+RESERVED = "splitplane_"
+"""So begin the names of parameters that only gateways and stages give, to each other."""
+
 
 class Failure(Enum):
     """Why a request failed: (gRPC status name, HTTP status)."""

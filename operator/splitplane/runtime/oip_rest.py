@@ -38,6 +38,7 @@ TIMEOUT = "Grpc-Timeout"
 """A request's time, as gRPC's own header has it and gateways from REST to gRPC take it."""
 _TIMEOUT_FORM = re.compile(r"0*([1-9][0-9]*)([HMSmun])")
 _UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_MOST_SIZE_DIGITS = 18
 _MOST_DIGITS = 8
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -225,8 +226,8 @@ def _header_size(request: web.Request) -> int | None:
     text = request.headers.get(HEADER_SIZE)
     if text is None:
         return None
-    if not text.isdecimal():
-        raise invalid(f"{HEADER_SIZE} is '{text}', not a number of bytes")
+    if not text.isdecimal() or len(text) > _MOST_SIZE_DIGITS:
+        raise invalid(f"{HEADER_SIZE} is '{text[:_MOST_SIZE_DIGITS]}', not a number of bytes")
     return int(text)
 
 

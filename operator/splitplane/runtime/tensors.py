@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splitplane.domain.codecs import DATATYPE_BYTES
-from splitplane.runtime.inference import Tensor, TensorMetadata, invalid
+from splitplane.runtime.inference import RESERVED, Tensor, TensorMetadata, invalid
 
 if TYPE_CHECKING:
     import torch
@@ -113,11 +113,23 @@ def _check_elements(tensor: Tensor, kind: str) -> None:
 def check_inputs(tensors: Sequence[Tensor], declared: Sequence[TensorMetadata]) -> None:
     """Compare what a client sent with what the model declares, bytes included.
 
-    Raises :class:`InferenceError` as :func:`check_described` and :func:`check_size` do.
+    Raises :class:`InferenceError` as :func:`check_described`, :func:`check_size` and :func:`check_plain` do.
     """
+    check_plain(tensors)
     check_described([TensorMetadata(tensor.name, tensor.datatype, tensor.shape) for tensor in tensors], declared)
     for tensor in tensors:
         check_size(tensor)
+
+
+def check_plain(tensors: Iterable[Tensor]) -> None:
+    """Raises :class:`InferenceError` for a tensor with parameters that stages obey between themselves: by these a few
+    bytes from a client could stand for gigabytes, or for other shapes than were checked."""
+    for tensor in tensors:
+        for name in tensor.parameters:
+            if name.startswith(RESERVED):
+                raise invalid(
+                    f"input '{tensor.name}' has the parameter {name}: {RESERVED}* is for stages; leave it out"
+                )
 
 
 def check_described(described: Sequence[TensorMetadata], declared: Sequence[TensorMetadata]) -> None:

@@ -19,6 +19,7 @@ from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.tables import Table
 from splitplane.runtime.hops import Call, Channels, call
 from splitplane.runtime.inference import (
+    RESERVED,
     Failure,
     InferenceError,
     InferRequest,
@@ -145,8 +146,11 @@ class Forwarder:
         router = self._router
         if router.table is not None:
             check_inputs(request.inputs, router.table.model.inputs)
+        now = router.clock()
+        if request.deadline is not None and request.deadline <= now:
+            raise InferenceError(Failure.DEADLINE_EXCEEDED, "the request's time was up before it came in")
         router.metrics.arrived()
-        table, inside, now = self._table(), router.flights.inside, router.clock()
+        table, inside = self._table(), router.flights.inside
         if request.deadline is not None and router.can_serve():
             self._throughput.check(self._line.ahead(request.client), request.deadline - now, now)
         if inside >= table.max_in_flight:
@@ -282,7 +286,7 @@ class Forwarder:
             router.endpoints.succeeded(address)
         trace = self._trace(answered)
         router.links.observe(answered, trace, now)
-        self._compare(choice, trace, now)
+        self._compare(choice, trace, journey.request, now)
         self._convict(frozenset(journey.erred).difference(choice.addresses), now)
         journey.unqueued_seconds = max(0.0, now - started - sum(hop.queue for hop in trace))
         self._line.feedback(waited=any(hop.queue > hop.compute for hop in trace))
@@ -293,10 +297,11 @@ class Forwarder:
             parameters={**kept, GENERATION: choice.generation, PLAN: choice.route.name},
         )
 
-    def _compare(self, choice: Choice, trace: tuple[HopTrace, ...], now: float) -> None:
-        """Leave out a replica that takes far longer than the others of its stage."""
+    def _compare(self, choice: Choice, trace: tuple[HopTrace, ...], request: InferRequest, now: float) -> None:
+        """Leave out a replica that takes far longer than the others of its stage for requests of the same shapes."""
+        shapes = tuple(tensor.shape for tensor in request.inputs)
         for address, hop in zip(choice.addresses, trace, strict=False):
-            work, seconds = (hop.stage, hop.first, hop.last), hop.server - hop.hop - hop.queue
+            work, seconds = (hop.stage, hop.first, hop.last, shapes), hop.server - hop.hop - hop.queue
             self._outliers.observe(work, address, seconds, hop.queue)
         endpoints = self._router.endpoints
         for verdict in self._outliers.judge(now):
@@ -374,7 +379,7 @@ class Forwarder:
             if len(self._encoded) >= MAX_ENCODED:
                 self._encoded.clear()
             route = self._encoded[key] = encode_route(_hops(choice))
-        kept = {name: value for name, value in given.items() if not name.startswith("splitplane_")}
+        kept = {name: value for name, value in given.items() if not name.startswith(RESERVED)}
         return {**kept, GENERATION: choice.generation, ROUTE: route}
 
     def _remaining(self, journey: _Journey) -> float:

@@ -36,7 +36,7 @@ from splitplane.runtime.routes import (
 from splitplane.runtime.stage.computing import Computed, Computer, Item, Pace, Runnable
 from splitplane.runtime.stage.shielding import Shield
 from splitplane.runtime.stage.worker import Worker
-from splitplane.runtime.tensors import check_described
+from splitplane.runtime.tensors import check_described, check_plain
 
 
 class StageModel:
@@ -178,6 +178,8 @@ class StageModel:
                 f"the tensors have schema {schema}, but cut {cut.index} ({cut.name}) of stage {self._stage} has "
                 f"{cut.schema_hash}: the stages hold different models",
             )
+        if own.first == 0 or ROUTE not in request.parameters:
+            check_plain(request.inputs)
         check_described(codecs.described(request.inputs), declared(cut))
 
     async def _hand_on(
