@@ -46,7 +46,7 @@ def secret(name: str, **data: str) -> Object:
 def pid_of(status: Object, cluster_state: Path) -> int:
     """The process of a running container, from the agent's record."""
     uid = status["containerID"].removeprefix("splitplane-process://").split(".")[0]
-    [record] = cluster_state.glob(f"**/pods/{uid}/record.json")
+    [record] = cluster_state.glob(f"splitplane/*/nodes/*/pods/{uid}/record.json")
     return int(json.loads(record.read_text())["containers"][status["name"]]["run"]["pid"])
 
 

@@ -240,7 +240,7 @@ async def test_a_projected_token_is_replaced_before_it_ends(
 def test_a_deleted_pod_leaves_no_folder(pods: Pods, state_home: Path) -> None:
     pods.apply(pod("brief", container("print(1)")))
     shown = pods.phase("brief", "Succeeded")
-    [folder] = state_home.glob(f"**/pods/{shown['metadata']['uid']}")
+    [folder] = state_home.glob(f"splitplane/*/nodes/*/pods/{shown['metadata']['uid']}")
     assert json.loads((folder / "record.json").read_text())["phase"] == "Succeeded"
     pods("delete", "pod", "brief")
     until("the folder to go", lambda: not folder.exists())

