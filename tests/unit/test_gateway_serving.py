@@ -235,7 +235,7 @@ async def test_a_request_whose_time_is_up_is_told_so_and_is_no_demand(
             assert answer.status == 504
             assert "time was up" in (await answer.json())["error"]
         async with http.get(rest_url(running, "/metrics")) as answer:
-            assert 'splitplane_requests_total{namespace="default",pipeline="small"} 0.0' in await answer.text()
+            assert 'splitplane_requests_admitted_total{namespace="default",pipeline="small"} 0.0' in await answer.text()
 
 
 async def test_a_client_gives_no_parameters_that_are_for_stages(
