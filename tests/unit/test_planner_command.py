@@ -248,30 +248,23 @@ def test_a_replay_that_cannot_be_made_is_refused(profile: str, arguments: tuple[
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "says"),
+    ("option", "name", "text", "says"),
     [
-        ("load.jsonl", "", "nothing to replay"),
-        ("load.jsonl", '{"input_length": 1}', "without a timestamp"),
-        ("load.jsonl", '{"timestamp": 0}\n{"timestamp": 9e18}', "days"),
-        ("load.csv", "TIMESTAMP,ContextTokens\n", "nothing to replay"),
+        ("--load", "load.jsonl", "", "nothing to replay"),
+        ("--load", "load.jsonl", '{"input_length": 1}', "without a timestamp"),
+        ("--load", "load.jsonl", '{"timestamp": 0}\n{"timestamp": 9e18}', "days"),
+        ("--load", "load.csv", "TIMESTAMP,ContextTokens\n", "nothing to replay"),
+        ("--link", "link.txt", "0 8\n2e12 8\n", "days"),
+        ("--link", "link.txt", "0 -8\n", "at least 0"),
+        ("--link", "link.txt", "1 2 3\n", "columns"),
     ],
 )
-def test_a_load_that_cannot_be_replayed_is_refused(profile: str, tmp_path: Path, name: str, text: str, says: str):
+def test_a_trace_that_cannot_be_replayed_is_refused(
+    profile: str, tmp_path: Path, option: str, name: str, text: str, says: str
+):
     path = tmp_path / name
     path.write_text(text)
-    arguments = ["-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--load", str(path)]
-    result = CliRunner().invoke(app, ["simulate", *arguments])
-    assert result.exit_code == 2
-    assert unwrapped(says) in unwrapped(result.output)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"), [("0 8\n2e12 8\n", "days"), ("0 -8\n", "at least 0"), ("1 2 3\n", "columns")]
-)
-def test_a_link_that_cannot_be_replayed_is_refused(profile: str, tmp_path: Path, text: str, says: str):
-    path = tmp_path / "link.txt"
-    path.write_text(text)
-    arguments = ["-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--link", str(path)]
+    arguments = ["-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, option, str(path)]
     result = CliRunner().invoke(app, ["simulate", *arguments])
     assert result.exit_code == 2
     assert unwrapped(says) in unwrapped(result.output)
