@@ -113,8 +113,7 @@ def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, 
         defence = to_defence(pipeline.spec.objectives.defence).to_dict()
         untrusted = [each.name for each in pipeline.spec.tiers if not each.trusted]
         resident["SPLITPLANE_DEFENCE"] = json.dumps({**defence, "tiers": untrusted}, sort_keys=True)
-    env = _model_variables(pipeline, tier, **resident)
-    env = [*env, *serving_variables(pipeline, settings)]
+    env = [*_model_variables(pipeline, tier, **resident), *serving_variables(pipeline, settings)]
     if settings.mtls != OFF:
         volume, mount, variable = tls(pipeline.metadata.name, "stage")
         env, volumes, mounts = [*env, variable], [*volumes, volume], [*mounts, mount]

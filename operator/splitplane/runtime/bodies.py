@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from splitplane.runtime.budgets import MAX_MESSAGE_BYTES, Budget
+from splitplane.runtime.budgets import MAX_MESSAGE_BYTES, TOTAL_SECONDS, Budget
 
 IDLE_SECONDS = 10.0
-TOTAL_SECONDS = 300.0
 
 
 class Bodies:

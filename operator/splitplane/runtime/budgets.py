@@ -15,8 +15,9 @@ MAX_MESSAGE_BYTES = 64 << 20
 MAX_POD_MESSAGE_BYTES = MAX_MESSAGE_BYTES + (256 << 10)
 """Of what goes between pods, and back: a client's largest request has room for its route, an answer for its trace."""
 MOST_BYTES = 512 << 20
-RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 10.0
+TOTAL_SECONDS = 300.0
+"""How long a message may take to come, over either protocol."""
 
 
 def budget_bytes() -> int:
@@ -94,5 +95,4 @@ def spent() -> InferenceError:
     return InferenceError(
         Failure.RESOURCE_EXHAUSTED,
         "the messages of requests under way take all the memory that they may: try again later",
-        retry_seconds=RETRY_SECONDS,
     )

@@ -11,10 +11,9 @@ from typing import Any
 
 import grpc.aio
 
-from splitplane.runtime.budgets import Budget
+from splitplane.runtime.budgets import TOTAL_SECONDS, Budget
 from splitplane.runtime.inference import Failure, InferenceError, invalid
 
-TOTAL_SECONDS = 300.0
 FIRST_BYTES, LEAST_BYTES = 1 << 20, 64 << 10
 """What a message on its way counts as before any has come, and at least. Some 64 kB gRPC takes in unasked."""
 FADING = 0.9
