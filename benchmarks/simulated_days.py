@@ -13,12 +13,14 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks._report import FOLDER
 from splitplane.domain.snapshots import Policy, Preference, Snapshot
 from splitplane.simulation.clairvoyant import cheapest_cost
 from splitplane.simulation.replaying import Ground, Scenario, compare
+from splitplane.simulation.strategies import STRATEGIES
 from splitplane.simulation.traces import arrivals, bandwidths
 from tests.support.planner_cases import POLICY, SNAPSHOT, links
 from tests.support.planner_graphs import graph, three_tiers
@@ -51,10 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for load, link in CLASSES:
             for seed in SEEDS:
                 path = folder / f"{model}_{load}_{link}_{seed}.json"
-                if not path.exists():
+                if _stale(path):
                     path.write_text(json.dumps(day(model, load, link, seed)))
     days = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     print("\n".join(table(days)))
+
+
+def _stale(path: Path) -> bool:
+    """Whether a day is yet to be run, or was before there were all the rivals of today."""
+    return not path.exists() or not STRATEGIES.keys() <= json.loads(path.read_text()).keys()
 
 
 def day(model: str, load: str, link: str, seed: int) -> Day:

@@ -206,7 +206,8 @@ def test_hours_of_load_are_replayed_under_the_planner_and_its_rivals(profile: st
         "edge-only",
         "cloud-only",
         "cloud-only, compressed",
-        "neurosurgeon, dads",
+        "neurosurgeon",
+        "dads",
         "15 %/30 s gate",
         "best static in hindsight",
     ):

@@ -9,15 +9,24 @@ import pytest
 
 from splitplane.domain.measurements import Value, known
 from splitplane.domain.plans import Plan, Stage
-from splitplane.domain.snapshots import Preference
+from splitplane.domain.snapshots import Preference, Snapshot
+from splitplane.planner import Kept
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess
 from splitplane.simulation.clairvoyant import cheapest_cost
-from splitplane.simulation.replaying import Ground, Scenario, compare, constant, replay
+from splitplane.simulation.replaying import AS_MANY, Ground, Scenario, best_static, compare, constant, replay
 from splitplane.simulation.serving import course, piled_up
-from splitplane.simulation.strategies import Choice, planner
+from splitplane.simulation.strategies import Choice, Strategy, dads, neurosurgeon, planner
 from splitplane.simulation.traces import Trace, arrivals, bandwidths, read_arrivals, read_bandwidths
-from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, links, split
+from tests.support.planner_cases import (
+    CREPE_FP32_BYTES,
+    CREPE_PREFIX_MILLISECONDS,
+    POLICY,
+    SNAPSHOT,
+    edge_only,
+    links,
+    split,
+)
 from tests.support.planner_simulation import Line, simulate
 
 CHEAP = replace(POLICY, prefer=Preference.COST)
@@ -178,7 +187,66 @@ def test_the_comparison_names_what_shows_the_input_and_the_planner_never_does():
     assert "best static in hindsight" in found
     assert found["splitplane"].leaks == 0
     assert found["cloud-only"].leaks == found["cloud-only, compressed"].leaks == 240
-    assert found["splitplane"].within > found["neurosurgeon, dads"].within
+    assert found["splitplane"].within > found["dads"].within >= found["neurosurgeon"].within
+
+
+def at(rate: float, megabits: float) -> Snapshot:
+    return replace(POISSON, arrival_rate=Value(rate), links=links(megabits))
+
+
+def published(strategy: Strategy, snapshot: Snapshot) -> Plan:
+    choice = strategy(snapshot, CHEAP, 0.0, Kept(snapshot.profile))
+    assert choice is not None
+    return choice.plan
+
+
+def stage_seconds(cut: int, megabits: float) -> tuple[float, float, float]:
+    """T_e, T_t and T_c of the paper for the pitch tracker with an fp32 crossing; tiers with all their replicas."""
+    codec = CREPE_FP32_BYTES[cut] if 0 < cut < 6 else 0
+    edge = 8 * CREPE_PREFIX_MILLISECONDS[cut] / 1e3 + 0.002 + codec * 1e-10
+    cloud = 1.5 * (CREPE_PREFIX_MILLISECONDS[6] - CREPE_PREFIX_MILLISECONDS[cut]) / 1e3 + 0.002 + codec * 1e-10
+    return edge / 8, codec / (megabits * 125_000.0), cloud / 4 if cut < 6 else 0.0
+
+
+@pytest.mark.parametrize("megabits", [2.0, 10.0, 50.0, 200.0])
+def test_dads_is_neurosurgeon_until_that_cut_does_not_bear_the_load_and_then_the_cut_that_bears_most(megabits: float):
+    fastest = published(neurosurgeon, at(0.1, megabits))
+    assert published(dads, at(0.1, megabits)).routing == fastest.routing
+    longest = {cut: max(stage_seconds(cut, megabits)) for cut in range(1, 7)}  # the input is private: no cut 0
+    borne = CHEAP.max_utilization / longest[fastest.cuts[0] if fastest.cuts else 6]
+    assert published(dads, at(0.97 * borne, megabits)).routing == fastest.routing
+    heavy = published(dads, at(1.03 * borne, megabits))
+    chosen = heavy.cuts[0] if heavy.cuts else 6
+    assert longest[chosen] == pytest.approx(min(longest.values()), rel=1e-3)
+    if megabits == 50.0:
+        assert heavy.routing != fastest.routing
+        assert assess(build_context(at(1.03 * borne, megabits), CHEAP), heavy).violations == ()
+
+
+def test_the_best_plan_that_never_changes_is_the_cheapest_that_serves_as_many_of_all_that_there_are():
+    steady = Trace(np.repeat([2.0, 4.0], 20)), Trace(np.full(40, 2.5e6))
+    ground = Ground(Scenario(POISSON, replace(CHEAP, max_cost_per_hour=None), *steady))
+    ours = replay(ground, {"splitplane": planner})["splitplane"]
+    found = best_static(ground, ours.plans, ours)
+    assert found is not None
+    assert found.within >= ours.within - AS_MANY
+    everything = [edge_only(count) for count in range(2, 9)] + [
+        split(cut, codec, edge=edge, cloud=cloud)
+        for cut in range(1, 6) for codec in ("fp32", "fp16", "int8") for edge in range(2, 9) for cloud in range(1, 5)
+    ]  # fmt: skip
+    able = [each for plan in everything if (each := constant(ground, plan)).within >= ours.within - AS_MANY]
+    assert found.cost_per_hour == pytest.approx(min(each.cost_per_hour for each in able))
+
+
+def test_where_no_plan_that_never_changes_serves_as_many_the_cheapest_of_those_that_serve_most_is_taken():
+    rates = np.repeat([3.5, 60.0], (30, 10))  # more than any plan bears
+    ground = Ground(Scenario(POISSON, CHEAP, Trace(rates), Trace(np.full(40, 2.5e6))))
+    all_of_them = replace(constant(ground, edge_only(3)), within=1.0)
+    found = best_static(ground, [edge_only(3), edge_only(4), edge_only(8)], all_of_them)
+    assert found is not None
+    assert found.within >= max(constant(ground, edge_only(count)).within for count in (3, 4, 8)) - AS_MANY
+    assert found.within < 0.9
+    assert found.cost_per_hour <= constant(ground, edge_only(4)).cost_per_hour
 
 
 def test_who_knows_the_traces_pays_no_more_than_the_planner_or_a_plan_that_never_changes():

@@ -9,11 +9,12 @@ import numpy as np
 from splitplane.domain.plans import Plan
 from splitplane.domain.snapshots import Decision, Policy, Preference, Snapshot
 from splitplane.planner import Kept, choose
-from splitplane.planner.context import IDLE_RATE, build_context
+from splitplane.planner.context import IDLE_RATE, Context, build_context
 from splitplane.planner.evaluation import assess, evaluate
 from splitplane.planner.frontier import contenders
 from splitplane.planner.gates import cooling_down
 from splitplane.planner.layouts import with_replicas
+from splitplane.planner.overload import highest_rate_of_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ Strategy = Callable[[Snapshot, Policy, float, Kept], Choice | None]
 """From a snapshot, the user's policy, the time in seconds and what is kept of the profile to a choice."""
 
 _GATE_GAIN, _GATE_SECONDS = 0.15, 30.0
+_SLACK = 1e-6
 
 
 def planner(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
@@ -52,20 +54,55 @@ def cloud_only(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Ch
 
 
 def neurosurgeon(snapshot: Snapshot, policy: Policy, _now: float, kept: Kept) -> Choice | None:
-    """The cut of least latency for one request alone, anew each time. Replicas, of which it says nothing, as the load
-    asks. Where cuts are candidates of a chain the minimum cut of DADS is the same cut."""
+    """The cut of least latency for one request alone (Kang et al., "Neurosurgeon", ASPLOS 2017), anew each time.
+    Replicas, of which it says nothing, as the load asks."""
+    context = _as_published(snapshot, policy, kept)
+    cut = _fastest(context, IDLE_RATE)
+    return None if cut is None else _provided(context, cut)[0]
+
+
+def dads(snapshot: Snapshot, policy: Policy, _now: float, kept: Kept) -> Choice | None:
+    """The cut of least latency as long as it bears the load, then the one that bears the highest rate, anew each time
+    (Hu et al., "Dynamic Adaptive DNN Surgery", INFOCOM 2019, algorithm 3 of section III-D: DSL, else DSH).
+
+    The paper has one edge device and one server, busy for T_e and T_c of each request, and a link that is for T_t; the
+    load is light where the longest of them is below the time between requests. Here a tier has replicas, so it is what
+    they need together. DSH minimises the longest of the three by an approximation, as that is NP-hard on a graph; on a
+    chain of candidate cuts each can be tried, so it is the optimum that stands here.
+    """
+    context = _as_published(snapshot, policy, kept)
+    cut = _fastest(context, IDLE_RATE)
+    if cut is None:
+        return None
+    light, borne = _provided(context, cut)
+    highest = 0.0 if borne else highest_rate_of_lines(context)
+    if not 0.0 < highest < math.inf:
+        return light
+    cut = _fastest(context, highest * (1.0 - _SLACK))
+    return light if cut is None else _provided(context, cut)[0]
+
+
+def _as_published(snapshot: Snapshot, policy: Policy, kept: Kept) -> Context:
+    """What cuts are chosen in that know of no codec, no price and no third partition."""
     fast = replace(policy, prefer=Preference.LATENCY, codecs=("fp32",), max_partitions=2)
-    context = build_context(replace(snapshot, active=None), fast, kept)
-    found = contenders(context, IDLE_RATE)
-    if not len(found):
-        return None
-    layout = with_replicas(context, found.candidate(context, int(np.argmin(found.p95))).plan)
+    return build_context(replace(snapshot, active=None), fast, kept)
+
+
+def _fastest(context: Context, rate: float) -> Plan | None:
+    """The plan of least p95 among those that bear so many requests per second."""
+    found = contenders(context, rate)
+    return found.candidate(context, int(np.argmin(found.p95))).plan if len(found) else None
+
+
+def _provided(context: Context, cut: Plan) -> tuple[Choice | None, bool]:
+    """A cut with the cheapest replicas that bear the load, and whether any do; if not, those that are least busy."""
+    layout = with_replicas(context, cut)
     if layout is None:
-        return None
+        return None, False
     table = evaluate(context, layout)
-    able = np.flatnonzero(table.utilization <= policy.max_utilization)
-    row = able[np.argmin(table.cost[able])] if len(able) else int(np.argmin(table.utilization))
-    return Choice(layout.plan(context, int(row)))
+    able = np.flatnonzero(table.utilization <= context.policy.max_utilization)
+    row = able[np.argmin(table.cost[able])] if len(able) else np.argmin(table.utilization)
+    return Choice(layout.plan(context, int(row))), len(able) > 0
 
 
 def gate(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
@@ -92,7 +129,8 @@ STRATEGIES: Mapping[str, Strategy] = {
     "splitplane": planner,
     "edge-only": edge_only,
     "cloud-only": cloud_only,
-    "neurosurgeon, dads": neurosurgeon,
+    "neurosurgeon": neurosurgeon,
+    "dads": dads,
     "15 %/30 s gate": gate,
 }
 
