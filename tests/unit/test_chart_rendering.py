@@ -15,7 +15,7 @@ import yaml
 
 from splitplane.adapters.kinds import kind_of
 from splitplane.api.pipelines import InferencePipeline
-from splitplane.controller import children
+from splitplane.controller import children, network_policies
 from splitplane.controller.authority import Authority, new_authority
 from splitplane.controller.certificates import AUTHORITY_SECRET, DEFAULT_TIMES, secret
 from splitplane.controller.objects import MACHINE_LABEL
@@ -244,7 +244,7 @@ def test_the_notes_tell_what_an_uninstall_keeps_and_how_to_remove_it() -> None:
 def test_notes_and_docs_wait_for_every_kind_that_the_operator_makes_before_the_definitions_go() -> None:
     """A child whose owner's definition has gone stays for ever."""
     resource, settings = pipeline(), Settings(prometheus_url="http://p", runtime_image="r", operator_image="o")
-    made = [children.stages_policy(resource), *children.gateway_objects(resource, settings)]
+    made = [network_policies.stages_policy(resource), *children.gateway_objects(resource, settings)]
     made += children.profile_objects(
         resource, resource.spec.tiers[0], name="n", profile="f", attempt=1, settings=settings
     )

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from splitplane.api.routes import RouteTableSpec
-from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment, stages_policy
+from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
+from splitplane.controller.network_policies import stages_policy
 from splitplane.controller.control import Control, Draining
 from splitplane.controller.disruptions import stage_budget
 from splitplane.controller.naming import profile_name

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from splitplane.api.pipelines import InferencePipeline
-from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment, stages_policy
-from splitplane.controller.network_policies import stage_policy
+from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
+from splitplane.controller.network_policies import stage_policy, stages_policy
 from splitplane.controller.pods import GRPC_PORT, HTTP_PORT, labels
 from tests.support.controller_cases import SETTINGS, pipeline, pipeline_body
 

@@ -24,7 +24,7 @@ FIXED = replace(POLICY, mode=Mode.FIXED, fixed=FixedPlan((("edge", 0, 3), ("clou
         replace(SNAPSHOT, arrival_rate=Stale(12.5), links=links(Missing("no series"))),
         replace(SNAPSHOT, arrival_rate=Error("refused"), speed_corrections={"edge": 1.0 / 3.0}),
         replace(SNAPSHOT, offset_corrections={"edge": -0.001 / 3.0}),
-        replace(SNAPSHOT, arrival_rate=Idle(), observed_p95_seconds=Missing("")),
+        replace(SNAPSHOT, arrival_rate=Idle()),
         with_tiers(SNAPSHOT, cloud={"memory_limit_bytes": 1 << 30}),
     ],
 )

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +12,9 @@ from splitplane.controller.naming import (
     digest,
     gateway_name,
     model_name,
-    peers_name,
     stage_name,
-    stages_name,
     tier_of,
 )
-from splitplane.controller.network_policies import stage_policy
 from splitplane.controller.objects import STAGE_LABEL, TIER_LABEL, Object
 from splitplane.controller.pods import (
     GATEWAY_STATE_PATH,
@@ -92,7 +88,7 @@ def stage_deployment(pipeline: InferencePipeline, key: StageKey, *, replicas: in
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": _metadata(pipeline, deployment, "stage", **more),
+            "metadata": metadata_of(pipeline, deployment, "stage", **more),
             "spec": {
                 "replicas": replicas,
                 "revisionHistoryLimit": 0,
@@ -135,14 +131,6 @@ def _stage_template(pipeline: InferencePipeline, key: StageKey, tier: TierSpec, 
     }
 
 
-def stages_policy(pipeline: InferencePipeline, *, sites: Iterable[str] = ()) -> Object:
-    """NetworkPolicy of all stages of a pipeline. ``sites`` are the pipelines that share its replicas."""
-    name = pipeline.metadata.name
-    callers = {name, peers_name(pipeline), *sites}
-    metadata = _metadata(pipeline, stages_name(name), "stage")
-    return finished(stage_policy(metadata, labels(name, "stage"), callers))
-
-
 def gateway_objects(pipeline: InferencePipeline, settings: Settings) -> list[Object]:
     """ServiceAccount, Role, RoleBinding, Deployment, Service and budget of the gateway, in the order to apply them."""
     name = gateway_name(pipeline.metadata.name)
@@ -170,7 +158,7 @@ def gateway_objects(pipeline: InferencePipeline, settings: Settings) -> list[Obj
         ),
         _gateway_deployment(pipeline, settings),
         _gateway_service(pipeline),
-        finished(gateway_budget(_metadata(pipeline, name, "gateway"), match)),
+        finished(gateway_budget(metadata_of(pipeline, name, "gateway"), match)),
     ]
 
 
@@ -178,7 +166,7 @@ def service_account_objects(
     pipeline: InferencePipeline, name: str, component: str, rules: list[dict[str, Any]]
 ) -> list[Object]:
     """A ServiceAccount that may do what ``rules`` say in its namespace, and nothing else."""
-    metadata = _metadata(pipeline, name, component)
+    metadata = metadata_of(pipeline, name, component)
     return [
         finished({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}),
         finished({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules}),
@@ -231,7 +219,7 @@ def _gateway_deployment(pipeline: InferencePipeline, settings: Settings) -> Obje
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": _metadata(pipeline, name, "gateway"),
+            "metadata": metadata_of(pipeline, name, "gateway"),
             "spec": {
                 "replicas": spec.gateway.replicas,
                 "revisionHistoryLimit": 1,
@@ -263,7 +251,7 @@ def _gateway_service(pipeline: InferencePipeline) -> Object:
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": _metadata(pipeline, name, "gateway"),
+            "metadata": metadata_of(pipeline, name, "gateway"),
             "spec": {
                 "selector": labels(pipeline.metadata.name, "gateway"),
                 "ports": [
@@ -307,7 +295,7 @@ def _job_objects(
     pipeline: InferencePipeline, template: Object, component: str, more: dict[str, str],
     *, name: str, attempt: int, seconds: int,
 ) -> list[Object]:  # fmt: skip
-    metadata = _metadata(pipeline, name, component, **more)
+    metadata = metadata_of(pipeline, name, component, **more)
     rights = [
         {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["patch"]},
     ]
@@ -393,7 +381,8 @@ def _pull_policy(pipeline: InferencePipeline) -> Object:
     return {"imagePullPolicy": policy} if policy else {}
 
 
-def _metadata(pipeline: InferencePipeline, name: str, component: str, **more: str) -> Object:
+def metadata_of(pipeline: InferencePipeline, name: str, component: str, **more: str) -> Object:
+    """Of an object that a pipeline owns."""
     return {
         "name": name,
         "namespace": pipeline.metadata.namespace,

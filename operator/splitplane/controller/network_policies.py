@@ -6,8 +6,11 @@ and the stages before it. Probes and metrics are for kubelets and Prometheus, wh
 
 from collections.abc import Iterable, Mapping
 
+from splitplane.api.pipelines import InferencePipeline
+from splitplane.controller.children import finished, metadata_of
+from splitplane.controller.naming import peers_name, stages_name
 from splitplane.controller.objects import APP, COMPONENT_LABEL, NAME_LABEL, PIPELINE_LABEL, Object
-from splitplane.controller.pods import GRPC_PORT, HTTP_PORT
+from splitplane.controller.pods import GRPC_PORT, HTTP_PORT, labels
 
 
 def stage_policy(metadata: Object, match: Mapping[str, str], callers: Iterable[str]) -> Object:
@@ -32,3 +35,11 @@ def stage_policy(metadata: Object, match: Mapping[str, str], callers: Iterable[s
             ],
         },
     }
+
+
+def stages_policy(pipeline: InferencePipeline, *, sites: Iterable[str] = ()) -> Object:
+    """NetworkPolicy of all stages of a pipeline. ``sites`` are the pipelines that share its replicas."""
+    name = pipeline.metadata.name
+    callers = {name, peers_name(pipeline), *sites}
+    metadata = metadata_of(pipeline, stages_name(name), "stage")
+    return finished(stage_policy(metadata, labels(name, "stage"), callers))

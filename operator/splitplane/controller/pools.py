@@ -17,9 +17,10 @@ from splitplane.api.policies import to_policy
 from splitplane.controller import control as controls
 from splitplane.controller.applying import Applying
 from splitplane.controller.arbitrating import Arbiter
-from splitplane.controller.children import StageKey, stage_deployment, stages_policy
+from splitplane.controller.children import StageKey, stage_deployment
 from splitplane.controller.control import CONTROL_ANNOTATION, Control, Serving, StageSet
 from splitplane.controller.naming import shared_tier
+from splitplane.controller.network_policies import stages_policy
 from splitplane.controller.objects import PIPELINE_LABEL, Key, Object, annotations_of
 from splitplane.controller.rounds import Memory
 from splitplane.controller.settings import Settings

@@ -24,10 +24,11 @@ from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.budgets import Budgets
 from splitplane.controller.calibrating import limited, with_unknown_losses
 from splitplane.controller.calibrations import Calibrations
-from splitplane.controller.children import gateway_objects, stages_policy
+from splitplane.controller.children import gateway_objects
 from splitplane.controller.conditions import LIMITS, Verdict
 from splitplane.controller.deciding import Deciding
 from splitplane.controller.naming import profile_name
+from splitplane.controller.network_policies import stages_policy
 from splitplane.controller.objects import Key, Object, annotations_of, is_terminating
 from splitplane.controller.pools import Pools
 from splitplane.controller.profiles import Profiles

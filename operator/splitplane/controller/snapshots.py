@@ -173,7 +173,6 @@ def snapshot(
         links=links(list(tiers), measured, reported),
         arrival_rate=measured.arrival_rate,
         arrival_scv=1.0 if scv is None else max(0.0, scv),
-        observed_p95_seconds=measured.p95_seconds,
         speed_corrections={tier: correction.factor(now) for tier, correction in corrections.items()},
         offset_corrections={tier: correction.offset(now) for tier, correction in corrections.items()},
         active=active,

@@ -177,7 +177,6 @@ class Snapshot:
     links: tuple[Link, ...]
     arrival_rate: Measurement
     arrival_scv: float = 1.0
-    observed_p95_seconds: Measurement | None = None
     speed_corrections: Mapping[str, float] = field(default_factory=dict)
     offset_corrections: Mapping[str, float] = field(default_factory=dict)
     active: Active | None = None

@@ -17,9 +17,8 @@ import numpy as np
 from splitplane.domain.plans import Plan, Stage
 from splitplane.planner.arrays import Array, Ints
 from splitplane.planner.context import Context, Direction
-from splitplane.planner.gates import moves_pods
 from splitplane.planner.stations import stage_seconds, together
-from splitplane.simulation.replaying import SWITCH_SECONDS, Ground, Metrics
+from splitplane.simulation.replaying import SWITCH_SECONDS, Ground, Metrics, switched
 from splitplane.simulation.serving import MOST_WAITING
 
 Pool = tuple[str, int, int]
@@ -98,15 +97,15 @@ def _serving(ground: Ground, held: Sequence[Plan | None], plans: Sequence[Plan],
     """The place in ``plans`` of the one that each request is admitted to; -1 where none serves."""
     by_bin = np.array([-1 if plan is None else plans.index(plan) for plan in held])
     place = np.minimum((came / ground.width).astype(np.int64), len(held) - 1)
-    starts = np.array([_start(ground, held, each) for each in range(len(held))])
-    return np.where(came - place * ground.width < starts[place], by_bin[place - 1], by_bin[place])
+    into_bin = came - place * ground.width
+    return np.where(into_bin < _starts(ground, held)[place], by_bin[place - 1], by_bin[place])
 
 
-def _start(ground: Ground, held: Sequence[Plan | None], place: int) -> float:
-    """Seconds into a bin at which its plan begins to serve; until then the one before does."""
-    new, old = held[place], held[place - 1] if place else None
-    moved = old is not None and new is not None and old != new and moves_pods(old, new)
-    return min(SWITCH_SECONDS, ground.width) if moved else 0.0
+def _starts(ground: Ground, held: Sequence[Plan | None]) -> Array:
+    """Seconds into each bin at which its plan begins to serve; until then the one before does."""
+    starts = np.zeros(len(held))
+    starts[[place for place, moved in switched(held) if moved]] = min(SWITCH_SECONDS, ground.width)
+    return starts
 
 
 def _needs(context: Context, plan: Plan) -> Needs | None:
@@ -158,13 +157,13 @@ def _spread(cv: float, count: int, rng: np.random.Generator) -> Array | float:
 def _sizes(ground: Ground, held: Sequence[Plan | None], pool: Pool) -> list[tuple[float, int]]:
     """From which second on a pool has so many replicas. One that no plan needs any more drains."""
     sizes: list[tuple[float, int]] = []
+    begins = np.arange(len(held)) * ground.width + _starts(ground, held)
     for place, plan in enumerate(held):
         for stage in plan.stages if plan else ():
             if _pool(stage) == pool:
                 count = min(stage.replicas, ground.context.sites[stage.tier].high)
                 if not sizes or sizes[-1][1] != count:
-                    begins = place * ground.width + _start(ground, held, place) if sizes else 0.0
-                    sizes.append((begins, count))
+                    sizes.append((float(begins[place]) if sizes else 0.0, count))
     return sizes
 
 

@@ -1,9 +1,10 @@
 """One pipeline through traces of load and link, under several strategies side by side."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -212,8 +213,18 @@ def best_static(ground: Ground, held: Iterable[Plan], served: Metrics) -> Metric
     return min((each for each in able if each.within >= enough), key=lambda each: (each.cost_per_hour, -each.within))
 
 
+def switched(held: Sequence[Plan | None]) -> Iterator[tuple[int, bool]]:
+    """The bins that begin with another plan than the one before, and whether that moves pods.
+
+    If so, the old plan serves for the first ``SWITCH_SECONDS``, and both are paid.
+    """
+    for place, (old, new) in enumerate(pairwise(held), start=1):
+        if old is not None and new is not None and old is not new and old != new:
+            yield place, moves_pods(old, new)
+
+
 def _metrics(ground: Ground, held: Sequence[Plan | None]) -> Metrics:
-    """What a sequence of plans gives, one by bin. While a switch moves pods, the old plan serves and both are paid."""
+    """What a sequence of plans gives, one by bin."""
     bins, rates = len(held), ground.rates
     within, p95, most, cost = (np.zeros(bins) for _ in range(4))
     p95 += np.inf
@@ -225,12 +236,10 @@ def _metrics(ground: Ground, held: Sequence[Plan | None]) -> Metrics:
         leaks += theirs.leaks * len(at)
     switches = moves = 0
     share = SWITCH_SECONDS / ground.width
-    for place in range(1, bins):
-        old, new = held[place - 1], held[place]
-        if old is None or new is None or old is new or old == new:
-            continue
+    for place, moved in switched(held):
         switches += 1
-        if moves_pods(old, new):
+        old = held[place - 1]
+        if moved and old is not None:
             moves += 1
             before = ground.course(old)
             cost[place] += share * before.cost[place]

@@ -13,7 +13,7 @@ import yaml
 from kubernetes import client, config
 
 from splitplane.api.pipelines import InferencePipeline
-from splitplane.controller import children
+from splitplane.controller import children, network_policies
 from splitplane.controller.disruptions import stage_budget
 from splitplane.controller.settings import Settings
 
@@ -46,7 +46,7 @@ def _made_for(pipeline: InferencePipeline) -> list[Object]:
     key = children.StageKey(tier="edge", resident_first=0, resident_last=3, fingerprint="f")
     edge = pipeline.spec.tiers[0]
     return [
-        children.stages_policy(pipeline),
+        network_policies.stages_policy(pipeline),
         *children.gateway_objects(pipeline, SETTINGS),
         *children.profile_objects(pipeline, edge, name="profile-edge", profile="f", attempt=1, settings=SETTINGS),
         children.stage_deployment(pipeline, key, replicas=1, settings=SETTINGS),
