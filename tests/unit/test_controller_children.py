@@ -14,10 +14,10 @@ import yaml
 
 from splitplane.api.routes import RouteTableSpec
 from splitplane.controller.children import StageKey, gateway_objects, profile_objects, stage_deployment
-from splitplane.controller.network_policies import stages_policy
 from splitplane.controller.control import Control, Draining
 from splitplane.controller.disruptions import stage_budget
 from splitplane.controller.naming import profile_name
+from splitplane.controller.network_policies import stages_policy
 from splitplane.controller.realising import realise
 from splitplane.controller.route_tables import batching, links, live_routes, route_table
 from splitplane.controller.statuses import routes_of
