@@ -15,6 +15,7 @@ import grpc.aio
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton_grpc
+from prometheus_client import CollectorRegistry
 from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
@@ -23,6 +24,7 @@ from splitplane.runtime.budgets import MAX_MESSAGE_BYTES
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.outliers import Outliers
 from splitplane.runtime.inference import InferRequest
+from splitplane.runtime.metrics import GatewayMetrics
 from splitplane.runtime.tensors import from_array, to_array
 from tests.support.gateway_rig import (
     ALONE,
@@ -521,6 +523,14 @@ async def test_scrapes_and_probes_are_no_demand_and_requests_are_told_by_kserves
     own = 'namespace="default",pipeline="small"'
     assert told[f"splitplane_requests_total{{{own}}}"] == told[f"splitplane_requests_admitted_total{{{own}}}"] == "2.0"
     assert told.get('request_predict_seconds_count{model_name="small"}') == ("2.0" if kserve else None)
+
+
+def test_kserves_name_of_requests_time_goes_with_the_model_that_clients_ask_for() -> None:
+    registry = CollectorRegistry()
+    metrics = GatewayMetrics(registry, namespace="default", pipeline="small-berlin", kserve=True)
+    metrics.serves("small")
+    metrics.completed("success", seconds=0.1)
+    assert registry.get_sample_value("request_predict_seconds_count", {"model_name": "small"}) == 1
 
 
 async def test_a_link_is_estimated_from_traffic_and_exported(

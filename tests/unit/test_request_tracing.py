@@ -14,6 +14,7 @@ import aiohttp
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton_grpc
+from multidict import CIMultiDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -144,6 +145,32 @@ async def test_a_request_is_one_trace_from_its_caller_over_gateway_and_stages(
         steps = [spans[f"splitplane-stage {tier}", name] for name in ("queue", "decode", "compute", "encode")]
         assert {step.parent_span_id for step in steps} == {inside.span_id}
         assert all(one.end_time_unix_nano == two.start_time_unix_nano for one, two in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize(
+    ("parents", "states", "handed_on"),
+    [
+        ([f"00-{TRACE}-{PARENT}-01"], ["a=1", "b=2,c=3"], (TRACE, "a=1,b=2,c=3")),
+        ([f"00-{TRACE}-{PARENT}-01", f"00-{TRACE[::-1]}-{PARENT}-01"], ["a=1"], (None, None)),
+        ([], ["a=1"], (None, None)),
+    ],
+)
+@pytest.mark.parametrize("form", [tuple, CIMultiDict], ids=["grpc", "http"])
+def test_a_callers_context_may_come_in_several_lines_but_name_one_parent(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, parents, states, handed_on, form
+):
+    environment = {tracing.ENDPOINT: collector.url}
+    monkeypatch.setenv(tracing.ENDPOINT, collector.url)
+    headers = form([*(("traceparent", each) for each in parents), *(("tracestate", each) for each in states)])
+    tracing.begin(environment, service="splitplane-gateway")
+    try:
+        with tracing.serving("infer", headers), tracing.calling("hop") as metadata:
+            given = dict(metadata or ())
+    finally:
+        tracing.end()
+    trace, state = handed_on
+    assert (given["traceparent"].split("-")[1] == TRACE) == (trace is not None)
+    assert given.get("tracestate") == state
 
 
 def test_nothing_of_opentelemetry_is_imported_while_tracing_is_off():

@@ -159,11 +159,12 @@ class GatewayMetrics:
             buckets=REQUEST_BUCKETS,
             registry=registry,
         ).labels(**self._labels)
+        self._kserve: Histogram | None = None
         self._alias: Histogram | None = None
         if kserve:
-            self._alias = Histogram(
+            self._kserve = Histogram(
                 KSERVE_SECONDS, "predict request latency", ("model_name",), buckets=REQUEST_BUCKETS, registry=registry
-            ).labels(model_name=pipeline)
+            )
         self.in_flight = Gauge(
             "splitplane_in_flight_requests", "Requests admitted and not yet answered", POD_LABELS, registry=registry
         ).labels(**self._labels)
@@ -185,6 +186,11 @@ class GatewayMetrics:
             POD_LABELS,
             registry=registry,
         )
+
+    def serves(self, model: str) -> None:
+        """What clients call the model: by that KServe's servers tell of it. At a site it is not the pipeline's name."""
+        if self._kserve is not None:
+            self._alias = self._kserve.labels(model_name=model)
 
     def read(self) -> None:
         """Count a request as soon as it is known to be one, whatever becomes of it."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 """OpenTelemetry's own variable, as are those for samplers and headers, which its library reads."""
-HEADERS = ("traceparent", "tracestate")
+PARENT, STATE = "traceparent", "tracestate"
 
 _tracer: "Tracer | None" = None
 _provider: "TracerProvider | None" = None
@@ -56,11 +56,21 @@ def serving(name: str, headers: Mapping[str, str] | Iterable[Any]) -> Iterator[N
     from opentelemetry import trace
     from opentelemetry.trace.propagation import tracecontext
 
-    given: Iterable[Any] = headers.items() if isinstance(headers, Mapping) else headers
-    carrier = {key.lower(): str(value) for key, value in given if key.lower() in HEADERS}
-    context = tracecontext.TraceContextTextMapPropagator().extract(carrier)
+    context = tracecontext.TraceContextTextMapPropagator().extract(_carrier(headers))
     with _tracer.start_as_current_span(name, context, trace.SpanKind.SERVER):
         yield
+
+
+def _carrier(headers: Mapping[str, str] | Iterable[Any]) -> dict[str, str]:
+    """The caller's context: of several lists of states one, as of any HTTP field; none of several parents."""
+    given: Iterable[Any] = headers.items() if isinstance(headers, Mapping) else headers
+    found: dict[str, list[str]] = {PARENT: [], STATE: []}
+    for key, value in given:
+        if key.lower() in found:
+            found[key.lower()].append(str(value))
+    if len(found[PARENT]) != 1:
+        return {}
+    return {key: ",".join(values) for key, values in found.items() if values}
 
 
 @contextlib.contextmanager

@@ -54,6 +54,7 @@ class Router:
         self.table = table
         self._replicas = None
         self.metrics.set_generation(table.generation)
+        self.metrics.serves(table.model.name)
         self._report()
         self.changed.notify()
         return True
