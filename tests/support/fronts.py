@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from splitplane.runtime import oip_grpc, oip_rest
+from splitplane.runtime import oip_grpc, oip_rest, rest_serving
 from splitplane.runtime.inference import (
     InferRequest,
     InferResponse,
@@ -64,13 +64,12 @@ def serving(model: Model, registry: CollectorRegistry | None = None) -> Iterator
         server = oip_grpc.Server(model)
         port = server.bind("127.0.0.1", 0)
         await server.start()
-        rest = await oip_rest.serve(oip_rest.make_app(model, registry or CollectorRegistry()), "127.0.0.1", 0)
-        host, http_port = rest.addresses[0][:2]
-        return server, rest, Fronts(f"127.0.0.1:{port}", f"{host}:{http_port}")
+        rest = await rest_serving.serve(oip_rest.make_app(model, registry or CollectorRegistry()), "127.0.0.1", 0)
+        return server, rest, Fronts(f"127.0.0.1:{port}", "{}:{}".format(*rest.address))
 
     async def stop() -> None:
         await grpc_server.stop(None)
-        await rest.cleanup()
+        await rest.stop(0)
 
     grpc_server, rest, fronts = loop.run_until_complete(start())
     thread = threading.Thread(target=loop.run_forever)

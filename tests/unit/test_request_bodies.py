@@ -15,7 +15,7 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
-from splitplane.runtime import grpc_receiving, memory, oip_grpc, oip_pb2, oip_rest
+from splitplane.runtime import grpc_receiving, memory, oip_grpc, oip_pb2, oip_rest, rest_serving
 from splitplane.runtime.bodies import Bodies
 from splitplane.runtime.budgets import MAX_POD_MESSAGE_BYTES, MOST_BYTES, Budget, budget_bytes
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
@@ -30,11 +30,11 @@ BODY = json.dumps({"inputs": [{"name": "fp32", "datatype": "FP32", "shape": [1, 
 @asynccontextmanager
 async def serving(bodies: Bodies, model: Echo | None = None) -> AsyncIterator[tuple[str, int]]:
     app = oip_rest.make_app(model or Echo(), CollectorRegistry(), bodies=bodies)
-    runner = await oip_rest.serve(app, "127.0.0.1", 0, drain_seconds=0.1)
+    server = await rest_serving.serve(app, "127.0.0.1", 0)
     try:
-        yield runner.addresses[0][:2]
+        yield server.address
     finally:
-        await runner.cleanup()
+        await server.stop(0)
 
 
 async def unfinished(address: tuple[str, int], sent: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

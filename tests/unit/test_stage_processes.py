@@ -1,5 +1,6 @@
 """Stages as their pods run them: processes with the documented environment, called by ordinary clients."""
 
+import http.client
 import importlib
 import json
 import os
@@ -325,6 +326,37 @@ def test_a_stage_that_is_told_to_end_finishes_what_it_accepted_and_takes_no_more
         while len(answers) < sent and time.monotonic() < deadline:
             time.sleep(0.01)
     assert [error for _, error in answers] == [None] * sent
+
+
+def test_a_stage_that_is_told_to_end_answers_what_comes_over_kept_connections_and_closes_them(start, example):
+    pod = start("0:7")
+    pod.wait()
+    tensor = {"name": "frames", "datatype": "FP32", "shape": [1, 1024], "data": [0.5] * 1024}
+    body, path = json.dumps({"inputs": [tensor]}).encode(), "/v2/models/pitch/infer"
+    kept, coming, idle = (http.client.HTTPConnection(pod.address, 8080, timeout=20) for _ in range(3))
+
+    def answer(connection: http.client.HTTPConnection) -> tuple[int, str | None]:
+        response = connection.getresponse()
+        response.read()
+        return response.status, response.getheader("Connection")
+
+    for connection in (kept, idle):
+        connection.request("POST", path, body)
+        assert answer(connection) == (200, None)
+    coming.putrequest("POST", path)
+    coming.putheader("Content-Length", str(len(body)))
+    coming.endheaders(body[:100])
+    pod.process.send_signal(signal.SIGTERM)
+    while pod.get("/v2/health/ready")[0]:  # until it takes no new connections
+        time.sleep(0.01)
+    assert pod.process.poll() is None
+    kept.request("POST", path, body)
+    coming.send(body[100:])
+    assert answer(kept) == answer(coming) == (200, "close")
+    assert idle.sock.recv(1) == b""
+    assert pod.process.wait(5) == 0  # long before its time is up
+    for connection in (kept, coming, idle):
+        connection.close()
 
 
 def test_a_stage_that_is_told_to_end_while_it_loads_ends_at_once(start):

@@ -22,6 +22,7 @@ from splitplane.api.fields import (
     rules,
 )
 from splitplane.api.tensors import Tensors
+from splitplane.domain.leaving import REQUEST_SECONDS
 
 KIND = "RouteTable"
 PLURAL = "routetables"
@@ -110,7 +111,8 @@ class QueueSpec(Model):
     """Bounds of the gateway's queue."""
 
     max_in_flight: Annotated[int, between(1, 100_000)] = 256
-    timeout_milliseconds: Annotated[int, between(1, 3_600_000)] = 60_000
+    timeout_milliseconds: Annotated[int, between(1, 3_600_000)] = 1000 * REQUEST_SECONDS
+    """A request's time in all. The grace of pods that leave suits the default: one that takes longer may be cut."""
 
 
 class BatchLimits(Model):

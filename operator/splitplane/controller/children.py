@@ -18,7 +18,6 @@ from splitplane.controller.naming import (
 from splitplane.controller.objects import STAGE_LABEL, TIER_LABEL, Object
 from splitplane.controller.pods import (
     GATEWAY_STATE_PATH,
-    GRACE_SECONDS,
     GRPC_PORT,
     HTTP_PORT,
     HTTPS_PORT,
@@ -45,6 +44,7 @@ from splitplane.controller.pods import (
 )
 from splitplane.controller.settings import OFF, Settings
 from splitplane.domain.calibrations import CalibrationRequest
+from splitplane.domain.leaving import GRACE_SECONDS
 
 DESIRED_ANNOTATION = "splitplane.dev/desired"
 """Digest of the object as it was applied last: what has not changed is not sent again."""

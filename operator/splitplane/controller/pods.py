@@ -9,6 +9,7 @@ from splitplane.api.pipelines import InferencePipeline, TierSpec
 from splitplane.controller.naming import image_of, peers_name
 from splitplane.controller.objects import APP, COMPONENT_LABEL, NAME_LABEL, PIPELINE_LABEL, Object
 from splitplane.controller.settings import Settings
+from splitplane.domain.leaving import UNLISTED_SECONDS
 from splitplane.domain.quantities import parse_quantity
 
 HTTP_PORT = 8080
@@ -28,14 +29,10 @@ TLS_PATH = "/var/run/splitplane/tls"
 _TLS_VOLUME = "splitplane-tls"
 _CLIENTS_PATH = "/var/run/splitplane/client"
 
-GRACE_SECONDS = 60
-"""How long a pod may go on with requests in flight once it was told to stop."""
 _STARTUP_SECONDS = 600
 """How long a server may take until its event loop answers; loading a model comes after that, without a bound here."""
 _STUCK_SECONDS, _STUCK_LOOKS = 120, 6
 """How long, and for how many looks in a row, a loop may stay without an answer: short of CPU it is slow, not stuck."""
-_UNLISTED_SECONDS = 3
-"""Head start of the news that a pod goes: requests still come until every gateway has heard it."""
 
 
 def labels(pipeline: str, component: str, **more: str) -> dict[str, str]:
@@ -224,7 +221,7 @@ def server(
             "timeoutSeconds": 2,
             "failureThreshold": 6 // look_seconds,
         },
-        "lifecycle": {"preStop": {"sleep": {"seconds": _UNLISTED_SECONDS}}},
+        "lifecycle": {"preStop": {"sleep": {"seconds": UNLISTED_SECONDS}}},
         **container_safety(),
     }
 

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import re
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -152,26 +151,6 @@ def _sent_by(inference: InferRequest, request: web.Request) -> InferRequest:
         value for part in shown.get("subject", ()) for kind, value in part if kind == "commonName"
     ]
     return replace(inference, client=request.remote or "", forwarded=forwarded, identity=tuple(names))
-
-
-async def serve(
-    app: web.Application,
-    host: str,
-    port: int,
-    *,
-    drain_seconds: float = 25.0,
-    tls: ssl.SSLContext | None = None,
-) -> web.AppRunner:
-    """Bind and serve, over HTTPS with ``tls``; ``cleanup()`` of the runner ends it and waits for requests inside.
-
-    A request whose client has hung up is cancelled, as gRPC does it: nobody is there to take its answer.
-    """
-    runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=drain_seconds
-    )
-    await runner.setup()
-    await web.TCPSite(runner, host, port, ssl_context=tls).start()
-    return runner
 
 
 @web.middleware

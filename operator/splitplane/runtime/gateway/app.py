@@ -83,6 +83,7 @@ class Gateway:
         if self._fronts is None:
             return
         self.forwarder.draining = True
+        self._fronts.leave()
         await asyncio.sleep(self.settings.drain_pause_seconds)
         try:
             async with asyncio.timeout(self.settings.drain_seconds):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from splitplane.runtime import oip_grpc, oip_rest
+from splitplane.runtime import oip_grpc, oip_rest, rest_serving
 from splitplane.runtime.bodies import Bodies
 from splitplane.runtime.budgets import MAX_MESSAGE_BYTES, Budget
 from splitplane.runtime.gateway.clients import GrpcGuard, Tokens, open_paths_only, rest_guard, tls_context
@@ -22,12 +22,17 @@ TOO_MANY_REQUESTS = 429
 class Fronts:
     """The servers, running."""
 
-    rest: tuple[web.AppRunner, ...]
+    rest: tuple[rest_serving.Server, ...]
     grpc: oip_grpc.Server
+
+    def leave(self) -> None:
+        """Serve on, but have REST clients make their next connections elsewhere."""
+        for server in self.rest:
+            server.leave()
 
     async def stop(self, grace_seconds: float) -> None:
         """Refuse new connections and calls; those inside get ``grace_seconds`` to end."""
-        await asyncio.gather(*(runner.cleanup() for runner in self.rest), self.grpc.stop(grace_seconds))
+        await asyncio.gather(*(server.stop(grace_seconds) for server in self.rest), self.grpc.stop(grace_seconds))
 
 
 async def serve(model: Model, registry: CollectorRegistry, settings: Settings) -> Fronts:
@@ -48,18 +53,18 @@ async def serve(model: Model, registry: CollectorRegistry, settings: Settings) -
         made.middlewares.append(_overload)
         return made
 
-    rest: list[web.AppRunner] = []
+    rest: list[rest_serving.Server] = []
     guards = () if tokens is None else (GrpcGuard(tokens),)
     server = oip_grpc.Server(model, guards, max_bytes=MAX_MESSAGE_BYTES, budget=budget)
     try:
-        rest.append(await oip_rest.serve(app(inference=identity is None), settings.pod_ip, settings.http_port))
+        rest.append(await rest_serving.serve(app(inference=identity is None), settings.pod_ip, settings.http_port))
         if identity is not None:
             tls = tls_context(identity)
-            rest.append(await oip_rest.serve(app(inference=True), settings.pod_ip, settings.https_port, tls=tls))
+            rest.append(await rest_serving.serve(app(inference=True), settings.pod_ip, settings.https_port, tls=tls))
         server.bind(settings.pod_ip, settings.grpc_port, identity=identity)
         await server.start()
     except BaseException:
-        await asyncio.gather(*(runner.cleanup() for runner in rest))
+        await asyncio.gather(*(each.stop(0) for each in rest))
         raise
     return Fronts(tuple(rest), server)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from splitplane.domain.leaving import DRAIN_SECONDS, PAUSE_SECONDS
 from splitplane.runtime.environment import SettingsError, folder, required
 from splitplane.runtime.gateway.proxies import Proxies
 
@@ -34,10 +35,8 @@ class Settings:
     https_port: int = 8443
     kserve_metrics: bool = False
     """Whether the time of requests is also told under KServe's name."""
-    drain_pause_seconds: float = 2.0
-    """Between ceasing to be ready and refusing connections, so that clients hear of the first before the second."""
-    drain_seconds: float = 25.0
-    """Longest wait for requests inside after that; less than a pod's termination grace period."""
+    drain_pause_seconds: float = PAUSE_SECONDS
+    drain_seconds: float = DRAIN_SECONDS
 
     def described(self) -> dict[str, str]:
         """What tells this pod from others in a trace, by OpenTelemetry's names."""

@@ -6,11 +6,12 @@ from itertools import pairwise
 from math import inf
 from typing import Any
 
+from splitplane.domain.leaving import REQUEST_SECONDS
 from splitplane.runtime.inference import ModelMetadata, TensorMetadata
 from splitplane.runtime.routes import Limits
 
 DEFAULT_MAX_IN_FLIGHT = 256
-DEFAULT_TIMEOUT_MILLISECONDS = 60_000
+DEFAULT_TIMEOUT_MILLISECONDS = 1000 * REQUEST_SECONDS
 
 
 class TableError(ValueError):

@@ -10,7 +10,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from splitplane.domain.profiles import BASE_CODECS
-from splitplane.runtime import codecs, oip_grpc, oip_rest
+from splitplane.runtime import codecs, oip_grpc, oip_rest, rest_serving
 from splitplane.runtime.bodies import Bodies
 from splitplane.runtime.budgets import Budget
 from splitplane.runtime.hops import Channels
@@ -59,21 +59,21 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
     server = oip_grpc.Server(model, budget=budget)
     server.bind(settings.pod_ip, settings.grpc_port, identity=identity)
     await server.start()
-    http = await oip_rest.serve(
+    http = await rest_serving.serve(
         # HTTP stays in clear text, for kubelet and Prometheus: with mutual TLS it takes no requests.
         oip_rest.make_app(Routeless(model), registry, inference=identity is None, bodies=Bodies(budget)),
         settings.pod_ip,
         settings.http_port,
-        drain_seconds=settings.drain_seconds,
     )
     try:
         if await _load(settings, load, worker, model, stopping):
             await stopping.wait()
             model.drain()
+            http.leave()
             LOG.info("draining: %d requests wait or run", worker.depth)
             await asyncio.sleep(settings.drain_pause_seconds)
     finally:
-        await asyncio.gather(server.stop(settings.drain_seconds), http.cleanup())
+        await asyncio.gather(server.stop(settings.drain_seconds), http.stop(settings.drain_seconds))
         await channels.close()
         await worker.close(END_SECONDS)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from splitplane.domain.leaving import DRAIN_SECONDS, PAUSE_SECONDS
 from splitplane.runtime.environment import SettingsError, folder, required, threads
 from splitplane.runtime.stage.shielding import Shield
 
@@ -35,10 +36,8 @@ class Settings:
     """Requests that may wait for the compute worker; more are turned away at once."""
     tls_dir: Path | None = None
     """Where this pod's certificate lies; without it, calls are in clear text."""
-    drain_pause_seconds: float = 2.0
-    """Between ceasing to be ready and refusing calls, so that senders hear of the first before the second."""
-    drain_seconds: float = 25.0
-    """Longest wait for accepted requests after that; both together are less than a pod's grace (60 s)."""
+    drain_pause_seconds: float = PAUSE_SECONDS
+    drain_seconds: float = DRAIN_SECONDS
 
     def described(self) -> dict[str, str]:
         """What tells this pod from others in a trace, by OpenTelemetry's names."""

@@ -1,0 +1,171 @@
+"""A gateway that leaves: whatever reached it is answered, and clients are sent elsewhere before it stops."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc.aio as triton_grpc
+from tritonclient.utils import InferenceServerException
+
+from splitplane.adapters.kinds import POD, ROUTE_TABLE
+from splitplane.api.routes import QueueSpec
+from splitplane.controller.children import StageKey, gateway_objects, stage_deployment
+from splitplane.runtime.gateway.app import Gateway
+from splitplane.runtime.gateway.settings import Settings as GatewaySettings
+from splitplane.runtime.oip_grpc import SERVICE
+from splitplane.runtime.stage.settings import Settings as StageSettings
+from tests.support.controller_cases import SETTINGS, pipeline
+from tests.support.gateway_rig import (
+    PIPELINE,
+    MemoryCluster,
+    StageProcess,
+    expected,
+    frames,
+    gateway,
+    infer,
+    route,
+    stages,
+    table,
+    until,
+)
+
+TENSOR = {"name": "frames", "datatype": "FP32", "shape": [1, frames().shape[1]], "data": frames().ravel().tolist()}
+BODY = json.dumps({"inputs": [TENSOR]}).encode()
+HEAD = (
+    f"POST /v2/models/{PIPELINE}/infer HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+    f"Content-Length: {len(BODY)}\r\n\r\n"
+).encode()
+
+
+class Connection:
+    """A client's connection, which it keeps as long as the server lets it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def to(cls, running: Gateway) -> "Connection":
+        return cls(*await asyncio.open_connection(running.settings.pod_ip, 8080))
+
+    async def answered(self) -> bool:
+        """Whether the connection is kept after the next answer, which must be right."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+        assert head.startswith("HTTP/1.1 200 "), head
+        fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
+        answer = json.loads(await self.reader.readexactly(int(fields["content-length"])))
+        assert answer["outputs"][0]["data"] == expected().ravel().tolist()
+        return fields.get("connection") != "close"
+
+    async def ended(self) -> bool:
+        """Whether the server ends it in order: after all bytes, and without a reset."""
+        rest = await self.reader.read()
+        self.writer.close()
+        await self.writer.wait_closed()
+        return rest == b""
+
+
+async def refuses(running: Gateway) -> None:
+    """Wait until a gateway takes no new connections."""
+    with contextlib.suppress(ConnectionRefusedError):
+        async with asyncio.timeout(10):
+            while True:
+                (await Connection.to(running)).writer.close()
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def cluster() -> MemoryCluster:
+    return MemoryCluster()
+
+
+async def test_no_request_on_an_open_connection_is_lost_while_a_gateway_leaves(
+    cluster: MemoryCluster, tmp_path: Path
+) -> None:
+    slow = StageProcess("small-slow", "edge", (0, 3), seconds=0.5)
+    with stages(slow):
+        cluster.put(POD, slow.pod)
+        cluster.put(ROUTE_TABLE, table(1, route(("small-slow", "edge", 0, 3))))
+        async with gateway(cluster, tmp_path) as running:
+            await until(running.forwarder.ready)
+            waiting, coming, kept, unused, other = [await Connection.to(running) for _ in range(5)]
+            for each in (kept, other):
+                each.writer.write(HEAD + BODY)
+                assert await each.answered(), "a gateway that stays keeps connections"
+            waiting.writer.write(HEAD + BODY)
+            coming.writer.write(HEAD + BODY[:40])
+            await until(lambda: running.router.flights.inside == 1)
+            draining = asyncio.ensure_future(running.drain())
+            await until(lambda: not running.forwarder.ready())
+            other.writer.write(HEAD + BODY)  # while it only says that it will go
+            await refuses(running)
+            assert not draining.done()
+            kept.writer.write(HEAD + BODY)
+            for each in (waiting, other, kept):
+                assert not await each.answered()
+            coming.writer.write(BODY[40:])
+            assert not await coming.answered()
+            assert all([await each.ended() for each in (waiting, coming, kept, unused, other)])
+            async with asyncio.timeout(2.0):  # and not the time that it may take
+                await draining
+
+
+async def test_a_gateway_with_nothing_inside_leaves_at_once(cluster: MemoryCluster, tmp_path: Path) -> None:
+    async with gateway(cluster, tmp_path, drain_pause_seconds=0.0) as running:
+        idle = await Connection.to(running)
+        async with asyncio.timeout(2.0):
+            await running.drain()
+        assert await idle.ended()
+
+
+async def test_clients_over_grpc_that_watch_health_leave_before_a_gateway_stops(
+    cluster: MemoryCluster, tmp_path: Path
+) -> None:
+    stage = StageProcess("small-edge", "edge", (0, 3))
+    config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": SERVICE}}
+    seen: Counter[str] = Counter()
+    with stages(stage):
+        cluster.put(POD, stage.pod)
+        cluster.put(ROUTE_TABLE, table(1, route(("small-edge", "edge", 0, 3))))
+        async with gateway(cluster, tmp_path, drain_pause_seconds=1.5) as going, gateway(cluster, tmp_path) as staying:
+            for running in (going, staying):
+                await until(running.forwarder.ready)
+            target = ",".join(f"{running.settings.pod_ip}:9000" for running in (going, staying))
+            options = [("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", 0)]
+            client = triton_grpc.InferenceServerClient(f"ipv4:{target}", channel_args=options)
+
+            async def call() -> None:
+                try:
+                    await infer(client)
+                    seen["answered"] += 1
+                except InferenceServerException as error:
+                    seen[str(error)] += 1
+
+            async with asyncio.TaskGroup() as calls:
+                while seen["answered"] < 50:
+                    calls.create_task(call())
+                    await asyncio.sleep(0.005)
+                draining = asyncio.ensure_future(going.drain())
+                while not draining.done():
+                    calls.create_task(call())
+                    await asyncio.sleep(0.005)
+            await client.close()
+    assert set(seen) == {"answered"}
+
+
+def test_a_request_that_a_pod_accepted_last_is_allowed_its_time() -> None:
+    request = QueueSpec().timeout_milliseconds / 1000
+    deployments = [stage_deployment(pipeline(), StageKey("edge", 0, 3, "fingerprint"), replicas=1, settings=SETTINGS)]
+    deployments += [body for body in gateway_objects(pipeline(), SETTINGS) if body["kind"] == "Deployment"]
+    assert len(deployments) == 2
+    for body, settings in zip(deployments, (StageSettings, GatewaySettings), strict=True):
+        pod = body["spec"]["template"]["spec"]
+        before = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+        given: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(settings)}
+        pause, drain = given["drain_pause_seconds"], given["drain_seconds"]
+        assert drain > request
+        assert before + pause + drain < pod["terminationGracePeriodSeconds"]
