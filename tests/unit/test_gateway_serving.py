@@ -24,7 +24,7 @@ from splitplane.runtime.budgets import MAX_MESSAGE_BYTES
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.outliers import Outliers
 from splitplane.runtime.inference import InferRequest
-from splitplane.runtime.metrics import GatewayMetrics
+from splitplane.runtime.metrics import GatewayMetrics, StageMetrics
 from splitplane.runtime.tensors import from_array, to_array
 from tests.support.gateway_rig import (
     ALONE,
@@ -531,6 +531,20 @@ def test_kserves_name_of_requests_time_goes_with_the_model_that_clients_ask_for(
     metrics.serves("small")
     metrics.completed("success", seconds=0.1)
     assert registry.get_sample_value("request_predict_seconds_count", {"model_name": "small"}) == 1
+
+
+def test_whatever_routes_name_metrics_have_few_labels() -> None:
+    registry = CollectorRegistry()
+    metrics = StageMetrics(registry, namespace="default", pipeline="small", tier="edge")
+    for number in range(3000):
+        metrics.computed(first=0, last=number + 1, seconds=0.1)
+        metrics.links.transferred(source="edge", target=f"tier-{number}", size=1, seconds=0.1)
+    told = {
+        (sample.labels.get("range"), sample.labels.get("target")) for m in registry.collect() for sample in m.samples
+    }
+    assert ("0-1", None) in told
+    assert (None, "tier-0") in told
+    assert len(told) < 1200
 
 
 async def test_a_link_is_estimated_from_traffic_and_exported(

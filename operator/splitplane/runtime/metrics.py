@@ -28,6 +28,8 @@ REQUEST_BUCKETS = growing_buckets(0.001, 60.0, 1.2)
 STAGE_BUCKETS = growing_buckets(0.0001, 60.0, 1.5)
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 TRANSFER_BUCKETS = growing_buckets(0.0001, 60.0, 1.5)
+MOST_LINKS, MOST_RANGES = 64, 1024
+"""A pod tells of so many: their names come with routes, and nobody may fill its memory and Prometheus with them."""
 
 
 class LinkMetrics:
@@ -52,6 +54,8 @@ class LinkMetrics:
         """Count one call: ``size`` bytes in both directions, ``seconds`` for both (negative is taken as 0)."""
         children = self._children.get((source, target))
         if children is None:
+            if len(self._children) >= MOST_LINKS:
+                return
             labels = {**self._labels, "source": source, "target": target}
             children = self._children[source, target] = self._bytes.labels(**labels), self._seconds.labels(**labels)
         transferred, lasted = children
@@ -99,6 +103,8 @@ class StageMetrics:
         """Count one request's run of ``[first, last)``: what it takes, or would have taken, by itself."""
         children = self._children.get((first, last))
         if children is None:
+            if len(self._children) >= MOST_RANGES:
+                return
             labels = {**self._labels, "range": f"{first}-{last}"}
             children = self._children[first, last] = self._seconds.labels(**labels), self._squared.labels(**labels)
         took, squared = children
