@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from splitplane.domain.codecs import encoded_bytes
 from splitplane.domain.profiles import CODECS, Cut, TensorSpec, Timing
+from splitplane.model import load_partition
 from splitplane.runtime import codecs, oip_grpc
 from splitplane.runtime.hops import Channels, call
 from splitplane.runtime.inference import InferenceError, InferRequest, invalid
@@ -24,6 +25,7 @@ from splitplane.runtime.stage.batching import TRIES, Sizes, keeps_samples_apart
 from splitplane.runtime.stage.serving import StageModel
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import from_torch, to_torch
+from tests.support.model_zoo import HAND_MADE
 
 
 @dataclass
@@ -258,6 +260,15 @@ class Model:
 )
 def test_a_model_that_looks_at_its_whole_batch_is_found_out(function, apart):
     assert keeps_samples_apart(Model(function), (CUT,), 0, 1) is apart
+
+
+def test_a_size_that_crosses_a_cut_as_a_number_is_the_same_for_all_samples(tmp_path):
+    lengths = next(each for each in HAND_MADE if each.name == "Lengths")
+    partition = load_partition(lengths.source(tmp_path), 0, None)
+    cuts = [cut for cut in partition.graph.cuts if any(spec.name == "size_tokens" for spec in cut.tensors)]
+    assert cuts
+    for cut in cuts:
+        assert keeps_samples_apart(partition, partition.graph.cuts, cut.index, partition.last)
 
 
 @pytest.mark.parametrize(("function", "usable"), [(lambda x: 2 * x, (4, 1)), (lambda x: x - x.mean(0), (1,))])

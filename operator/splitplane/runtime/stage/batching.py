@@ -17,8 +17,8 @@ import torch
 
 from splitplane.domain.batches import MISSES, PAYS
 from splitplane.domain.profiles import Cut
+from splitplane.model.samples import sample
 from splitplane.runtime.routes import Limits
-from splitplane.runtime.tensors import torch_dtype
 
 KNOWN_SECONDS = 60.0
 """Older timings are forgotten, so that what did not pay is tried again now and then."""
@@ -155,25 +155,15 @@ def keeps_samples_apart(partition: Runnable, cuts: Sequence[Cut], first: int, la
     """Whether two samples give together what each gives alone.
 
     A model may look at its whole batch (a condition on all of it, a norm over it); then requests must not share one.
-    Tried on noise, with zeros and ones where a cut has integers.
+    Tried on made-up samples, which differ in all but numbers of their own, such as sizes.
     """
-    two = [_noise(cuts[first], seed) for seed in (1, 2)]
+    two = [sample(cuts[first].tensors, seed=seed) for seed in (1, 2)]
     try:
         alone = [partition.run(first, last, each) for each in two]
         together = parted(partition.run(first, last, joined(two)), (1, 1))
     except (IndexError, RuntimeError, ValueError):
         return False
     return all(_alike(each[name], other[name]) for each, other in zip(alone, together, strict=True) for name in each)
-
-
-def _noise(cut: Cut, seed: int) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    made = {}
-    for spec in cut.tensors:
-        dtype, shape = torch_dtype(spec.datatype), (1, *spec.shape)
-        noise = torch.randn(shape, generator=generator)
-        made[spec.name] = noise.to(dtype) if dtype.is_floating_point else (noise > 0).to(dtype)
-    return made
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
