@@ -264,6 +264,40 @@ class Recurrent(nn.Module):
         return self.last(self.gru(x)[0][:, -1])
 
 
+class RecurrentTokens(nn.Module):
+    """Layers that read any number of steps, and give the state after the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.last = nn.Embedding(100, 16), nn.Linear(16, 16), nn.Linear(24, 8)
+        self.lstm = nn.LSTM(16, 16, 2, bidirectional=True, batch_first=True, proj_size=8)
+        self.gru, self.rnn = nn.GRU(16, 16, batch_first=True), nn.RNN(16, 16, nonlinearity="relu")
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        steps, (state, _) = self.lstm(self.first(self.table(ids)).tanh_())
+        steps = self.gru(torch.tanh(steps))[0]
+        steps = self.rnn(torch.tanh(steps).transpose(0, 1))[0].transpose(0, 1)
+        return self.last(torch.cat([steps[:, -1], state[-1]], 1)), steps
+
+
+class WritesToInputs(nn.Module):
+    """In-place on one input and through a view of another, of which it returns views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mask[:, 0] = 1
+        x -= 0.5
+        x.view(-1, 8, 8)[:, 0].mul_(3.0)
+        x.masked_fill_(mask == 0, 0.0)
+        hidden = x
+        for layer in self.layers:
+            hidden = torch.tanh(layer(hidden))
+        return hidden, x[:, 8:], mask
+
+
 class Normalised(nn.Module):
     """Weights that each call computes from others and leaves in an attribute: the old forms of two norms."""
 

@@ -250,6 +250,8 @@ HAND_MADE = tuple(
         ("Lengths", tokens(12, "ids")),
         ("Shared", VECTOR),
         ("Recurrent", image("x", 5, 16)),
+        ("RecurrentTokens", tokens(12, "ids")),
+        ("WritesToInputs", (*VECTOR, TensorSpec("mask", "INT64", (64,)))),
         ("Normalised", VECTOR),
         ("SharedOutputs", VECTOR),
     )

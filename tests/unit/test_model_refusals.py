@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -273,6 +274,73 @@ def test_the_fingerprint_of_a_whole_model_covers_its_weights(make: Make) -> None
     assert export(source).fingerprint == before
     save_file(dict(Branching().state_dict()), tmp_weights(source))
     assert export(source).fingerprint != before
+
+
+class WritesToInput(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x -= 0.5
+        return self.layer(x.relu_())
+
+
+def test_writing_to_an_input_is_no_state_and_leaves_what_a_stage_was_given_as_it_was(make: Make) -> None:
+    partition = load_partition(make(WritesToInput), 0, None)
+    assert partition.graph.refusal is None
+    x = torch.randn(3, 64)
+    given = x.clone()
+    first, second = (partition.run(0, partition.last, {"x": x})["output_0"] for _ in range(2))
+    assert torch.equal(x, given)
+    assert torch.equal(first, second)
+
+
+class Drawn(Base):
+    """Random numbers that nothing seeds, in no file."""
+
+    noise: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.randn(64), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.relu()) + self.noise
+
+
+class DrawnByNumpy(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = [torch.from_numpy(np.random.default_rng().random(64, dtype=np.float32))]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.relu()) + self.tables[0]
+
+
+class DrawnAndBranching(Drawn):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = super().forward(x)
+        return x + 1.0 if bool(x.sum() > 0) else x - 1.0
+
+
+@pytest.mark.parametrize(
+    ("factory", "place"), [(Drawn, "noise"), (DrawnByNumpy, "tables"), (DrawnAndBranching, "noise")]
+)
+def test_values_that_each_process_draws_for_itself_are_refused(
+    make: Make, factory: Callable[[], nn.Module], place: str
+) -> None:
+    with pytest.raises(FactoryError, match=rf"gives \S*{place}\S* other values each time .* persistent buffer"):
+        export(make(factory))
+
+
+class DrawnInVain(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = torch.randn(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.relu())
+
+
+def test_values_that_no_output_needs_may_differ(make: Make) -> None:
+    assert export(make(DrawnInVain)).refusal is None
 
 
 class Averaging(Base):

@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
 from splitplane.model.errors import FactoryError, NotSplittableError
+from splitplane.model.recurrent import told_by_shape
 from splitplane.model.refusals import burnt_in, describe, line_of_operation
 from splitplane.model.sizes import BATCH
 from splitplane.model.source import ModelSource, bind_inputs
@@ -43,7 +44,7 @@ def export_program(
         free = {index: dimensions.setdefault(name, Dim(name)) for index, name in enumerate(names, 1) if name}
         by_input[spec.name] = {0: dimensions[BATCH], **free}
     shapes: Any = bind_inputs(source, module, by_input)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), told_by_shape():
         for _ in range(REFINEMENTS):
             try:
                 program = torch.export.export(module, (), kwargs=arguments, dynamic_shapes=shapes, strict=False)

@@ -18,6 +18,7 @@ from splitplane.model.errors import FactoryError, NotSplittableError
 from splitplane.model.flow import Place
 from splitplane.model.naming import segment_names
 from splitplane.model.operations import is_rearrangement
+from splitplane.model.seeding import refuse_unseeded_whole
 from splitplane.model.sizes import Sizes, expression
 from splitplane.model.source import ModelSource
 from splitplane.model.traced import Kind, Traced
@@ -159,6 +160,7 @@ def export(source: ModelSource) -> ModelGraph:
 
 def _whole(source: ModelSource, digest: str, refusal: NotSplittableError) -> ModelGraph:
     try:
+        refuse_unseeded_whole(source)
         outputs, weight_bytes = describe_whole(source)
     except FactoryError as error:
         raise FactoryError(f"{refusal}; nor can it be served whole: {error}") from error

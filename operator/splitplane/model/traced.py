@@ -41,9 +41,13 @@ class Traced:
     constant_names: Mapping[fx.Node, str]
     sizes: Sizes
     kinds: Mapping[fx.Node, Kind] = field(repr=False)
+    reshaped: frozenset[fx.Node] = frozenset()
+    """Those whose values have another shape for a batch of one, and cannot be sent."""
 
     def crossing(self, node: fx.Node) -> Crossing | None:
         """How this node's value would cross a cut; ``None`` if it cannot."""
+        if node in self.reshaped:
+            return None
         return crossing(node.meta.get("val"), self.sizes)
 
     def needed(self, start: Iterable[fx.Node], end: Iterable[fx.Node]) -> set[fx.Node]:

@@ -1,6 +1,6 @@
 """From a factory to one flat graph with free dimensions, without memory for the weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from splitplane.model.errors import NotSplittableError
 from splitplane.model.exporting import export_program
 from splitplane.model.refusals import line_of_attribute, line_of_operation
 from splitplane.model.replaying import find_state
+from splitplane.model.seeding import made_values, refuse_unseeded
 from splitplane.model.sizes import BATCH, Size, Sizes, expression, solve
+from splitplane.model.smallest import try_ones
 from splitplane.model.source import ModelSource, bind_inputs
 from splitplane.model.state import state_tensors, tied
 from splitplane.model.traced import Traced, classify, needed
@@ -28,9 +30,18 @@ TRACED_BATCH = 2
 def trace(source: ModelSource) -> Traced:
     """Build and export the model. Raises :class:`FactoryError` or :class:`NotSplittableError`."""
     try:
-        return _traced(source, build_lean(source))
+        return _built_and_traced(source, build_lean)
     except NeedsValuesError:
-        return _traced(source, build_plainly(source))
+        return _built_and_traced(source, build_plainly)
+
+
+def _built_and_traced(source: ModelSource, build: Callable[[ModelSource], nn.Module]) -> Traced:
+    module = build(source)
+    made = made_values(module)
+    traced = _traced(source, module)
+    del module  # it may have all weights
+    refuse_unseeded(source, build, made, traced.constants.values())
+    return traced
 
 
 def _traced(source: ModelSource, module: nn.Module) -> Traced:
@@ -56,7 +67,7 @@ def _traced(source: ModelSource, module: nn.Module) -> Traced:
             f"{source.factory} does something else when it is called again: it keeps state between calls",
             line_of_operation(repeated),
         )
-    return traced
+    return try_ones(source, module, traced, watch.asked())
 
 
 def _watched(
@@ -109,7 +120,7 @@ def _read(source: ModelSource, module: torch.nn.Module, program: ExportedProgram
     _refuse_state(source, program)
     inputs = _name_inputs(source, module, user_inputs)
     sizes = _sizes(source, program, inputs)
-    outputs = tuple(node for node in program.graph.output_node().args[0] if isinstance(node, fx.Node))
+    outputs = _outputs(program)
     _drop_unused(program.graph, inputs.values(), outputs, sizes)
     traced = Traced(
         graph=program.graph,
@@ -136,11 +147,28 @@ def _read(source: ModelSource, module: torch.nn.Module, program: ExportedProgram
     return traced
 
 
+def _outputs(program: ExportedProgram) -> tuple[fx.Node, ...]:
+    """The tensors that the caller gets, which is all that the graph is to give: an input that the model wrote to is the
+    caller's no more, for it came over a network."""
+    node, specs = program.graph.output_node(), program.graph_signature.output_specs
+    given = tuple(
+        value
+        for value, spec in zip(node.args[0], specs, strict=True)
+        if spec.kind == OutputKind.USER_OUTPUT and isinstance(_value(value), torch.Tensor)
+    )
+    node.args = (given,)
+    return given
+
+
+def _value(node: object) -> object:
+    return node.meta.get("val") if isinstance(node, fx.Node) else None
+
+
 def _refuse_state(source: ModelSource, program: ExportedProgram) -> None:
     mutated = {
         spec.arg.name: str(spec.target or spec.arg.name)
         for spec in program.graph_signature.output_specs
-        if spec.kind != OutputKind.USER_OUTPUT
+        if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.USER_INPUT_MUTATION)
     }
     if mutated:
         (writer, *_) = (node for node in program.graph.nodes if node.name in mutated)
@@ -171,7 +199,7 @@ def _sizes(source: ModelSource, program: ExportedProgram, inputs: Mapping[str, f
             symbol, factor, rest = solved
             limits = program.range_constraints.get(symbol)
             highest = int(limits.upper) if limits is not None and limits.upper < 2**31 else None
-            # Torch assumes 2 at least of every free size, for it takes sizes 0 and 1 for fixed.
+            # Torch assumes 2 at least of every free size, for it takes sizes 0 and 1 for fixed: ``smallest`` tries 1.
             lowest = int(limits.lower) if limits is not None and limits.lower > TRACED_BATCH else 1
             found[symbol] = Size(name, (example - rest) // factor, lowest, highest)
             if name == BATCH:

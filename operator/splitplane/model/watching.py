@@ -1,15 +1,19 @@
 """What can be seen while ``torch.export`` calls a module, and not afterwards.
 
 Whether the module keeps state outside its buffers, for export takes what such attributes hold for constants, and puts
-them back; and where it demands something of a size, for the stack is gone by the time that a demand turns out to be
-too much.
+them back; where it demands something of a size, for the stack is gone by the time that a demand turns out to be
+too much; and what it asks of sizes, for torch tells nothing of answers that follow from their being 2 at least.
 """
 
+import sys
 import traceback
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -17,6 +21,20 @@ from torch.utils._pytree import tree_leaves
 
 DEPTH = 3
 """How far containers in attributes are looked into."""
+_TORCH = Path(torch.__file__).parent
+_SYMBOLIC = tuple(str(_TORCH / file) for file in ("fx/experimental/sym_node.py", "fx/experimental/symbolic_shapes.py"))
+_BOOLEANS = str(_TORCH / "__init__.py")
+_MODULES = f"{_TORCH}/nn/", f"{_TORCH}/functional.py"
+"""Torch's code that is written as a user's is; the rest of it are operators and what records them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What code asked of sizes, what it was told, and where it asked."""
+
+    asked: sympy.Basic
+    told: bool
+    place: traceback.StackSummary
 
 
 class CallWatch:
@@ -27,6 +45,9 @@ class CallWatch:
         """Plain attributes that a call gave another value, and whose they are; by the values."""
         self.demands: list[traceback.StackSummary] = []
         """Where the last call asked something of a free size that must hold from then on."""
+        self.questions: list[Question] = []
+        """What the code of modules asked in the last call; not what operators ask to tell shapes."""
+        self._shapes: ShapeEnv | None = None
         self._before = {child: _held(child) for child in module.modules()}
         self._hooks = (
             module.register_forward_pre_hook(lambda *call: self._look_before(call), with_kwargs=True),
@@ -48,6 +69,12 @@ class CallWatch:
         shows in what it computes."""
         return {place: value for place, value in self.changed.items() if not _holds_tensors(value)}
 
+    def asked(self) -> list[Question]:
+        """The questions in terms of the symbols that are left, now that torch knows which sizes follow from others."""
+        if self._shapes is None:
+            return []
+        return [replace(each, asked=self._shapes.replace(each.asked)) for each in self.questions]
+
     def end(self) -> None:
         for hook in self._hooks:
             hook.remove()
@@ -57,8 +84,13 @@ class CallWatch:
             for size in leaf.shape if isinstance(leaf, torch.Tensor) else ():
                 if isinstance(size, torch.SymInt):
                     shapes: ShapeEnv = size.node.shape_env
+                    self._shapes = shapes
                     self.demands = []
                     shapes.guards = _Noted(shapes.guards, self.demands)
+                    self.questions = []
+                    evaluate = ShapeEnv.evaluate_expr.__get__(shapes)
+                    shapes.evaluate_expr = _noting(evaluate, self.questions)
+                    return
 
     def _look_after(self) -> None:
         for child, before in self._before.items():
@@ -78,6 +110,29 @@ class _Noted(list[Any]):
     def append(self, item: Any) -> None:
         super().append(item)
         self._places.append(traceback.extract_stack())
+
+
+def _noting(evaluate: Callable[..., Any], questions: list[Question]) -> Callable[..., Any]:
+    """Evaluate as before, and note what modules ask."""
+    known: set[tuple[sympy.Basic, bool]] = set()
+
+    def evaluate_and_note(asked: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
+        answer = evaluate(asked, *args, **kwargs)
+        if answer in (sympy.true, sympy.false) and (asked, bool(answer)) not in known and _modules_ask():
+            known.add((asked, bool(answer)))
+            questions.append(Question(asked, bool(answer), traceback.extract_stack()))
+        return answer
+
+    return evaluate_and_note
+
+
+def _modules_ask() -> bool:
+    """Whether a truth value is wanted by Python code of a module. Operators in C++ ask without ``SymBool``."""
+    frame, truth = sys._getframe(2), False
+    while (file := frame.f_code.co_filename) in (*_SYMBOLIC, _BOOLEANS) and frame.f_back is not None:
+        truth = truth or (file == _BOOLEANS and frame.f_code.co_name == "__bool__")
+        frame = frame.f_back
+    return truth and (file.startswith(_MODULES) or not file.startswith(f"{_TORCH}/"))
 
 
 def _held(module: nn.Module) -> dict[str, object]:
