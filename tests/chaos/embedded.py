@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,9 +40,21 @@ class Embedded(Site):
         install.install(self.cluster, helm=binaries.ensure("helm"), chart=install.find_chart(), settings=WINDOWS)
         super().begin()
 
+    def running(self) -> Counter[str]:
+        """Pods, and processes of the whole cluster by their program."""
+        found = super().running()
+        for process in self.processes():
+            with suppress(OSError):
+                words = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
+                found[next((word for word in words if word.startswith("splitplane.")), Path(words[0]).name)] += 1
+        return found
+
+    def processes(self) -> list[Process]:
+        return descendants(self.cluster.status()["supervisor"]["pid"])
+
     def kill(self, module: str, pod: str) -> None:
         name = f"SPLITPLANE_POD_NAME={pod}".encode()
-        for process in descendants(self.cluster.status()["supervisor"]["pid"]):
+        for process in self.processes():
             with suppress(OSError):
                 command = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
                 environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
@@ -93,6 +106,9 @@ def site(say: Callable[[str], None]) -> Iterator[Site]:
             made.begin()
             with made.client():
                 yield made
+            running = made.processes()
+            cluster.down(purge=True)
+            assert not [process for process in running if process.alive], "a process has outlived its cluster"
         finally:
             cluster.down(purge=True)
             os.environ.pop("XDG_STATE_HOME")

@@ -78,7 +78,12 @@ class OnKind(Site):
             self.cluster.unpause(node)
 
     def way_in(self) -> tuple[str, ...]:
-        return (f"--address={expose(self.cluster, f'{PIPELINE}-gateway', namespace=self.ns.name, port=9000)}",)
+        ports = {"grpc": 9000, "rest": 8080}
+        service, namespace = f"{PIPELINE}-gateway", self.ns.name
+        return tuple(
+            f"--{protocol}={expose(self.cluster, service, namespace=namespace, port=port)}"
+            for protocol, port in ports.items()
+        )
 
 
 @contextmanager

@@ -15,7 +15,10 @@ QUIET_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request. ``again`` counts how often its client had to send it anew; ``plan`` is the route that served it."""
+    """One request. ``again`` counts how often its client had to send it anew; ``plan`` is the route that served it.
+
+    ``over`` is the protocol, ``gRPC`` or ``REST``.
+    """
 
     sent: float
     seconds: float
@@ -23,6 +26,7 @@ class Record:
     again: int
     plan: str = ""
     error: str = ""
+    over: str = "gRPC"
 
     @property
     def disturbed(self) -> bool:
@@ -31,12 +35,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One fault's row. ``resent`` are requests that their client had to send again; ``failed`` had no right answer."""
+    """One fault's row. ``resent`` are requests that their client had to send again, whether they were answered then;
+    ``failed`` had no right answer; the rest were answered at first.
+    """
 
     fault: str
     requests: int
     failed: int
-    resent: int
+    resent_grpc: int
+    resent_rest: int
     recovered_seconds: float
     """Of the longest disturbance: from its first request to the answer to its last."""
     p99_milliseconds: float
@@ -55,7 +62,8 @@ def measure(fault: str, records: Sequence[Record], *, note: str = "") -> Measure
         fault=fault,
         requests=len(records),
         failed=sum(not record.ok for record in records),
-        resent=sum(record.again > 0 for record in records),
+        resent_grpc=sum(record.again > 0 for record in records if record.over == "gRPC"),
+        resent_rest=sum(record.again > 0 for record in records if record.over == "REST"),
         recovered_seconds=round(longest_disturbance(records), 2),
         p99_milliseconds=round(float(np.percentile(seconds, 99)) * 1e3) if seconds else float("nan"),
         note=note,

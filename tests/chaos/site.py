@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
@@ -22,7 +23,7 @@ SEGMENTS = 4
 SPLIT = "edge:0-1|cloud:1-4 fp32"
 """The plan that serves before and after each fault."""
 RATE = 20.0
-"""Requests per second."""
+"""Requests per second over gRPC, and as many over REST."""
 WINDOWS = ("prometheus.windowSeconds=20", "prometheus.demandWindowSeconds=20")
 """Settings of the chart: faults are short."""
 
@@ -110,6 +111,18 @@ class Site:
         """Names of the gateway's pods that are ready."""
         return [pod["metadata"]["name"] for pod in self.pods("gateway") if _ready(pod)]
 
+    def running(self) -> Counter[str]:
+        """What runs for the pipeline, leaving pods included, by kind: the same before and after a fault."""
+        return Counter(pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in self.ns.items("pods"))
+
+    def wait_gone(self, before: Counter[str], *, seconds: float = 120) -> None:
+        """Wait until no more runs than before: no fault leaves a process or a pod behind."""
+
+        def seen() -> str:
+            return f"nothing left behind: {dict(self.running() - before)} more than {dict(before)}"
+
+        cases.wait(lambda: self.running() == before, seconds=seconds, what=seen)
+
     # Hands: what a cluster does not have is not done to it.
 
     def kill(self, module: str, pod: str) -> None:
@@ -178,7 +191,9 @@ class Site:
 
         def calm() -> bool:
             found = last()
-            return len(found) > 2.5 * RATE and all(record.plan == SPLIT and not record.disturbed for record in found)
+            return len(found) > 2.5 * 2 * RATE and all(
+                record.plan == SPLIT and not record.disturbed for record in found
+            )
 
         def seen() -> str:
             plans, slowest = {record.plan for record in last()}, max((record.seconds for record in last()), default=0.0)

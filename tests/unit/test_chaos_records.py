@@ -7,8 +7,8 @@ import pytest
 from tests.chaos.records import Record, longest_disturbance, measure, read
 
 
-def record(sent: float, seconds: float = 0.01, *, ok: bool = True, again: int = 0) -> Record:
-    return Record(sent, seconds, ok, again)
+def record(sent: float, seconds: float = 0.01, *, ok: bool = True, again: int = 0, over: str = "gRPC") -> Record:
+    return Record(sent, seconds, ok, again, over=over)
 
 
 def test_a_disturbance_lasts_from_its_first_request_to_its_last_answer() -> None:
@@ -22,9 +22,16 @@ def test_calm_between_two_disturbances_is_not_part_of_either() -> None:
 
 
 def test_a_request_that_never_got_an_answer_is_disturbed_and_failed() -> None:
-    measured = measure("x", [record(0.0), record(1.0, 20.0, ok=False), record(2.0, again=2)])
-    assert (measured.requests, measured.failed, measured.resent) == (3, 1, 1)
+    measured = measure("x", [record(0.0), record(1.0, 20.0, ok=False), record(2.0)])
+    assert (measured.requests, measured.failed, measured.resent_grpc) == (3, 1, 0)
     assert measured.recovered_seconds == pytest.approx(20.0)
+
+
+def test_what_a_client_had_to_send_again_is_told_by_protocol_whether_it_was_answered_then() -> None:
+    again = [record(0.0, again=2), record(1.0, 20.0, ok=False, again=99), record(2.0, again=1, over="REST")]
+    measured = measure("x", [*again, record(3.0), record(4.0, over="REST")])
+    assert (measured.requests, measured.failed, measured.resent_grpc, measured.resent_rest) == (5, 1, 2, 1)
+    assert measured.recovered_seconds > 0
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ _CONNECT_SECONDS, _PAUSE_SECONDS = 2.0, 0.5
 def expose(cluster: Cluster, service: str, *, namespace: str, port: int, seconds: float = 30.0) -> str:
     """``host:port`` at which this machine reaches a Service's port, once a connection is taken there.
 
-    The Service that is made for it is called ``SERVICE-outside`` and selects the same pods.
+    The Service that is made for it is called ``SERVICE-outside-PORT`` and selects the same pods.
 
     Raises:
         LocalError: no such Service, or no connection within ``seconds``.
@@ -21,7 +21,7 @@ def expose(cluster: Cluster, service: str, *, namespace: str, port: int, seconds
     there = f"--namespace={namespace}"
     selector = cluster.get("service", service, there)["spec"]["selector"]
     spec = {"type": "NodePort", "selector": selector, "ports": [{"port": port, "targetPort": port}]}
-    name = f"{service}-outside"
+    name = f"{service}-outside-{port}"
     body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
     cluster.apply(json.dumps(body))
     node_port = cluster.get("service", name, there)["spec"]["ports"][0]["nodePort"]
