@@ -51,6 +51,11 @@ def test_inspect_says_why_and_where_a_model_cannot_be_split(tmp_path: Path) -> N
     assert "moody.py:10" in done.stdout + done.stderr
 
 
+def test_inspect_says_why_a_model_has_one_segment() -> None:
+    told = unwrapped(run("inspect", "torch.nn:Tanh", "--input", "input:FP32:-1,4"))
+    assert "torch.nn:Tanhhasnoplaceworthacut,andisservedwhole:thereisnoheavyoperationinit" in told
+
+
 def test_check_tells_for_each_cut_how_far_its_sides_are_from_the_whole(tmp_path: Path) -> None:
     source = SKIPS.source(tmp_path)
     assert source.weights_uri is not None

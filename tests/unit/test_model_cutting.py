@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -113,6 +114,74 @@ def test_a_cut_that_carries_more_than_one_before_and_one_after_is_dropped(make: 
     graph = check_all_ranges(make(Widening, VECTOR), {"x": torch.randn(3, 64)}).graph
     assert [cut.wire_bytes["fp32"] for cut in graph.cuts[2:]] == [256, 256, 256]
     assert graph.segments[-1] == "blocks.2"
+
+
+class InRegions(nn.Module):
+    """Three layers, the first and the last of which run in regions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, size) for size in (64, 64, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = torch.tanh(self.layers[0](x))
+        x = torch.tanh(self.layers[1](x))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = torch.tanh(self.layers[2](x))
+            with torch.autocast("cpu", enabled=False):
+                return x.float() * 3.0
+
+
+class Autocasting(nn.Module):
+    """All layers run in one region, where the matrix products are of half the precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for layer in self.layers:
+                x = torch.tanh(layer(x))
+        return x.float()
+
+
+def test_regions_are_cut_within_and_give_the_same(make: Make) -> None:
+    inputs = {"x": torch.randn(3, 64)}
+    graph = check_all_ranges(make(InRegions, VECTOR), inputs).graph
+    assert graph.segments == ("layers.0", "layers.1", "layers.2")
+    graph = check_all_ranges(make(Autocasting, VECTOR), inputs).graph
+    assert graph.segments == ("layers.0", "layers.1", "layers.2")
+    assert [crossing(graph, cut) for cut in (1, 2)] == [[("BF16", (64,))]] * 2
+    assert [each.flops for each in graph.work()] == pytest.approx([2 * 64 * 64] * 3, rel=0.05)
+
+
+class Complex(nn.Module):
+    """Nothing but complex numbers lies between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Parameter(torch.randn(64, 64, dtype=torch.complex64)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.to(torch.complex64) @ self.first @ self.last).real
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        (partial(nn.Linear, 64, 8), "the only heavy operation in it is linear (float32), and cuts lie between two"),
+        (nn.Tanh, "there is no heavy operation in it"),
+        (Complex, "cannot be sent: "),
+    ],
+)
+def test_a_model_without_a_place_to_cut_tells_why(make: Make, factory: Callable[[], nn.Module], told: str) -> None:
+    graph = export(make(factory, (TensorSpec("input", "FP32", (64,)),)))
+    assert graph.refusal is None
+    assert graph.uncut is not None
+    assert told in graph.uncut
+    assert graph.verdict == f"has no place worth a cut, and is served whole: {graph.uncut}"
 
 
 class Skipping(nn.Module):

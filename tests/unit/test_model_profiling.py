@@ -2,16 +2,20 @@
 
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from torch import nn
+from torch._higher_order_ops.scan import scan
 
 from splitplane.domain.codecs import encoded_bytes
-from splitplane.domain.profiles import BASE_CODECS, CODECS, ZSTD
+from splitplane.domain.profiles import BASE_CODECS, CODECS, ZSTD, TensorSpec
 from splitplane.domain.profiles_io import ProfileResult
-from splitplane.model import export, load_partition
+from splitplane.model import ModelSource, export, load_partition
 from splitplane.model.profile import thread_counts
 from splitplane.model.samples import sample
 from splitplane.model.timing import WARM_UP, levelled_medians, time_prefixes, variation
@@ -65,6 +69,33 @@ def test_arithmetic_of_segments_adds_up_to_that_of_the_model(tmp_path: Path) -> 
     tokens, width, hidden = 17, 32, 64
     layer = 2 * tokens * (4 * width * width + 2 * tokens * width + 2 * width * hidden)
     assert whole.flops == pytest.approx(3 * layer + 2 * 16 * 768 * 32 + 2 * 32 * 1000, rel=0.05)
+
+
+class ControlFlow(nn.Module):
+    """A branch with one layer or with two, and three rounds of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, third, fourth = self.layers
+        x = torch.cond(x.sum() > 0, lambda x: second(torch.tanh(first(x))), lambda x: third(x), (x,))
+        x, _ = scan(lambda x, added: (torch.tanh(fourth(x + added)), x.clone()), x, torch.stack([x, x, x]))
+        return x
+
+
+def test_control_flow_counts_as_its_larger_branch_and_as_all_its_rounds() -> None:
+    module = ModuleType("models_under_test")
+    module.build = ControlFlow  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    graph = export(ModelSource("test", "models_under_test:build", None, None, (TensorSpec("x", "FP32", (64,)),)))
+    del sys.modules[module.__name__]
+    assert graph.program is not None
+    work = graph.program.work(0, len(graph.segments))
+    layer = 2 * 64 * 64
+    assert work.flops == pytest.approx((2 + 3) * layer, rel=0.05)
+    assert work.moved_bytes == pytest.approx((2 + 3) * 4 * 64 * 64, rel=0.2)
 
 
 @pytest.mark.parametrize(("most", "counts"), [(1, (1,)), (2, (1, 2)), (8, (1, 4, 8)), (64, (1, 32, 64))])

@@ -1,9 +1,11 @@
 """A model that cannot be split gets a verdict, with the reason and the line, and is served whole."""
 
 import collections
+import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -341,6 +343,74 @@ class DrawnInVain(Base):
 
 def test_values_that_no_output_needs_may_differ(make: Make) -> None:
     assert export(make(DrawnInVain)).refusal is None
+
+
+class Wavering(nn.Module):
+    """Depends on its values, and answers each token, their pairs, and all of them at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x = self.layer(x) if bool(x.sum() > 0) else x
+        return x, x.unflatten(1, (-1, 2)).mean(2), x.mean(1)
+
+
+def test_what_a_whole_model_answers_has_the_free_sizes_that_move_it(make: Make) -> None:
+    source = replace(make(Wavering), inputs=(TensorSpec("x", "FP32", (8, 4), ("tokens", None)),))
+    partition = load_partition(source, 0, None)
+    assert [(each.shape, each.free) for each in partition.graph.outputs] == [
+        ((8, 4), ("tokens", None)),
+        ((4, 4), ("f(tokens)", None)),
+        ((4,), ()),
+    ]
+    outputs = partition.run(0, 1, {"x": torch.randn(3, 6, 4)})
+    assert [tuple(each.shape) for each in outputs.values()] == [(3, 6, 4), (3, 3, 4), (3, 4)]
+
+
+WHOLE = """
+import torch
+from parts_under_test import Part
+
+class Model(Part):
+    def forward(self, x):
+        x = self.layer(x)
+        return x + 1.0 if bool(x.sum() > 0) else x - 1.0
+
+def build():
+    return Model()
+"""
+PART = """
+import torch
+
+class Part(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 64)
+"""
+
+
+def test_the_fingerprint_of_a_whole_model_covers_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    source = ModelSource("test", "whole_under_test:build", None, None, (TensorSpec("x", "FP32", (64,)),))
+
+    def fingerprint(whole: str, part: str) -> str:
+        for name, text in {"whole_under_test": whole, "parts_under_test": part}.items():
+            (tmp_path / f"{name}.py").write_text(text)
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        graph = export(source)
+        assert graph.refusal is not None
+        return graph.fingerprint
+
+    first = fingerprint(WHOLE, PART)
+    assert fingerprint(WHOLE, PART) == first
+    assert fingerprint(WHOLE.replace("x - 1.0", "x - 2.0"), PART) != first
+    assert fingerprint(WHOLE, PART.replace("self.layer =", "self.other = self.layer =")) != first
+    for name in ("whole_under_test", "parts_under_test"):
+        del sys.modules[name]
 
 
 class Averaging(Base):

@@ -53,7 +53,7 @@ def inspect(
             }
             for cut in graph.cuts
         ]
-        report = {"fingerprint": graph.fingerprint, "cuts": rows, "refusal": str(graph.refusal or "") or None}
+        report = {"fingerprint": graph.fingerprint, "cuts": rows, "verdict": graph.verdict}
         typer.echo(json.dumps(report, indent=2))
         return
     table = Table(
@@ -84,8 +84,8 @@ def inspect(
             ),
         )
     out.print(table)
-    if graph.refusal is not None:
-        out.print(f"Cannot be split, and is served whole: {graph.refusal}", markup=False, soft_wrap=True)
+    if graph.verdict is not None:
+        out.print(f"{factory} {graph.verdict}", markup=False, soft_wrap=True)
 
 
 @app.command()

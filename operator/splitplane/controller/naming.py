@@ -25,7 +25,8 @@ def profile_name(spec: InferencePipelineSpec, default_image: str) -> str:
 
     Two runs of one factory from one image and the same mounted files, with one weights file, give one fingerprint, so
     this identity is enough to find a profile before anything has run. What a mounted object holds is not looked at: a
-    stage that finds other code than was profiled has another fingerprint, and refuses to start.
+    stage that finds other code than was profiled (another graph, or of a model that is served whole, other source
+    files) has another fingerprint, and refuses to start.
     """
     model, defence = spec.model, spec.objectives.defence
     slug = re.sub(r"[^a-z0-9]+", "-", model.factory.lower()).strip("-")[:40].strip("-")

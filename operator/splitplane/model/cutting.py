@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import sympy  # type: ignore[import-untyped]
+import torch
 from torch import fx
 
 from splitplane.model.errors import NotSplittableError
@@ -43,6 +44,30 @@ def find_places(traced: Traced) -> list[Place]:
     places = [first, *drop_dominated(interior, last, _work_done(traced, heavy, len(graph.order))), last]
     places = thin_out(places, [graph.order[node] for node in heavy])
     return _send_sizes(traced, _drop_unreachable(traced, graph.order, places))
+
+
+def why_uncut(traced: Traced) -> str:
+    """Of a graph whose only cuts are its input and its output: why there is no other."""
+    flow = Flow(traced)
+    heavy = [node for node in traced.graph.nodes if is_heavy(traced, node)]
+    if len(heavy) < 2:
+        told = f"the only heavy operation in it is {_told(heavy[0])}" if heavy else "there is no heavy operation in it"
+        return f"{told}, and cuts lie between two"
+    kept = [node for node in flow.stuck() if flow.order[heavy[0]] <= flow.order[node] < flow.order[heavy[-1]]]
+    if kept:
+        return f"what would have to cross cannot be sent: {', '.join(dict.fromkeys(map(_told, kept)))}"
+    return (
+        f"whatever crosses between its {len(heavy)} heavy operations is an output already, or takes work that was done "
+        "before"
+    )
+
+
+def _told(node: fx.Node) -> str:
+    """An operation by its name, and what it makes if that is a tensor."""
+    value = node.meta.get("val")
+    made = f" ({str(value.dtype).removeprefix('torch.')})" if isinstance(value, torch.Tensor) else ""
+    overloads = getattr(node.target, "overloadpacket", None)
+    return f"{getattr(overloads or node.target, '__name__', node.name)}{made}"
 
 
 def _work_done(traced: Traced, heavy: Sequence[fx.Node], positions: int) -> list[float]:

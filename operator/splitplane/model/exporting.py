@@ -25,6 +25,8 @@ REFINEMENTS = 8
 """How often an export is repeated with the constraints on sizes that the last one found, or with larger least sizes."""
 
 
+_REGIONS = frozenset({torch.ops.higher_order.wrap_with_autocast, torch.ops.higher_order.wrap_with_set_grad_enabled})
+"""What torch makes of ``with torch.autocast(...)`` and of ``with torch.enable_grad()``: one operator for all within."""
 _CONSTRAINED = re.compile(r"Not all values of (\w+) = ")
 
 
@@ -48,9 +50,7 @@ def export_program(
         for _ in range(REFINEMENTS):
             try:
                 program = torch.export.export(module, (), kwargs=arguments, dynamic_shapes=shapes, strict=False)
-                if any(_mutates(node) for node in program.graph.nodes):
-                    program = program.run_decompositions({})
-                return program
+                return _functional(program)
             except UserError as error:
                 refined = _refined(str(error), shapes) or _raised(str(error), shapes, _free_sizes(source))
                 if refined is None:
@@ -64,6 +64,43 @@ def export_program(
                     f"torch.export of {source.factory} failed: {describe(error)}", line_of_operation(error)
                 ) from error
     raise NotSplittableError(f"torch.export of {source.factory} finds ever new constraints on its sizes: {shapes}")
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """A program without operations in place or regions: the casts of autocast become operations as all others."""
+    regions = _name_nodes(program.graph_module)
+    if not regions and not any(_mutates(node) for node in program.graph.nodes):
+        return program
+    flat: ExportedProgram = program.run_decompositions({})
+    return flat
+
+
+def _name_nodes(module: fx.GraphModule) -> int:
+    """See to it that the nodes of a module's regions are still known by their own modules once they are taken out.
+
+    Gives the number of regions.
+    """
+    regions = 0
+    for node in module.graph.nodes:
+        if node.target in _REGIONS:
+            (name,) = (str(each.target) for each in node.args if isinstance(each, fx.Node) and each.op == "get_attr")
+            inner = module.get_submodule(name)
+            assert isinstance(inner, fx.GraphModule), name
+            _name_nodes(inner)
+            module.set_submodule(name, _Interpreted(inner))
+            regions += 1
+    return regions
+
+
+class _Interpreted(nn.Module):
+    """Runs a graph node by node: what traces it notes which node each operation comes from, and from which module."""
+
+    def __init__(self, inner: fx.GraphModule) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *arguments: object) -> object:
+        return fx.Interpreter(self.inner).run(*arguments)
 
 
 def _check_free(source: ModelSource) -> None:

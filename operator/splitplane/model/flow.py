@@ -52,6 +52,16 @@ class Flow:
     def bytes(self, nodes: Iterable[fx.Node]) -> int:
         return sum(self.capacity[node] or 0 for node in nodes)
 
+    def stuck(self) -> list[fx.Node]:
+        """Tensors that would have to cross somewhere and cannot be sent."""
+        return [
+            node
+            for node, size in self.capacity.items()
+            if size is None
+            and self.last_use[node] > self.order[node]
+            and isinstance(node.meta.get("val"), torch.Tensor)
+        ]
+
     def cheapest(self, position: int) -> Place | None:
         """The minimum vertex cut at a position; ``None`` if something that cannot be sent would have to cross."""
         live = [node for node, last in self.last_use.items() if self.order[node] < position <= last]

@@ -13,11 +13,10 @@ from torch import fx
 from splitplane.domain.codecs import encoded_bytes
 from splitplane.domain.profiles import CODECS, Cut, TensorSpec, Work
 from splitplane.model.crossing import Crossing, Form
-from splitplane.model.cutting import find_places
+from splitplane.model.cutting import find_places, why_uncut
 from splitplane.model.errors import FactoryError, NotSplittableError
 from splitplane.model.flow import Place
 from splitplane.model.naming import segment_names
-from splitplane.model.operations import is_rearrangement
 from splitplane.model.seeding import refuse_unseeded_whole
 from splitplane.model.sizes import Sizes, expression
 from splitplane.model.source import ModelSource
@@ -25,7 +24,7 @@ from splitplane.model.traced import Kind, Traced
 from splitplane.model.tracing import trace
 from splitplane.model.weights import WeightsFile, tensor_bytes
 from splitplane.model.whole import describe_whole
-from splitplane.model.work import flops, moved_bytes
+from splitplane.model.work import work_of
 
 FORMAT = 2
 """Part of the fingerprint: raised when the rules of cutting change, for then indices of cuts mean other places."""
@@ -77,13 +76,8 @@ class Program:
 
     def work(self, first: int, last: int) -> Work:
         """What a range asks of a device for one sample; rearrangements and what is done at loading count nothing."""
-        nodes = [
-            node
-            for node in self.nodes(first, last)
-            if self.traced.kinds.get(node) is Kind.DATA and node.op == "call_function" and not is_rearrangement(node)
-        ]
-        return Work(
-            sum(flops(node, self.sizes) for node in nodes), sum(moved_bytes(node, self.sizes) for node in nodes)
+        return work_of(
+            (node for node in self.nodes(first, last) if self.traced.kinds.get(node) is Kind.DATA), self.sizes
         )
 
     def weight_bytes(self, first: int, last: int) -> int:
@@ -102,9 +96,11 @@ class ModelGraph:
 
     ``segments[i]`` lies between cut ``i`` and cut ``i + 1`` and is named as people know it; a cut is named after the
     segment before it. ``weight_bytes[i]`` counts a weight that two segments share in both. ``fingerprint`` covers
-    graph, cuts, rebuilt buffers, weights digest and torch's minor version: parts with equal fingerprints fit together.
+    graph (of a model that cannot be split, its source files), cuts, rebuilt buffers, weights digest and torch's minor
+    version: parts with equal fingerprints fit together.
 
-    A model that cannot be split has one segment; ``refusal`` says why.
+    A model that cannot be split has one segment and no program; ``refusal`` says why. Another may have one segment as
+    well, for there is no place in it worth a cut; ``uncut`` says why.
     """
 
     cuts: tuple[Cut, ...]
@@ -114,6 +110,14 @@ class ModelGraph:
     source: ModelSource
     program: Program | None = field(repr=False)
     refusal: NotSplittableError | None = None
+    uncut: str | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        """What to tell a user of a model that has one segment only."""
+        if self.refusal is not None:
+            return f"cannot be split, and is served whole: {self.refusal}"
+        return None if self.uncut is None else f"has no place worth a cut, and is served whole: {self.uncut}"
 
     def work(self) -> tuple[Work, ...]:
         """What each segment asks of a device for one sample. Of a model that cannot be split nothing is known."""
@@ -155,21 +159,22 @@ def export(source: ModelSource) -> ModelGraph:
         fingerprint=_fingerprint([f"weights {digest}", *_graph_lines(program)], cuts),
         source=source,
         program=program,
+        uncut=why_uncut(traced) if len(segments) == 1 else None,
     )
 
 
 def _whole(source: ModelSource, digest: str, refusal: NotSplittableError) -> ModelGraph:
     try:
         refuse_unseeded_whole(source)
-        outputs, weight_bytes = describe_whole(source)
+        described = describe_whole(source)
     except FactoryError as error:
         raise FactoryError(f"{refusal}; nor can it be served whole: {error}") from error
-    cuts = _cuts((source.inputs, outputs), ("model",))
+    cuts = _cuts((source.inputs, described.outputs), ("model",))
     return ModelGraph(
         cuts=cuts,
         segments=("model",),
-        weight_bytes=(weight_bytes,),
-        fingerprint=_fingerprint([f"weights {digest}", f"whole {source.factory}"], cuts),
+        weight_bytes=(described.weight_bytes,),
+        fingerprint=_fingerprint([f"weights {digest}", f"whole {source.factory}", *described.code], cuts),
         source=source,
         program=None,
         refusal=refusal,

@@ -1,6 +1,7 @@
 """A model that cannot be split, run as it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model.building import build_plainly
+from splitplane.model.code import source_lines
 from splitplane.model.datatypes import oip_datatype
 from splitplane.model.errors import FactoryError, WeightsError
 from splitplane.model.samples import sample
@@ -74,14 +76,24 @@ def run_whole(source: ModelSource, module: nn.Module, tensors: Mapping[str, torc
     return tuple(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
 
 
-def describe_whole(source: ModelSource) -> tuple[tuple[TensorSpec, ...], int]:
-    """The outputs, told from one run on made-up inputs, and the bytes of all weights. Raises :class:`ModelError`."""
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A model that is served whole: its outputs, the bytes of its weights, and lines that tell its code."""
+
+    outputs: tuple[TensorSpec, ...]
+    weight_bytes: int
+    code: Sequence[str]
+
+
+def describe_whole(source: ModelSource) -> Described:
+    """What is told by running a model on made-up inputs, and by its source files. Raises :class:`ModelError`."""
     module = load_whole(source)
     held = {id(tensor): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}
+    code = source_lines(source.factory, module)
     refusal: FactoryError | None = None
     for batch in BATCHES:
         try:
-            return _outputs(source, module, batch), sum(held.values())
+            return Described(_outputs(source, module, batch), sum(held.values()), code)
         except FactoryError as error:
             refusal = refusal or error
     assert refusal is not None
@@ -89,13 +101,14 @@ def describe_whole(source: ModelSource) -> tuple[tuple[TensorSpec, ...], int]:
 
 
 def _outputs(source: ModelSource, module: nn.Module, batch: int) -> tuple[TensorSpec, ...]:
+    """The outputs for the example's sizes, and which of their dimensions move with a free size of the inputs."""
     try:
-        with torch.inference_mode():
-            outputs = run_whole(source, module, sample(source.inputs, batch=batch))
+        outputs = _run(source, module, source.inputs, batch)
     except Exception as error:  # the tenant's code may raise anything
         raise FactoryError(f"{source.factory} fails on inputs as declared: {type(error).__name__}: {error}") from error
     if not outputs:
         raise FactoryError(f"{source.factory} returns no tensor")
+    moves = _moves(source, module, batch, outputs)
     specs = []
     for index, output in enumerate(outputs):
         datatype = oip_datatype(output.dtype)
@@ -104,5 +117,45 @@ def _outputs(source: ModelSource, module: nn.Module, batch: int) -> tuple[Tensor
                 f"output {index} of {source.factory} is {output.dtype} {list(output.shape)} for {batch} inputs: each "
                 "output must have the batch as its first dimension"
             )
-        specs.append(TensorSpec(f"output_{index}", datatype, tuple(output.shape[1:])))
+        free = tuple(moves.get((index, dimension)) for dimension in range(1, output.ndim))
+        specs.append(TensorSpec(f"output_{index}", datatype, tuple(output.shape[1:]), free if any(free) else ()))
     return tuple(specs)
+
+
+def _run(source: ModelSource, module: nn.Module, inputs: Sequence[TensorSpec], batch: int) -> tuple[torch.Tensor, ...]:
+    with torch.inference_mode():
+        return run_whole(source, module, sample(inputs, batch=batch))
+
+
+def _moves(
+    source: ModelSource, module: nn.Module, batch: int, outputs: Sequence[torch.Tensor]
+) -> dict[tuple[int, int], str]:
+    """By output and dimension, the free size that it is, or that it is a function of; told from runs at other sizes."""
+    found: dict[tuple[int, int], str] = {}
+    for name, size in {name: size for spec in source.inputs for name, size in _free(spec)}.items():
+        for other in (max(2, size // 2), 2 * size, size + 1):
+            if other == size:
+                continue
+            try:
+                resized = _run(source, module, [_resized(spec, name, other) for spec in source.inputs], batch)
+            except Exception:  # noqa: S112 - the tenant's code may raise anything, and may not take this size
+                continue
+            for index, (before, after) in enumerate(zip(outputs, resized, strict=False)):
+                for dimension, (old, new) in enumerate(zip(before.shape, after.shape, strict=False)):
+                    if old != new:
+                        told = name if (old, new) == (size, other) else f"f({name})"
+                        earlier = found.get((index, dimension))
+                        found[index, dimension] = told if earlier is None else f"f({earlier},{told})"
+            break
+    return found
+
+
+def _free(spec: TensorSpec) -> list[tuple[str, int]]:
+    return [(name, size) for name, size in zip(spec.free, spec.shape, strict=False) if name is not None]
+
+
+def _resized(spec: TensorSpec, name: str, size: int) -> TensorSpec:
+    named = spec.free or (None,) * len(spec.shape)
+    return replace(
+        spec, shape=tuple(size if each == name else old for old, each in zip(spec.shape, named, strict=True))
+    )

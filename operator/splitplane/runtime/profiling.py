@@ -37,8 +37,8 @@ def profile_model(
     graph = export(source)
     # By now the process holds all that a stage holds besides weights: torch, the graph, the servers' libraries.
     base = resident_bytes()
-    if graph.refusal is not None:
-        say(f"{source.factory} is served whole, for it cannot be split: {graph.refusal}")
+    if graph.verdict is not None:
+        say(f"{source.factory} {graph.verdict}")
     say(f"{source.factory}: {len(graph.segments)} segments ({', '.join(graph.segments)})")
     partition = load_weights(graph, 0, None)
     say(f"loaded {sum(graph.weight_bytes) / 1e6:.0f} MB of weights in {time.perf_counter() - started:.1f} s")

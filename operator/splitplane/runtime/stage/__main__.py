@@ -35,8 +35,8 @@ def load(settings: Settings) -> Runnable:
         partition = load_partition(source, settings.resident_first, settings.resident_last)
     except ValueError as error:
         raise SettingsError(f"SPLITPLANE_RESIDENT: {error}") from error
-    if partition.graph.refusal is not None:
-        LOG.warning("the model is served whole, for it cannot be split: %s", partition.graph.refusal)
+    if partition.graph.verdict is not None:
+        LOG.warning("the model %s", partition.graph.verdict)
     if partition.graph.fingerprint != settings.fingerprint:
         raise FingerprintError(
             f"this pod's model has the fingerprint {partition.graph.fingerprint}, its profile {settings.fingerprint}: "
