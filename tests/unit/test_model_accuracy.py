@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from typer.testing import CliRunner
 
 from splitplane.cli import app
+from splitplane.domain.profiles import TensorSpec
 from splitplane.model import CalibrationError, ModelSource, Partition, accuracy, load_partition
 from splitplane.model.accuracy import Judged, compare_codecs
 from splitplane.model.calibration import Calibration, read_calibration
@@ -111,6 +113,30 @@ def test_samples_are_drawn_from_the_whole_of_a_sorted_file(partition: Partition,
     # What time leaves no room for is not taken, and that is told.
     report = compare_codecs(partition, tidy, {"all": codec(torch.clone)}, [1], end=0.0)
     assert report.samples == report.agreements[0].samples == 1
+
+
+class Masking(nn.Module):
+    """Classes that do not apply score minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(x))).masked_fill(torch.arange(8) < 3, -torch.inf)
+
+
+def test_scores_that_are_masked_with_infinity_lose_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "weights.safetensors"
+    save_file(dict(Masking().state_dict()), path)
+    source = ModelSource("m", f"{__name__}:Masking", path.as_uri(), None, (TensorSpec("x", "FP32", (16,)),))
+    calibration = Calibration({"x": torch.randn(40, 16)}, None)
+    codecs = {"bf16": wire_codecs()["bf16"]}
+    [found] = compare_codecs(load_partition(source, 0, None), calibration, codecs, [1]).agreements
+    assert found.cosine > 0.999
+    assert found.loss < 0.1
+    assert 0.0 < found.max_error < 0.1
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])

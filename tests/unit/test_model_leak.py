@@ -131,6 +131,14 @@ def test_what_many_channels_hold_is_drawn_before_anything_is_trained(channels: i
     assert float(scores.psnr(drawn.guesses, images[-40:]).mean()) > 30
 
 
+def test_a_decoder_that_has_learnt_its_samples_by_heart_is_not_kept() -> None:
+    images, _ = blobs.blobs(200)
+    told_nothing = torch.randn(200, 8, 12, 12, generator=torch.Generator().manual_seed(0))
+    drawn = [draw({"x": told_nothing}, images, 40, width=24, seconds=UNHURRIED, steps=steps) for steps in (1, 150)]
+    little, much = (float((each.guesses - images[-40:]).pow(2).mean()) for each in drawn)
+    assert much < 1.02 * little  # it was 15 % worse, when it was judged by what it was trained on
+
+
 def test_a_spectrogram_is_drawn_from_itself_and_not_from_others() -> None:
     generator = torch.Generator().manual_seed(0)
     bank = torch.randn(40, 3, generator=generator).abs()
@@ -363,7 +371,7 @@ def test_the_command_names_its_attack_and_its_controls(files: tuple[ModelSource,
     done = CliRunner().invoke(app, ["model", "leak", source.factory, *arguments, "--json"])
     report = json.loads(done.output)
     assert {"input", "shuffled", "shuffledSkill"} == report["controls"].keys()
-    assert {each["cut"] for each in report["attacks"]} == {1}
+    assert {(each["cut"], each["input"]) for each in report["attacks"]} == {(1, "image")}
 
 
 class Branching(nn.Module):
@@ -392,16 +400,19 @@ def test_cuts_and_codecs_that_cannot_be_attacked_are_told_apart(
     assert message in unwrapped(done.output)
 
 
-def test_a_model_without_a_cut_is_not_attacked(files: tuple[ModelSource, Path], tmp_path: Path) -> None:
+def test_a_model_without_a_cut_is_neither_attacked_nor_compared(
+    files: tuple[ModelSource, Path], tmp_path: Path
+) -> None:
     _, calibration = files
     weights = tmp_path / "none.safetensors"
     save_file({}, weights)
     arguments = ["--input", "image:FP32:-1,1,12,12", "--weights", weights.as_uri(), "--calibration", str(calibration)]
-    done = CliRunner().invoke(app, ["model", "leak", f"{__name__}:Branching", *arguments])
-    assert done.exit_code == 2
-    told = unwrapped(done.output)
-    assert "nothingcrossesacut,forthereisnone:" in told
-    assert "valuesofitsinputsorweights" in told
+    for command in ("leak", "accuracy"):
+        done = CliRunner().invoke(app, ["model", command, f"{__name__}:Branching", *arguments])
+        assert done.exit_code == 2
+        told = unwrapped(done.output)
+        assert "nothingcrossesacut,forthereisnone:" in told
+        assert "valuesofitsinputsorweights" in told
     inputs = (TensorSpec("image", "FP32", (1, 12, 12)),)
     source = ModelSource("m", f"{__name__}:Branching", weights.as_uri(), None, inputs)
     assert leak_along(source, calibration, budget_seconds=1.0, threads=1, progress=lambda _share, _text: None) is None

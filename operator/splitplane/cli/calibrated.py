@@ -78,12 +78,11 @@ def accuracy(
     from splitplane.model import ModelError
     from splitplane.model.accuracy import compare_codecs
 
-    cuts, defence = partition.graph.cuts, Defence(noise, dropout)
+    cuts, inner, defence = partition.graph.cuts, _inner_cuts(partition), Defence(noise, dropout)
     try:
         with Console(stderr=True).status("comparing") as status:
             found = compare_codecs(
-                partition, given.sample(samples), codecs, range(1, len(cuts) - 1), metric=metric,
-                progress=status.update,
+                partition, given.sample(samples), codecs, inner, metric=metric, progress=status.update
             )  # fmt: skip
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
@@ -139,12 +138,7 @@ def leak(
     from splitplane.model import ModelError
     from splitplane.model.leak import ATTACK, measure_leak
 
-    cuts, wanted = partition.graph.cuts, codec or ["fp32"]
-    inner = range(1, len(cuts) - 1)
-    if not inner:
-        raise typer.BadParameter(
-            f"nothing crosses a cut, for there is none: {partition.graph.refusal or 'one segment'}"
-        )
+    cuts, inner, wanted = partition.graph.cuts, _inner_cuts(partition), codec or ["fp32"]
     _check_cuts_and_codecs(cut or (), wanted, inner)
     try:
         with Console(stderr=True).status("attacking") as status:
@@ -174,6 +168,15 @@ def leak(
         return
     out.print(leak_table(report, [each.name for each in cuts], threshold))
     out.print(leak_controls(report))
+
+
+def _inner_cuts(partition: "Partition") -> range:
+    """The cuts between a model's segments. Raises ``typer.BadParameter`` that says why there is none."""
+    graph = partition.graph
+    inner = range(1, len(graph.cuts) - 1)
+    if not inner:
+        raise typer.BadParameter(f"nothing crosses a cut, for there is none: {graph.source.factory} {graph.verdict}")
+    return inner
 
 
 def _check_cuts_and_codecs(cuts: Sequence[int], codecs: Sequence[str], inner: range) -> None:
@@ -219,9 +222,9 @@ def leak_dict(report: "LeakReport", names: Sequence[str]) -> dict[str, Any]:
     """A report in JSON; ``names`` are those of all cuts."""
     rows = [
         {
-            "cut": each.cut, "name": names[each.cut], "codec": each.codec, "decoder": each.decoder,
-            "score": each.score, "skill": each.skill, "psnr": each.psnr, "above": each.above, "steps": each.steps,
-            "distanceCorrelation": report.correlations[each.cut],
+            "cut": each.cut, "name": names[each.cut], "codec": each.codec, "input": each.target,
+            "decoder": each.decoder, "score": each.score, "skill": each.skill, "psnr": each.psnr, "above": each.above,
+            "steps": each.steps, "distanceCorrelation": report.correlations[each.cut],
         }
         for each in report.attacks
     ]  # fmt: skip
@@ -238,13 +241,13 @@ def leak_table(report: "LeakReport", names: Sequence[str], threshold: float = 0.
     """A row for each attack; ``names`` are those of all cuts."""
     above = f"above {threshold:g}"
     table = Table(
-        "cut", "after", "codec", "decoder", report.score, "skill", "PSNR, dB", above, "steps", "distance corr."
+        "cut", "after", "codec", "input", "decoder", report.score, "skill", "PSNR, dB", above, "steps", "distance corr."
     )
     for each in report.attacks:
         psnr = "" if each.psnr is None else f"{each.psnr:.1f}"
         table.add_row(
-            str(each.cut), names[each.cut], each.codec, each.decoder, f"{each.score:.3f}", f"{each.skill:.3f}", psnr,
-            f"{each.above:.0%}", str(each.steps), f"{report.correlations[each.cut]:.3f}",
+            str(each.cut), names[each.cut], each.codec, each.target, each.decoder, f"{each.score:.3f}",
+            f"{each.skill:.3f}", psnr, f"{each.above:.0%}", str(each.steps), f"{report.correlations[each.cut]:.3f}",
         )  # fmt: skip
     return table
 

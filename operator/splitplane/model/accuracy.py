@@ -171,9 +171,11 @@ class _Sums:
             self.same = (self.same or 0.0) + float(same.sum())
         for name, want in expected.items():
             self.cosine[name] = self.cosine.get(name, 0.0) + float(cosines(outputs[name], want).sum())
-            error = float((outputs[name].double() - want.double()).abs().nan_to_num(math.inf).max())
-            self.error[name] = max(self.error.get(name, 0.0), error)
-            self.scale[name] = max(self.scale.get(name, 0.0), float(want.abs().max()))
+            got = outputs[name]
+            errors = torch.where(got == want, 0.0, (got.double() - want.double()).abs())  # infinities, too
+            self.error[name] = max(self.error.get(name, 0.0), float(errors.nan_to_num(math.inf).max()))
+            scale = float(want[want.isfinite()].abs().max()) if bool(want.isfinite().any()) else 0.0
+            self.scale[name] = max(self.scale.get(name, 0.0), scale)
 
     def result(self, cut: int, codec: str, samples: int, judged: Sequence[Judged]) -> Agreement:
         found = [

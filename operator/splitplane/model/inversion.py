@@ -37,6 +37,8 @@ _SOLVED_SAMPLES, _ROWS_FOR_EACH, _RIDGE = 128, 10, 1e-6
 """Samples and, for each unknown, places by which that is solved."""
 _NUMBERS_TOGETHER = 1 << 21
 """So many numbers of several samples, or one sample, are looked at together where nothing is trained."""
+_JUDGED_BY, _MOST_JUDGED_BY = 8, 64
+"""One in so many of the attacker's own samples, 64 at most, is not trained on: by these it keeps the better decoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +55,33 @@ def draw(
 ) -> Drawn:  # fmt: skip
     """Train on all but the last ``held_out`` samples, draw those. ``targets`` are ``[n, channels, *places]`` in 0..1.
 
-    Training ends after ``steps`` or ``seconds``, whichever comes first. A step takes about ``memory_bytes`` at most.
+    Some of the known ones are set aside: by these the decoder is judged before and after it was trained, so that one
+    which has learnt its samples by heart isn't kept. Training ends after ``steps`` or ``seconds``, whichever comes
+    first. A step takes about ``memory_bytes`` at most.
     """
     known, places = len(targets) - held_out, tuple(targets.shape[2:])
+    trained = known - min(_MOST_JUDGED_BY, -(-known // _JUDGED_BY))
     most = max(1, int(min(memory_bytes / (2 * _BYTES_OF_WEIGHT * _BOTTLENECK), 2**31)))
     given = [_Standardised(_coarser(value, places, most), known) for value in tensors.values()]
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        decoder = _Decoder([tuple(each[:1].shape[1:]) for each in given], targets[:known].mean(0), width)
+        decoder = _Decoder([tuple(each[:1].shape[1:]) for each in given], targets[:trained].mean(0), width)
     began = time.monotonic()
-    decoder.solve(lambda index: [each[index : index + 1] for each in given], targets[:known])
+    decoder.solve(lambda index: [each[index : index + 1] for each in given], targets[:trained])
 
     def loss(chosen: torch.Tensor) -> torch.Tensor:
         drawn = decoder([each[chosen] for each in given])
         # Clamped as when it is scored, or plain areas would never be quite plain; not quite flat, or nothing is learnt.
         clamped = drawn.clamp(0, 1) + _SLOPE * (drawn - drawn.clamp(0, 1))
-        return functional.mse_loss(clamped, targets[:-held_out][chosen])
+        return functional.mse_loss(clamped, targets[:known][chosen])
 
-    # An attacker keeps the better of the two, by samples whose inputs it knows.
-    checked = torch.randperm(known, generator=torch.Generator().manual_seed(seed))[: 2 * BATCH]
+    judging = torch.arange(trained, known)
     together = _together(loss, memory_bytes)
     at_first = {name: value.clone() for name, value in decoder.state_dict().items()}
-    first = _mean(loss, checked, together)
+    first = _mean(loss, judging, together)
     left = seconds - (time.monotonic() - began)
-    done = _train(decoder, loss, known, together, seconds=max(0.0, left), steps=steps, seed=seed)
-    if not _mean(loss, checked, together) <= first:
+    done = _train(decoder, loss, trained, together, seconds=max(0.0, left), steps=steps, seed=seed)
+    if not _mean(loss, judging, together) <= first:
         decoder.load_state_dict(at_first)
     with torch.inference_mode():
         asked = torch.split(torch.arange(known, len(targets)), together)

@@ -88,7 +88,8 @@ class Explained:
         return outputs[self.output] if labels is None else labels.reshape(outputs[self.output].shape)
 
     def errors(self, outputs: Tensors, truth: torch.Tensor) -> torch.Tensor:
-        difference = outputs[self.output].double() - truth.double()
+        got = outputs[self.output].double()
+        difference = torch.where(got == truth, 0.0, got - truth.double())
         return difference.reshape(len(difference), -1).pow(2).sum(1).nan_to_num(math.inf)
 
     def bound(self, losses: torch.Tensor) -> float:
@@ -114,8 +115,13 @@ class Cosine:
 
 
 def cosines(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """Of each sample; 1 of what is the same, be it all zeros, and 0 of what is no number."""
+    """Of each sample; 1 of what is the same, be it all zeros, and 0 of what is no number.
+
+    Places where both are the same infinity, such as scores that are masked, are left out.
+    """
     got, want = (each.double().reshape(len(each), -1) for each in (got, want))
+    masked = want.isinf() & (got == want)
+    got, want = got.masked_fill(masked, 0.0), want.masked_fill(masked, 0.0)
     found = torch.nn.functional.cosine_similarity(got, want, dim=1).nan_to_num(0.0)
     return torch.where((got == want).all(1), 1.0, found)
 
