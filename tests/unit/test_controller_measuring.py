@@ -32,12 +32,58 @@ def other_model() -> dict[str, Any]:
 
 def scheduled(job: dict[str, Any], where: str) -> dict[str, Any]:
     """A job's pod, running on a node."""
-    labels = {**job["metadata"]["labels"], "job-name": job["metadata"]["name"]}
+    metadata = job["metadata"]
+    own = {"batch.kubernetes.io/job-name": metadata["name"], "batch.kubernetes.io/controller-uid": metadata["uid"]}
+    labels = {**metadata["labels"], **own}
     return {
         "kind": "Pod", "apiVersion": "v1", "status": {"phase": "Running"},
         "spec": {"nodeName": where, "containers": []},
         "metadata": {"name": "measurer", "namespace": KEY[0], "labels": labels},
     }  # fmt: skip
+
+
+def lose(world: World, name: str) -> None:
+    """Let a node fall silent: the control plane no longer knows whether it is ready."""
+    body = world.cluster.objects["Node", "", name]
+    status = {**body["status"], "conditions": [{"type": "Ready", "status": "Unknown"}]}
+    world.cluster.put({**body, "status": status})
+
+
+async def test_a_measurement_whose_node_is_lost_is_made_anew() -> None:
+    world = World()
+    world.apply(tiers=[tier("edge")], gateway={"tier": "edge"})
+    await world.step(2, settle=False)
+    [(name, job)] = world.cluster.of("Job").items()
+    world.cluster.put(scheduled(job, "e1"))
+    await world.step(3, settle=False)
+    assert world.cluster.of("Job")[name]["metadata"]["uid"] == job["metadata"]["uid"]
+    lose(world, "e1")
+    await world.step(3, settle=False)  # its pod stays, for nobody there says that it has ended
+    again = world.cluster.of("Job")[name]
+    assert again["metadata"]["uid"] != job["metadata"]["uid"]
+    assert again["metadata"]["annotations"]["splitplane.dev/attempt"] == "2"
+    told = "measuring the model on tier edge (device class edge-device)"
+    assert [message for _, reason, message in world.cluster.events if reason == "Profiling"] == [
+        told,
+        f"{told}, attempt 2: the node e1 was lost",
+    ]
+    await world.step(15)
+    assert world.condition("ModelMeasured") == ("True", "Measured")
+    assert any(reason == "Profiled" and " ms for the whole of it" in text for _, reason, text in world.cluster.events)
+
+
+async def test_what_a_lost_node_holds_keeps_nobody_waiting() -> None:
+    world = World()
+    job = {"metadata": {"name": "gone-profile-edge", "uid": "u-9", "labels": {}}}
+    left = scheduled(job, "e1")
+    left["metadata"]["labels"] |= {"app.kubernetes.io/name": "splitplane", "app.kubernetes.io/component": "profile"}
+    world.cluster.put(left)
+    world.apply()
+    await world.step(2, settle=False)
+    assert tiers_measured(world) == []
+    lose(world, "e1")
+    await world.step(2, settle=False)
+    assert tiers_measured(world) == ["edge"]
 
 
 @pytest.mark.parametrize(

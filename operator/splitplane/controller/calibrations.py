@@ -90,7 +90,9 @@ class Calibrations:
         else:
             config_map = self._view.config_map((this.key[0], job_name))
             pods = self._view.pods_of(this.key, "calibration")
-            step = job_step(tier, job_name, job, pods, config_map, what=what, now=this.now)
+            step = job_step(
+                tier, job_name, job, pods, config_map, what=what, nodes=self._profiles.nodes(), now=this.now
+            )
         others: list[Running] = []
         if isinstance(step, Create):
             others = self._profiles.ahead_of_calibration((this.key[0], job_name), tier, profile=name)

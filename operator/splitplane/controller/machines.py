@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from splitplane.controller.capacity import matches
-from splitplane.controller.objects import Object, labels_of
+from splitplane.controller.objects import Object, condition_of, labels_of
 
 Machines = frozenset[str] | None
 """Names of machines; ``None`` may be any of them, as some node does not say which it is on."""
@@ -41,9 +41,29 @@ class Nodes:
         spec = body["spec"]["template"]["spec"] if body["kind"] == "Job" else body["spec"]
         return self.behind(spec.get("nodeSelector") or {})
 
+    def lost(self, job: Object, pods: Sequence[Object]) -> str:
+        """The node that is lost with all that a job has running, or with a pod of its own; else empty.
+
+        Such a pod stays for ever: nobody confirms that it has ended, and until then its Job doesn't fail. A node counts
+        as lost once the control plane has not heard from it for some 40 seconds.
+        """
+        own = [pod for pod in pods if _belongs(pod, job)] if job["kind"] == "Job" else [job]
+        running = [pod for pod in own if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+        answering = {
+            node["metadata"]["name"] for node in self.nodes if condition_of(node, "Ready").get("status") != "Unknown"
+        }
+        where = [pod["spec"].get("nodeName", "") for pod in running]
+        return where[0] if where and all(name and name not in answering for name in where) else ""
+
     def _machines(self, nodes: Sequence[Object]) -> Machines:
         found = frozenset(labels_of(node).get(self.label, "") for node in nodes)
         return None if not found or "" in found else found
+
+
+def _belongs(pod: Object, job: Object) -> bool:
+    """Whether a pod is a Job's, and not one that an earlier Job of that name has left."""
+    uid: str = job["metadata"].get("uid", "")
+    return labels_of(pod).get("batch.kubernetes.io/controller-uid") == uid
 
 
 def share(one: Machines, other: Machines) -> bool:

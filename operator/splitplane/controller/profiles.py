@@ -41,6 +41,7 @@ from splitplane.controller.profiling import (
     stale_jobs,
 )
 from splitplane.controller.settings import Settings
+from splitplane.controller.switching import Note
 from splitplane.controller.view import View
 from splitplane.domain.estimates import Estimate, estimate
 from splitplane.domain.profiles import Profile
@@ -66,6 +67,7 @@ class Outcome:
     pending: frozenset[str] = frozenset()
     problems: list[tuple[str, str]] = field(default_factory=list)
     waiting: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Profiles:
         steps: list[Step] = []
         self._queued.pop(pipeline_key, None)
         if not pipeline.spec.suspend and any(tier.device_class not in profiled for tier in pipeline.spec.tiers):
-            nodes = self._nodes()
+            nodes = self.nodes()
             steps = next_steps(
                 pipeline, profile_name=name, profiled=profiled, jobs=jobs, pods=pods,
                 config_maps={job: body for job in jobs if (body := self._view.config_map((namespace, job)))},
@@ -186,7 +188,7 @@ class Profiles:
 
     def queued(self, now: float, tier: TierSpec) -> bool:
         """Whether a first profile of any pipeline waits for machines of this tier; calibrations let it go first."""
-        machines = self._nodes().behind(tier.node_selector)
+        machines = self.nodes().behind(tier.node_selector)
         return any(
             now - since < _QUEUED_SECONDS and any(share(machines, wanted) for wanted in waited_for)
             for since, waited_for in self._queued.values()
@@ -194,7 +196,7 @@ class Profiles:
 
     def ahead_of_calibration(self, job: Key, tier: TierSpec, *, profile: str) -> list[Running]:
         """What a calibration job on a tier waits for, as what runs beside a measurement takes of its time."""
-        machines = self._nodes().behind(tier.node_selector)
+        machines = self.nodes().behind(tier.node_selector)
         return ahead_of(self._measuring(but=job), machines, job[0], profile, None)[0]
 
     def _measuring(self, *, but: Key = ("", "")) -> list[Running]:
@@ -202,9 +204,10 @@ class Profiles:
 
         A job that no node takes does not keep others waiting. ``but`` is a job that is not looked at.
         """
-        return measuring(self._view.jobs(), self._view.measuring_pods(), self._nodes(), but=but)
+        return measuring(self._view.jobs(), self._view.measuring_pods(), self.nodes(), but=but)
 
-    def _nodes(self) -> Nodes:
+    def nodes(self) -> Nodes:
+        """The cluster's nodes as they are now."""
         return Nodes(self._view.nodes(), self._settings.machine_label)
 
     def _known(self, key: Key) -> Outcome:
@@ -227,9 +230,11 @@ class Profiles:
                 await self._start(pipeline, step, name)
                 message = f"measuring the model on tier {tier.name} (device class {tier.device_class})"
                 outcome.waiting.append(("Profiling", message))
+                again = f", attempt {step.attempt}{f': {step.why}' if step.why else ''}" if step.attempt > 1 else ""
+                outcome.notes.append(Note("Normal", "Profiling", f"{message}{again}"))
             case Collect(name=job):
                 try:
-                    await self._collect(pipeline, job, name)
+                    outcome.notes.append(await self._collect(pipeline, tier, job, name))
                 except ValueError as error:
                     outcome.problems.append(("ProfileUnusable", f"tier {tier.name}: {error}"))
                 known = self._known((pipeline.metadata.namespace, name))
@@ -251,13 +256,19 @@ class Profiles:
         ):
             self._view.remember(await self._cluster.apply(body))
 
-    async def _collect(self, pipeline: InferencePipeline, job: str, name: str) -> None:
+    async def _collect(self, pipeline: InferencePipeline, tier: TierSpec, job: str, name: str) -> Note:
         """Write a job's result into the ModelProfile and clear the job away. Raises ``ValueError`` if unusable."""
         namespace = pipeline.metadata.namespace
         result = read_result(self._view.config_map((namespace, job)))
         known = self._known((namespace, name)).spec
         await self.write((namespace, name), merged(pipeline, known, result))
         await self.remove(namespace, job)
+        whole = result.device.prefix_seconds[-1]
+        cuts = len(result.profile.cuts) - 2
+        return Note(
+            "Normal", "Profiled", f"measured the model on tier {tier.name} (device class {tier.device_class}):"
+            f" {1000 * whole:.3g} ms for the whole of it, which has {cuts or 'no'} {'cut' if cuts == 1 else 'cuts'}",
+        )  # fmt: skip
 
     async def write(self, key: Key, spec: ModelProfileSpec) -> None:
         """Write a ModelProfile over the one that was seen last. Raises :class:`Conflict` if it has changed since."""

@@ -38,12 +38,13 @@ _LAST_RETRY_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Start the job for ``tier``; ``replaces`` is the failed job that must go first."""
+    """Start the job for ``tier``; with ``replaces`` the one before must go first, and ``why`` it did not do."""
 
     tier: TierSpec
     name: str
     attempt: int
     replaces: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def next_steps(
         step: Step = Create(tier, name, attempt=1)
         if job is not None:
             what = f"measuring the model on tier {tier.name} (device class {tier.device_class})"
-            step = job_step(tier, name, job, pods, config_maps.get(name), what=what, now=now)
+            step = job_step(tier, name, job, pods, config_maps.get(name), what=what, nodes=nodes, now=now)
         elif not ready_nodes.get(tier.name):
             continue  # nothing can be measured there; the pipeline's conditions say so
         if isinstance(step, Create):
@@ -154,11 +155,13 @@ def measuring(jobs: Sequence[Object], pods: Sequence[Object], nodes: Nodes, *, b
         and not is_true(job, "Complete")
         and not is_true(job, "Failed")
         and key_of(job) not in stuck | {but}
+        and not nodes.lost(job, own.get(key_of(job), ()))
     ]
     left = [
         pod
         for pod in pods
         if _job_key(pod) not in known | stuck and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+        if not nodes.lost(pod, ())
     ]
     return [Running(body, nodes.of(body, own.get(key_of(body), ()))) for body in (*found, *left)]
 
@@ -189,9 +192,9 @@ def stale_jobs(jobs: Mapping[str, Object], *, profile_name: str) -> list[str]:
 
 def job_step(
     tier: TierSpec, name: str, job: Object, pods: Sequence[Object], config_map: Object | None,
-    *, what: str, now: float,
+    *, what: str, nodes: Nodes, now: float,
 ) -> Step:  # fmt: skip
-    """What a job's state means; ``what`` it does is told while it is under way."""
+    """What a job's state means; ``what`` it does is told while it is under way. One whose node is lost is made anew."""
     own = [pod for pod in pods if job_of(pod) == name]
     if is_true(job, "Complete"):
         return Collect(tier, name)
@@ -200,10 +203,12 @@ def job_step(
         failed = condition_of(job, "Failed")
         since = instant(failed.get("lastTransitionTime")) or now
         retry = since + min(_LAST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
-        if now >= retry:
-            return Create(tier, name, attempt=attempt + 1, replaces=True)
         words = next((text for pod in own if (text := last_words(pod))), "")
+        if now >= retry:
+            return Create(tier, name, attempt=attempt + 1, replaces=True, why=words)
         return Failed(tier, name, words or failed.get("message") or "the job gave no reason", retry)
+    if node := nodes.lost(job, own):
+        return Create(tier, name, attempt=attempt + 1, replaces=True, why=f"the node {node} was lost")
     detail = next((text for pod in own if (text := pod_trouble(pod))), "") or _data(config_map).get(PROGRESS, "")
     return Wait(tier, "Profiling", f"{what}: {detail}" if detail else what, attempt)
 

@@ -178,6 +178,7 @@ class Reconciler:
         )  # fmt: skip
         this.problems += outcome.problems
         this.waiting += outcome.waiting
+        this.notes += outcome.notes
         if outcome.spec is None:
             return None
         this.estimates = outcome.estimates

@@ -143,17 +143,20 @@ def _open_blob(uri: str, sha256: str, offset: int, credentials: Mapping[str, str
         registry, container = _registry(reference, credentials)
         manifest: dict[str, Any] = registry.get_manifest(container)
         layers = manifest.get("layers") or []
-        if not any(layer["digest"] == f"sha256:{sha256}" for layer in layers):
+        size = next((int(layer["size"]) for layer in layers if layer["digest"] == f"sha256:{sha256}"), None)
+        if size is None:
             raise WeightsError(
                 f"weights {uri}: no layer has the digest sha256:{sha256}; it has {_layers(layers)}: push the file "
                 "itself, not an archive of it (oras push REFERENCE model.safetensors), or correct weights.sha256"
             )
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        # What is compressed on the way has another size, and cannot be resumed.
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={offset}-"} if offset else {})}
         url = f"{registry.prefix}://{container.get_blob_url(f'sha256:{sha256}')}"
         response = registry.do_request(url, "GET", headers=headers, stream=True)
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # what is here is longer than the file
             response.close()
-            response = registry.do_request(url, "GET", stream=True)
+            del headers["Range"]
+            response = registry.do_request(url, "GET", headers=headers, stream=True)
         if response.status_code not in (200, 206):
             raise TransferError(f"{response.status_code} {response.reason}")
     except requests.RequestException as error:
@@ -174,7 +177,7 @@ def _open_blob(uri: str, sha256: str, offset: int, credentials: Mapping[str, str
             response.close()
 
     start = offset if response.status_code == 206 else 0
-    return Stream(start + int(response.headers["Content-Length"]), start, chunks())
+    return Stream(size, start, chunks())
 
 
 def _registry(reference: str, credentials: Mapping[str, str]) -> tuple[Any, Any]:

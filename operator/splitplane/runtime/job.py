@@ -19,7 +19,7 @@ from splitplane.adapters.cluster import ClusterError
 from splitplane.adapters.connecting import connect
 from splitplane.adapters.kinds import CONFIG_MAP
 from splitplane.domain.profiles_io import PROGRESS, RESULT
-from splitplane.model import FactoryError, WeightsError
+from splitplane.model import FactoryError, WeightsError, caching
 from splitplane.model.errors import CalibrationError
 from splitplane.runtime.environment import SettingsError
 
@@ -44,21 +44,33 @@ class Publisher:
     def __init__(self, name: str, environment: Mapping[str, str]) -> None:
         self._name = name
         self._namespace, self._config_map = (environment.get(f"SPLITPLANE_{each}", "") for each in VARIABLES)
-        self._told = 0.0
+        self._told = -PROGRESS_SECONDS
 
     def say(self, message: str) -> None:
         _say(self._name, message)
 
     def progress(self, text: str) -> None:
-        """Tell how far the job is, if it was not told just now."""
-        if time.monotonic() - self._told < PROGRESS_SECONDS:
-            return
+        """Tell how far the job is, in its log as well, if it was not told just now."""
+        if self._due():
+            self.say(text)
+            self.tell(text)
+
+    def repeat(self, record: logging.LogRecord) -> bool:
+        """Tell what is logged anyway, if nothing was told just now: a filter of loggers, which lets everything pass."""
+        if self._due():
+            self.tell(record.getMessage())
+        return True
+
+    def tell(self, text: str) -> None:
+        """Tell the operator alone."""
         self._told = time.monotonic()
-        self.say(text)
         try:
             self._publish({PROGRESS: text})
         except ClusterError as error:  # the result may still get through
             self.say(f"progress could not be told: {error}")
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._told >= PROGRESS_SECONDS
 
     def result(self, found: Mapping[str, object]) -> None:
         """Leave the result. Raises :class:`ClusterError`."""
@@ -85,6 +97,7 @@ def main(name: str, work: Work) -> int:
     """Do a job; its exit code."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"{name}: %(message)s")
     publisher = Publisher(name, os.environ)
+    caching.log.addFilter(publisher.repeat)  # a download may take longer than all that follows
     try:
         publisher.result(work(os.environ, publisher))
     except tuple(kind for kind, _ in EXIT_CODES) as error:
