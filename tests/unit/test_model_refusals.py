@@ -345,6 +345,29 @@ def test_values_that_no_output_needs_may_differ(make: Make) -> None:
     assert export(make(DrawnInVain)).refusal is None
 
 
+class Forces(Base):
+    """The gradient of an energy."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            (gradient,) = torch.autograd.grad(self.layer(x).tanh().sum(), x)
+        return gradient
+
+
+def test_a_model_that_computes_gradients_is_served_whole(make: Make) -> None:
+    source = make(Forces)
+    partition = load_partition(source, 0, None)
+    assert partition.graph.refusal is not None
+    whole = Forces()
+    whole.load_state_dict(load_file(tmp_weights(source)))
+    x = torch.randn(3, 64)
+    given = x.clone()
+    torch.testing.assert_close(partition.run(0, 1, {"x": given})["output_0"], whole(x.clone()))
+    assert torch.equal(x, given)
+    assert not given.requires_grad
+
+
 class Wavering(nn.Module):
     """Depends on its values, and answers each token, their pairs, and all of them at once."""
 

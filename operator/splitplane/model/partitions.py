@@ -118,12 +118,10 @@ def check_rebuilt(name: str, held: torch.Tensor, rebuilt: torch.Tensor) -> None:
 
 def _whole(source: ModelSource, _first: int, _last: int, mark: Mark | None) -> Code:
     module = load_whole(source)
-    # A module may write to what it is given, which may be a view of received bytes; exported code never does.
     names = [spec.name for spec in source.inputs]
 
     def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        given = {name: tensor.clone() for name, tensor in zip(names, tensors, strict=True)}
-        outputs = run_whole(source, module, given)
+        outputs = run_whole(source, module, dict(zip(names, tensors, strict=True)))
         if mark is not None:
             mark()
         return outputs

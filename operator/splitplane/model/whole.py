@@ -71,9 +71,15 @@ def check_fits(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def run_whole(source: ModelSource, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Call the module; gives its tensors in the order in which they lie in what it returns."""
-    result = module(**bind_inputs(source, module, tensors))
-    return tuple(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+    """Call the module; gives its tensors in the order in which they lie in what it returns.
+
+    It may write to what it is given and compute gradients, as models of energy do for forces: it gets copies, and is
+    not called in inference mode, within which there are no gradients even where the module asks for them.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        given = {name: tensor.clone() for name, tensor in tensors.items()}
+        result = module(**bind_inputs(source, module, given))
+    return tuple(leaf.detach() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
 
 
 @dataclass(frozen=True, slots=True)
