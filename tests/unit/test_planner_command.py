@@ -307,3 +307,56 @@ def test_three_partitions_are_weighed_where_they_are_asked_for(profile: str, tmp
         for more in ((), ("--max-partitions", "3"))
     ]
     assert longest == [2, 3]
+
+
+@pytest.fixture
+def tiny(profile: str, tmp_path: Path) -> str:
+    """The same model at a fifth of the time."""
+    made = yaml.safe_load(Path(profile).read_text())
+    for device in made["spec"]["devices"]:
+        device["prefixNanoseconds"] = [nanoseconds // 5 for nanoseconds in device["prefixNanoseconds"]]
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(made))
+    return str(path)
+
+
+def test_a_variant_that_answers_in_the_models_stead_is_weighed_with_what_it_loses(profile: str, tiny: str):
+    asked = ("-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "12")
+    alone = line(run("explain", *asked), "chosen")
+    output = run("explain", *asked, "--variant", f"tiny={tiny}:0.02")
+    assert line(output, "chosen").split()[1].startswith("tiny/")
+    assert line(output, "reference").split()[1:] == alone.split()[1:]
+    plans = json.loads(run("frontier", *asked, "--variant", f"tiny={tiny}:0.02", "--json"))
+    assert {plan["plan"]["variant"] for plan in plans} == {"", "tiny"}
+    whole = [plan for plan in plans if plan["plan"]["variant"] and not plan["plan"]["codecs"]]
+    assert {plan["predicted"]["accuracy_loss"] for plan in whole} == {0.02}
+    day = ("--hours", "0.2", "--load", "steady", "--link", "steady", "--events")
+    told = [
+        line(run("simulate", *asked, *day, *more), "splitplane").split()
+        for more in ((), ("--variant", f"tiny={tiny}:0.02"))
+    ]
+    assert float(told[1][1].rstrip("%")) == 100.0
+    assert float(told[1][2]) < 0.5 * float(told[0][2])  # p95 of bins
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tiny.yaml", "is not of the form tiny=tiny.yaml:0.02"),
+        ("tiny={tiny}", "is not of the form"),
+        ("tiny={tiny}:much", "is not of the form"),
+        ("tiny={tiny}:1.2", "a share of accuracy from 0 to 1"),
+        ("tiny={tiny}:-0.1", "not a finite number from 0"),
+        ("tiny={other}:0.1", "the same inputs as the pipeline's model"),
+        ("tiny={missing}:0.1", "No such file"),
+    ],
+)
+def test_a_variant_that_is_none_is_refused(profile: str, tiny: str, tmp_path: Path, text: str, message: str):
+    made = yaml.safe_load(Path(tiny).read_text())
+    made["spec"]["cuts"][0]["tensors"][0]["sampleShape"] = [512]
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(made))
+    given = text.format(tiny=tiny, other=other, missing=tmp_path / "missing.yaml")
+    result = CliRunner().invoke(app, ["plan", "-f", PIPELINE, "--profile", profile, "--variant", given])
+    assert result.exit_code == 2
+    assert unwrapped(message) in unwrapped(result.output)

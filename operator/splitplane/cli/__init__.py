@@ -4,6 +4,7 @@ import typer
 
 from splitplane.cli import local, model
 from splitplane.cli.calibrated import accuracy, leak
+from splitplane.cli.conditions import under_conditions
 from splitplane.cli.explain import explain
 from splitplane.cli.frontier import frontier
 from splitplane.cli.plan import plan
@@ -17,8 +18,9 @@ model.app.command()(accuracy)
 model.app.command()(leak)
 app.add_typer(local.app, name="local")
 app.add_typer(model.app, name="model")
-for command in (plan, explain, frontier, simulate):
-    app.command()(command)
+for command in (plan, frontier, simulate):
+    app.command()(under_conditions(command))
+app.command()(under_conditions(explain, files=False))
 
 
 @app.callback()

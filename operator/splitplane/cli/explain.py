@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitplane.cli.conditions import Bandwidth, Exit, Partitions, PerUse, Price, Rate, Scv, Without, arguments
+from splitplane.cli.conditions import Conditions
 from splitplane.cli.plans import out, show, show_routes
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Action, Decision, Policy, Snapshot
@@ -28,30 +28,18 @@ _LIMITS = {
 
 
 def explain(
+    conditions: Conditions,
     call: Annotated[
         Path | None,
         typer.Option(help="A log with decisions that the operator recorded, the last of which is taken; - for stdin."),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Or an InferencePipeline (YAML),")] = None,
-    profile: Annotated[Path | None, typer.Option(help="its ModelProfile, and conditions as for plan.")] = None,
-    rate: Rate = 1.0,
-    scv: Scv = 1.0,
-    bandwidth: Bandwidth = None,
-    price: Price = None,
-    per_use: PerUse = None,
-    early: Exit = None,
-    partitions: Partitions = None,
-    without: Without = None,
 ) -> None:
     """Tell which limits bind, what other kinds of plan would give, the gain of a change, the gate that holds it, and
     from which routes the gateway chooses as the link gets slower and faster."""
     if call is not None:
         snapshot, policy, now = _recorded(call)
-    elif file is not None and profile is not None:
-        snapshot, policy = arguments(
-            file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without,
-            per_use=per_use, exits=early, partitions=partitions,
-        )  # fmt: skip
+    elif conditions.file is not None and conditions.profile is not None:
+        snapshot, policy = conditions.arguments()
         now = snapshot.time
     else:
         raise typer.BadParameter("give --call FILE, or both --file and --profile")
@@ -67,7 +55,8 @@ def explain(
     for name, candidate in rows:
         if candidate is not None and all(candidate.plan != other.plan for _, other in told):
             told.append((name, candidate))
-    show([*told, *decision.alternatives.items()], rate=decision.inputs.rate_per_second if decision.inputs else rate)
+    rate = decision.inputs.rate_per_second if decision.inputs else conditions.rate
+    show([*told, *decision.alternatives.items()], rate=rate)
     if decision.routes:
         show_routes(decision.routes, decision.steps)
 

@@ -7,19 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from splitplane.cli.conditions import (
-    Bandwidth,
-    Exit,
-    File,
-    Partitions,
-    PerUse,
-    Price,
-    ProfileFile,
-    Rate,
-    Scv,
-    Without,
-    arguments,
-)
+from splitplane.cli.conditions import Conditions
 from splitplane.cli.plans import out, per_thousand, show
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.plans import Candidate
@@ -28,38 +16,26 @@ from splitplane.planner import to_dict
 
 
 def frontier(
-    file: File,
-    profile: ProfileFile,
-    rate: Rate = 1.0,
-    scv: Scv = 1.0,
-    bandwidth: Bandwidth = None,
-    price: Price = None,
-    per_use: PerUse = None,
-    early: Exit = None,
-    partitions: Partitions = None,
-    without: Without = None,
+    conditions: Conditions,
     most: Annotated[int, typer.Option(help="Rows to print, spread evenly by cost.", min=2)] = 30,
     plot: Annotated[Path | None, typer.Option(help="Draw p95 over cost into a file (PNG, SVG or PDF).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all plans as JSON.")] = False,
 ) -> None:
     """Show the plans to choose from: every other plan is at most as good in p95, cost, leak and accuracy loss."""
-    snapshot, policy = arguments(
-        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without,
-        per_use=per_use, exits=early, partitions=partitions,
-    )  # fmt: skip
+    snapshot, policy = conditions.arguments()
     try:
         plans = find(snapshot, policy)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if plot is not None:
-        _draw(plans, rate, plot)
+        _draw(plans, conditions.rate, plot)
         out.print(f"{len(plans)} plans drawn into {plot}", markup=False)
     elif as_json:
-        rows = [{**to_dict(plan), "costPerThousandRequests": per_thousand(plan, rate)} for plan in plans]
+        rows = [{**to_dict(plan), "costPerThousandRequests": per_thousand(plan, conditions.rate)} for plan in plans]
         typer.echo(json.dumps(rows, indent=2))
     else:
         out.print(f"{len(plans)} plans that no other beats, by cost", markup=False)
-        show([("", plan) for plan in _spread(plans, most)], rate=rate)
+        show([("", plan) for plan in _spread(plans, most)], rate=conditions.rate)
 
 
 def _spread(plans: Sequence[Candidate], most: int) -> list[Candidate]:

@@ -7,42 +7,18 @@ from typing import Annotated
 
 import typer
 
-from splitplane.cli.conditions import (
-    Bandwidth,
-    Exit,
-    File,
-    Partitions,
-    PerUse,
-    Price,
-    ProfileFile,
-    Rate,
-    Scv,
-    Without,
-    arguments,
-)
+from splitplane.cli.conditions import Conditions
 from splitplane.cli.plans import out, show, told_indifference
 from splitplane.planner import dump_call
 from splitplane.planner import plan as decide
 
 
 def plan(
-    file: File,
-    profile: ProfileFile,
-    rate: Rate = 1.0,
-    scv: Scv = 1.0,
-    bandwidth: Bandwidth = None,
-    price: Price = None,
-    per_use: PerUse = None,
-    early: Exit = None,
-    partitions: Partitions = None,
-    without: Without = None,
+    conditions: Conditions,
     record: Annotated[bool, typer.Option(help="Print the planner's arguments as one line of JSON instead.")] = False,
 ) -> None:
     """Show the plan for a pipeline, its routes, and what other kinds of plan would give."""
-    snapshot, policy = arguments(
-        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=without,
-        per_use=per_use, exits=early, partitions=partitions,
-    )  # fmt: skip
+    snapshot, policy = conditions.arguments()
     if record:
         typer.echo(dump_call(snapshot, policy, snapshot.time))
         return
@@ -53,7 +29,7 @@ def plan(
     out.print(f"{decision.reason}: {decision.message}", markup=False)
     chosen = [("chosen", decision.target)] if decision.target else []
     ways_out = [("way out", route) for route in decision.routes[1:]]
-    show([*chosen, *ways_out, *decision.alternatives.items()], rate=rate)
+    show([*chosen, *ways_out, *decision.alternatives.items()], rate=conditions.rate)
     if decision.target is not None:
         for line in told_indifference(snapshot, policy, decision.target.plan):
             out.print(line, markup=False)

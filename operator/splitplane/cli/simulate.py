@@ -9,18 +9,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from splitplane.cli.conditions import (
-    Bandwidth,
-    Exit,
-    File,
-    Partitions,
-    PerUse,
-    Price,
-    ProfileFile,
-    Rate,
-    Scv,
-    arguments,
-)
+from splitplane.cli.conditions import Conditions
 from splitplane.cli.plans import out
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.measurements import known
@@ -38,15 +27,7 @@ _BY_REQUEST = ("WITHIN, BY REQUEST", "P95", "TURNED AWAY")
 
 
 def simulate(
-    file: File,
-    profile: ProfileFile,
-    rate: Rate = 1.0,
-    scv: Scv = 1.0,
-    bandwidth: Bandwidth = None,
-    price: Price = None,
-    per_use: PerUse = None,
-    early: Exit = None,
-    partitions: Partitions = None,
+    conditions: Conditions,
     load: Annotated[
         str,
         typer.Option(help="steady, diurnal or bursty around --rate, or a file: Azure LLM, Azure functions, Mooncake."),
@@ -64,16 +45,16 @@ def simulate(
     plot: Annotated[Path | None, typer.Option(help="Draw the replay over time into a file (PNG, SVG or PDF).")] = None,
 ) -> None:
     """Replay load and links, and tell what each way of planning would have served, at which cost."""
-    snapshot, policy = arguments(
-        file, profile, rate=rate, scv=scv, bandwidth=bandwidth, price=price, without=None,
-        per_use=per_use, exits=early, partitions=partitions,
-    )  # fmt: skip
+    snapshot, policy = conditions.arguments()
     bins = max(2, round(hours * 3600.0 / BIN_SECONDS))
     try:
         scenario = Scenario(
             snapshot,
             policy,
-            _trace(load, rate, read_arrivals, lambda kind, mean: arrivals(kind, mean, seed=seed, bins=bins), bins),
+            _trace(
+                load, conditions.rate, read_arrivals,
+                lambda kind, mean: arrivals(kind, mean, seed=seed, bins=bins), bins,
+            ),
             _trace(
                 link, _median(snapshot, policy), read_bandwidths,
                 lambda kind, median: bandwidths(kind, median, seed=seed + 1, bins=bins), bins,

@@ -59,10 +59,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Ordered stages that cover the model once; ``codecs[i]`` encodes what stage ``i`` hands to stage ``i + 1``."""
+    """Ordered stages that cover the model once; ``codecs[i]`` encodes what stage ``i`` hands to stage ``i + 1``.
+
+    ``variant`` names the variant of the model that they run, and whose cuts they count; empty for the model itself.
+    """
 
     stages: tuple[Stage, ...]
     codecs: tuple[str, ...] = ()
+    variant: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if len(self.codecs) != len(self.stages) - 1:
@@ -89,13 +93,14 @@ class Plan:
 
     def __str__(self) -> str:
         text = "|".join(f"{stage.tier}:{stage.first}-{stage.last}" for stage in self.stages)
-        return " ".join((text, *self.codecs))
+        return " ".join((f"{self.variant}/{text}" if self.variant else text, *self.codecs))
 
     @property
     def digest(self) -> str:
         """Ten hexadecimal digits that name this plan: equal plans have equal names."""
         paid = [str(place) for place, stage in enumerate(self.stages) if stage.pay_per_use]
-        return hashlib.sha256(" ".join((repr(self), *paid)).encode()).hexdigest()[:10]
+        variant = [f"variant {self.variant}"] if self.variant else []
+        return hashlib.sha256(" ".join((repr(self), *paid, *variant)).encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True, slots=True)

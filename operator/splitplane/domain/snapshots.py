@@ -88,6 +88,19 @@ class Link:
     recent: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A model that may answer in another's stead: smaller, or distilled, with the same inputs and outputs.
+
+    ``accuracy_loss`` is what its answers lose beside those of the other, the reference, from 0 to 1, with nothing lost
+    on the way; what crossings lose comes on top.
+    """
+
+    name: str
+    profile: Profile
+    accuracy_loss: float
+
+
 class Preference(StrEnum):
     COST = "Cost"
     LATENCY = "Latency"
@@ -182,9 +195,11 @@ class Snapshot:
     active: Active | None = None
     reach: tuple[float, ...] = ()
     """Share of the requests that are still on their way at each cut: 1 at the input, never rising, above 0. Empty where
-    all pass the whole model, as where it has no early exits."""
+    all pass the whole model, as where it has no early exits. Variants have none."""
     set_aside: frozenset[str] = frozenset()
     """Digests of plans that could not be carried out lately; not proposed until their back-off ends."""
+    variants: tuple[Variant, ...] = ()
+    """What may answer in stead of the model of ``profile``, the reference that accuracy is measured against."""
     budget: float | None = None
     """What a site may cost per hour of the limit that its pipeline has for all sites (``planner.budgets``); ``None``
     where the policy's limit is this pipeline's own."""
@@ -203,9 +218,9 @@ class Decision:
     ``target`` is the plan that should serve (the active one on ``HOLD``; ``None`` when no plan exists at all).
     ``best`` is what the planner would pick without gates: equal to ``target`` unless a gate or the mode held it.
     ``gate`` names the gate that held, empty otherwise. ``gain`` is relative, in the preferred objective.
-    ``alternatives`` are other kinds of plan by name (``edge-only``, ``cloud-only``, and where a plan is started or
-    switched to, the best ``other-split``). ``binding`` names the limits without which another plan would be better,
-    as far as that was asked.
+    ``alternatives`` are other kinds of plan by name: ``edge-only``, ``cloud-only``, and where a plan is started or
+    switched to the best ``other-split``, all of its variant, and the best plan of each other one (``variant NAME``,
+    ``reference``). ``binding`` names the limits without which another plan would be better, as far as that was asked.
     """
 
     action: Action

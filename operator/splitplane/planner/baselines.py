@@ -1,11 +1,14 @@
 """Kinds of plans that a decision is measured against: all on one tier, or split elsewhere."""
 
+from dataclasses import replace
+
 from splitplane.domain.plans import Candidate
 from splitplane.planner.choice import pick
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess, violations
 from splitplane.planner.frontier import frontier_of_layouts, frontier_of_other_splits
 from splitplane.planner.layouts import one_stage
+from splitplane.planner.selecting import best_plan
 
 
 def baselines(context: Context) -> dict[str, Candidate]:
@@ -27,6 +30,22 @@ def baselines(context: Context) -> dict[str, Candidate]:
             found[name] = Candidate(best.plan, best.predicted, (*violations(context, best.plan), *best.violations))
         else:
             found[name] = assess(context, layout.plan(context, len(layout) - 1))
+    return found
+
+
+def other_variants(context: Context, target: Candidate) -> dict[str, Candidate]:
+    """The best plan of each variant but the target's, as ``variant NAME``, and of the model itself as ``reference``.
+
+    For explanation only: one that loses more accuracy than is allowed is predicted, and its violations say so.
+    """
+    found = {}
+    for each in context.variants:
+        if each.variant == target.plan.variant:
+            continue
+        alone = context.of(each.variant)
+        best = best_plan(replace(alone, policy=replace(alone.policy, max_accuracy_loss=None)))
+        if best is not None:
+            found[f"variant {each.variant}" if each.variant else "reference"] = assess(context, best.plan)
     return found
 
 

@@ -35,7 +35,7 @@ def lifted(context: Context) -> Iterator[tuple[str, Context]]:
 
     def allowing(**changes: object) -> Context:
         changed: Policy = replace(policy, **changes)  # type: ignore[arg-type]
-        return replace(context, policy=changed)
+        return context.changed(lambda each: replace(each, policy=changed))
 
     if policy.max_p95_seconds is not None:
         yield "p95", allowing(max_p95_seconds=None)
@@ -51,11 +51,15 @@ def lifted(context: Context) -> Iterator[tuple[str, Context]]:
         yield "accuracy", allowing(max_accuracy_loss=None)
     if any(tier.memory_limit_bytes is not None for tier in context.tiers.values()):
         tiers = {name: replace(tier, memory_limit_bytes=None) for name, tier in context.tiers.items()}
-        yield "memory", replace(context, tiers=tiers)
-    sites = {name: replace(site, high=2 * site.high) for name, site in context.sites.items()}
-    tiers = {name: replace(tier, max_replicas=2 * tier.max_replicas) for name, tier in context.tiers.items()}
-    yield "replicas", replace(context, sites=sites, tiers=tiers)
+        yield "memory", context.changed(lambda each: replace(each, tiers=tiers))
+    yield "replicas", context.changed(_with_twice_the_replicas)
     if not set(context.table.codecs) <= set(policy.codecs):
         yield "codecs", allowing(codecs=context.table.codecs)
     if policy.max_partitions < min(LONGEST, len(context.sites)):
         yield "partitions", allowing(max_partitions=LONGEST)
+
+
+def _with_twice_the_replicas(context: Context) -> Context:
+    sites = {name: replace(site, high=2 * site.high) for name, site in context.sites.items()}
+    tiers = {name: replace(tier, max_replicas=2 * tier.max_replicas) for name, tier in context.tiers.items()}
+    return replace(context, sites=sites, tiers=tiers)

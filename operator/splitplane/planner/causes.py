@@ -12,7 +12,7 @@ from dataclasses import replace
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Active, Inputs, Mode
 from splitplane.planner.choice import gain, severity
-from splitplane.planner.context import Context
+from splitplane.planner.context import Context, Site
 from splitplane.planner.evaluation import assess
 from splitplane.planner.gates import is_scale_down
 
@@ -57,22 +57,28 @@ def _put_back(context: Context, inputs: Inputs) -> Iterator[tuple[str, Context]]
     """The context with one number as it was when the active plan was chosen, by the name of that number's change."""
     if _differs(inputs.rate_per_second, context.rate):
         cause = "DemandGrew" if context.rate > inputs.rate_per_second else "DemandFell"
-        yield cause, replace(context, rate=inputs.rate_per_second)
+        yield cause, context.changed(lambda each: replace(each, rate=inputs.rate_per_second))
     wires = dict(context.wires)
     for source, end, bandwidth, delay in inputs.links:
         wire = wires.get((source, end))
         if wire is not None and (_differs(bandwidth, wire.bandwidth) or _differs(delay, wire.delay)):
             wires[source, end] = replace(wire, bandwidth=bandwidth, delay=delay)
-    yield "LinkChanged", replace(context, wires=wires)
+    yield "LinkChanged", context.changed(lambda each: replace(each, wires=wires))
+    yield "PriceChanged", context.changed(lambda each: replace(each, sites=_priced_as(each, inputs)))
+    before = inputs.policy
+    if before is not None:
+        money = replace(before, max_cost_per_hour=context.policy.max_cost_per_hour)
+        cause = "BudgetChanged" if context.budgeted and money == context.policy else "SpecChanged"
+        yield cause, context.changed(lambda each: replace(each, policy=before))
+
+
+def _priced_as(context: Context, inputs: Inputs) -> dict[str, Site]:
+    """The tiers at the prices of those inputs, where these differ notably."""
     sites = dict(context.sites)
     for name, price in inputs.prices:
         if name in sites and not math.isnan(sites[name].price) and _differs(price, sites[name].price):
             sites[name] = replace(sites[name], price=price)
-    yield "PriceChanged", replace(context, sites=sites)
-    if inputs.policy is not None:
-        money = replace(inputs.policy, max_cost_per_hour=context.policy.max_cost_per_hour)
-        cause = "BudgetChanged" if context.budgeted and money == context.policy else "SpecChanged"
-        yield cause, replace(context, policy=inputs.policy)
+    return sites
 
 
 def _standing(before: Context, active: Active, target: Candidate) -> tuple[int, float]:

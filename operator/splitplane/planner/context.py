@@ -5,7 +5,7 @@ that is missing can never pass for a zero.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ import numpy as np
 from splitplane.domain.measurements import Idle, Measurement, Value, explain
 from splitplane.domain.plans import Plan
 from splitplane.domain.profiles import DeviceProfile, Profile
-from splitplane.domain.snapshots import Active, Inputs, Policy, Preference, Snapshot, Tier
+from splitplane.domain.snapshots import Active, Inputs, Mode, Policy, Preference, Snapshot, Tier, Variant
 from splitplane.planner.arrays import Array
 from splitplane.planner.keeping import Kept
 from splitplane.planner.options import CutTable, Options
@@ -96,6 +96,35 @@ class Context:
     """Whether the policy's limit on cost is only this site's part (``Snapshot.budget``)."""
     pasts: Mapping[Direction, tuple[float, ...]] = field(default_factory=dict)
     """``Link.recent`` of the directions that have it, and of their reverses where those have none."""
+    variant: str = ""
+    """Of which variant ``profile``, ``sites`` and ``kept`` are: empty for the reference."""
+    lost: float = 0.0
+    """What its answers lose in accuracy, wherever it runs."""
+    others: Mapping[str, "Context"] = field(default_factory=dict)
+    """Beside the reference: the same tick for each variant, by name."""
+
+    @property
+    def variants(self) -> tuple["Context", ...]:
+        """This one and, beside the reference, those of the variants: what may be chosen."""
+        return (self, *self.others.values())
+
+    def has(self, variant: str) -> bool:
+        return variant == self.variant or variant in self.others
+
+    def of(self, variant: str) -> "Context":
+        """The same tick for one variant, without the others. Raises ``KeyError`` if there is none of that name."""
+        if variant != self.variant:
+            return self.others[variant]
+        return replace(self, others={}) if self.others else self
+
+    def changed(self, change: Callable[["Context"], "Context"]) -> "Context":
+        """The tick after a change that befalls all variants."""
+        return replace(change(self), others={name: change(other) for name, other in self.others.items()})
+
+    @property
+    def running(self) -> Plan | None:
+        """The plan that serves, if it is one of this variant."""
+        return self.active.plan if self.active and self.active.plan.variant == self.variant else None
 
     @property
     def table(self) -> CutTable:
@@ -160,6 +189,29 @@ def build_context(snapshot: Snapshot, policy: Policy, kept: Kept | None = None) 
     """Settle what is known. Raises ``ContradictionError`` where policy and snapshot do not fit together."""
     if kept is None or not kept.fits(snapshot.profile):
         kept = Kept(snapshot.profile)
+    context = _build(snapshot, policy, kept)
+    if policy.mode is Mode.FIXED:  # the cuts that the user dictates are those of the reference
+        return context
+    _check_names(snapshot.variants)
+    return replace(context, others={each.name: _variant(snapshot, policy, kept, each) for each in snapshot.variants})
+
+
+def _variant(snapshot: Snapshot, policy: Policy, kept: Kept, variant: Variant) -> Context:
+    own = replace(snapshot, profile=variant.profile, reach=())
+    context = _build(own, policy, kept.of(variant.name, variant.profile))
+    return replace(context, variant=variant.name, lost=variant.accuracy_loss)
+
+
+def _check_names(variants: Sequence[Variant]) -> None:
+    names = {variant.name for variant in variants}
+    if "" in names or len(names) < len(variants):
+        raise ContradictionError("variants of a model need names, each its own")
+    for variant in variants:
+        if not 0.0 <= variant.accuracy_loss <= 1.0:
+            raise ContradictionError(f"variant {variant.name} loses {variant.accuracy_loss} in accuracy, not 0 to 1")
+
+
+def _build(snapshot: Snapshot, policy: Policy, kept: Kept) -> Context:
     tiers = {tier.name: tier for tier in snapshot.tiers}
     gateway = policy.gateway_tier or next(iter(tiers), "")
     if gateway not in tiers:

@@ -79,6 +79,7 @@ def evaluate(
     ``bandwidths`` are bytes per second by row, where they differ from the context's.
     All tiers of the layout must be usable, and the links between them known (``KeyError`` otherwise).
     """
+    context = context.of(layout.variant)
     rate = context.rate if rate is None else rate
     bandwidths = bandwidths or {}
     table = context.table
@@ -87,8 +88,8 @@ def evaluate(
     stations: list[Station] = []
     cost = np.zeros(len(layout))
     constant = np.zeros(len(layout))
-    leak, loss = np.zeros(len(layout)), np.zeros(len(layout))
-    steps = np.zeros(len(layout), dtype=np.int64)
+    leak, loss = np.zeros(len(layout)), np.full(len(layout), context.lost)
+    steps = loss_steps(loss)
     leak_measured, loss_measured = np.ones(len(layout), np.bool_), np.ones(len(layout), np.bool_)
     for k, (site, hop) in enumerate(zip(sites, hops, strict=True)):
         if hop is not None:
@@ -150,6 +151,7 @@ def assess(context: Context, plan: Plan) -> Candidate:
     can hold now. A plan over a link of which nothing is known is predicted as NaN.
     """
     hard = violations(context, plan)
+    context = context.of(plan.variant) if "spec" not in hard else context
     if "spec" in hard or any(stage.tier not in context.sites for stage in plan.stages):
         return Candidate(plan, Prediction(math.inf, math.inf, math.nan, 0.0), hard)
     if any(pair not in context.wires for pair in crossings(plan, context.gateway)):
@@ -161,12 +163,15 @@ def assess(context: Context, plan: Plan) -> Candidate:
 
 def held_by_nodes(context: Context, layout: Layout) -> Layout:
     """The layout with no more replicas than the tiers can hold now."""
-    held = zip(layout.tiers, layout.replicas, strict=True)
+    context, held = context.of(layout.variant), zip(layout.tiers, layout.replicas, strict=True)
     return replace(layout, replicas=tuple(np.minimum(count, context.sites[tier].high) for tier, count in held))
 
 
 def violations(context: Context, plan: Plan) -> tuple[str, ...]:
     """Hard limits that a plan breaks, whatever the numbers."""
+    if not context.has(plan.variant):
+        return ("spec",)
+    context = context.of(plan.variant)
     end = context.profile.segments
     policy = context.policy
     tiers = {stage.tier for stage in plan.stages}
@@ -201,7 +206,13 @@ def violations(context: Context, plan: Plan) -> tuple[str, ...]:
 
 
 def leak_of(context: Context, plan: Plan) -> float:
-    """What the plan shows to untrusted tiers; where that is not measured, the share of the model that runs there."""
+    """What the plan shows to untrusted tiers; where that is not measured, the share of the model that runs there.
+
+    All, where it is of a variant that there is no more.
+    """
+    if not context.has(plan.variant):
+        return 1.0
+    context = context.of(plan.variant)
     return max((float(context.table.leak[place]) for place in _shown(context, plan)), default=0.0)
 
 
@@ -226,7 +237,8 @@ def _loses(context: Context, plan: Plan, limit: float) -> bool:
     """Whether more accuracy than ``limit`` is lost, or it was not measured how much."""
     table = context.table
     places = [(table.codecs.index(codec), cut) for codec, cut in zip(plan.codecs, plan.cuts, strict=True)]
-    lost = sum(int(loss_steps(table.loss[place])) for place in places) * LOSS_STEP
+    steps = [context.lost, *(table.loss[place] for place in places)]
+    lost = int(loss_steps(np.array(steps)).sum()) * LOSS_STEP
     return lost > limit * (1.0 + _SLACK) or not all(table.loss_measured[place] for place in places)
 
 

@@ -130,8 +130,18 @@ def frontier_of_layouts(
         for plan in without:
             keep &= ~same_plan(layout, layout_of(context, plan))
         tables.append(table.where(keep))
-    whole = _assembled(tables)
-    kept = nondominated(whole.cost, whole.p95, np.unique(whole.leak, return_inverse=True)[1], whole.loss)
+    return unbeaten(_assembled(tables))
+
+
+def together(frontiers: Sequence[Frontier]) -> Frontier:
+    """The plans of several frontiers side by side, which may beat one another."""
+    return frontiers[0] if len(frontiers) == 1 else _assembled([table for each in frontiers for table in each.tables])
+
+
+def unbeaten(frontier: Frontier) -> Frontier:
+    """The plans of a frontier that no other of it beats or equals in all four."""
+    tables = frontier.tables
+    kept = nondominated(frontier.cost, frontier.p95, np.unique(frontier.leak, return_inverse=True)[1], frontier.loss)
     starts = [sum(len(table.layout) for table in tables[:number]) for number in range(len(tables))]
     return _assembled([
         table.where(np.sort(kept[(kept >= start) & (kept < start + len(table.layout))]) - start)
@@ -184,7 +194,7 @@ def _cover(lines: Sequence[Line]) -> Cover:
 
 def find(context: Context, line: Line, plan: Plan) -> Numbers | None:
     """A plan by its numbers within a line; ``None`` if it is not of that line."""
-    if tuple(stage.tier for stage in plan.stages) != line.tiers:
+    if plan.variant != line.variant or tuple(stage.tier for stage in plan.stages) != line.tiers:
         return None
     if frozenset(place for place, stage in enumerate(plan.stages) if stage.pay_per_use) != line.pay_per_use:
         return None
@@ -214,7 +224,8 @@ def _place(options: Options, cut: int, codec: int) -> int | None:
 
 def same_plan(layout: Layout, other: Layout) -> Bools:
     """Rows of ``layout`` that are the one plan of ``other``."""
-    if (layout.tiers, layout.pay_per_use) != (other.tiers, other.pay_per_use):
+    kinds = [(each.tiers, each.pay_per_use, each.variant) for each in (layout, other)]
+    if kinds[0] != kinds[1]:
         return np.zeros(len(layout), dtype=np.bool_)
     columns = zip(
         (*layout.bounds, *layout.codecs, *layout.replicas), (*other.bounds, *other.codecs, *other.replicas), strict=True
@@ -228,7 +239,7 @@ def _limits(context: Context) -> Hashable:
     policy = context.policy
     return (
         (context.gateway, policy.raw_input_stays_trusted, policy.max_leak, policy.max_accuracy_loss),
-        (policy.codecs, policy.max_partitions),
+        (policy.codecs, policy.max_partitions, context.variant, context.lost),
         tuple(
             (
                 (tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes),

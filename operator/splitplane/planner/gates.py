@@ -27,7 +27,8 @@ def deployments(plan: Plan) -> frozenset[tuple[str, int, int, int]]:
 
 
 def moves_pods(old: Plan, new: Plan) -> bool:
-    return deployments(old) != deployments(new)
+    """Whether pods come or go. Those of one variant of a model can't serve another."""
+    return (old.variant, deployments(old)) != (new.variant, deployments(new))
 
 
 def shrinks(old: Plan, new: Plan) -> bool:
@@ -38,7 +39,7 @@ def shrinks(old: Plan, new: Plan) -> bool:
 
 def is_scale_down(old: Plan, new: Plan) -> bool:
     """Whether the plans differ only in that some stages have fewer replicas."""
-    return old.routing == new.routing and all(
+    return (old.variant, old.routing) == (new.variant, new.routing) and all(
         a.replicas >= b.replicas for a, b in zip(old.stages, new.stages, strict=True)
     )
 
@@ -55,16 +56,17 @@ def relax(context: Context) -> Context:
 
 def _moved(context: Context, load: float, slower: float, latency: float) -> Context:
     limit = context.policy.max_p95_seconds
-    return replace(
-        context,
-        rate=context.rate * load,
-        wires={pair: replace(wire, bandwidth=wire.bandwidth / load) for pair, wire in context.wires.items()},
-        sites={
+    policy = replace(context.policy, max_p95_seconds=None if limit is None else limit / latency)
+    wires = {pair: replace(wire, bandwidth=wire.bandwidth / load) for pair, wire in context.wires.items()}
+
+    def moved(each: Context) -> Context:
+        sites = {
             name: replace(site, correction=site.correction * slower, overhead_seconds=site.overhead_seconds * slower)
-            for name, site in context.sites.items()
-        },
-        policy=replace(context.policy, max_p95_seconds=None if limit is None else limit / latency),
-    )
+            for name, site in each.sites.items()
+        }
+        return replace(each, rate=context.rate * load, wires=wires, sites=sites, policy=policy)
+
+    return context.changed(moved)
 
 
 def too_little_gain(policy: Policy, gain: float) -> bool:

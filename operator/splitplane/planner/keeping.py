@@ -26,10 +26,18 @@ class Kept:
         self._codec_seconds: dict[str, tuple[Array, Array]] = {}
         self._batch_prefix: dict[str, Array | None] = {}
         self._results: dict[Hashable, tuple[Any, int]] = {}
+        self._variants: dict[str, Kept] = {}
         self._plans = 0
 
     def fits(self, profile: Profile) -> bool:
         return profile is self._profile or profile == self._profile
+
+    def of(self, variant: str, profile: Profile) -> "Kept":
+        """The same of a variant of the model, by its name."""
+        found = self._variants.get(variant)
+        if found is None or not found.fits(profile):
+            found = self._variants[variant] = Kept(profile)
+        return found
 
     def options(self, codecs: tuple[str, ...]) -> Options:
         """The crossings that these codecs allow."""

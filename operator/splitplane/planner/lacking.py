@@ -62,4 +62,4 @@ def _forbidden(context: Context) -> list[str]:
 
 
 def _any_plan(context: Context) -> bool:
-    return next(build_lines(context, TRICKLE), None) is not None
+    return any(next(build_lines(each, TRICKLE), None) is not None for each in context.variants)

@@ -17,6 +17,7 @@ class Layout:
     ``bounds[k]`` is where stage ``k`` starts (``bounds[-1]`` is the model's output), ``codecs[k]`` indexes
     the profile's codecs (``CutTable``) for the crossing after stage ``k``, ``replicas[k]`` counts stage ``k``'s pods.
     ``pay_per_use`` holds the stages that send what finds those busy to capacity that is paid by the request.
+    All rows are of one ``variant`` of the model.
     """
 
     tiers: tuple[str, ...]
@@ -24,6 +25,7 @@ class Layout:
     codecs: tuple[Ints, ...]
     replicas: tuple[Ints, ...]
     pay_per_use: frozenset[int] = frozenset()
+    variant: str = ""
 
     def __len__(self) -> int:
         return len(self.bounds[0])
@@ -37,35 +39,39 @@ class Layout:
 
     def plan(self, context: Context, row: int) -> Plan:
         """The plan of one row, with the residency that its stages get."""
+        context = context.of(self.variant)
         stages = []
         for k, tier in enumerate(self.tiers):
             first, last = int(self.bounds[k][row]), int(self.bounds[k + 1][row])
             resident, replicas = resident_range(context, tier, first, last), int(self.replicas[k][row])
             stages.append(Stage(tier, first, last, *resident, replicas, pay_per_use=k in self.pay_per_use))
-        return Plan(tuple(stages), tuple(context.table.codecs[int(codec[row])] for codec in self.codecs))
+        codecs = tuple(context.table.codecs[int(codec[row])] for codec in self.codecs)
+        return Plan(tuple(stages), codecs, self.variant)
 
 
 def one_stage(context: Context, site: Site) -> Layout:
     """The whole model on one tier, for every number of replicas."""
     replicas = np.arange(site.low, site.high + 1)
     zeros = np.zeros_like(replicas)
-    return Layout((site.name,), (zeros, zeros + context.profile.segments), (), (replicas,))
+    return Layout((site.name,), (zeros, zeros + context.profile.segments), (), (replicas,), variant=context.variant)
 
 
 def layout_of(context: Context, plan: Plan) -> Layout:
     """A single plan as a layout of one row."""
+    codecs = context.of(plan.variant).table.codecs
     return Layout(
         tuple(stage.tier for stage in plan.stages),
         (*(np.array([stage.first]) for stage in plan.stages), np.array([plan.stages[-1].last])),
-        tuple(np.array([context.table.codecs.index(codec)]) for codec in plan.codecs),
+        tuple(np.array([codecs.index(codec)]) for codec in plan.codecs),
         tuple(np.array([stage.replicas]) for stage in plan.stages),
         frozenset(place for place, stage in enumerate(plan.stages) if stage.pay_per_use),
+        plan.variant,
     )
 
 
 def with_replicas(context: Context, plan: Plan) -> Layout | None:
     """The plan's routing with every number of replicas; ``None`` where one of its tiers cannot hold any."""
-    sites = [context.sites.get(stage.tier) for stage in plan.stages]
+    sites = [context.of(plan.variant).sites.get(stage.tier) for stage in plan.stages]
     ranges = [
         np.arange(site.fewest(pay_per_use=stage.pay_per_use), site.high + 1)
         for site, stage in zip(sites, plan.stages, strict=True)
@@ -82,4 +88,5 @@ def with_replicas(context: Context, plan: Plan) -> Layout | None:
         tuple(zeros + codec[0] for codec in single.codecs),
         tuple(grids),
         single.pay_per_use,
+        single.variant,
     )

@@ -83,7 +83,7 @@ def _hulls(ranges: Sequence[Range], futures: Sequence[Future]) -> tuple[Range, .
 def _may_choose(context: Context, stage: Stage) -> bool:
     """Whether more could be resident than memory lets, and pods that keep it are not there yet."""
     kept = stage.resident_first, stage.resident_last
-    serving = () if context.active is None else context.active.plan.stages
+    serving = () if context.running is None else context.running.stages
     if any((each.tier, each.resident_first, each.resident_last) == (stage.tier, *kept) for each in serving):
         return False
     return kept != (int(context.private(stage.tier)), context.profile.segments)

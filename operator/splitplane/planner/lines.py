@@ -11,7 +11,7 @@ from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Site
 from splitplane.planner.exits import Seen, seen
 from splitplane.planner.layouts import Layout
-from splitplane.planner.options import LOSS_STEP, Options
+from splitplane.planner.options import LOSS_STEP, Options, loss_steps
 from splitplane.planner.residency import holds
 from splitplane.planner.sides import (
     NOTHING,
@@ -51,6 +51,7 @@ class Line:
     second: Ints
     pay_per_use: frozenset[int] = frozenset()
     """Stages whose overflow is paid by the use: the first or the last."""
+    variant: str = ""
 
     def other_than(self, cuts: tuple[int, ...]) -> "Line":
         """The rows that are not cut there."""
@@ -76,6 +77,7 @@ class Line:
             tuple(options.codec[places] for options, places in crossings),
             tuple((counts[0], middle, counts[1])[stage] for stage in ((2,), (0, 2), (0, 1, 2))[len(self.tiers) - 1]),
             self.pay_per_use,
+            self.variant,
         )
 
     def replicas(self, first: Ints, second: Ints, head: Ints, tail: Ints) -> tuple[Ints, Ints]:
@@ -86,6 +88,8 @@ class Line:
 def build_lines(context: Context, rate: float) -> Iterator[Line]:
     """All lines with rows that trust, memory, links, prices and the limits on leak and accuracy allow, and whose
     stations bear ``rate``; shortest first."""
+    if context.policy.max_accuracy_loss is not None and _most_loss(context) < 0:
+        return
     usable = [name for name in context.order if name in context.sites and context.affordable(context.sites[name])]
     for count in range(1, min(LONGEST, context.policy.max_partitions) + 1):
         for tiers in combinations(usable, count):
@@ -96,7 +100,7 @@ def build_lines(context: Context, rate: float) -> Iterator[Line]:
                 for pay_per_use in _ways_to_pay(context, tiers):
                     line = _build(context, rate, tiers, pay_per_use)
                     if line is not None and len(line.first):
-                        yield line
+                        yield replace(line, variant=context.variant) if context.variant else line
 
 
 def _ways_to_pay(context: Context, tiers: Sequence[str]) -> Iterator[frozenset[int]]:
@@ -235,4 +239,6 @@ def _admissible(context: Context, target: Site, options: Options) -> Bools:
 
 
 def _most_loss(context: Context) -> int:
-    return math.floor((context.policy.max_accuracy_loss or 0.0) / LOSS_STEP + 1e-9)
+    """Steps that crossings may lose: what the limit leaves beside what the variant loses anyway."""
+    whole = math.floor((context.policy.max_accuracy_loss or 0.0) / LOSS_STEP + 1e-9)
+    return whole - int(loss_steps(np.array(context.lost)))

@@ -51,11 +51,16 @@ def _ungranted(snapshot: Snapshot) -> Snapshot:
 
 def _with_slots(context: Context, tier: str, count: int) -> Context:
     """The context with at most ``count`` replicas on a tier."""
-    sites = dict(context.sites)
-    site = sites.pop(tier)
-    if count:
-        sites[tier] = replace(site, low=min(site.low, count), high=count)
-    return replace(context, sites={name: sites[name] for name in context.sites if name in sites})
+
+    def limited(each: Context) -> Context:
+        fewer = {
+            name: site if name != tier else replace(site, low=min(site.low, count), high=count)
+            for name, site in each.sites.items()
+            if name != tier or count
+        }
+        return replace(each, sites=fewer)
+
+    return context.changed(limited)
 
 
 def _taken(candidate: Candidate, shared: Collection[str]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from splitplane.domain.plans import Candidate, Plan, Stage
 from splitplane.domain.snapshots import Action, Active, Decision, Mode, Policy, Snapshot
 from splitplane.planner import gates
 from splitplane.planner.bands import endangers, relieves
-from splitplane.planner.baselines import baselines, other_split
+from splitplane.planner.baselines import baselines, other_split, other_variants
 from splitplane.planner.binding import binding_limits
 from splitplane.planner.causes import FORBIDDEN, reason_of_change
 from splitplane.planner.choice import gain, severity
@@ -57,18 +57,21 @@ def frontier(snapshot: Snapshot, policy: Policy, *, kept: Kept | None = None) ->
 
 def indifference(snapshot: Snapshot, policy: Policy, plan: Plan) -> tuple[Indifference, ...]:
     """From which rates on replicas of the plan's stages cost less than pay-per-use, where tiers offer that."""
-    return indifference_of(build_context(snapshot, policy), plan)
+    return indifference_of(build_context(snapshot, policy).of(plan.variant), plan)
 
 
 def _decide(context: Context, now: float, *, thorough: bool) -> Decision:
     best = best_plan(context)
     verdict = _verdict(context, best, now)
     decision = _decision(context, best, verdict)
-    alternatives = baselines(context)
+    told = verdict.target or best
+    chosen = context.of(told.plan.variant) if told and context.has(told.plan.variant) else context
+    alternatives = baselines(chosen)
     binding: tuple[str, ...] = ()
     if best is not None and (thorough or verdict.action is not Action.HOLD):
-        split = other_split(context, verdict.target or best)
+        split = other_split(chosen, told or best)
         alternatives |= {"other-split": split} if split else {}
+        alternatives |= other_variants(context, told or best)
         binding = binding_limits(context, best)
     ways = admissible(context, verdict.target.plan) if verdict.target else Admissible((), None)
     return replace(

@@ -21,8 +21,8 @@ def resident_range(context: Context, tier: str, first: int, last: int) -> tuple[
     shared = context.tiers[tier].shared
     if shared is not None:
         return (shared.first, shared.last) if shared.first <= first and last <= shared.last else (first, last)
-    if context.active is not None:
-        for stage in context.active.plan.stages:
+    if context.running is not None:
+        for stage in context.running.stages:
             kept = (stage.resident_first, stage.resident_last)
             serves = stage.tier == tier and kept[0] <= first and last <= kept[1] <= context.profile.segments
             if serves and allowed(context, tier, *kept):

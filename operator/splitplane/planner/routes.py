@@ -41,6 +41,9 @@ def admissible(context: Context, plan: Plan) -> Admissible:
     ``max_rate_per_second`` is what it bears wherever it is the best. Routes over tiers without ready nodes or over
     links that nobody measures are left out, except the plan's own.
     """
+    if not context.has(plan.variant):
+        return Admissible((), None)
+    context = context.of(plan.variant)
     key = ("routes", plan, weighed_by(context))
     known = context.kept.result(key)
     if isinstance(known, Admissible):
@@ -153,6 +156,7 @@ def _layout(context: Context, plan: Plan, stages: Sequence[Stage]) -> Layout:
         tuple(codecs),
         tuple(np.full(rows, stage.replicas) for stage in stages),
         frozenset(place for place, stage in enumerate(stages) if stage.pay_per_use),
+        plan.variant,
     )
 
 
@@ -177,7 +181,7 @@ def _predict(context: Context, stages: Sequence[Stage], layout: Layout) -> Itera
             for stage, first, last in zip(stages, bounds[:-1], bounds[1:], strict=True)
         )
         codecs = tuple(context.table.codecs[int(codec[row])] for codec in layout.codecs)
-        yield Candidate(Plan(parts, codecs), table.prediction(int(row)))
+        yield Candidate(Plan(parts, codecs, layout.variant), table.prediction(int(row)))
 
 
 def _unbeaten(context: Context, table: Table) -> Ints:

@@ -1,6 +1,7 @@
 """The best plan of all for one context, before any gate."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from splitplane.domain.plans import Candidate, Plan, Stage
@@ -8,7 +9,7 @@ from splitplane.domain.snapshots import Mode
 from splitplane.planner.choice import pick, pick_cheapest
 from splitplane.planner.context import Context, ContradictionError, crossings
 from splitplane.planner.evaluation import assess, violations
-from splitplane.planner.frontier import Frontier, contenders, frontier_of_layouts, frontier_of_lines
+from splitplane.planner.frontier import Frontier, contenders, frontier_of_layouts, frontier_of_lines, together, unbeaten
 from splitplane.planner.layouts import Layout, with_replicas
 from splitplane.planner.likely import with_likely_residency
 from splitplane.planner.overload import highest_rate_of_layouts, highest_rate_of_lines
@@ -28,7 +29,7 @@ def best_plan(context: Context) -> Candidate | None:
         found = _best(context, without)
         if found is None:
             return None
-        found = replace(found, plan=with_likely_residency(context, found.plan, _plan_at))
+        found = replace(found, plan=with_likely_residency(context.of(found.plan.variant), found.plan, _plan_at))
         if found.plan.digest not in context.set_aside:
             return found
         without.append(found.plan)
@@ -40,8 +41,13 @@ def _plan_at(context: Context) -> Plan | None:
 
 
 def current_frontier(context: Context, without: tuple[Plan, ...] = (), *, rate: float | None = None) -> Frontier:
-    """The frontier of the plans that may be chosen now."""
+    """The frontier of the plans that may be chosen now, of all variants."""
     rate = context.rate if rate is None else rate
+    found = [_frontier_of(each, _own(each, without), rate) for each in context.variants]
+    return found[0] if len(found) == 1 else unbeaten(together(found))
+
+
+def _frontier_of(context: Context, without: tuple[Plan, ...], rate: float) -> Frontier:
     layouts = _layouts(context)
     if context.policy.mode is Mode.FIXED:
         return frontier_of_layouts(context, layouts, rate, without)
@@ -65,12 +71,26 @@ def _best(context: Context, without: list[Plan]) -> Candidate | None:
 
 
 def _contenders(context: Context, rate: float, without: tuple[Plan, ...]) -> Frontier:
+    """Plans of all variants, among which the best is."""
+    return together([_contenders_of(each, _own(each, without), rate) for each in context.variants])
+
+
+def _contenders_of(context: Context, without: tuple[Plan, ...], rate: float) -> Frontier:
     if context.policy.mode is Mode.FIXED or _remembered(context) is not None:
-        return current_frontier(context, without, rate=rate)
+        return _frontier_of(context, without, rate)
     return contenders(context, rate, without)
 
 
 def _highest_rate(context: Context, without: list[Plan]) -> float:
+    return max(_highest_rate_of(each, _own(each, without)) for each in context.variants)
+
+
+def _own(context: Context, plans: Iterable[Plan]) -> tuple[Plan, ...]:
+    """Those of the context's variant."""
+    return tuple(plan for plan in plans if plan.variant == context.variant)
+
+
+def _highest_rate_of(context: Context, without: tuple[Plan, ...]) -> float:
     among_layouts = highest_rate_of_layouts(context, _layouts(context), without)
     if context.policy.mode is Mode.FIXED:
         return among_layouts
@@ -89,12 +109,12 @@ def _layouts(context: Context) -> list[Layout]:
 
 
 def _remembered(context: Context) -> Layout | None:
-    if context.active is None or routing_violations(context, context.active.plan):
+    if context.running is None or routing_violations(context, context.running):
         return None
-    wires = [context.wires.get(hop) for hop in crossings(context.active.plan, context.gateway)]
+    wires = [context.wires.get(hop) for hop in crossings(context.running, context.gateway)]
     if None in wires or not any(wire.remembered for wire in wires if wire):
         return None
-    return with_replicas(context, context.active.plan)
+    return with_replicas(context, context.running)
 
 
 def _fixed(context: Context) -> Plan | None:

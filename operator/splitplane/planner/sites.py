@@ -55,6 +55,8 @@ def plan_sites(
 
 def contexts_of(snapshots: Mapping[str, Snapshot], policy: Policy, kept: Kept | None) -> dict[str, Context]:
     """Each site's, in order of names, for ``plan_together``."""
+    if any(snapshot.variants for snapshot in snapshots.values()):
+        raise ContradictionError("sites of a pipeline run the same model: leave out its variants")
     if kept is None and snapshots:
         kept = Kept(next(iter(snapshots.values())).profile)
     return {name: build_context(snapshots[name], policy, kept) for name in sorted(snapshots)}

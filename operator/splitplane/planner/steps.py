@@ -174,7 +174,7 @@ class _Rows:
             for stage, first, last in zip(stages, bounds[:-1], bounds[1:], strict=True)
         )
         codecs = tuple(self.context.table.codecs[int(codec[place])] for codec in layout.codecs)
-        return Candidate(Plan(parts, codecs), replace(table.prediction(0), max_rate_per_second=least))
+        return Candidate(Plan(parts, codecs, layout.variant), replace(table.prediction(0), max_rate_per_second=least))
 
 
 def _settled(rows: _Rows, among: Ints) -> tuple[Array, Ints]:

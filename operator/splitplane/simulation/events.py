@@ -21,8 +21,8 @@ from splitplane.planner.stations import stage_seconds, together
 from splitplane.simulation.replaying import SWITCH_SECONDS, Ground, Metrics, switched
 from splitplane.simulation.serving import MOST_WAITING
 
-Pool = tuple[str, int, int]
-"""A tier, and the segments that its replicas keep resident."""
+Pool = tuple[str, int, int, str]
+"""A tier, the segments that its replicas keep resident, and the variant of the model that they are of."""
 Station = Pool | Direction
 Needs = dict[Station, tuple[float, float, int]]
 """What a request of a plan needs: mean seconds at each pool, bytes on each link. At a pool also the share of it that
@@ -62,8 +62,9 @@ def by_request(metrics: Metrics, *, seed: int = 1) -> Responses:
         at = np.flatnonzero((needs[:, 0] > 0.0) & np.isfinite(now))
         at = at[np.argsort(now[at], kind="stable")]
         amount, fixed, most = needs[at].T
-        if len(station) == 3:
-            service = amount * _spread(context.sites[station[0]].device.time_cv, len(at), rng)
+        if len(station) == 4:
+            device = context.of(station[3]).sites[station[0]].device
+            service = amount * _spread(device.time_cv, len(at), rng)
             sizes = _sizes(ground, served, station)
             now[at] = through_pool(now[at], service, sizes, fixed=fixed, most=most.astype(np.int64))
         else:
@@ -110,6 +111,7 @@ def _starts(ground: Ground, held: Sequence[Plan | None]) -> Array:
 
 def _needs(context: Context, plan: Plan) -> Needs | None:
     """``None`` where a tier or a link is missing."""
+    context = context.of(plan.variant)
     needs: Needs = {}
     table = context.table
     codecs = [table.codecs.index(codec) for codec in ("fp32", *plan.codecs)]
@@ -127,13 +129,13 @@ def _needs(context: Context, plan: Plan) -> Needs | None:
         seconds = stage_seconds(context, site, first, last, decoded=arrives, encoded=leaves)
         batch = together(context, site, first, last, seconds)
         fixed, most = (0.0, 1) if batch is None else (float(batch.fixed[0]), int(batch.most[0]))
-        needs[_pool(stage)] = float(seconds[0]), fixed, most
+        needs[_pool(plan, stage)] = float(seconds[0]), fixed, most
     known = all(need in context.wires for need in needs if len(need) == 2)
     return needs if known else None
 
 
-def _pool(stage: Stage) -> Pool:
-    return stage.tier, stage.resident_first, stage.resident_last
+def _pool(plan: Plan, stage: Stage) -> Pool:
+    return stage.tier, stage.resident_first, stage.resident_last, plan.variant
 
 
 def _stations(context: Context, ways: Sequence[Needs]) -> list[Station]:
@@ -141,7 +143,7 @@ def _stations(context: Context, ways: Sequence[Needs]) -> list[Station]:
     rank = {tier: place for place, tier in enumerate(context.order)}
 
     def turn(station: Station) -> tuple[int, int]:
-        if len(station) == 3:
+        if len(station) == 4:
             return rank[station[0]], 1
         source, target = rank[station[0]], rank[station[1]]
         return (target, 0) if source < target else (2 * len(rank) - source, 0)
@@ -160,7 +162,7 @@ def _sizes(ground: Ground, held: Sequence[Plan | None], pool: Pool) -> list[tupl
     begins = np.arange(len(held)) * ground.width + _starts(ground, held)
     for place, plan in enumerate(held):
         for stage in plan.stages if plan else ():
-            if _pool(stage) == pool:
+            if plan and _pool(plan, stage) == pool:
                 count = min(stage.replicas, ground.context.sites[stage.tier].high)
                 if not sizes or sizes[-1][1] != count:
                     sizes.append((float(begins[place]) if sizes else 0.0, count))
