@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitplane.runtime.connections import peer_of
 from splitplane.runtime.environment import SettingsError
 from splitplane.runtime.gateway.proxies import Proxies
 from splitplane.runtime.gateway.settings import Settings
-from splitplane.runtime.oip_grpc import address_of
 
 TRUSTED = Proxies(["10.0.0.0/8", "fd00::/8"])
 
@@ -40,8 +40,8 @@ def test_what_a_client_invents_changes_nothing(invented: str, client: str) -> No
 
 
 def test_the_peer_of_a_grpc_call_has_the_same_form_as_that_of_an_http_one() -> None:
-    assert address_of("ipv4:10.0.0.7:51234") == "10.0.0.7"
-    assert address_of("ipv6:%5Bfd00::7%5D:51234") == "fd00::7"
+    assert peer_of("ipv4:10.0.0.7:51234") == ("10.0.0.7", 51234)
+    assert peer_of("ipv6:%5Bfd00::7%5D:51234") == ("fd00::7", 51234)
 
 
 def test_a_network_that_is_none_is_named() -> None:

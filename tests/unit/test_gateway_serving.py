@@ -1,6 +1,7 @@
 """The gateway in front of real stage processes: what an ordinary client sees, whatever happens behind it."""
 
 import asyncio
+import functools
 import json
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime import oip_pb2
-from splitplane.runtime.budgets import MAX_MESSAGE_BYTES
+from splitplane.runtime.budgets import MAX_MESSAGE_BYTES, Budget
+from splitplane.runtime.gateway import fronts
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.outliers import Outliers
 from splitplane.runtime.inference import InferRequest
@@ -294,6 +296,30 @@ async def test_overload_is_answered_at_once_with_what_to_do(
     assert 'outcome="rejected",pipeline="small"} 2.0' in text
     assert 'outcome="success",pipeline="small"} 2.0' in text
     assert 'splitplane_active_generation{namespace="default",pipeline="small"} 2.0' in text
+
+
+async def test_requests_refused_for_want_of_memory_are_told_when_to_come_again_and_are_demand(
+    cluster: MemoryCluster, tmp_path: Path, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fronts, "Budget", functools.partial(Budget, 2 << 20))
+    cluster.put(ROUTE_TABLE, table(1, ALONE))
+    async with gateway(cluster, tmp_path) as running:
+        await until(running.forwarder.ready)
+        _, held = await asyncio.open_connection(running.settings.pod_ip, 8080)
+        path, size = f"/v2/models/{PIPELINE}/infer", 2_000_000
+        held.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {size + 1}\r\n\r\n".encode() + bytes(size))
+        await held.drain()
+        await asyncio.sleep(0.3)
+        async with http.post(rest_url(running), data=bytes(200_000)) as answer:
+            assert answer.status == 429
+            assert answer.headers["Retry-After"] == "1"
+            assert "memory" in (await answer.json())["error"]
+        held.close()
+        async with http.get(rest_url(running, "/metrics")) as answer:
+            text = await answer.text()
+    assert 'splitplane_requests_total{namespace="default",pipeline="small"} 1.0' in text
+    assert 'outcome="rejected",pipeline="small"} 1.0' in text
+    assert 'splitplane_requests_admitted_total{namespace="default",pipeline="small"} 0.0' in text
 
 
 @pytest.mark.parametrize(

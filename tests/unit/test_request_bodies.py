@@ -1,7 +1,6 @@
 """Messages of requests over both protocols: bounded together in memory until they are answered, each in time."""
 
 import asyncio
-import functools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from splitplane.runtime import grpc_receiving, memory, oip_grpc, oip_pb2, oip_rest, rest_serving
 from splitplane.runtime.bodies import Bodies
 from splitplane.runtime.budgets import MAX_POD_MESSAGE_BYTES, MOST_BYTES, Budget, budget_bytes
+from splitplane.runtime.grpc_receiving import Receiving
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
 from tests.support.forking import FORKED
 from tests.support.fronts import Echo
@@ -132,9 +132,9 @@ def message(size: int) -> bytes:
 
 
 @asynccontextmanager
-async def both(model: Echo, budget: Budget) -> AsyncIterator[tuple[str, tuple[str, int]]]:
+async def both(model: Echo, budget: Budget, **seconds: float) -> AsyncIterator[tuple[str, tuple[str, int]]]:
     """The fronts over one budget, as gateways and stages have them: addresses of gRPC and of REST."""
-    server = oip_grpc.Server(model, budget=budget)
+    server = oip_grpc.Server(model, receiving=Receiving(budget, **seconds))
     port = server.bind("127.0.0.1", 0)
     await server.start()
     try:
@@ -175,66 +175,194 @@ async def test_messages_over_grpc_share_the_budget_with_bodies_until_they_are_an
         await until(lambda: budget.free == 350_000)
 
 
+class Watched(Budget):
+    """Knows how little was free."""
+
+    least = 1 << 62
+
+    @property
+    def free(self) -> int:
+        return self._free
+
+    @free.setter
+    def free(self, size: int) -> None:
+        self._free = size
+        self.least = min(self.least, size)
+
+
 async def test_messages_on_their_way_wait_for_each_other_where_those_before_were_large():
-    model, budget, data = Slow(), Budget(3_000_000), message(2_000_000)
+    model, budget, data = Slow(), Watched(3_000_000), message(2_000_000)
     model.go.set()
     async with both(model, budget) as (grpc_address, address), grpc.aio.insecure_channel(grpc_address) as channel:
-        least, take = budget.free, budget.take
-
-        async def noted(size: int) -> None:
-            nonlocal least
-            await take(size)
-            least = min(least, budget.free)
-
-        budget.take = noted  # type: ignore[method-assign]
         await method(channel)(data)
-        least = budget.free
+        await until(lambda: budget.free == 3_000_000)
+        budget.least = budget.free
         await asyncio.gather(*(method(channel)(data) for _ in range(8)), *(post(address) for _ in range(8)))
-        assert 3_000_000 - 2 * len(data) < least <= 3_000_000 - len(data)
+        assert 3_000_000 - 2 * len(data) < budget.least <= 3_000_000 - len(data)
         await until(lambda: budget.free == 3_000_000)
 
 
-async def test_a_message_that_does_not_come_is_given_up_and_what_is_no_message_is_refused(monkeypatch):
+def streamed(channel: Any) -> Any:
+    """The method as gRPC has it for many messages: a call of it may send none."""
+    return channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+
+
+@pytest.mark.parametrize("seconds", [{"idle_seconds": 0.3}, {"total_seconds": 0.3}])
+async def test_a_message_that_does_not_come_is_given_up_and_what_is_no_message_is_refused(seconds):
     budget = Budget(3_000_000)
-    monkeypatch.setattr(oip_grpc, "Receiving", functools.partial(grpc_receiving.Receiving, total_seconds=0.3))
-    async with both(Echo(), budget) as (grpc_address, _), grpc.aio.insecure_channel(grpc_address) as untyped:
-        channel: Any = untyped
-        infer = "/inference.GRPCInferenceService/ModelInfer"
-        call = channel.stream_unary(infer)()
-        assert (await refusal(call))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert (await refusal(channel.stream_unary(infer)(iter(()))))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    async with both(Echo(), budget, **seconds) as (grpc_address, _), grpc.aio.insecure_channel(grpc_address) as channel:
+        assert (await refusal(streamed(channel)()))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert (await refusal(streamed(channel)(iter(()))))[0] is grpc.StatusCode.INVALID_ARGUMENT
         await until(lambda: budget.free == 3_000_000)
+
+
+@asynccontextmanager
+async def slowly(address: str, bytes_per_second: float) -> AsyncIterator[str]:
+    """A way to the address that passes no more than that to it."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, step: int) -> None:
+        with suppress(OSError):
+            while data := await reader.read(step):
+                writer.write(data)
+                await writer.drain()
+                if step < 1 << 16:
+                    await asyncio.sleep(len(data) / bytes_per_second)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = address.rsplit(":", 1)
+        there, back = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pass_on(reader, back, int(bytes_per_second / 20)), pass_on(there, writer, 1 << 16))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 16) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_message_that_comes_slowly_may_take_longer_than_one_that_does_not_come():
+    data = message(1_000_000)
+    async with (
+        both(Echo(), Budget(9_000_000), idle_seconds=0.4) as (grpc_address, _),
+        slowly(grpc_address, 500_000) as slow,
+        grpc.aio.insecure_channel(slow) as channel,
+    ):
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        assert len(await method(channel)(data)) > 1_000_000
+        assert loop.time() - started > 4 * 0.4
+
+
+async def test_calls_that_send_nothing_leave_room_for_others_and_end_soon():
+    budget = Budget(8 << 20, lent_share=4)
+    async with (
+        both(Echo(), budget, idle_seconds=1.0) as (grpc_address, address),
+        grpc.aio.insecure_channel(grpc_address) as channel,
+        grpc.aio.insecure_channel(grpc_address) as other,
+    ):
+        idle = [streamed(channel)() for _ in range(12)]
+        await until(lambda: budget.free < 8 << 20)
+        await asyncio.sleep(0.2)
+        assert budget.free >= 6 << 20
+        assert await post(address) == (200, None)
+        async with asyncio.timeout(10):
+            await method(other)(message(4_000))
+            assert {await call.code() for call in idle} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        await until(lambda: budget.free == 8 << 20)
+
+
+async def test_only_requests_for_what_is_served_teach_how_large_messages_are():
+    budget, data = Budget(64 << 20), message(2_000_000)
+    unknown = data.replace(b"echo", b"ohce", 1)
+    async with both(Echo(), budget) as (grpc_address, _), grpc.aio.insecure_channel(grpc_address) as channel:
+        for sent, code, lent in ((unknown, grpc.StatusCode.NOT_FOUND, 1 << 20), (data, None, len(data))):
+            if code is None:
+                await method(channel)(sent)
+            else:
+                assert (await refusal(method(channel)(sent)))[0] is code
+            await until(lambda: budget.free == 64 << 20)
+            idle = streamed(channel)()
+            await until(lambda: budget.free < 64 << 20)
+            assert (64 << 20) - budget.free == lent
+            idle.cancel()
+            await until(lambda: budget.free == 64 << 20)
 
 
 async def test_a_budget_gives_in_turn_waits_for_what_is_lent_only_and_loses_nothing():
-    budget = Budget(100, patience_seconds=0.1)
-    await budget.borrow(80)
+    budget = Budget(6400, patience_seconds=0.1)
+    await budget.borrow(5200, "a")
     with pytest.raises(InferenceError) as refused:
-        await budget.take(101)
+        await budget.take(6401)
     assert (refused.value.failure, refused.value.retry_seconds) == (Failure.RESOURCE_EXHAUSTED, 1.0)
-    large = asyncio.ensure_future(budget.take(60))
+    large = asyncio.ensure_future(budget.take(4000))
     await asyncio.sleep(0.05)
-    small = asyncio.ensure_future(budget.take(10))
+    middle, small = asyncio.ensure_future(budget.take(700)), asyncio.ensure_future(budget.borrow(100, "b"))
     await asyncio.sleep(0)
-    assert not small.done(), "the large one came first"
+    await asyncio.sleep(0)
+    assert small.done(), "it keeps the large one from nothing"
+    assert not middle.done(), "the large one came first"
+    budget.settle(100, 0, "b")
     with pytest.raises(InferenceError):
         await large
-    await small
-    assert budget.free == 10
-    waiting = [asyncio.ensure_future(budget.take(30)) for _ in range(3)]
+    await middle
+    assert budget.free == 500
+    waiting = [asyncio.ensure_future(budget.take(2000)) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
-    budget.settle(80, 20)
+    budget.settle(5200, 1500, "a")
     await asyncio.gather(*waiting[1:])
-    assert budget.free == 10
+    assert budget.free == 200
     with pytest.raises(InferenceError):
-        await budget.take(11)
-    for size in (10, 20, 30, 30):
+        await budget.take(201)
+    for size in (700, 1500, 2000, 2000):
         budget.give(size)
-    await budget.borrow(10)
+    await budget.borrow(1000, "a")
     with pytest.raises(InferenceError):
-        budget.settle(10, 101)
-    assert budget.free == 100
+        budget.settle(1000, 6401, "a")
+    assert budget.free == 6400
+
+
+async def test_one_peer_is_lent_a_part_of_the_budget_and_others_do_not_wait_for_it():
+    refused = []
+    budget = Budget(6400, patience_seconds=0.1, lent_share=4, on_refusal=lambda: refused.append(1))
+    await budget.borrow(1000, "a")
+    more = asyncio.ensure_future(budget.borrow(1000, "a"))
+    await asyncio.sleep(0.05)
+    await budget.borrow(3000, "b")
+    assert not more.done()
+    with pytest.raises(InferenceError, match="from this address") as crowded:
+        await more
+    assert crowded.value.failure is Failure.RESOURCE_EXHAUSTED
+    assert not refused, "there was memory: that is no demand for more of it"
+    more = asyncio.ensure_future(budget.borrow(1000, "a"))
+    await asyncio.sleep(0)
+    budget.settle(1000, 10, "a")
+    await more
+    with pytest.raises(InferenceError):
+        await budget.borrow(6400, "c")
+    assert refused
+    budget.settle(1000, 0, "a")
+    budget.settle(3000, 0, "b")
+    assert budget.free == 6390
+
+
+async def test_a_body_that_waits_for_room_in_vain_is_refused_and_not_said_to_be_late():
+    budget = Budget(300_000, patience_seconds=0.5)
+    await budget.borrow(299_990, "elsewhere")
+    async with serving(Bodies(budget, idle_seconds=0.2)) as address:
+        assert await post(address) == (503, "1")
+        assert await post(address, body=bytes(1_000_000)) == (503, "1")
+    assert budget.free == 10
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/models/echo:predict"])
+async def test_a_body_may_come_no_longer_than_its_requests_deadline(path):
+    budget = Budget(300_000)
+    async with serving(Bodies(budget)) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nGrpc-Timeout: 300m\r\nContent-Length: 1000\r\n\r\n"
+        writer.write(head.encode() + bytes(10))
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 504")
+        await until(lambda: budget.free == 300_000)
+        writer.close()
 
 
 def serve_small(pipe: Any, budget_bytes: int) -> None:

@@ -1,14 +1,31 @@
-"""Bodies of REST requests: they count against the budget of all messages as they come, and may take a time for that."""
+"""Bodies of REST requests: they count against the budget of all messages as they come, and may take a time for that.
+
+What JSON takes while it is parsed counts, too, and large texts are parsed one at a time.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 from aiohttp import web
 
-from splitplane.runtime.budgets import MAX_MESSAGE_BYTES, TOTAL_SECONDS, Budget
+from splitplane.runtime.budgets import IDLE_SECONDS, MAX_MESSAGE_BYTES, TOTAL_SECONDS, Budget, Held
+from splitplane.runtime.inference import Failure, InferenceError
+from splitplane.runtime.json_sizes import footprint, too_large
+from splitplane.runtime.oip_grpc import OFF_LOOP_BYTES, off_loop_above
 
-IDLE_SECONDS = 10.0
+PARSING = "JSON"
+"""To whom the budget lends what parsing takes."""
+
+Result = TypeVar("Result")
+
+
+class Body:
+    """What has come, and what the request holds of the budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.data, self.held = bytearray(), Held(budget)
 
 
 class Bodies:
@@ -19,32 +36,75 @@ class Bodies:
     ) -> None:
         self._budget = budget
         self._idle_seconds, self._total_seconds = idle_seconds, total_seconds
+        self._parsing = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def of(self, request: web.Request) -> AsyncIterator[bytes]:
-        """The whole body, which counts while the context is open.
+    async def of(self, request: web.Request, deadline: float | None = None) -> AsyncIterator[Body]:
+        """The whole body, which counts while the context is open; unpacked, where it is compressed.
 
-        Raises :class:`InferenceError` (``RESOURCE_EXHAUSTED``) when the budget is spent, ``HTTPRequestTimeout`` when
-        nothing comes for a while or the whole takes too long, ``HTTPRequestEntityTooLarge`` for more than a message's
-        limit; unpacked, where the body is compressed.
+        Raises :class:`InferenceError` when the budget is spent (``RESOURCE_EXHAUSTED``) or the ``deadline`` has come,
+        ``HTTPRequestTimeout`` when nothing comes for a while or the whole takes too long,
+        ``HTTPRequestEntityTooLarge`` for more than a message's limit.
         """
-        body = bytearray()
+        body = Body(self._budget)
         try:
-            await self._read(request, body)
-            yield bytes(body)
+            async with within(deadline, "its body had come"):
+                await self._read(request, body)
+            yield body
         finally:
-            self._budget.give(len(body))
+            body.held.release()
 
-    async def _read(self, request: web.Request, body: bytearray) -> None:
+    async def parsed(
+        self, body: Body, work: Callable[[], Result], *, text_size: int | None = None, deadline: float | None = None
+    ) -> Result:
+        """What ``work`` makes of the body, whose first ``text_size`` bytes (all, if ``None``) are JSON.
+
+        Raises what ``work`` does, and :class:`InferenceError` for JSON that is too large (``OUT_OF_RANGE``), for which
+        there is no room, or whose turn does not come before the ``deadline``.
+        """
+        text = memoryview(body.data)[:text_size]
+        if len(text) <= OFF_LOOP_BYTES:
+            return await off_loop_above(len(body.data), work)
+        async with contextlib.AsyncExitStack() as stack:
+            async with within(deadline, "its JSON was parsed"):
+                await stack.enter_async_context(self._parsing)
+                size = await _to_its_end(lambda: footprint(text))
+                if size > self._budget.capacity:
+                    raise too_large(f"this JSON takes {size} bytes to parse, and there are {self._budget.capacity}")
+                await stack.enter_async_context(self._budget.lending(size, PARSING))
+            return await _to_its_end(work)
+
+    async def _read(self, request: web.Request, body: Body) -> None:
         clock = asyncio.get_running_loop().time
         end = clock() + self._total_seconds
         try:
             async with asyncio.timeout(self._idle_seconds) as patience:
                 while chunk := await request.content.readany():
-                    await self._budget.take(len(chunk))
-                    body += chunk
-                    if len(body) > MAX_MESSAGE_BYTES:
-                        raise web.HTTPRequestEntityTooLarge(max_size=MAX_MESSAGE_BYTES, actual_size=len(body))
+                    patience.reschedule(None)  # the budget has a patience of its own
+                    await body.held.grow(len(body.data) + len(chunk))
+                    body.data += chunk
+                    if len(body.data) > MAX_MESSAGE_BYTES:
+                        raise web.HTTPRequestEntityTooLarge(max_size=MAX_MESSAGE_BYTES, actual_size=len(body.data))
                     patience.reschedule(min(clock() + self._idle_seconds, end))
         except TimeoutError:
             raise web.HTTPRequestTimeout from None
+
+
+@contextlib.asynccontextmanager
+async def within(deadline: float | None, what: str) -> AsyncIterator[None]:
+    """Raises :class:`InferenceError` when the ``deadline`` (of ``time.monotonic``) comes while the context is open."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise InferenceError(Failure.DEADLINE_EXCEEDED, f"the request's time was up before {what}") from None
+
+
+async def _to_its_end(work: Callable[[], Result]) -> Result:
+    """Done on a thread, and waited for also by a caller who is cancelled: what it takes is taken until then."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    finally:
+        if not running.done():
+            await asyncio.wait((running,))

@@ -5,7 +5,10 @@ holds memory that nothing bounds.
 """
 
 import asyncio
-from collections import deque
+import contextlib
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 from splitplane.runtime.inference import Failure, InferenceError
 from splitplane.runtime.memory import limit_bytes
@@ -16,8 +19,12 @@ MAX_POD_MESSAGE_BYTES = MAX_MESSAGE_BYTES + (256 << 10)
 """Of what goes between pods, and back: a client's largest request has room for its route, an answer for its trace."""
 MOST_BYTES = 512 << 20
 PATIENCE_SECONDS = 10.0
+IDLE_SECONDS = 10.0
+"""How long nothing of a message may come, over either protocol."""
 TOTAL_SECONDS = 300.0
 """How long a message may take to come, over either protocol."""
+SMALL_SHARE = 64
+"""What takes no more than one of so many parts does not wait behind what needs more."""
 
 
 def budget_bytes() -> int:
@@ -25,74 +32,167 @@ def budget_bytes() -> int:
     return max(MAX_POD_MESSAGE_BYTES, min(limit_bytes() // 4, MOST_BYTES))
 
 
+@dataclass(slots=True)
+class _Turn:
+    size: int
+    lent: bool
+    come: asyncio.Future[None]
+
+
 class Budget:
     """Bytes that are taken and given back, for one event loop. ``free`` is what nobody has."""
 
-    def __init__(self, capacity_bytes: int | None = None, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        self.free = budget_bytes() if capacity_bytes is None else capacity_bytes
-        self._patience_seconds = patience_seconds
-        self._lent = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+    def __init__(
+        self,
+        capacity_bytes: int | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        lent_share: int = 1,
+        on_refusal: Callable[[], None] = lambda: None,
+    ) -> None:
+        """One peer is lent one of ``lent_share`` parts at a time, or one message. ``on_refusal`` hears of each request
+        that is refused because all is taken."""
+        self.capacity = self.free = budget_bytes() if capacity_bytes is None else capacity_bytes
+        self._patience_seconds, self._on_refusal = patience_seconds, on_refusal
+        self._most_lent = self.capacity // lent_share
+        self._lent: Counter[str] = Counter()
+        self._waiting: dict[str, deque[_Turn]] = {}
+        """By whom it is lent to; what is taken waits under no name."""
 
     async def take(self, size: int) -> None:
         """Take so many bytes, in turn; waits a little where what is lent would be enough.
 
         Raises :class:`InferenceError` (``RESOURCE_EXHAUSTED``) when there are not as many.
         """
-        if not self._waiting and size <= self.free:
-            self.free -= size
-            return
-        if size > self.free + self._lent:
-            raise spent()
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
-        try:
-            async with asyncio.timeout(self._patience_seconds):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self.free += size  # its turn came with the end of its patience, or of its caller
-            self._wake()
-            if isinstance(error, TimeoutError):
-                raise spent() from None
-            raise
+        await self._get(size, "", lent=False)
 
     def give(self, size: int) -> None:
         """Give back what was taken."""
         self.free += size
         self._wake()
 
-    async def borrow(self, size: int) -> None:
-        """As :meth:`take`, for a message of unknown size that is on its way."""
-        await self.take(size)
-        self._lent += size
+    async def borrow(self, size: int, peer: str) -> None:
+        """As :meth:`take`, for a while: for a message of unknown size that is on its way from ``peer``.
 
-    def settle(self, lent: int, size: int) -> None:
+        Waits also while that peer is lent as much as one may be.
+        """
+        await self._get(size, peer, lent=True)
+
+    def settle(self, lent: int, size: int, peer: str) -> None:
         """The message has come, or will not (0): what was borrowed for it is exchanged for its ``size``.
 
         Raises :class:`InferenceError` when that is more than there is; nothing is taken then.
         """
-        self._lent -= lent
-        self.free += lent
+        self._return(lent, peer)
         fits = size <= self.free
         self.free -= size if fits else 0
         self._wake()
         if not fits:
-            raise spent()
+            raise self._spent()
+
+    @contextlib.asynccontextmanager
+    async def lending(self, size: int, name: str) -> AsyncIterator[None]:
+        """So many bytes while the context is open, as :meth:`borrow` has it."""
+        await self.borrow(size, name)
+        try:
+            yield
+        finally:
+            self.settle(size, 0, name)
+
+    async def _get(self, size: int, peer: str, *, lent: bool) -> None:
+        if self._may_pass(size, peer, lent=lent):
+            self._grant(size, peer, lent=lent)
+            return
+        if size > self.free + self._lent.total():
+            raise self._spent()
+        turn = _Turn(size, lent, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(peer, deque()).append(turn)
+        self._wake()  # those who wait may do so for their own sake
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                await turn.come
+        except BaseException as error:
+            if turn.come.done() and not turn.come.cancelled():
+                # Its turn came with the end of its patience, or of its caller.
+                if lent:
+                    self._return(size, peer)
+                else:
+                    self.free += size
+            self._wake()
+            if isinstance(error, TimeoutError):
+                raise (self._spent() if self._fits_peer(size, peer, lent=lent) else _crowded()) from None
+            raise
+
+    def _may_pass(self, size: int, peer: str, *, lent: bool) -> bool:
+        """Whether there is room at once, and nobody has to be waited for."""
+        if size > self.free or self._waiting.get(peer) or not self._fits_peer(size, peer, lent=lent):
+            return False
+        return self._is_small(size) or not self._waiting
+
+    def _is_small(self, size: int) -> bool:
+        return size <= self.capacity // SMALL_SHARE
+
+    def _fits_peer(self, size: int, peer: str, *, lent: bool) -> bool:
+        has = self._lent[peer] if lent else 0
+        return not has or has + size <= self._most_lent
+
+    def _grant(self, size: int, peer: str, *, lent: bool) -> None:
+        self.free -= size
+        if lent:
+            self._lent[peer] += size
+
+    def _return(self, size: int, peer: str) -> None:
+        self.free += size
+        self._lent[peer] -= size
+        if not self._lent[peer]:
+            del self._lent[peer]
 
     def _wake(self) -> None:
-        while self._waiting:
-            size, turn = self._waiting[0]
-            if not turn.done():
-                if size > self.free:
-                    return
-                self.free -= size
-                turn.set_result(None)
-            self._waiting.popleft()
+        """Let those have their turns for whom there is room: each peer's in order, and small ones past large ones."""
+        is_held_up = False
+        for peer, turns in list(self._waiting.items()):
+            while turns:
+                turn = turns[0]
+                if not turn.come.done():
+                    if not self._fits_peer(turn.size, peer, lent=turn.lent):
+                        break
+                    if turn.size > self.free or (is_held_up and not self._is_small(turn.size)):
+                        is_held_up = True
+                        break
+                    self._grant(turn.size, peer, lent=turn.lent)
+                    turn.come.set_result(None)
+                turns.popleft()
+            if not turns:
+                del self._waiting[peer]
+
+    def _spent(self) -> InferenceError:
+        self._on_refusal()
+        return InferenceError(
+            Failure.RESOURCE_EXHAUSTED,
+            "the messages of requests under way take all the memory that they may: try again later",
+        )
 
 
-def spent() -> InferenceError:
+class Held:
+    """What one request holds of a budget, until it is released."""
+
+    def __init__(self, budget: Budget, size: int = 0) -> None:
+        """``size`` has been taken already."""
+        self._budget, self.size = budget, size
+
+    async def grow(self, size: int) -> None:
+        """Hold ``size`` bytes if it does not yet. Raises what :meth:`Budget.take` does."""
+        if size > self.size:
+            await self._budget.take(size - self.size)
+            self.size = size
+
+    def release(self) -> None:
+        self._budget.give(self.size)
+        self.size = 0
+
+
+def _crowded() -> InferenceError:
     return InferenceError(
         Failure.RESOURCE_EXHAUSTED,
-        "the messages of requests under way take all the memory that they may: try again later",
+        "too many messages from this address are on their way at a time: try again later",
     )

@@ -119,8 +119,9 @@ class StageMetrics:
 class GatewayMetrics:
     """What a gateway exports.
 
-    Every request that is read is counted, and so is its end. Demand is what was admitted and what was rejected:
-    completions would hide it behind back-pressure, and what asks for nothing that can be computed is none.
+    Every request that is read, or refused for want of memory, is counted, and so is its end. Demand is what was
+    admitted and what was rejected: completions would hide it behind back-pressure, and what asks for nothing that can
+    be computed is none.
     """
 
     def __init__(
@@ -206,14 +207,20 @@ class GatewayMetrics:
         """Count a request in the rhythm of demand: it asks for something that can be computed."""
         self._burstiness.arrived(self._clock())
 
+    def turned_away(self) -> None:
+        """Count a request for whose message there is no memory. It is demand, though nobody has read it."""
+        self.read()
+        self.arrived()
+        self.completed("rejected")
+
     def admitted(self) -> None:
         self._admitted.inc()
 
     def completed(self, outcome: str, *, seconds: float | None = None) -> None:
         """Count the end of a request.
 
-        ``outcome`` is ``success`` (then with its ``seconds``), ``error``, ``rejected`` (the queue is full), ``invalid``
-        (not what the model takes), or ``cancelled`` when the client went before its answer came.
+        ``outcome`` is ``success`` (then with its ``seconds``), ``error``, ``rejected`` (the queue or the memory is
+        full), ``invalid`` (not what the model takes), or ``cancelled`` when the client went before its answer came.
         """
         self._completed.labels(**self._labels, outcome=outcome).inc()
         if seconds is not None:

@@ -7,17 +7,18 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
 from splitplane.runtime import grpc_standard, oip_pb2, oip_wire, tracing
 from splitplane.runtime.budgets import MAX_POD_MESSAGE_BYTES, Budget
+from splitplane.runtime.connections import peer_of
 from splitplane.runtime.faults import Faults
-from splitplane.runtime.grpc_receiving import Receiving
+from splitplane.runtime.grpc_receiving import Received, Receiving
 from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check, invalid
 from splitplane.runtime.mtls import Identity
+from splitplane.runtime.tensors import size_of
 
 SERVICE = "inference.GRPCInferenceService"
 MODEL_INFER = f"/{SERVICE}/ModelInfer"
@@ -63,14 +64,14 @@ class Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         *,
         max_bytes: int = MAX_POD_MESSAGE_BYTES,
-        budget: Budget | None = None,
+        receiving: Receiving | None = None,
     ) -> None:
-        """``max_bytes`` is how much it takes in one message, ``budget`` what requests may hold together."""
+        """``max_bytes`` is how much it takes in one message, ``receiving`` takes in those of requests."""
         options = {**dict(SERVER_OPTIONS), "grpc.max_receive_message_length": max_bytes}
         self._server = grpc.aio.server(options=tuple(options.items()), interceptors=interceptors)
         self._stopping = asyncio.Event()
         health = grpc_standard.health(model, self._stopping, SERVICE)
-        self._server.add_generic_rpc_handlers((_service(model, Receiving(budget or Budget())), health))
+        self._server.add_generic_rpc_handlers((_service(model, receiving or Receiving(Budget())), health))
         grpc_standard.reflect(self._server, SERVICE)
 
     def bind(self, host: str, port: int, *, identity: Identity | None = None) -> int:
@@ -98,25 +99,27 @@ def bind(server: grpc.aio.Server, host: str, port: int, *, identity: Identity | 
 
 
 def _service(model: Model, receiving: Receiving) -> grpc.GenericRpcHandler:
-    async def infer(data: bytes, context: Context) -> bytes:
+    async def infer(message: Received, context: Context) -> bytes:
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
         names = tuple(name.decode() for name in context.peer_identities() or ())
         forwarded = ",".join(str(value) for key, value in context.invocation_metadata() or () if key == FORWARDED)
-        parts, client = oip_wire.split_request(data), address_of(context.peer())
+        parts, (client, _) = oip_wire.split_request(message.data), peer_of(context.peer())
         request = await off_loop_above(
             parts.size,
             lambda: oip_wire.read_request(parts, deadline=deadline, client=client, forwarded=forwarded, identity=names),
         )
         check(model, request.model_name, request.model_version, request.outputs)
+        message.accepted()
+        await message.held.grow(size_of(request.inputs))
         return fitting(oip_wire.write_response(answer(request, await model.infer(request))), "the answer")
 
     async def traced_infer(_messages: Any, context: Context) -> bytes:
-        async with receiving.message(context) as data:
+        async with receiving.message(context) as message:
             if not tracing.on():
-                return await infer(data, context)
+                return await infer(message, context)
             with tracing.serving("ModelInfer", context.invocation_metadata() or ()):
-                return await infer(data, context)
+                return await infer(message, context)
 
     async def server_live(_request: Any, _context: Context) -> Any:
         return oip_pb2.ServerLiveResponse(live=True)
@@ -170,11 +173,6 @@ def fitting(data: bytes, what: str) -> bytes:
 async def off_loop_above(size: int, work: Callable[[], Result]) -> Result:
     """What ``work`` gives, done on a thread if its input (in bytes) is large."""
     return work() if size <= OFF_LOOP_BYTES else await asyncio.to_thread(work)
-
-
-def address_of(peer: str) -> str:
-    """The address in what gRPC says of a peer: ``ipv4:10.0.0.7:51234``, ``ipv6:%5Bfd00::7%5D:51234``."""
-    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _method(handler: Handler, form: Any) -> "grpc.RpcMethodHandler[Any, Any]":

@@ -59,7 +59,7 @@ class BinaryOutputs:
 
 
 def read_request(
-    body: bytes,
+    body: bytes | bytearray,
     *,
     header_size: int | None,
     model_name: str,
@@ -76,7 +76,7 @@ def read_request(
     if header_size is not None and not 0 <= header_size <= len(body):
         raise invalid(f"Inference-Header-Content-Length is {header_size}, but the body has {len(body)} bytes")
     header = read_object(body if header_size is None else body[:header_size])
-    rest = memoryview(body)[len(body) if header_size is None else header_size :]
+    rest = memoryview(body).toreadonly()[len(body) if header_size is None else header_size :]
     inputs: list[Tensor] = []
     specs = {spec.name: spec for spec in declared}
     for entry in _objects(header, "inputs"):
@@ -131,7 +131,7 @@ def write_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byte
     return (b"".join((header, *contents)), len(header)) if contents else (header, None)
 
 
-def read_object(body: bytes) -> dict[str, Any]:
+def read_object(body: bytes | bytearray) -> dict[str, Any]:
     """A body that is a JSON object. Raises :class:`InferenceError` when it is none."""
     try:
         header = json.loads(body)

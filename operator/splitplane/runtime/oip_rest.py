@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from splitplane.runtime import oip_json, oip_v1, tracing
-from splitplane.runtime.bodies import Bodies
+from splitplane.runtime.bodies import Bodies, Body
 from splitplane.runtime.budgets import Budget
 from splitplane.runtime.faults import Faults
 from splitplane.runtime.inference import (
@@ -29,7 +29,7 @@ from splitplane.runtime.inference import (
     invalid,
 )
 from splitplane.runtime.oip_grpc import EXTENSIONS, SERVER_NAME, VERSION, off_loop_above
-from splitplane.runtime.tensors import nbytes
+from splitplane.runtime.tensors import size_of
 
 FAULTS = Faults(logging.getLogger(__name__))
 HEADER_SIZE = "Inference-Header-Content-Length"
@@ -74,27 +74,30 @@ def make_app(
     async def infer(request: web.Request) -> web.Response:
         with tracing.serving("infer", request.headers):
             declared, deadline = check(model, *_named(request)).inputs, _deadline(request)
-            async with bodies.of(request) as body:
+            async with bodies.of(request, deadline) as body:
                 return await _infer(request, body, declared, deadline)
 
     async def _infer(
-        request: web.Request, body: bytes, declared: Sequence[TensorMetadata], deadline: float | None
+        request: web.Request, body: Body, declared: Sequence[TensorMetadata], deadline: float | None
     ) -> web.Response:
-        name, version = _named(request)
-        inference, binary = await off_loop_above(
-            len(body),
+        (name, version), header_size = _named(request), _header_size(request)
+        inference, binary = await bodies.parsed(
+            body,
             lambda: oip_json.read_request(
-                body,
-                header_size=_header_size(request),
+                body.data,
+                header_size=header_size,
                 model_name=name,
                 model_version=version,
                 declared=declared,
                 deadline=deadline,
             ),
+            text_size=header_size,
+            deadline=deadline,
         )
         check(model, name, version, inference.outputs)
+        await body.held.grow(size_of(inference.inputs))
         response = answer(inference, await model.infer(_sent_by(inference, request)))
-        size = sum(nbytes(tensor) for tensor in response.outputs)
+        size = size_of(response.outputs)
         content, header_size = await off_loop_above(size, lambda: oip_json.write_response(response, binary))
         if header_size is None:
             return web.Response(body=content, content_type="application/json")
@@ -111,15 +114,18 @@ def make_app(
     async def predict(request: web.Request) -> web.Response:
         with tracing.serving("predict", request.headers):
             metadata, deadline = check(model, *_named(request)), _deadline(request)
-            async with bodies.of(request) as body:
+            async with bodies.of(request, deadline) as body:
                 return await _predict(request, body, metadata, deadline)
 
     async def _predict(
-        request: web.Request, body: bytes, metadata: ModelMetadata, deadline: float | None
+        request: web.Request, body: Body, metadata: ModelMetadata, deadline: float | None
     ) -> web.Response:
-        inference, by_rows = await off_loop_above(len(body), lambda: oip_v1.read_request(body, metadata))
+        inference, by_rows = await bodies.parsed(
+            body, lambda: oip_v1.read_request(body.data, metadata), deadline=deadline
+        )
+        await body.held.grow(size_of(inference.inputs))
         response = await model.infer(replace(_sent_by(inference, request), deadline=deadline))
-        size = sum(nbytes(tensor) for tensor in response.outputs)
+        size = size_of(response.outputs)
         content = await off_loop_above(size, lambda: oip_v1.write_response(response, by_rows=by_rows))
         return web.Response(body=content, content_type="application/json")
 

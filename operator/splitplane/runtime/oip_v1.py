@@ -7,6 +7,7 @@ model has one input, else an object of values by name; answered by ``{"predictio
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ ROWS, COLUMNS = "instances", "inputs"
 INSTEAD = "ask for it in binary over /v2/models, as this protocol has no form for it"
 
 
-def read_request(body: bytes, metadata: ModelMetadata) -> tuple[InferRequest, bool]:
+def read_request(body: bytes | bytearray, metadata: ModelMetadata) -> tuple[InferRequest, bool]:
     """A request, and whether it came in rows. Raises :class:`InferenceError` that says what is wrong."""
     given = read_object(body)
     if (ROWS in given) == (COLUMNS in given):
@@ -69,6 +70,7 @@ def _only(specs: Sequence[TensorMetadata], key: str) -> str:
 
 def _nested(values: list[Any], shape: tuple[int, ...]) -> list[Any]:
     """Flat values as lists within lists."""
-    for size in reversed(shape[1:]):
-        values = [values[start : start + size] for start in range(0, len(values), size)] if size else [[]] * shape[0]
+    for axis in range(len(shape) - 1, 0, -1):
+        size = shape[axis]
+        values = [values[size * index : size * (index + 1)] for index in range(math.prod(shape[:axis]))]
     return values

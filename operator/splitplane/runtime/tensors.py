@@ -48,6 +48,11 @@ def nbytes(tensor: Tensor) -> int:
     return len(tensor.data) if not isinstance(tensor.data, memoryview) else tensor.data.nbytes
 
 
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes that they take together."""
+    return sum(map(nbytes, tensors))
+
+
 def check_size(tensor: Tensor, *, kind: str = "input") -> None:
     """Raises :class:`InferenceError` when the bytes of a tensor are not those of its datatype and shape."""
     if tensor.datatype not in DATATYPE_BYTES and tensor.datatype != BYTES:

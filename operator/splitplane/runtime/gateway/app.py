@@ -55,7 +55,9 @@ class Gateway:
     async def serving(self) -> AsyncIterator[None]:
         """Serve while the context is open. A background task that dies takes the gateway with it: it restarts."""
         self._watcher.restore()
-        self._fronts = await serve(self.forwarder, self._registry, self.settings)
+        self._fronts = await serve(
+            self.forwarder, self._registry, self.settings, on_refusal=self.router.metrics.turned_away
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [

@@ -9,13 +9,16 @@ from prometheus_client import CollectorRegistry
 
 from splitplane.runtime import oip_grpc, oip_rest, rest_serving
 from splitplane.runtime.bodies import Bodies
-from splitplane.runtime.budgets import MAX_MESSAGE_BYTES, Budget
+from splitplane.runtime.budgets import IDLE_SECONDS, MAX_MESSAGE_BYTES, Budget
 from splitplane.runtime.gateway.clients import GrpcGuard, Tokens, open_paths_only, rest_guard, tls_context
 from splitplane.runtime.gateway.settings import Settings
+from splitplane.runtime.grpc_receiving import Receiving
 from splitplane.runtime.inference import Failure, InferenceError, Model
 from splitplane.runtime.mtls import Identity
 
 TOO_MANY_REQUESTS = 429
+LENT_SHARE = 4
+"""One of so many parts of the memory for messages is lent to one address at a time: others have room beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +38,20 @@ class Fronts:
         await asyncio.gather(*(server.stop(grace_seconds) for server in self.rest), self.grpc.stop(grace_seconds))
 
 
-async def serve(model: Model, registry: CollectorRegistry, settings: Settings) -> Fronts:
-    """Bind the ports on the pod's address.
+async def serve(
+    model: Model, registry: CollectorRegistry, settings: Settings, *, on_refusal: Callable[[], None]
+) -> Fronts:
+    """Bind the ports on the pod's address. ``on_refusal`` hears of requests for whose messages there is no memory.
 
     Raises ``OSError`` or ``RuntimeError`` when one is taken, ``SettingsError`` when clients' credentials are of no use.
     """
     tokens = None if settings.client_tokens_dir is None else Tokens(settings.client_tokens_dir)
     identity = _shown_to_clients(settings)
-    budget = Budget()
+    budget = Budget(lent_share=LENT_SHARE, on_refusal=on_refusal)
+    bodies, receiving = Bodies(budget), Receiving(budget, idle_seconds=IDLE_SECONDS)
 
     def app(*, inference: bool) -> web.Application:
-        made = oip_rest.make_app(model, registry, inference=inference, bodies=Bodies(budget))
+        made = oip_rest.make_app(model, registry, inference=inference, bodies=bodies)
         if not inference:
             made.middlewares.append(open_paths_only)
         if tokens is not None:
@@ -55,7 +61,7 @@ async def serve(model: Model, registry: CollectorRegistry, settings: Settings) -
 
     rest: list[rest_serving.Server] = []
     guards = () if tokens is None else (GrpcGuard(tokens),)
-    server = oip_grpc.Server(model, guards, max_bytes=MAX_MESSAGE_BYTES, budget=budget)
+    server = oip_grpc.Server(model, guards, max_bytes=MAX_MESSAGE_BYTES, receiving=receiving)
     try:
         rest.append(await rest_serving.serve(app(inference=identity is None), settings.pod_ip, settings.http_port))
         if identity is not None:

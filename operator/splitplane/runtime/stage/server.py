@@ -13,6 +13,7 @@ from splitplane.domain.profiles import BASE_CODECS
 from splitplane.runtime import codecs, oip_grpc, oip_rest, rest_serving
 from splitplane.runtime.bodies import Bodies
 from splitplane.runtime.budgets import Budget
+from splitplane.runtime.grpc_receiving import Receiving
 from splitplane.runtime.hops import Channels
 from splitplane.runtime.metrics import StageMetrics
 from splitplane.runtime.mtls import Identity
@@ -56,7 +57,7 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
         shield=settings.shield,
     )
     budget = Budget()
-    server = oip_grpc.Server(model, budget=budget)
+    server = oip_grpc.Server(model, receiving=Receiving(budget))
     server.bind(settings.pod_ip, settings.grpc_port, identity=identity)
     await server.start()
     http = await rest_serving.serve(
