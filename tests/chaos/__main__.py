@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from splitplane.local.errors import LocalError
 from tests.chaos import embedded
-from tests.chaos.faults import FAULTS, ON_KIND, Fault
+from tests.chaos.faults import FAULTS, ON_KIND, Fault, Lasting
 from tests.chaos.records import Measured, measure
 from tests.chaos.site import RATE, Site
 
@@ -34,10 +34,11 @@ def play(fault: Fault, where: Site, scale: float) -> Measured:
     where.wait_calm()
     before = where.running()
     start = time.time()
-    note = fault.run(where, scale)
+    told = fault.run(where, scale)
     where.wait_calm()
     where.wait_gone(before)
-    return measure(fault.key, where.between(start, time.time() - 1.0), note=note)
+    note, ended = (told.note, told.ended) if isinstance(told, Lasting) else (told, None)
+    return measure(fault.key, where.between(start, time.time() - 1.0), note=note, ended=ended)
 
 
 def kept_promise(fault: Fault, measured: Measured) -> bool:

@@ -14,6 +14,18 @@ AFTERWARDS_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
+class Lasting:
+    """The remark on a fault that disturbs again and again, and when (Unix time) the last one was over.
+
+    Only from then on can anything recover: before, one disturbance after the other counts as the same one, or not, by
+    some milliseconds.
+    """
+
+    note: str
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """``run`` does it and waits until the pipeline is as before; it returns a remark for the table.
 
@@ -23,7 +35,7 @@ class Fault:
 
     key: str
     name: str
-    run: Callable[[Site, float], str]
+    run: Callable[[Site, float], str | Lasting]
     may_resend: bool = False
 
 
@@ -160,15 +172,16 @@ def _link_cut(site: Site, scale: float) -> str:
     return f"edge-only, and nobody waits, after {away:.1f} s; split again {back:.1f} s after the link"
 
 
-def _link_flapping(site: Site, scale: float) -> str:
+def _link_flapping(site: Site, scale: float) -> Lasting:
     seconds = max(10, round(60 * scale))
     for _ in range(seconds // 2):
         site.link(down=True)
         time.sleep(1)
         site.link(down=False)
+        ended = time.time()
         time.sleep(1)
     site.settled(SPLIT)
-    return f"down and up by the second for {seconds} s"
+    return Lasting(f"down and up by the second for {seconds} s", ended)
 
 
 def _prometheus_gone(site: Site, scale: float) -> str:

@@ -45,7 +45,7 @@ class Measured:
     resent_grpc: int
     resent_rest: int
     recovered_seconds: float
-    """Of the longest disturbance: from its first request to the answer to its last."""
+    """Of the longest disturbance: from its first request to the answer to its last; of one that lasts, from its end."""
     p99_milliseconds: float
     note: str = ""
 
@@ -56,7 +56,8 @@ def read(path: Path) -> list[Record]:
     return sorted((Record(**json.loads(line)) for line in lines), key=lambda record: record.sent)
 
 
-def measure(fault: str, records: Sequence[Record], *, note: str = "") -> Measured:
+def measure(fault: str, records: Sequence[Record], *, note: str = "", ended: float | None = None) -> Measured:
+    """``ended`` is when (Unix time) a fault did that lasted; ``None`` for one of an instant."""
     seconds = [record.seconds for record in records if record.ok]
     return Measured(
         fault=fault,
@@ -64,7 +65,7 @@ def measure(fault: str, records: Sequence[Record], *, note: str = "") -> Measure
         failed=sum(not record.ok for record in records),
         resent_grpc=sum(record.again > 0 for record in records if record.over == "gRPC"),
         resent_rest=sum(record.again > 0 for record in records if record.over == "REST"),
-        recovered_seconds=round(longest_disturbance(records), 2),
+        recovered_seconds=round(longest_disturbance(records) if ended is None else recovery(records, ended), 2),
         p99_milliseconds=round(float(np.percentile(seconds, 99)) * 1e3) if seconds else float("nan"),
         note=note,
     )
@@ -81,3 +82,8 @@ def longest_disturbance(records: Sequence[Record]) -> float:
         last = max(last, record.sent + record.seconds)
         longest = max(longest, last - began)
     return longest
+
+
+def recovery(records: Sequence[Record], ended: float) -> float:
+    """Seconds from the end of a fault to the last answer to a disturbed request; 0 when none came later."""
+    return max(0.0, *(record.sent + record.seconds - ended for record in records if record.disturbed), 0.0)

@@ -82,6 +82,9 @@ class StageProcess:
                     ready = method(oip_pb2.ServerReadyRequest(), timeout=5).ready
                 time.sleep(0.05)
 
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
     def pause(self) -> None:
         """As a node that hangs: connections stay open, nothing is answered."""
         self._signal(signal.SIGSTOP)

@@ -6,6 +6,7 @@ it gets, which is a tensor of each datatype that torch has.
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from prometheus_client import REGISTRY
 
 from splitplane.domain.profiles import Cut, TensorSpec
 from splitplane.runtime import tracing
-from splitplane.runtime.stage import server
+from splitplane.runtime.stage import progress, server
 from splitplane.runtime.stage.settings import Settings
 from splitplane.runtime.tensors import NUMPY_TYPES
 
 WIDTH = 16_384
 POISON = -777.0
 """A sample that begins so is one on which the model raises, as an index out of range would."""
+KILLER = -888.0
+"""A sample that begins so, at whichever segment, ends the process, as one does that takes too much memory."""
 
 
 def _cut(index: int, name: str, width: int) -> Cut:
@@ -47,6 +50,8 @@ class Partition:
         (value,) = tensors.values()
         if first == 0 and value.flatten()[0] == POISON:
             raise IndexError("index out of range in self")
+        if value.flatten()[0] == KILLER:
+            os.kill(os.getpid(), signal.SIGKILL)
         for segment in range(first, last):
             if segment == 0:
                 value = value * 2
@@ -111,6 +116,8 @@ def serve(given: Mapping[str, Any]) -> None:
         time.sleep(given.get("seconds", 0.0))
         return float(given.get("seconds", 0.0))
 
+    if "stuck_after" in given:
+        progress.STUCK_SECONDS = given["stuck_after"]
     if "tracing" in given:
         os.environ.update(given["tracing"])
         tracing.begin(os.environ, service="splitplane-stage", **settings.described())

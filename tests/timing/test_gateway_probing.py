@@ -1,8 +1,6 @@
 """When a link is probed, and what is found: real link target and gRPC, and a relay between that has the link's rate."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,56 +18,9 @@ from splitplane.runtime.link_target import make_grpc_server
 from splitplane.runtime.metrics import GatewayMetrics
 from splitplane.runtime.routes import HopTrace
 from tests.support.gateway_rig import ALONE, free_address, table, until
+from tests.support.relays import Link, relay
 
 EDGE_CLOUD: LinkName = ("edge", "cloud")
-
-
-@dataclass
-class Link:
-    """Bytes per second and seconds from end to end; changed while it is used."""
-
-    rate: float
-    delay: float
-
-
-@contextlib.asynccontextmanager
-async def relay(address: str, target: str, link: Link) -> AsyncIterator[None]:
-    """Passes connections to ``address`` on to ``target`` with the link's rate and delay in each direction."""
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        departure = loop.time()
-        try:
-            while data := await reader.read(2_000):
-                departure = max(departure, loop.time() - 0.004) + len(data) / link.rate
-                loop.call_at(max(departure, loop.time()) + link.delay, writer.write, data)
-                await asyncio.sleep(departure - loop.time())
-            await asyncio.sleep(link.delay)
-        finally:
-            writer.close()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, port = target.split(":")
-        try:
-            far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        except OSError:
-            writer.close()
-            return
-        for one, other in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(pump(one, other))
-            tasks.add(task)
-
-    host, port = address.split(":")
-    server = await asyncio.start_server(accept, host, int(port))
-    try:
-        yield
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)
 
 
 async def target_at(address: str) -> grpc.aio.Server:

@@ -21,6 +21,14 @@ def test_calm_between_two_disturbances_is_not_part_of_either() -> None:
     assert longest_disturbance([record(1.0, 0.6), record(9.0, 0.9)]) == pytest.approx(0.9)
 
 
+def test_from_a_fault_that_lasts_everything_recovers_once_it_is_over_however_its_disturbances_join() -> None:
+    for second in (1.99, 2.01):
+        flapping = [record(1.0, 0.9), record(second + 0.9, 0.9), record(second + 1.5, 0.01)]
+        assert measure("x", flapping, ended=second + 1.5).recovered_seconds == pytest.approx(0.3)
+    assert measure("x", [record(1.0, 0.9)], ended=5.0).recovered_seconds == 0
+    assert measure("x", [record(1.0)], ended=0.5).recovered_seconds == 0
+
+
 def test_a_request_that_never_got_an_answer_is_disturbed_and_failed() -> None:
     measured = measure("x", [record(0.0), record(1.0, 20.0, ok=False), record(2.0)])
     assert (measured.requests, measured.failed, measured.resent_grpc) == (3, 1, 0)

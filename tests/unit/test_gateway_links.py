@@ -11,7 +11,10 @@ from splitplane.runtime.gateway.linkbook import DOWN_TOLD_SECONDS, LinkBook
 from splitplane.runtime.gateway.links import FLOOR_SECONDS, ROUND_TRIPS, STALE_SECONDS, LinkEstimate, LinkEstimator
 from splitplane.runtime.gateway.probing import ROUND_SECONDS, SHARE, ProbeBudget, payload_bytes
 from splitplane.runtime.gateway.pulses import TICK_SECONDS, TRUST_SECONDS
+from splitplane.runtime.hops import Call
+from splitplane.runtime.inference import InferResponse
 from splitplane.runtime.metrics import GatewayMetrics
+from splitplane.runtime.routes import HopTrace
 
 RATES = st.floats(min_value=20e3, max_value=50e6)
 DELAYS = st.floats(min_value=1e-4, max_value=0.05)
@@ -203,7 +206,7 @@ def test_a_link_that_stays_down_is_told_to_pass_nothing_until_it_answers_again()
     before, after = now + DOWN_TOLD_SECONDS / 2, now + DOWN_TOLD_SECONDS
     assert book.estimates(before) == {link: LinkEstimate(None, None)}
     assert book.estimates(after) == {link: LinkEstimate(0.0, None)}
-    pulse.heard(after)
+    pulse.answered(after)
     book.tick(link, after + TRUST_SECONDS)
     assert book.estimates(after + TRUST_SECONDS) == {link: LinkEstimate(None, None)}
 
@@ -227,3 +230,34 @@ def test_payloads_take_no_more_than_their_share_of_a_link_in_the_long_run(rates:
             used += seconds
             known = rate
     assert used <= SHARE * now + 0.5 + 10.0  # what was saved at the start, and one payload that turned out long
+
+
+EDGE_CLOUD = "edge", "cloud"
+
+
+def link_book() -> LinkBook:
+    return LinkBook(tier="edge", metrics=GatewayMetrics(CollectorRegistry(), namespace="default", pipeline="small"))
+
+
+def test_a_link_is_behind_by_what_requests_have_on_it_at_its_rate() -> None:
+    book = link_book()
+    with book.carrying([EDGE_CLOUD], 600_000):
+        assert book.backlog_seconds(EDGE_CLOUD, 0.0) == 0, "nobody knows the rate"
+        now = feed(book.estimator(EDGE_CLOUD), 1e6, 0.01, [1.0] * 5)
+        assert book.backlog_seconds(EDGE_CLOUD, now) == pytest.approx(0.6, rel=0.1)
+        with book.carrying([EDGE_CLOUD], 600_000):
+            assert book.backlog_seconds(EDGE_CLOUD, now) == pytest.approx(1.2, rel=0.1)
+    assert book.backlog_seconds(EDGE_CLOUD, now) == 0
+
+
+def test_what_crosses_between_stages_is_told_from_what_crossed_before() -> None:
+    book = link_book()
+    trace = (
+        HopTrace("e", "edge", 0, 1, queue=0.0, decode=0.0, compute=0.0, encode=0.0, server=0.6, hop=0.55, sent=499_000,
+                 received=1_000),
+        HopTrace("c", "cloud", 1, 3, queue=0.0, decode=0.0, compute=0.0, encode=0.0, server=0.05),
+    )  # fmt: skip
+    for now in range(5):
+        book.observe(Call(InferResponse("m", ()), "a", 0.6, 2_000_000, 10), trace, float(now))
+    with book.carrying([EDGE_CLOUD]), book.carrying([EDGE_CLOUD]):
+        assert book.backlog_seconds(EDGE_CLOUD, 4.0) == pytest.approx(1.0, rel=0.1)

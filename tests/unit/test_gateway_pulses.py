@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from splitplane.runtime.gateway.probing import PULSE_SECONDS
 from splitplane.runtime.gateway.pulses import (
     LONGEST_TRUST_SECONDS,
+    MOST_BEHIND_SECONDS,
     SILENT_SECONDS,
     TICK_SECONDS,
     TRUST_SECONDS,
@@ -31,7 +32,7 @@ class Link:
                 self.pulse.asked()
                 self.asked = self.cut
                 if not self.cut:
-                    self.pulse.heard(self.now)
+                    self.pulse.answered(self.now)
             self.pulse.tick(self.now)
             if self.pulse.down != before:
                 return self.now - began
@@ -101,3 +102,38 @@ def test_a_link_with_long_round_trips_is_given_a_few_of_them() -> None:
     for tick in range(24, 30):
         pulse.tick(tick * TICK_SECONDS, 0.6)
     assert pulse.down
+
+
+def silence(pulse: Pulse, now: float = 0.0) -> float:
+    """How long nothing may come back until the link counts as down."""
+    began = now
+    while not pulse.down:
+        now += TICK_SECONDS
+        pulse.tick(now)
+        assert now - began < 60
+    return now - began
+
+
+@given(behind=st.floats(min_value=0.0, max_value=100.0))
+def test_an_answer_may_be_later_by_what_was_sent_before_the_question_but_not_without_end(behind: float) -> None:
+    pulse = Pulse(0.0)
+    allowed = pulse.asked(behind)
+    assert allowed == min(behind, MOST_BEHIND_SECONDS)
+    assert SILENT_SECONDS + allowed <= silence(pulse) + 1e-6 <= SILENT_SECONDS + allowed + 2 * TICK_SECONDS
+
+
+def test_what_is_sent_into_a_link_that_may_be_cut_allows_no_more_silence() -> None:
+    pulse = Pulse(0.0)
+    pulse.asked(0.0)
+    pulse.tick(TICK_SECONDS)
+    pulse.asked(3.0)
+    assert silence(pulse, TICK_SECONDS) < SILENT_SECONDS + 2 * TICK_SECONDS
+
+
+def test_a_question_that_waits_behind_what_crosses_is_still_one_without_an_answer() -> None:
+    pulse = Pulse(0.0)
+    pulse.asked(2.0)
+    for tick in range(1, 20):
+        pulse.tick(tick * TICK_SECONDS)
+    pulse.heard(2.0)
+    assert SILENT_SECONDS <= silence(pulse, 2.0) <= SILENT_SECONDS + 2.0 + 2 * TICK_SECONDS

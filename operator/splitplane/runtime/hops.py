@@ -15,7 +15,7 @@ import grpc.aio
 from splitplane.domain.peers import STAGE
 from splitplane.runtime import mtls, oip_wire, tracing
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
-from splitplane.runtime.oip_grpc import KEEPALIVE_MILLISECONDS, MODEL_INFER, OPTIONS, ORIGIN, fitting
+from splitplane.runtime.oip_grpc import KEEPALIVE_MILLISECONDS, LOST, MODEL_INFER, OPTIONS, ORIGIN, fitting
 
 PING_TIMEOUT_MILLISECONDS = 20_000
 CHANNEL_OPTIONS = (
@@ -33,8 +33,10 @@ CHANNEL_OPTIONS = (
 MAX_CHANNELS = 256
 RETIRE_SECONDS = 120.0
 """How long calls under way may go on over a connection that began with an older certificate."""
-LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+GONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 """A replica is gone, or ended its grace with the call inside; the caller's own cancelling shows differently."""
+NOT_REACHED = "failed to connect"
+"""So gRPC's text begins where there was no connection to send a call over."""
 
 Method = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
@@ -101,9 +103,10 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
     """Hand a request to the first address that answers; at most one retry, on the next address.
 
     Inference has no effect beyond its answer, so a request may be sent again when a replica is gone
-    (:data:`LOST`), wherever in the call that showed. The request's deadline is carried along. Raises
-    :class:`InferenceError` with the far side's own status and text.
+    (:data:`GONE`), wherever in the call that showed. The request's deadline is carried along. Raises
+    :class:`InferenceError` with the far side's own status and text, and with where the request was lost in mid-call.
     """
+    lost: list[str] = []
     data = fitting(oip_wire.write_request(request), "what is handed on to the next stage")
     for attempt, address in enumerate(addresses[:2], start=1):
         remaining = request.remaining_seconds()
@@ -115,9 +118,11 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
             with tracing.calling("hop", **{"server.address": address, "splitplane.attempt": attempt}) as metadata:
                 answer = await method(data, timeout=remaining, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            if error.code() in LOST and attempt < len(addresses[:2]):
+            if _broke_off(error):
+                lost.append(address)
+            if error.code() in GONE and attempt < len(addresses[:2]):
                 continue
-            raise _failure(error, address) from error
+            raise _failure(error, address, lost) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -125,14 +130,28 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
             # Not the caller: the channel was closed, because its address is gone.
             if attempt < len(addresses[:2]):
                 continue
-            raise InferenceError(Failure.UNAVAILABLE, f"the stage at {address} is gone") from None
+            raise InferenceError(Failure.UNAVAILABLE, f"the stage at {address} is gone", lost=tuple(lost)) from None
         seconds = time.perf_counter() - started
         return Call(oip_wire.read_response(answer), address, seconds, len(data), len(answer))
     raise InferenceError(Failure.UNAVAILABLE, "the route names no address to hand the request to")
 
 
-def _failure(error: grpc.aio.AioRpcError, address: str) -> InferenceError:
+def _broke_off(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the connection did, with the call on it. What a server answers has metadata: when to come again."""
+    return (
+        error.code() is grpc.StatusCode.UNAVAILABLE
+        and not error.trailing_metadata()
+        and not (error.details() or "").startswith(NOT_REACHED)
+    )
+
+
+def _failure(error: grpc.aio.AioRpcError, address: str, lost: Sequence[str]) -> InferenceError:
     name = error.code().name
     failure = Failure[name] if name in Failure.__members__ else Failure.INTERNAL
-    origin = dict(error.trailing_metadata() or ()).get(ORIGIN, address)
-    return InferenceError(failure, error.details() or f"the stage at {address} answered {name}", origin=str(origin))
+    told = {key: str(value) for key, value in error.trailing_metadata() or ()}
+    return InferenceError(
+        failure,
+        error.details() or f"the stage at {address} answered {name}",
+        origin=told.get(ORIGIN, address),
+        lost=(*lost, *filter(None, told.get(LOST, "").split(","))),
+    )

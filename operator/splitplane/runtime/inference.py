@@ -47,12 +47,22 @@ RETRY_SECONDS = 1.0
 class InferenceError(Exception):
     """A request that cannot be served. The text goes to the client: it says what to do, and holds no secret."""
 
-    def __init__(self, failure: Failure, message: str, *, retry_seconds: float | None = None, origin: str = "") -> None:
+    def __init__(
+        self,
+        failure: Failure,
+        message: str,
+        *,
+        retry_seconds: float | None = None,
+        origin: str = "",
+        lost: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(message)
         self.failure = failure
         self.message = message
         self.origin = origin
         """Address of the stage that answered so, where it is known. Among a pipeline's pods only."""
+        self.lost = lost
+        """Addresses of the stages to which connections broke off while they had the request. As ``origin``."""
         if retry_seconds is None and failure in (Failure.RESOURCE_EXHAUSTED, Failure.UNAVAILABLE):
             retry_seconds = RETRY_SECONDS
         self.retry_seconds = retry_seconds

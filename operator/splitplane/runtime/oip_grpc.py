@@ -19,6 +19,7 @@ from splitplane.runtime.grpc_receiving import Received, Receiving
 from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check, invalid
 from splitplane.runtime.mtls import Identity
 from splitplane.runtime.tensors import size_of
+from splitplane.runtime.vitals import Condition
 
 SERVICE = "inference.GRPCInferenceService"
 MODEL_INFER = f"/{SERVICE}/ModelInfer"
@@ -26,6 +27,8 @@ SERVER_NAME = "splitplane"
 EXTENSIONS = ("binary_tensor_data",)
 ORIGIN = "splitplane-origin"
 """Trailing metadata of an error that a stage had from the next one: the address of the stage where it arose."""
+LOST = "splitplane-lost"
+"""Likewise, addresses of the stages to which connections broke off in mid-call."""
 FORWARDED = "x-forwarded-for"
 OPTIONS = (
     ("grpc.max_send_message_length", MAX_POD_MESSAGE_BYTES),
@@ -65,13 +68,15 @@ class Server:
         *,
         max_bytes: int = MAX_POD_MESSAGE_BYTES,
         receiving: Receiving | None = None,
+        condition: Condition | None = None,
     ) -> None:
         """``max_bytes`` is how much it takes in one message, ``receiving`` takes in those of requests."""
         options = {**dict(SERVER_OPTIONS), "grpc.max_receive_message_length": max_bytes}
         self._server = grpc.aio.server(options=tuple(options.items()), interceptors=interceptors)
         self._stopping = asyncio.Event()
         health = grpc_standard.health(model, self._stopping, SERVICE)
-        self._server.add_generic_rpc_handlers((_service(model, receiving or Receiving(Budget())), health))
+        served = _service(model, receiving or Receiving(Budget()), condition or Condition())
+        self._server.add_generic_rpc_handlers((served, health))
         grpc_standard.reflect(self._server, SERVICE)
 
     def bind(self, host: str, port: int, *, identity: Identity | None = None) -> int:
@@ -98,7 +103,7 @@ def bind(server: grpc.aio.Server, host: str, port: int, *, identity: Identity | 
     return server.add_secure_port(address, identity.server_credentials())
 
 
-def _service(model: Model, receiving: Receiving) -> grpc.GenericRpcHandler:
+def _service(model: Model, receiving: Receiving, condition: Condition) -> grpc.GenericRpcHandler:
     async def infer(message: Received, context: Context) -> bytes:
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
@@ -122,9 +127,10 @@ def _service(model: Model, receiving: Receiving) -> grpc.GenericRpcHandler:
                 return await infer(message, context)
 
     async def server_live(_request: Any, _context: Context) -> Any:
-        return oip_pb2.ServerLiveResponse(live=True)
+        return oip_pb2.ServerLiveResponse(live=condition.live())
 
-    async def server_ready(_request: Any, _context: Context) -> Any:
+    async def server_ready(_request: Any, context: Context) -> Any:
+        context.set_trailing_metadata(condition.vitals().metadata())
         return oip_pb2.ServerReadyResponse(ready=model.ready())
 
     async def model_ready(request: Any, _context: Context) -> Any:
@@ -189,7 +195,8 @@ def _method(handler: Handler, form: Any) -> "grpc.RpcMethodHandler[Any, Any]":
 def _trailing(error: InferenceError) -> tuple[tuple[str, str], ...]:
     """When to try again, in gRPC's own way, which clients with a retry policy keep to; and where the error arose."""
     told = {} if error.retry_seconds is None else {"grpc-retry-pushback-ms": str(math.ceil(1000 * error.retry_seconds))}
-    return tuple({**told, **({ORIGIN: error.origin} if error.origin else {})}.items())
+    among_pods = {ORIGIN: error.origin, LOST: ",".join(error.lost)}
+    return tuple({**told, **{name: text for name, text in among_pods.items() if text}}.items())
 
 
 def _answering(handler: Handler) -> Handler:

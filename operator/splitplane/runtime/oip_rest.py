@@ -30,6 +30,7 @@ from splitplane.runtime.inference import (
 )
 from splitplane.runtime.oip_grpc import EXTENSIONS, SERVER_NAME, VERSION, off_loop_above
 from splitplane.runtime.tensors import size_of
+from splitplane.runtime.vitals import Condition
 
 FAULTS = Faults(logging.getLogger(__name__))
 HEADER_SIZE = "Inference-Header-Content-Length"
@@ -44,17 +45,23 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_app(
-    model: Model, registry: CollectorRegistry, *, inference: bool = True, bodies: Bodies | None = None
+    model: Model,
+    registry: CollectorRegistry,
+    *,
+    inference: bool = True,
+    bodies: Bodies | None = None,
+    condition: Condition | None = None,
 ) -> web.Application:
     """The application, not yet bound: OIP REST, KServe's V1 beside it, ``/v2/health/*`` and ``/metrics``.
 
     Without ``inference`` it takes no requests for the model, and only tells of it.
     """
     app = web.Application(middlewares=[_errors])
-    bodies = bodies or Bodies(Budget())
+    bodies, condition = bodies or Bodies(Budget()), condition or Condition()
 
     async def live(_request: web.Request) -> web.Response:
-        return web.json_response({"live": True})
+        is_live = condition.live()
+        return web.json_response({"live": is_live}, status=200 if is_live else 503)
 
     async def ready(_request: web.Request) -> web.Response:
         is_ready = model.ready()

@@ -1,6 +1,7 @@
 """Asks stage servers whether they are ready: before they are admitted, and again when calls to them fail.
 
-Checks go over connections of their own, so that a large transfer in front of them does not make a pod look dead.
+Checks go over connections of their own, and have more time where the link is full, so that large transfers in front of
+them do not make a pod look dead.
 """
 
 import asyncio
@@ -10,10 +11,11 @@ import grpc
 import grpc.aio
 
 from splitplane.runtime import oip_pb2
-from splitplane.runtime.gateway.endpoints import Endpoint
+from splitplane.runtime.gateway.endpoints import CHECK_RETRY_SECONDS, Endpoint
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.hops import Channels
 from splitplane.runtime.oip_grpc import SERVICE
+from splitplane.runtime.vitals import Vitals
 
 SERVER_READY = f"/{SERVICE}/ServerReady"
 CHECK_SECONDS = 1.5
@@ -49,6 +51,22 @@ class Checker:
         gone = frozenset(a for a in addresses if self._router.endpoints.get(a) is None)
         return gone | {e.address for e, healthy in zip(endpoints, answers, strict=True) if not healthy}
 
+    async def outlived(self, endpoint: Endpoint, process: str) -> bool:
+        """Whether the process that was at an endpoint still is; comes back when that is known.
+
+        It has ended when another one answers there, or the cluster has reported the pod as gone or not ready. One that
+        told no identity passes for alive. Nothing is admitted or ejected for it.
+        """
+        while process and self._router.endpoints.get(endpoint.address) is endpoint:
+            if endpoint.process != process:
+                return False
+            _, vitals = await self._ask(endpoint)
+            if vitals is not None:
+                return vitals.process == process
+            self._channels.drop(endpoint.address)
+            await asyncio.sleep(CHECK_RETRY_SECONDS)
+        return not process
+
     async def close(self) -> None:
         for task in list(self._running.values()):
             task.cancel()
@@ -63,7 +81,9 @@ class Checker:
         return asyncio.shield(task)
 
     async def _check(self, endpoint: Endpoint) -> bool:
-        healthy = await self._ask(endpoint.address)
+        healthy, vitals = await self._ask(endpoint)
+        if vitals is not None:
+            endpoint.process, endpoint.busy_seconds = vitals.process, vitals.busy_seconds
         self._router.endpoints.checked(endpoint, healthy=healthy, now=self._router.clock())
         if not healthy:
             # Behind a connection that a vanished node has left open, no later call would ever be answered.
@@ -71,13 +91,16 @@ class Checker:
             self._calls.drop(endpoint.address)
         return healthy
 
-    async def _ask(self, address: str) -> bool:
-        method = self._channels.get(address).unary_unary(
+    async def _ask(self, endpoint: Endpoint) -> tuple[bool, Vitals | None]:
+        """Whether it says that it is ready, and what else it tells: nothing where no answer comes."""
+        timeout = CHECK_SECONDS + self._router.behind_seconds(endpoint.pod.stage)
+        method = self._channels.get(endpoint.address).unary_unary(
             SERVER_READY,
             request_serializer=oip_pb2.ServerReadyRequest.SerializeToString,
             response_deserializer=oip_pb2.ServerReadyResponse.FromString,
         )
         with contextlib.suppress(grpc.aio.AioRpcError):
-            answer = await method(oip_pb2.ServerReadyRequest(), timeout=CHECK_SECONDS)
-            return bool(answer.ready)
-        return False
+            call = method(oip_pb2.ServerReadyRequest(), timeout=timeout)
+            answer = await call
+            return bool(answer.ready), Vitals.read(await call.trailing_metadata())
+        return False, None

@@ -49,6 +49,11 @@ class Endpoint:
     errors: float = 0.0
     erring: int = 0
     """How many times in a row it was left out for its errors."""
+    process: str = ""
+    busy_seconds: float = 0.0
+    """The identity of the process there, and how long it had been computing without an end, as it told them last."""
+    hanging_seconds: float = inf
+    """Left out for being busy so long or longer, until it no longer is."""
     outstanding: int = 0
     used: int = 0
     """Turn of its last use: of equally loaded endpoints the one that has rested longest comes first."""
@@ -116,7 +121,10 @@ class Endpoints:
         if healthy and not endpoint.admitted:
             if now < endpoint.out_until:
                 return
-            endpoint.admitted, endpoint.out_until = True, -inf
+            if endpoint.busy_seconds >= endpoint.hanging_seconds:
+                self._eject(endpoint, now + CHECK_RETRY_SECONDS)
+                return
+            endpoint.admitted, endpoint.out_until, endpoint.hanging_seconds = True, -inf, inf
             self._on_change()
         elif not healthy:
             self._eject(endpoint, now + CHECK_RETRY_SECONDS)
@@ -174,6 +182,26 @@ class Endpoints:
         endpoint.errors -= 1
         return self._leave_out(endpoint, now, endpoint.erring)
 
+    def overdue(self, address: str, patience: float, now: float) -> bool:
+        """A request waits here for longer than ``patience``. Says whether that is because the endpoint hangs: what it
+        computes has been running for as long.
+
+        Then it is left out until it gets on, unless it is the last of its stage.
+        """
+        endpoint = self._by_address.get(address)
+        if endpoint is None or endpoint.busy_seconds < patience:
+            return False
+        stage = endpoint.pod.stage
+        if endpoint.admitted and self.ready(stage) > 1:
+            endpoint.hanging_seconds = patience
+            self._eject(endpoint, now + CHECK_RETRY_SECONDS)
+        return True
+
+    def is_hanging(self, address: str) -> bool:
+        """Whether it is left out for that."""
+        endpoint = self._by_address.get(address)
+        return endpoint is not None and endpoint.hanging_seconds < inf
+
     def pick(self, stage: str, avoid: Collection[str] = ()) -> tuple[str, ...]:
         """Admitted addresses of a stage, least loaded first, with at most ``MAX_ALTERNATES``; ``avoid`` is left out.
 
@@ -230,8 +258,9 @@ class Endpoints:
     def _lost(self, endpoint: Endpoint) -> None:
         stage = [e for e in self._by_address.values() if e.pod.stage == endpoint.pod.stage]
         if not any(e.admitted for e in stage):
-            # One that is slow, or errs at times, is better than none.
-            for left_out in (e for e in stage if e.out_until > -inf):
+            # One that is slow, or errs at times, or gets on late, is better than none.
+            for left_out in (e for e in stage if e.out_until > -inf or e.hanging_seconds < inf):
                 left_out.out_until = left_out.check_at = -inf
+                left_out.hanging_seconds = inf
                 self._on_check()
         self._on_change()

@@ -3,20 +3,21 @@
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict
 from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from splitplane.runtime.gateway.admission import Line, Throughput, overloaded
 from splitplane.runtime.gateway.checking import Checker
 from splitplane.runtime.gateway.choosing import Choice
 from splitplane.runtime.gateway.clients import client_of
+from splitplane.runtime.gateway.losses import MOST_LOSSES, Gate, Losses
 from splitplane.runtime.gateway.outliers import Outliers
-from splitplane.runtime.gateway.pacing import ONCE, RETRYABLE, Patience, RetryBudget, pause_seconds
+from splitplane.runtime.gateway.pacing import ONCE, RETRYABLE, RetryBudget, pause_seconds
 from splitplane.runtime.gateway.proxies import Proxies
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.tables import Table
+from splitplane.runtime.gateway.waiting import OverdueError, Waiting
 from splitplane.runtime.hops import Call, Channels, call
 from splitplane.runtime.inference import (
     RESERVED,
@@ -28,19 +29,14 @@ from splitplane.runtime.inference import (
     Parameter,
 )
 from splitplane.runtime.routes import GENERATION, ROUTE, TRACE, Hop, HopTrace, decode_trace, encode_route
-from splitplane.runtime.tensors import check_inputs
+from splitplane.runtime.tensors import check_inputs, size_of
 
 logger = logging.getLogger(__name__)
 
 PLAN = "splitplane_plan"
 """Response parameter: the name of the route that served the request."""
-MAX_PATIENCES = 64
 MAX_ENCODED = 256
 """Routes with their endpoints in an order, whose wire form is kept."""
-CUT_OFF_SECONDS = 0.25
-"""Between looks for another way for an attempt whose link has fallen."""
-OVERDUE_ROUNDS = 3
-"""Patience is doubled and asked again so often before an attempt whose endpoints live is given up for another."""
 
 
 @dataclass(slots=True)
@@ -49,8 +45,11 @@ class _Journey:
 
     request: InferRequest
     deadline: float
+    losses: Losses
     attempts: int = 0
     avoid: frozenset[str] = frozenset()
+    overdue: frozenset[str] = frozenset()
+    """Where it was given up for taking too long, though they live."""
     suspects: list["asyncio.Future[frozenset[str]]"] = field(default_factory=list)
     once: int = 0
     erred: list[str] = field(default_factory=list)
@@ -67,14 +66,6 @@ def _hops(choice: Choice) -> list[Hop]:
     ]
 
 
-class _OverdueError(InferenceError):
-    """An attempt was given up: its endpoints are dead, or it took far too long and another way is free."""
-
-
-class _CutOffError(_OverdueError):
-    """An attempt was given up because a link on its way fell; its endpoints may be well."""
-
-
 class Forwarder:
     """The model behind the gateway's fronts (``inference.Model``)."""
 
@@ -84,10 +75,11 @@ class Forwarder:
         self._checker = checker
         self._proxies = proxies
         self._budget = RetryBudget()
-        self._patience: defaultdict[str, Patience] = defaultdict(Patience)
+        self._waiting = Waiting(router, checker)
         self._turn = asyncio.Lock()
         self._throughput = Throughput()
         self._line = Line(router.replicas)
+        self._gate = Gate(self._line.aside)
         self._outliers = Outliers()
         self._encoded: dict[Hashable, str] = {}
         self.draining = False
@@ -124,13 +116,13 @@ class Forwarder:
         with router.flights.admitted():
             metrics.in_flight.set(router.flights.inside)
             try:
-                journey = _Journey(request, deadline)
+                journey = _Journey(request, deadline, Losses(router, self._checker))
                 response = await self._in_turn(journey)
                 outcome = "success"
                 self._throughput.answered(mark, router.clock(), journey.unqueued_seconds)
                 return response
             except InferenceError as error:
-                error.origin = ""  # the addresses of pods are nothing for clients
+                error.origin, error.lost = "", ()  # the addresses of pods are nothing for clients
                 raise
             except asyncio.CancelledError:
                 # gRPC cancels also what is overdue: then it is we who have failed the client.
@@ -182,30 +174,44 @@ class Forwarder:
 
     async def _travel(self, journey: _Journey) -> InferResponse:
         while True:
-            choice = await self._choose(journey)
-            journey.attempts += 1
-            try:
-                return await self._attempt(choice, journey)
-            except InferenceError as error:
-                journey.last = error
-                if error.failure not in RETRYABLE:
-                    raise
-                journey.once += error.failure in ONCE
-                if journey.once > 1 or self._router.clock() >= journey.deadline:
-                    raise
-                logger.info(
-                    "attempt %d over %s: %s: %s", journey.attempts, choice.route.name, error.failure.name, error
-                )
-                if error.failure in ONCE and error.origin:
-                    # One stage has answered so: the others on the way are well.
-                    journey.erred.append(error.origin)
-                    journey.avoid |= {error.origin}
-                elif not isinstance(error, _CutOffError):
-                    journey.avoid |= frozenset(choice.addresses)
-                if error.failure in (Failure.UNAVAILABLE, Failure.CANCELLED) and not isinstance(error, _OverdueError):
-                    self._blame(choice, journey)
-                if error.failure not in ONCE:
-                    await self._paced(journey)
+            async with self._gate.passing(self._remaining(journey)) if journey.losses else contextlib.nullcontext():
+                choice = await self._choose(journey)
+                if journey.losses:  # a stage tries no other replica then
+                    choice = replace(choice, hops=tuple(hop[:1] for hop in choice.hops))
+                journey.attempts += 1
+                try:
+                    return await self._attempt(choice, journey)
+                except InferenceError as error:
+                    failed = error
+            await self._reconsider(choice, failed, journey)
+
+    async def _reconsider(self, choice: Choice, error: InferenceError, journey: _Journey) -> None:
+        """After an attempt that failed: comes back when there may be another one, or raises what the client hears."""
+        journey.last = error
+        if error.failure not in RETRYABLE:
+            raise error
+        journey.once += error.failure in ONCE
+        if journey.once > 1 or self._router.clock() >= journey.deadline:
+            raise error
+        logger.info("attempt %d over %s: %s: %s", journey.attempts, choice.route.name, error.failure.name, error)
+        if isinstance(error, OverdueError):
+            journey.avoid |= error.at
+            if not error.are_dead:
+                journey.overdue |= error.at
+        elif error.failure in ONCE and error.origin:
+            # One stage has answered so: the others on the way are well.
+            journey.erred.append(error.origin)
+            journey.avoid |= {error.origin}
+        else:
+            journey.avoid |= frozenset(choice.addresses)
+            if error.failure in (Failure.UNAVAILABLE, Failure.CANCELLED):
+                self._blame(choice, journey)
+        journey.losses.add(error.lost, choice.route)
+        if len(journey.losses) >= MOST_LOSSES:
+            with self._line.aside():
+                await journey.losses.judge(self._remaining(journey))
+        if error.failure not in ONCE:
+            await self._paced(journey)
 
     async def _paced(self, journey: _Journey) -> None:
         """Wait until the budget allows a retry; others may be under way meanwhile."""
@@ -270,8 +276,8 @@ class Forwarder:
         router.endpoints.begin(choice.addresses)
         sending = asyncio.ensure_future(call(self._channels, choice.addresses[:1], request))
         try:
-            with router.flights.under_way(choice.generation):
-                answered = await self._wait(sending, choice)
+            with router.flights.under_way(choice.generation), self._carrying(choice, request):
+                answered = await self._waiting.answer(sending, choice, deadline=journey.deadline, tried=journey.overdue)
         finally:
             router.endpoints.end(choice.addresses)
             if not sending.done():
@@ -279,9 +285,7 @@ class Forwarder:
                 with contextlib.suppress(asyncio.CancelledError, InferenceError):
                     await sending
         now = router.clock()
-        if len(self._patience) > MAX_PATIENCES:
-            self._patience.clear()
-        self._patience[choice.route.name].completed(now - started)
+        self._waiting.answered(choice, now - started)
         for address in choice.addresses:
             router.endpoints.succeeded(address)
         trace = self._trace(answered)
@@ -296,6 +300,13 @@ class Forwarder:
             model_name=journey.request.model_name,
             parameters={**kept, GENERATION: choice.generation, PLAN: choice.route.name},
         )
+
+    def _carrying(self, choice: Choice, request: InferRequest) -> AbstractContextManager[None]:
+        """Counts what the request has on the links of its way."""
+        tier = self._router.tier
+        crosses_itself = choice.route.stops[0].tier != tier
+        size = size_of(request.inputs) if crosses_itself else None
+        return self._router.links.carrying(choice.route.crossings(tier), size)
 
     def _compare(self, choice: Choice, trace: tuple[HopTrace, ...], request: InferRequest, now: float) -> None:
         """Leave out a replica that takes far longer than the others of its stage for requests of the same shapes."""
@@ -318,51 +329,6 @@ class Forwarder:
                 logger.warning(
                     "%s answers with errors where other replicas do not: left out for %.0f s", address, seconds
                 )
-
-    async def _wait(self, sending: "asyncio.Future[Call]", choice: Choice) -> Call:
-        """The answer. Gives up once a link on the way has fallen, or the endpoints are dead, if another way is free."""
-        patience = self._patience[choice.route.name].seconds()
-        until = self._router.clock() + patience
-        overdue = 0
-        doubt: asyncio.Future[frozenset[str]] | None = None
-        crosses = bool(choice.route.crossings(self._router.tier))
-        try:
-            while True:
-                cut_off = self._router.cut_off(choice.route)
-                if cut_off and self._way_round(frozenset()):
-                    raise _CutOffError(Failure.UNAVAILABLE, f"no answer over {choice.route.name}: a link is down")
-                # Nothing may keep from hearing that the link has fallen, or from the answer.
-                awaited: set[asyncio.Future[Any]] = {sending}
-                if crosses:
-                    awaited.add(self._router.links.fall())
-                if doubt is not None:
-                    awaited.add(doubt)
-                seconds = None if doubt is not None else max(0.0, until - self._router.clock())
-                if cut_off:
-                    seconds = CUT_OFF_SECONDS if seconds is None else min(seconds, CUT_OFF_SECONDS)
-                await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    return sending.result()
-                if doubt is None:
-                    if self._router.clock() >= until:
-                        doubt = asyncio.ensure_future(self._checker.suspect(choice.addresses))
-                elif doubt.done():
-                    dead, doubt = doubt.result(), None
-                    overdue += 1
-                    if self._way_round(frozenset(choice.addresses)) and (dead or overdue >= OVERDUE_ROUNDS):
-                        raise _OverdueError(
-                            Failure.UNAVAILABLE, f"no answer over {choice.route.name}; dead: {sorted(dead) or 'none'}"
-                        )
-                    patience *= 2
-                    until = self._router.clock() + patience
-        finally:
-            if doubt is not None:
-                doubt.cancel()
-
-    def _way_round(self, avoid: frozenset[str]) -> bool:
-        """Whether a request could go now over links that pass something, without ``avoid``."""
-        choice = self._router.peek(avoid)
-        return isinstance(choice, Choice) and not self._router.cut_off(choice.route)
 
     @staticmethod
     def _trace(answered: Call) -> tuple[HopTrace, ...]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 from splitplane.runtime.gateway.links import LinkEstimate, LinkEstimator
@@ -15,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 LinkName = tuple[str, str]
 """(source tier, target tier)."""
+SIZES = 16
+"""How many of the last messages over a link tell how large the next ones may be."""
 DOWN_TOLD_SECONDS = 10.0
 """How long a link is silent before it is told as one that passes nothing, which makes the operator plan without it.
 Until then it is unknown, which makes it wait: what comes back soon is left to the routes."""
@@ -32,6 +36,8 @@ class LinkBook:
         self._on_change = on_change
         self._estimators: dict[LinkName, LinkEstimator] = {}
         self._pulses: dict[LinkName, Pulse] = {}
+        self._sizes: defaultdict[LinkName, deque[int]] = defaultdict(lambda: deque(maxlen=SIZES))
+        self._carried: Counter[LinkName] = Counter()
         self._fall: asyncio.Future[None] | None = None
         self.down: dict[LinkName, float] = {}
 
@@ -72,6 +78,28 @@ class LinkBook:
             self._fall = asyncio.get_running_loop().create_future()
         return self._fall
 
+    @contextmanager
+    def carrying(self, links: Sequence[LinkName], size: int | None = None) -> Iterator[None]:
+        """While a request is on its way over these links; of so many bytes, if it crosses the first one as it came.
+
+        Of a link that it crosses later, what crossed of late tells how much that may be.
+        """
+        sizes = [max(self._sizes[link], default=0) for link in links]
+        if links and size is not None:
+            sizes[0] = size
+        for link, each in zip(links, sizes, strict=True):
+            self._carried[link] += each
+        try:
+            yield
+        finally:
+            for link, each in zip(links, sizes, strict=True):
+                self._carried[link] -= each
+
+    def backlog_seconds(self, link: LinkName, now: float) -> float:
+        """How long the link takes for what requests have on it at most; 0 while its rate is not known."""
+        rate = self._estimators[link].estimate(now).bandwidth_bytes_per_second if link in self._estimators else None
+        return self._carried[link] / rate if rate else 0.0
+
     def observe(self, call: Call, trace: tuple[HopTrace, ...], now: float) -> None:
         """Take from an answered call what its trace tells of links between tiers."""
         for index, (link, size, seconds) in enumerate(_crossings(self._tier, call, trace)):
@@ -81,6 +109,7 @@ class LinkBook:
                 self._metrics.links.transferred(source=link[0], target=link[1], size=size, seconds=seconds)
             if (pulse := self._pulses.get(link)) is not None:
                 pulse.heard(now)
+            self._sizes[link].append(size)
             self.estimator(link).transfer(now, size, seconds)
 
     def estimates(self, now: float) -> dict[LinkName, LinkEstimate]:

@@ -117,7 +117,11 @@ class _LinkProber:
 
     async def _judge(self) -> None:
         while True:
-            self._router.links.tick(self._name, self._router.clock(), self._usual)
+            now = self._router.clock()
+            # An echo of late may have waited behind large messages, which is allowed for by what these are.
+            delay = self._router.links.estimator(self._name).estimate(now).delay_seconds
+            round_trip = self._usual if delay is None else min(self._usual, 2 * delay)
+            self._router.links.tick(self._name, now, round_trip)
             await asyncio.sleep(TICK_SECONDS)
 
     async def _listen(self) -> None:
@@ -140,11 +144,11 @@ class _LinkProber:
         links = self._router.links
         pulse = links.pulse(self._name, self._router.clock())
         for _ in range(min(len(self._addresses), MOST_ADDRESSES_PER_ROUND)):
-            pulse.asked()
-            timeout = max(RETURN_TIMEOUT_SECONDS, 6 * self._usual) if pulse.down else ECHO_TIMEOUT_SECONDS
+            behind = pulse.asked(links.backlog_seconds(self._name, self._router.clock()))
+            timeout = max(RETURN_TIMEOUT_SECONDS, 6 * self._usual) if pulse.down else ECHO_TIMEOUT_SECONDS + behind
             seconds = await self._send(b"", timeout)
             if seconds is not None:
-                pulse.heard(self._router.clock())
+                pulse.answered(self._router.clock())
                 if telling:
                     self._shortest = min(seconds, self._shortest or seconds)
                 return

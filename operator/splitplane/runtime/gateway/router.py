@@ -10,6 +10,7 @@ from splitplane.runtime.gateway.choosing import Choice, Chooser, Wait
 from splitplane.runtime.gateway.endpoints import Endpoints
 from splitplane.runtime.gateway.flights import Flights
 from splitplane.runtime.gateway.linkbook import LinkBook
+from splitplane.runtime.gateway.pulses import MOST_BEHIND_SECONDS
 from splitplane.runtime.gateway.tables import Route, Table, TableError, parse_table
 from splitplane.runtime.metrics import GatewayMetrics
 
@@ -79,6 +80,12 @@ class Router:
     def cut_off(self, route: Route) -> bool:
         """Whether the route crosses a link that is down."""
         return any(link in self.links.down for link in route.crossings(self.tier))
+
+    def behind_seconds(self, stage: str) -> float:
+        """How much later a pod of a stage may answer because its link is full, at most."""
+        routes = self.table.routes if self.table else ()
+        tier = next((stop.tier for route in routes for stop in route.stops if stop.stage == stage), self.tier)
+        return min(self.links.backlog_seconds((self.tier, tier), self.clock()), MOST_BEHIND_SECONDS)
 
     def can_serve(self) -> bool:
         return self.table is not None and self._chooser.can_serve(self.table)

@@ -23,6 +23,7 @@ from splitplane.runtime.stage.serving import Routeless, StageModel
 from splitplane.runtime.stage.settings import Settings
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import torch_dtype
+from splitplane.runtime.vitals import Condition
 
 LOG = logging.getLogger(__name__)
 WARM_UP_RUNS = 3
@@ -57,12 +58,15 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
         shield=settings.shield,
     )
     budget = Budget()
-    server = oip_grpc.Server(model, receiving=Receiving(budget))
+    condition = Condition(busy_seconds=worker.progress.busy_seconds, is_stuck=worker.progress.is_stuck)
+    server = oip_grpc.Server(model, receiving=Receiving(budget), condition=condition)
     server.bind(settings.pod_ip, settings.grpc_port, identity=identity)
     await server.start()
     http = await rest_serving.serve(
         # HTTP stays in clear text, for kubelet and Prometheus: with mutual TLS it takes no requests.
-        oip_rest.make_app(Routeless(model), registry, inference=identity is None, bodies=Bodies(budget)),
+        oip_rest.make_app(
+            Routeless(model), registry, inference=identity is None, bodies=Bodies(budget), condition=condition
+        ),
         settings.pod_ip,
         settings.http_port,
     )

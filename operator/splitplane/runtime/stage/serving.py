@@ -40,7 +40,10 @@ from splitplane.runtime.tensors import check_described, check_plain
 
 
 class StageModel:
-    """The stage as a protocol front sees it. Ready once :meth:`serve` was called and until :meth:`drain` is."""
+    """The stage as a protocol front sees it.
+
+    Ready once :meth:`serve` was called and until :meth:`drain` is, but not while its compute thread is stuck.
+    """
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class StageModel:
         self._draining = True
 
     def ready(self) -> bool:
-        return self._partition is not None and not self._draining
+        return self._partition is not None and not self._draining and not self._worker.progress.is_stuck()
 
     def metadata(self) -> ModelMetadata:
         """The resident range as a model of its own, so that an ordinary client can call the stage alone."""

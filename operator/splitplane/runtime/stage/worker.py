@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from splitplane.runtime.inference import Failure, InferenceError
+from splitplane.runtime.stage.progress import Progress
 
 T = TypeVar("T")
 
@@ -91,6 +92,7 @@ class Worker:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._depth = 0
+        self.progress = Progress()
         self._choosing = threading.Lock()
         """Held while a job becomes taken or dropped: never both."""
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -140,11 +142,21 @@ class Worker:
         while (first := line.pop()) is not None:
             jobs = list(self._begin(line.gather(first)))
             if jobs:
-                results = _do(jobs)
+                results = self._do(jobs)
                 # The loop may have ended: nobody waits any more.
                 with contextlib.suppress(RuntimeError):
                     if self._loop is not None:
                         self._loop.call_soon_threadsafe(self._finish, jobs, results)
+
+    def _do(self, jobs: Sequence[_Job]) -> list[Done[Any] | BaseException]:
+        if isinstance(jobs[0].batch, _Alone):  # loading takes as long as it takes
+            return _do(jobs)
+        samples = sum(job.samples for job in jobs)
+        self.progress.begin(samples)
+        try:
+            return _do(jobs)
+        finally:
+            self.progress.end(samples)
 
     def _begin(self, jobs: Iterable[_Job]) -> Iterable[_Job]:
         for job in jobs:

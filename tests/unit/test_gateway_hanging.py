@@ -1,0 +1,214 @@
+"""A replica whose compute hangs answers health checks: it is left out all the same; a slow link is not taken for it."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
+
+from splitplane.adapters.kinds import POD, ROUTE_TABLE
+from splitplane.runtime.gateway.endpoints import CHECK_RETRY_SECONDS, Endpoints, Pod
+from splitplane.runtime.stage.progress import STUCK_FACTOR, STUCK_SECONDS, Progress
+from tests.support.gateway_rig import (
+    ALONE,
+    SPLIT,
+    Load,
+    MemoryCluster,
+    StageProcess,
+    expected,
+    free_address,
+    gateway,
+    infer,
+    pod_object,
+    put_all,
+    route,
+    stages,
+    table,
+    until,
+)
+from tests.support.relays import Link, relay
+
+FOR_EVER = 1000.0
+
+
+@pytest.mark.parametrize("route_", [ALONE, SPLIT], ids=["alone", "second stage"])
+async def test_requests_with_five_seconds_are_answered_beside_a_replica_that_hangs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, route_: dict[str, object]
+) -> None:
+    """Of a second stage, too, though the first has one replica only."""
+    stage, tier, span = ("small-edge", "edge", (0, 3)) if route_ is ALONE else ("small-cloud", "cloud", (1, 3))
+    well, hung = StageProcess(stage, tier, span), StageProcess(stage, tier, span, seconds=FOR_EVER)
+    others = [] if route_ is ALONE else [StageProcess("small-edge", "edge", (0, 3))]
+    cluster = MemoryCluster()
+    with stages(well, hung, *others), caplog.at_level(logging.WARNING):
+        put_all(cluster, well, hung, *others)
+        cluster.put(ROUTE_TABLE, table(1, route_))
+        async with gateway(cluster, tmp_path) as running:
+            endpoints = running.router.endpoints
+            await until(lambda: endpoints.ready(stage) == 2 and running.forwarder.ready())
+            async with Load(running, rate=10, timeout=5.0) as load:
+                await until(lambda: endpoints.ready(stage) == 1)
+                left_out = time.monotonic()
+                await asyncio.sleep(3 * CHECK_RETRY_SECONDS)
+            assert load.errors == []
+            assert max(answer.seconds for answer in load.answers) > 2, "no request met the one that hangs"
+            assert max(answer.seconds for answer in load.between(left_out, time.monotonic())) < 1
+            assert endpoints.pick(stage) == (well.address,)
+    assert f"{hung.address} has been at one piece of work for too long" in caplog.text
+
+
+async def test_who_cannot_wait_for_a_second_attempt_has_others_spared(tmp_path: Path) -> None:
+    well, hung = (StageProcess("small-edge", "edge", (0, 3), seconds=seconds) for seconds in (0.0, FOR_EVER))
+    cluster = MemoryCluster()
+    with stages(well, hung):
+        put_all(cluster, well, hung)
+        cluster.put(ROUTE_TABLE, table(1, ALONE))
+        async with gateway(cluster, tmp_path) as running:
+            endpoints = running.router.endpoints
+            await until(lambda: endpoints.ready("small-edge") == 2)
+            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+                missed = 0
+                while endpoints.ready("small-edge") == 2:
+                    try:
+                        await infer(client, timeout=0.7)
+                    except InferenceServerException:
+                        missed += 1
+                    assert missed < 8
+                    await asyncio.sleep(0.05)
+                for _ in range(20):
+                    await infer(client, timeout=0.7)
+            assert missed > 0
+
+
+async def test_a_replica_that_only_takes_long_once_is_back_when_it_is_done(tmp_path: Path) -> None:
+    quick, long = (StageProcess("small-edge", "edge", (0, 3), seconds=seconds) for seconds in (0.0, 5.0))
+    cluster = MemoryCluster()
+    with stages(quick, long):
+        put_all(cluster, quick, long)
+        cluster.put(ROUTE_TABLE, table(1, ALONE))
+        async with gateway(cluster, tmp_path) as running:
+            endpoints = running.router.endpoints
+            await until(lambda: endpoints.ready("small-edge") == 2)
+            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+                for answer in await asyncio.gather(*(infer(client) for _ in range(2))):
+                    np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
+            assert endpoints.ready("small-edge") == 1
+            await until(lambda: endpoints.ready("small-edge") == 2, seconds=5)
+
+
+async def test_a_request_that_takes_long_anywhere_is_answered(tmp_path: Path) -> None:
+    """It is tried at another place once, not sent to and fro until its time is up."""
+    both = [StageProcess("small-edge", "edge", (0, 3), seconds=5.0) for _ in range(2)]
+    cluster = MemoryCluster()
+    with stages(*both):
+        put_all(cluster, *both)
+        cluster.put(ROUTE_TABLE, table(1, ALONE))
+        async with gateway(cluster, tmp_path) as running:
+            await until(lambda: running.router.endpoints.ready("small-edge") == 2)
+            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+                answer = await infer(client, timeout=15)
+                np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
+
+
+async def test_a_slow_link_does_not_speak_against_the_stages_behind_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clouds = [StageProcess("small-cloud", "cloud", (0, 3)) for _ in range(2)]
+    link = Link(rate=150e3, delay=0.02)
+    cluster = MemoryCluster()
+    with stages(*clouds), caplog.at_level(logging.WARNING):
+        async with contextlib.AsyncExitStack() as stack:
+            for cloud in clouds:
+                near = free_address()
+                await stack.enter_async_context(relay(f"{near}:9000", cloud.address, link))
+                cluster.put(POD, pod_object(cloud.name, cloud.stage, near))
+            cluster.put(ROUTE_TABLE, table(1, route(("small-cloud", "cloud", 0, 3))))
+            running = await stack.enter_async_context(gateway(cluster, tmp_path))
+            await until(lambda: running.router.endpoints.ready("small-cloud") == 2)
+            client = await stack.enter_async_context(triton.InferenceServerClient(f"{running.settings.pod_ip}:9000"))
+            began = time.monotonic()
+            await infer(client, batch=10)
+            assert time.monotonic() - began > 3, "it was overdue, twice"
+            assert running.router.endpoints.ready("small-cloud") == 2
+    assert "left out" not in caplog.text
+
+
+def test_the_last_of_a_stage_is_never_left_out_and_is_asked_again_when_the_others_are_gone() -> None:
+    endpoints = Endpoints()
+    endpoints.replace([Pod(name, "stage", name, ready=True) for name in "abc"])
+    for endpoint in endpoints.take_due(0.0):
+        endpoints.checked(endpoint, healthy=True, now=0.0)
+        endpoint.busy_seconds = 5.0
+    assert [endpoints.overdue(name, 1.0, 10.0) for name in "abc"] == [True] * 3
+    assert endpoints.pick("stage") == ("c",)
+    assert not endpoints.overdue("c", 6.0, 10.0), "what it computes may take as long"
+    (a, b) = endpoints.take_due(11.0)
+    a.busy_seconds = 0.1
+    for endpoint in (a, b):
+        endpoints.checked(endpoint, healthy=True, now=11.0)
+    assert set(endpoints.pick("stage")) == {"a", "c"}, "it got on"
+    for name in "ac":
+        endpoints.failed(name, 12.0)
+    assert b in endpoints.take_due(12.0)
+    endpoints.checked(b, healthy=True, now=12.0)
+    assert endpoints.pick("stage") == ("b",), "one that hangs, perhaps, is better than none"
+
+
+async def test_a_stage_that_is_stuck_says_so_to_gateways_and_kubelets(tmp_path: Path) -> None:
+    async def status(path: str) -> int:
+        async with http.get(f"http://{stage.ip}:8080/v2/health/{path}") as answer:
+            return answer.status
+
+    with stages(StageProcess("small-edge", "edge", (0, 3), seconds=FOR_EVER, stuck_after=1.0)) as (stage,):
+        async with aiohttp.ClientSession() as http, triton.InferenceServerClient(stage.address) as client:
+            assert [await status("live"), await status("ready")] == [200, 200]
+            with pytest.raises(InferenceServerException):
+                await infer(client, timeout=0.5)
+            assert [await status("live"), await status("ready")] == [200, 200]
+            await asyncio.sleep(1.0)
+            assert [await status("live"), await status("ready")] == [503, 503]
+            assert not await client.is_server_live()
+            assert not await client.is_server_ready()
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ran(progress: Progress, clock: Clock, samples: int, seconds: float) -> list[bool]:
+    """One piece of work: whether it passed for stuck at each second of it."""
+    progress.begin(samples)
+    verdicts = []
+    while seconds > 0:
+        clock.now += min(1.0, seconds)
+        seconds -= 1.0
+        verdicts.append(progress.is_stuck())
+    progress.end(samples)
+    return verdicts
+
+
+def test_work_counts_as_stuck_only_far_beyond_what_was_seen() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    assert not any(ran(progress, clock, 1, STUCK_SECONDS - 1)), "a first call may take long"
+    assert not any(ran(progress, clock, 1, STUCK_FACTOR * (STUCK_SECONDS - 1) - 1))
+    assert not progress.is_stuck()
+    assert progress.busy_seconds() == 0
+
+    progress = Progress(clock)
+    ran(progress, clock, 1, 2.0)
+    assert not any(ran(progress, clock, 64, STUCK_FACTOR * 64 * 2.0 - 1)), "so do many samples"
+
+    progress = Progress(clock)
+    ran(progress, clock, 1, 0.01)
+    verdicts = ran(progress, clock, 8, 300.0)
+    assert verdicts.index(True) == pytest.approx(STUCK_SECONDS, abs=2)
