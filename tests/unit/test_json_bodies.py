@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import json
 import math
 import time
@@ -127,6 +128,27 @@ async def test_large_json_is_parsed_one_at_a_time_within_the_budget_which_has_it
     # What follows a small header is no JSON, and is read beside others.
     assert await asyncio.gather(*(bodies.parsed(body, work, text_size=10) for body in texts)) == ["done"] * 4
     assert most > 1
+
+
+async def test_many_lists_are_parsed_without_a_look_for_garbage_and_gone_at_once_where_they_are_refused():
+    budget = Budget(256 << 20)
+    body, looks = Body(budget), []
+    body.data += b'{"inputs":[' + b"[]," * (MAX_VALUES // 2 - 10) + b"1]}"
+
+    def looked(phase: str, _told: dict[str, int]) -> None:
+        looks.append(phase)
+
+    gc.collect()
+    gc.callbacks.append(looked)
+    try:
+        with pytest.raises(InferenceError, match="ragged"):
+            await Bodies(budget).parsed(body, lambda: oip_v1.read_request(body.data, MODEL))
+        lists = sum(type(each) is list for each in gc.get_objects())
+    finally:
+        gc.callbacks.remove(looked)
+    assert len(looks) < 20
+    assert lists < MAX_VALUES // 4
+    assert gc.isenabled()
 
 
 async def test_json_for_which_there_is_no_room_is_not_parsed():
