@@ -5,9 +5,9 @@ there is more load, links are slower and the limit on p95 is closer; at the *nea
 plan keeps a limit for sure if it does at the far edge, and breaks it for sure if it does at the near one.
 """
 
-from dataclasses import dataclass
+from functools import cached_property
 
-from splitplane.domain.plans import Candidate
+from splitplane.domain.plans import Candidate, Plan
 from splitplane.planner.choice import LIMITS
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess
@@ -21,38 +21,62 @@ _CLEARLY = 0.10
 round."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Band:
-    """One plan at both edges."""
+class Edges:
+    """A context at both edges of the band, and plans there; each is found once, when it is asked for."""
 
-    far: Candidate
-    near: Candidate
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._far: dict[Plan, Candidate] = {}
+        self._near: dict[Plan, Candidate] = {}
 
-    def keeps(self, limit: str) -> bool:
-        return limit not in self.far.violations
+    @cached_property
+    def far_context(self) -> Context:
+        return stress(self._context)
 
-    def breaks(self, limit: str) -> bool:
-        return limit in self.near.violations
+    @cached_property
+    def near_context(self) -> Context:
+        return relax(self._context)
 
-    def less(self, other: "_Band", limit: str) -> bool:
-        """Whether the plan has clearly less of what the limit bounds than ``other`` at the far edge.
+    def far(self, plan: Plan) -> Candidate:
+        if plan not in self._far:
+            self._far[plan] = assess(self.far_context, plan)
+        return self._far[plan]
+
+    def near(self, plan: Plan) -> Candidate:
+        if plan not in self._near:
+            self._near[plan] = assess(self.near_context, plan)
+        return self._near[plan]
+
+    def keeps(self, plan: Plan, limit: str) -> bool:
+        return limit not in self.far(plan).violations
+
+    def breaks(self, plan: Plan, limit: str) -> bool:
+        return limit in self.near(plan).violations
+
+    def less(self, plan: Plan, other: Plan, limit: str) -> bool:
+        """Whether a plan has clearly less of what the limit bounds than ``other`` at the far edge.
 
         The same stages with more replicas are never slower, whatever wanders.
         """
-        if limit != "cost" and is_scale_down(self.far.plan, other.far.plan):
+        if limit != "cost" and is_scale_down(plan, other):
             return True
+        one, two = self.far(plan).predicted, self.far(other).predicted
         match limit:
             case "cost":
-                return self.far.predicted.cost_per_hour <= other.far.predicted.cost_per_hour * (1.0 - _CLEARLY)
+                return one.cost_per_hour <= two.cost_per_hour * (1.0 - _CLEARLY)
             case "p95":
-                return self.far.predicted.p95_seconds <= other.far.predicted.p95_seconds * (1.0 - _CLEARLY)
+                return one.p95_seconds <= two.p95_seconds * (1.0 - _CLEARLY)
             case _:
-                return (
-                    self.far.predicted.max_rate_per_second * (1.0 - _CLEARLY) >= other.far.predicted.max_rate_per_second
-                )
+                return one.max_rate_per_second * (1.0 - _CLEARLY) >= two.max_rate_per_second
+
+    def at_risk(self, old: Plan, new: Plan, limits: tuple[str, ...]) -> bool:
+        """Whether ``new`` is not sure to keep a limit that ``old`` may keep, nor clearly further from it."""
+        return any(
+            not (self.keeps(new, limit) or self.breaks(old, limit) or self.less(new, old, limit)) for limit in limits
+        )
 
 
-def relieves(context: Context, current: Candidate, best: Candidate) -> bool:
+def relieves(edges: Edges, current: Candidate, best: Candidate) -> bool:
     """Whether ``best``, which breaks lesser limits than the active plan, is to be taken at once.
 
     It is where it mends a limit that does not wander, or carries a load that the active plan can't. Otherwise the one
@@ -64,18 +88,15 @@ def relieves(context: Context, current: Candidate, best: Candidate) -> bool:
         return False
     if mended not in _WANDERING or mended == _WANDERING[-1]:
         return True
-    old, new = _band(context, current), _band(context, best)
+    old, new = current.plan, best.plan
     graver = _WANDERING[_WANDERING.index(mended) + 1 :]
-    return (new.keeps(mended) or old.breaks(mended) or new.less(old, mended)) and not _endangers(old, new, graver)
+    lasting = edges.keeps(new, mended) or edges.breaks(old, mended) or edges.less(new, old, mended)
+    return lasting and not edges.at_risk(old, new, graver)
 
 
-def endangers(context: Context, current: Candidate, target: Candidate) -> bool:
+def endangers(edges: Edges, current: Candidate, target: Candidate) -> bool:
     """Whether ``target`` is not sure to keep a limit that the active plan may keep, nor clearly further from it."""
-    return _endangers(_band(context, current), _band(context, target), _WANDERING)
-
-
-def _endangers(old: _Band, new: _Band, limits: tuple[str, ...]) -> bool:
-    return any(not (new.keeps(limit) or old.breaks(limit) or new.less(old, limit)) for limit in limits)
+    return edges.at_risk(current.plan, target.plan, _WANDERING)
 
 
 def _gravest_mended(current: Candidate, best: Candidate) -> str | None:
@@ -83,7 +104,3 @@ def _gravest_mended(current: Candidate, best: Candidate) -> str | None:
     differing = set(current.violations) ^ set(best.violations)
     gravest = max(differing, key=LIMITS.index, default=None)
     return gravest if gravest in current.violations else None
-
-
-def _band(context: Context, candidate: Candidate) -> _Band:
-    return _Band(assess(stress(context), candidate.plan), assess(relax(context), candidate.plan))

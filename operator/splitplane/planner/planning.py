@@ -7,7 +7,7 @@ import numpy as np
 from splitplane.domain.plans import Candidate, Plan, Stage
 from splitplane.domain.snapshots import Action, Active, Decision, Mode, Policy, Snapshot
 from splitplane.planner import gates
-from splitplane.planner.bands import endangers, relieves
+from splitplane.planner.bands import Edges, endangers, relieves
 from splitplane.planner.baselines import baselines, other_split, other_variants
 from splitplane.planner.binding import binding_limits
 from splitplane.planner.causes import FORBIDDEN, reason_of_change
@@ -141,10 +141,11 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
     if best.plan == active.plan:
         return hold("Infeasible" if best.violations else "UpToDate", f"best for {conditions(context)}")
 
-    roomy = _with_headroom(context, active, best)
-    relief = next((found for found in (best, roomy) if found and _relieves(context, current, found)), None)
+    edges = Edges(context)
+    roomy = _with_headroom(context, edges, active, best)
+    relief = next((found for found in (best, roomy) if found and _relieves(context, edges, current, found)), None)
     forced = relief is not None
-    if roomy is not None and not forced and _worsens(context, current, roomy):
+    if roomy is not None and not forced and _worsens(edges, current, roomy):
         roomy = None
     low = roomy is not None and gates.shrinks(active.plan, roomy.plan)
     if low:
@@ -188,29 +189,28 @@ def _current(context: Context, active: Active) -> Candidate:
     return current
 
 
-def _relieves(context: Context, current: Candidate, best: Candidate) -> bool:
+def _relieves(context: Context, edges: Edges, current: Candidate, best: Candidate) -> bool:
     """Whether ``best`` mends a limit that the active plan breaks, or eases an overload that nothing ends."""
     if severity(best) < severity(current):
-        return relieves(context, current, best)
+        return relieves(edges, current, best)
     overloaded = "utilization" in current.violations and "utilization" in best.violations
     return overloaded and gain(context, current, best) >= gates.DEAD_BAND
 
 
-def _worsens(context: Context, current: Candidate, target: Candidate) -> bool:
+def _worsens(edges: Edges, current: Candidate, target: Candidate) -> bool:
     """Whether ``target`` breaks a graver limit now than the active plan, or may soon."""
-    return severity(target) > severity(current) or endangers(context, current, target)
+    return severity(target) > severity(current) or endangers(edges, current, target)
 
 
-def _with_headroom(context: Context, active: Active, best: Candidate) -> Candidate | None:
+def _with_headroom(context: Context, edges: Edges, active: Active, best: Candidate) -> Candidate | None:
     """The best plan that also satisfies the limits within the dead band, as it does now.
 
     It passes the N/(N-1) check: what replicas remain bear the current rate and the dead band on top. A change that
     is not forced goes there, so that noise around a limit does not drive plans to and fro.
     """
-    stressed = gates.stress(context)
-    if not gates.shrinks(active.plan, best.plan) and severity(assess(stressed, best.plan)) <= severity(best):
+    if not gates.shrinks(active.plan, best.plan) and severity(edges.far(best.plan)) <= severity(best):
         return best
-    roomy = best_plan(stressed)
+    roomy = best_plan(edges.far_context)
     return None if roomy is None else assess(context, roomy.plan)
 
 
