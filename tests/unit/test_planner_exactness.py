@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from itertools import product
 
 import networkx as nx
 import numpy as np
@@ -16,11 +17,12 @@ from splitplane.domain.snapshots import Link, PayPerUse, Policy, Preference, Sna
 from splitplane.planner import cover as covering
 from splitplane.planner import plan
 from splitplane.planner import search as searching
+from splitplane.planner.bars import CHEAPEST, FASTEST, Aim
 from splitplane.planner.choice import pick
 from splitplane.planner.context import ContradictionError, build_context
 from splitplane.planner.cover import Cover
 from splitplane.planner.evaluation import assess
-from splitplane.planner.frontier import contenders, frontier_of_lines
+from splitplane.planner.frontier import contenders, frontier_of_lines, in_the_running
 from splitplane.planner.pareto import nondominated
 from tests.support.planner_cases import MEBIBYTE, POLICY, SNAPSHOT, cut
 from tests.support.planner_random import random_case
@@ -122,7 +124,7 @@ def test_the_best_of_all_plans_with_pay_per_use_is_the_best_of_the_frontier():
     for seed in range(21_000, 21_080):
         snapshot, policy = with_use(seed)
         context = build_context(snapshot, policy)
-        whole, found = contenders(context, context.rate), frontier_of_lines(context, context.rate)
+        whole, found = contenders(context, context.rate, Aim.of(policy)), frontier_of_lines(context, context.rate)
         assert bool(len(whole)) == bool(len(found)), seed
         if len(found):
             picked, best = (each.candidate(context, pick(policy, each)) for each in (whole, found))
@@ -136,7 +138,7 @@ def test_the_best_of_all_plans_that_carry_the_load_is_the_best_of_the_frontier()
     for seed in range(200):
         snapshot, policy = random_case(seed)
         context = build_context(snapshot, policy)
-        whole, found = contenders(context, context.rate), frontier_of_lines(context, context.rate)
+        whole, found = contenders(context, context.rate, Aim.of(policy)), frontier_of_lines(context, context.rate)
         assert bool(len(whole)) == bool(len(found)), seed
         if len(found):
             picked, best = (each.candidate(context, pick(policy, each)) for each in (whole, found))
@@ -250,6 +252,34 @@ def test_where_nothing_carries_the_load_a_plan_that_bears_the_most_is_taken():
         borne = target.predicted.max_rate_per_second
         assert borne >= known_rate(snapshot) * 0.7 / least * 0.99 * (1 - 1e-9), f"seed {seed}"
     assert overloads > 50
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("batch", range(4))
+def test_what_is_left_out_of_the_running_is_never_the_best_plan(batch: int):
+    """Whatever is preferred, with limits that all, some or no plans keep."""
+    compared, smaller = 0, 0
+    for seed in range(40_000 + 60 * batch, 40_000 + 60 * (batch + 1)):
+        snapshot, policy = with_use(seed) if seed % 3 == 0 else random_case(seed)
+        context = build_context(snapshot, policy)
+        found = frontier_of_lines(context, context.rate)
+        if not len(found):
+            continue
+        rng = random.Random(seed)
+        p95s, costs = (
+            [None, *(factor * float(rng.choice(column)) for factor in (0.1, 1.0, 1.001))]
+            for column in (found.p95, found.cost)
+        )
+        for prefer, p95, cost in product(Preference, p95s, costs):
+            wanted = replace(policy, prefer=prefer, max_p95_seconds=p95, max_cost_per_hour=cost)
+            running = in_the_running(context, context.rate, Aim.of(wanted))
+            best, picked = (each.candidate(context, pick(wanted, each)) for each in (found, running))
+            assert picked == best, (seed, prefer, p95, cost)
+            compared, smaller = compared + 1, smaller + (len(running) < len(found))
+        for aim, column in ((CHEAPEST, "cost"), (FASTEST, "p95")):
+            running = in_the_running(context, context.rate, aim)
+            assert getattr(running, column).min() == getattr(found, column).min(), seed
+    assert smaller > compared // 4
 
 
 rows = st.lists(

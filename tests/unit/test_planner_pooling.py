@@ -11,7 +11,7 @@ import pytest
 from splitplane.domain.measurements import Value, known
 from splitplane.domain.snapshots import Action, FixedPlan, Mode, Policy, Preference, Shared, Snapshot
 from splitplane.planner import explain, frontier, plan, plan_sites
-from splitplane.planner.choice import COST_TIE
+from splitplane.planner.bars import COST_TIE
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess, evaluate
 from splitplane.planner.frontier import frontier_of_layouts, frontier_of_lines

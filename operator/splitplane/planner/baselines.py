@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from splitplane.domain.plans import Candidate
+from splitplane.planner.bars import Aim
 from splitplane.planner.choice import pick
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess, violations
-from splitplane.planner.frontier import frontier_of_layouts, frontier_of_other_splits
+from splitplane.planner.frontier import contenders_of_other_splits, frontier_of_layouts
 from splitplane.planner.layouts import one_stage
 from splitplane.planner.selecting import best_plan
 
@@ -51,5 +52,5 @@ def other_variants(context: Context, target: Candidate) -> dict[str, Candidate]:
 
 def other_split(context: Context, target: Candidate) -> Candidate | None:
     """The best split that is on other tiers or cut elsewhere; ``None`` if there is none that carries the load."""
-    frontier = frontier_of_other_splits(context, target.plan)
+    frontier = contenders_of_other_splits(context, target.plan, Aim.of(context.policy))
     return frontier.candidate(context, pick(context.policy, frontier)) if len(frontier) else None

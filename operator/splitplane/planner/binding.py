@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Mode, Policy
-from splitplane.planner.choice import COST_TIE, gain, severity
+from splitplane.planner.bars import COST_TIE
+from splitplane.planner.choice import gain, severity
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.lines import LONGEST

@@ -10,15 +10,10 @@ import numpy as np
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Policy, Preference
 from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.bars import COST_TIE, LATENCY_TIE
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import leak_of
 from splitplane.planner.frontier import Frontier
-
-COST_TIE = 0.02
-"""Plans within this share of the least cost count as equally cheap where cost is preferred."""
-
-LATENCY_TIE = 0.03
-"""Plans within this share of the lowest p95 count as equally fast where latency is preferred."""
 
 LIMITS = (
     "cost", "p95", "utilization", "replicas", "grant", "shared", "accuracy", "memory", "leak", "privacy", "spec",

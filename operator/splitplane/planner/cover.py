@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitplane.planner.arrays import Array, Bools, Ints, Singles
+from splitplane.planner.bars import Aim, Bar
 
 V = TypeVar("V", np.float64, np.int64)
 
@@ -23,9 +24,13 @@ class Cover:
     Bins are made of ``leaks``, all values that occur, and of ``losses``, some of them; costs are binned evenly between
     ``cheapest``, below which there is none, and ``dearest``, beyond which they are not told apart. Leaks are named by
     their rank among all of them.
+
+    With an ``aim`` it also rules out what is not in the running for the best plan (``bars``).
     """
 
-    def __init__(self, leaks: Array, losses: Ints, cheapest: float, dearest: float) -> None:
+    def __init__(
+        self, leaks: Array, losses: Ints, cheapest: float, dearest: float, aim: Aim | None = None
+    ) -> None:  # fmt: skip
         self._leaks = np.unique(leaks)
         bins = _spread(self._leaks, _MOST_LEAKS)
         self._leak_floor = np.searchsorted(bins, self._leaks, side="right") - 1
@@ -41,6 +46,7 @@ class Cover:
         self._table = np.full((len(bins) + 1, len(self._losses) + 1, _COSTS + 2), np.inf, dtype=np.float32)
         self._flat = self._table.reshape(-1)
         self._news = 0
+        self._bar = None if aim is None else Bar(aim, per_leak=len(self._flat) // len(self._table))
 
     def rank(self, leak: Array) -> Ints:
         """The ranks of leaks."""
@@ -56,6 +62,8 @@ class Cover:
 
     def add(self, ceiling: Ints, cost: Array, p95: Array) -> None:
         """Take note of plans."""
+        if self._bar is not None:
+            self._bar.note(ceiling, cost, p95)
         bins = np.ceil((cost - self._cheapest) * self._per_cost)
         place = np.minimum(bins, _COSTS + 1, out=bins).astype(np.int64)
         place += ceiling
@@ -75,15 +83,17 @@ class Cover:
                 np.minimum(here, before, out=here)
 
     def rules_out(self, floor: Ints, cost: Array, p95: Array) -> Bools:
-        """Whether a known plan beats or equals every plan that is at least this large in all four."""
+        """Whether a known plan beats or equals every plan that is at least this large in all four, or none of these is
+        in the running."""
         return self.lowest(floor, cost) <= p95
 
     def lowest(self, floor: Ints, cost: Array) -> Singles:
-        """The lowest known p95 at no more cost, leak and loss."""
+        """The lowest known p95 at no more cost, leak and loss, or the highest in the running if that is lower."""
         place = ((cost - self._cheapest) * self._per_cost).astype(np.int64)
         np.minimum(place, _COSTS, out=place)
         place += floor
-        return self._flat.take(place)
+        known = self._flat.take(place)
+        return known if self._bar is None else np.minimum(known, self._bar.at(floor, cost), out=known)
 
     def _cell(self, leak: Ints, loss: Ints) -> Ints:
         """The place of the first cost for this leak and loss."""

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
 from splitplane.domain.plans import Candidate, Plan
 from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.bars import Aim
 from splitplane.planner.columns import joined, taken
 from splitplane.planner.context import Context
 from splitplane.planner.cover import Cover
@@ -57,11 +59,12 @@ def frontier_of_lines(context: Context, rate: float, without: Collection[Plan] =
     return found
 
 
-def contenders(context: Context, rate: float, without: Collection[Plan] = ()) -> Frontier:
-    """The frontier, or where that is quicker all plans that carry the load: the best plan of either is the same."""
+def contenders(context: Context, rate: float, aim: Aim, without: Collection[Plan] = ()) -> Frontier:
+    """What of the frontier is in the running for an aim, or where that is quicker all plans that carry the load: the
+    best plan of either is the frontier's."""
     layouts = None if without else _all_plans(context)
     if layouts is None:
-        return frontier_of_lines(context, rate, without)
+        return in_the_running(context, rate, aim, without)
     key = ("contenders", _numbers(context), rate)
     known = context.kept.result(key)
     if isinstance(known, Frontier):
@@ -74,23 +77,40 @@ def contenders(context: Context, rate: float, without: Collection[Plan] = ()) ->
     return found
 
 
+def in_the_running(context: Context, rate: float, aim: Aim, without: Collection[Plan] = ()) -> Frontier:
+    """The plans of the frontier that ``choice.pick`` may take, and some others."""
+    key = ("in the running", _numbers(context), rate, aim, frozenset(plan.digest for plan in without))
+    known = context.kept.result(key)
+    if isinstance(known, Frontier):
+        return known
+    found = _frontier(context, list(build_lines(context, rate)), rate, without, aim)
+    context.kept.keep(key, found, plans=len(found))
+    return found
+
+
 def _all_plans(context: Context) -> list[Layout] | None:
-    """Every plan that the hard limits allow, whatever the load; ``None`` if they are more than a few. These don't
+    """Every plan that the hard limits allow, whatever the load; ``None`` if they may be more than a few. These don't
     depend on rates, prices and how fast links are, and are kept."""
+    if _most_plans(context) > _FEW:
+        return None
     usable = frozenset(pair for pair, wire in context.wires.items() if not wire.remembered)
     key = ("all plans", usable, _limits(context))
-    known = context.kept.result(key)
+    known: list[Layout] | None = context.kept.result(key)
     if known is None:
-        lines = list(build_lines(context, TRICKLE))
-        counts = [
-            len(line.first)
-            * math.prod(context.sites[tier].high + (place in line.pay_per_use) for place, tier in enumerate(line.tiers))
-            for line in lines
-        ]
-        few = sum(counts) <= _FEW and all(line.middle is None for line in lines)
-        known = [_every_plan(context, line) for line in lines] if few else "many"
-        context.kept.keep(key, known, plans=sum(map(len, known)) if few else 1)
-    return None if known == "many" else known
+        known = [_every_plan(context, line) for line in build_lines(context, TRICKLE)]
+        context.kept.keep(key, known, plans=sum(map(len, known)))
+    return known
+
+
+def _most_plans(context: Context) -> float:
+    """As many plans as there may be at most; infinite where some have a stage between two others."""
+    usable = [site for site in context.sites.values() if context.affordable(site)]
+    parts = min(len(usable), context.policy.max_partitions)
+    if parts > 2:
+        return math.inf
+    ways = [site.high if site.tier.pay_per_use is None else 2 * site.high + 1 for site in usable]
+    splits = sum(one * other for one, other in combinations(ways, 2)) if parts == 2 else 0
+    return sum(ways) + len(context.options) * splits
 
 
 def _every_plan(context: Context, line: Line) -> Layout:
@@ -106,16 +126,20 @@ def _every_plan(context: Context, line: Line) -> Layout:
     return replace(layout, replicas=tuple(grids[1:]))
 
 
-def frontier_of_other_splits(context: Context, plan: Plan) -> Frontier:
-    """The frontier of the plans with at least two stages that are on other tiers than ``plan``, or cut elsewhere."""
+def contenders_of_other_splits(context: Context, plan: Plan, aim: Aim) -> Frontier:
+    """What is in the running for an aim of the plans with at least two stages that are on other tiers than ``plan``, or
+    cut elsewhere."""
     tiers = tuple(stage.tier for stage in plan.stages)
     lines = [line for line in build_lines(context, context.rate) if len(line.tiers) > 1]
     others = [line.other_than(plan.cuts) if line.tiers == tiers else line for line in lines]
-    return _frontier(context, [line for line in others if len(line.first)], context.rate)
+    return _frontier(context, [line for line in others if len(line.first)], context.rate, (), aim)
 
 
-def _frontier(context: Context, lines: Sequence[Line], rate: float, without: Collection[Plan] = ()) -> Frontier:
-    layouts = _search(context, lines, rate, without) if lines else []
+def _frontier(
+    context: Context, lines: Sequence[Line], rate: float, without: Collection[Plan], aim: Aim | None = None
+) -> Frontier:
+    """The frontier over some lines, or what of it is in the running for an aim."""
+    layouts = _search(context, lines, rate, without, aim) if lines else []
     return _assembled([evaluate(context, layout, rate=rate) for layout in layouts])
 
 
@@ -159,8 +183,10 @@ def _assembled(tables: Sequence[Table]) -> Frontier:
     )
 
 
-def _search(context: Context, lines: Sequence[Line], rate: float, without: Collection[Plan]) -> list[Layout]:
-    cover, load = _cover(lines), Load(rate, context.arrival_scv, context.policy.max_utilization)
+def _search(
+    context: Context, lines: Sequence[Line], rate: float, without: Collection[Plan], aim: Aim | None
+) -> list[Layout]:
+    cover, load = _cover(lines, aim), Load(rate, context.arrival_scv, context.policy.max_utilization)
     found = []
     for number, line in enumerate(lines):
         left_out = [numbers for plan in without if (numbers := find(context, line, plan)) is not None]
@@ -180,7 +206,7 @@ def _search(context: Context, lines: Sequence[Line], rate: float, without: Colle
     return [layout for layout in layouts if len(layout)]
 
 
-def _cover(lines: Sequence[Line]) -> Cover:
+def _cover(lines: Sequence[Line], aim: Aim | None) -> Cover:
     """A cover with bins for the plans of these lines."""
     leaks = np.concatenate([side.leak for line in lines for side in (line.head, line.tail)])
     losses = [np.add.outer(line.head.loss[::5], line.tail.loss[::5]).ravel() for line in lines]
@@ -189,7 +215,7 @@ def _cover(lines: Sequence[Line]) -> Cover:
     step = max(line.head.price + line.tail.price + (line.middle.price if line.middle else 0.0) for line in lines)
     # Where the rounding of sums goes the other way, a plan must not seem cheaper than the cheapest.
     cheapest -= 1e-9 * abs(cheapest)
-    return Cover(leaks, np.concatenate([*losses, [most]]), cheapest, cheapest + 2.0 * step)
+    return Cover(leaks, np.concatenate([*losses, [most]]), cheapest, cheapest + 2.0 * step, aim)
 
 
 def find(context: Context, line: Line, plan: Plan) -> Numbers | None:

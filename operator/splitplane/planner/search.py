@@ -116,6 +116,9 @@ class _Search:
         self.leaks = {stage: cover.rank(side.leak) for stage, side in self.ends.items()}
         self.means = {stage: side.moments[0] for stage, side in self.ends.items()}
         self.longer = {stage: _longer(side) for stage, side in self.ends.items()}
+        self.longer_at_most = {
+            stage: self.longer[stage][side.most - 1 :: side.most] for stage, side in self.ends.items()
+        }
         able = sum(stage for stage, most in self.most.items() if most > 1)
         # Those without the middle stage, whose waits stay as they are, come first.
         sets = sorted((s for s in range(1, 8) if s & able == s), key=lambda s: (s & MIDDLE, s))
@@ -127,8 +130,7 @@ class _Search:
     def run(self) -> Iterator[Found]:
         first, second = self.line.first, self.line.second
         if len(first) * math.prod(self.most.values()) <= _FEW:
-            rows = self.rows(first, second)
-            nodes = self.all(rows)
+            nodes = self.all(rows := self.rows(first, second, promising=True))
             self.note(rows, nodes)
             yield self.found(rows, nodes)
             return
@@ -203,9 +205,22 @@ class _Search:
         found: Array = self.means[HEAD].take(first)
         found += self.means[TAIL].take(second)
         found += seconds
-        found += np.maximum(self.longer[HEAD].take(first), self.longer[TAIL].take(second))
+        found += np.maximum(self.longer_at_most[HEAD].take(first), self.longer_at_most[TAIL].take(second))
         found *= 1.0 - _SLACK
         return found
+
+    def quick(self, mean: Array, near: Ints, far: Ints) -> Array:
+        """The same of plans by their mean service and the places of head and tail in the tables."""
+        found = np.maximum(self.longer[HEAD].take(near), self.longer[TAIL].take(far))
+        found += mean
+        found *= 1.0 - _SLACK
+        return found
+
+    def place(self, stage: int, option: Ints, number: Ints, count: Ints) -> Ints:
+        """Where families have an end in its tables: of those whose set holds it, with all replicas."""
+        most = self.most[stage]
+        place: Ints = option * most + (np.where(self.members[stage].take(number), most, count) - 1)
+        return place
 
     def promising(self, first: Ints, second: Ints) -> tuple[_Rows, _Nodes]:
         """Rows that nothing known rules out, with their plans of the fewest replicas."""
@@ -223,16 +238,19 @@ class _Search:
         ))  # fmt: skip
 
     def all(self, rows: _Rows) -> _Nodes:
-        """Every plan of the rows."""
+        """Every plan of the rows that nothing known rules out."""
         counts = (np.arange(len(rows.first)), *(np.arange(1, most + 1) for most in self.most.values()))
         row, head, middle, tail = (grid.ravel() for grid in np.meshgrid(*counts, indexing="ij"))
         fewest = self.line.head.least[rows.first], rows.least, self.line.tail.least[rows.second]
         extra = [count - least[row] for count, least in zip((head, middle, tail), fewest, strict=True)]
         able = np.flatnonzero(np.minimum.reduce(extra) >= 0)
-        row, head, middle, tail = (column[able] for column in (row, head, middle, tail))
+        row, *extra = (column[able] for column in (row, *extra))
         cost = rows.cost[row]
         for stage, option, more in zip(self.prices, (rows.first[row], row, rows.second[row]), extra, strict=True):
-            cost = cost + self.more(stage, option, np.ones_like(row), more[able])
+            cost = cost + self.more(stage, option, np.ones_like(row), more)
+        left = np.flatnonzero(~self.cover.rules_out(rows.floor[row], cost, rows.bound[row]))
+        row, cost = row[left], cost[left]
+        head, middle, tail = (column[able[left]] for column in (head, middle, tail))
         waits = self.middle_waits(rows, row, middle)
         return self.existing(rows, _Nodes(
             row=row, head=head, middle=middle, tail=tail, growing=np.zeros(len(row), dtype=np.uint8), cost=cost,
@@ -252,27 +270,29 @@ class _Search:
             room &= np.where(count < self.most[stage], np.uint8(7), np.uint8(7 - stage))
         cost = nodes.cost + self.growth(rows, nodes)
         able = (room & self.sets[:, None]) == self.sets[:, None]
-        able &= self.cover.lowest(rows.floor.take(nodes.row), cost) > nodes.bound
+        lowest = self.cover.lowest(rows.floor.take(nodes.row), cost)
+        able &= lowest > nodes.bound
         number, places = np.nonzero(able)
-        row, cost = nodes.row.take(places), cost[able]
-        head, middle, tail = nodes.head.take(places), nodes.middle.take(places), nodes.tail.take(places)
+        lowest, cost = lowest[able], cost[able]
+        row = nodes.row.take(places)
+        near = self.place(HEAD, rows.first.take(row), number, nodes.head.take(places))
+        far = self.place(TAIL, rows.second.take(row), number, nodes.tail.take(places))
+        left = np.flatnonzero(lowest > self.quick(rows.moments[0].take(row), near, far))
+        number, places, lowest, cost = number.take(left), places.take(left), lowest.take(left), cost.take(left)
+        row, near, far = row.take(left), near.take(left), far.take(left)
         bound = nodes.bound.take(places)
         # A family within which all the same stages may grow as before is as fast at best.
         other = np.flatnonzero(self.sets.take(number) != nodes.growing.take(places))
-        sets, those = number.take(other), row.take(other)
-        at = int(np.searchsorted(sets, self.with_middle))
+        those = row.take(other)
+        at = int(np.searchsorted(number.take(other), self.with_middle))
         kept = nodes.waits.take(places.take(other[:at]), axis=1)
-        bound[other] = self.p95(
-            rows, those,
-            np.where(self.members[HEAD].take(sets), self.most[HEAD], head.take(other)),
-            np.where(self.members[TAIL].take(sets), self.most[TAIL], tail.take(other)),
-            np.concatenate([kept, most.take(those[at:], axis=1)], axis=1),
-        )  # fmt: skip
-        left = np.flatnonzero(~self.cover.rules_out(rows.floor.take(row), cost, bound))
+        waits = np.concatenate([kept, most.take(those[at:], axis=1)], axis=1)
+        bound[other] = self.p95_at(rows, those, near.take(other), far.take(other), waits)
+        left = np.flatnonzero(lowest > bound)
         number, places, row, cost = number.take(left), places.take(left), row.take(left), cost.take(left)
-        head = head.take(left) + self.members[HEAD].take(number)
-        middle = middle.take(left) + self.members[MIDDLE].take(number)
-        tail = tail.take(left) + self.members[TAIL].take(number)
+        head = nodes.head.take(places) + self.members[HEAD].take(number)
+        middle = nodes.middle.take(places) + self.members[MIDDLE].take(number)
+        tail = nodes.tail.take(places) + self.members[TAIL].take(number)
         at = int(np.searchsorted(number, self.with_middle))
         kept, grown = nodes.waits.take(places[:at], axis=1), self.middle_waits(rows, row[at:], middle[at:])
         waits = np.concatenate([kept, grown], axis=1)
@@ -318,8 +338,11 @@ class _Search:
     def p95(self, rows: _Rows, row: Ints | None, head: Ints, tail: Ints, waits: Array | None) -> Array:
         """p95 of plans: rows with replicas of head and tail, and the middle stage's waits (none, if none are given)."""
         first, second = (rows.first, rows.second) if row is None else (rows.first.take(row), rows.second.take(row))
-        near = first * self.most[HEAD] + (head - 1)
-        far = second * self.most[TAIL] + (tail - 1)
+        near, far = first * self.most[HEAD] + (head - 1), second * self.most[TAIL] + (tail - 1)
+        return self.p95_at(rows, row, near, far, waits)
+
+    def p95_at(self, rows: _Rows, row: Ints | None, near: Ints, far: Ints, waits: Array | None) -> Array:
+        """The same by the places of head and tail in their tables."""
         coupling = rows.coupling if row is None else rows.coupling.take(row)
         total = self.line.head.total.take(near, axis=1)
         total += self.line.tail.total.take(far, axis=1)
@@ -363,8 +386,7 @@ class _Search:
 
 
 def _longer(side: Side) -> Array:
-    """By option, how far the 95th percentile of a side alone lies above its mean service at least, with all replicas:
-    that of a normal distribution, as nothing here is skewed to the left."""
-    waits = side.largest[:, side.most - 1 :: side.most]
-    longer: Array = waits[0] + NORMAL_95 * np.sqrt(side.moments[1] + waits[1])
+    """By option and replicas, how far the 95th percentile of a side alone lies above its mean service at least: that of
+    a normal distribution, as nothing here is skewed to the left."""
+    longer: Array = side.largest[0] + NORMAL_95 * np.sqrt(np.repeat(side.moments[1], side.most) + side.largest[1])
     return longer

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from splitplane.domain.plans import Candidate, Plan, Stage
 from splitplane.domain.snapshots import Mode
+from splitplane.planner.bars import CHEAPEST, Aim
 from splitplane.planner.choice import pick, pick_cheapest
 from splitplane.planner.context import Context, ContradictionError, crossings
 from splitplane.planner.evaluation import assess, violations
@@ -58,27 +59,27 @@ def _frontier_of(context: Context, without: tuple[Plan, ...], rate: float) -> Fr
 
 
 def _best(context: Context, without: list[Plan]) -> Candidate | None:
-    frontier = _contenders(context, context.rate, tuple(without))
+    frontier = _contenders(context, context.rate, Aim.of(context.policy), tuple(without))
     if len(frontier):
         return frontier.candidate(context, pick(context.policy, frontier))
     rate = _highest_rate(context, without) * (1.0 - OVERLOAD_TIE)
     if not 0.0 < rate < math.inf:
         return None
-    frontier = _contenders(context, rate, tuple(without))
+    frontier = _contenders(context, rate, CHEAPEST, tuple(without))
     if not len(frontier):
         return None
     return assess(context, frontier.candidate(context, pick_cheapest(frontier)).plan)
 
 
-def _contenders(context: Context, rate: float, without: tuple[Plan, ...]) -> Frontier:
+def _contenders(context: Context, rate: float, aim: Aim, without: tuple[Plan, ...]) -> Frontier:
     """Plans of all variants, among which the best is."""
-    return together([_contenders_of(each, _own(each, without), rate) for each in context.variants])
+    return together([_contenders_of(each, _own(each, without), rate, aim) for each in context.variants])
 
 
-def _contenders_of(context: Context, without: tuple[Plan, ...], rate: float) -> Frontier:
+def _contenders_of(context: Context, without: tuple[Plan, ...], rate: float, aim: Aim) -> Frontier:
     if context.policy.mode is Mode.FIXED or _remembered(context) is not None:
         return _frontier_of(context, without, rate)
-    return contenders(context, rate, without)
+    return contenders(context, rate, aim, without)
 
 
 def _highest_rate(context: Context, without: list[Plan]) -> float:

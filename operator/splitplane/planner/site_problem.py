@@ -8,8 +8,8 @@ import numpy as np
 
 from splitplane.domain.snapshots import Policy, Preference
 from splitplane.planner.arrays import Array, Bools, Ints
+from splitplane.planner.bars import LATENCY_TIE
 from splitplane.planner.batching import Together
-from splitplane.planner.choice import LATENCY_TIE
 from splitplane.planner.columns import joined
 from splitplane.planner.context import Context
 from splitplane.planner.queueing import Cumulants, damp, delay

@@ -17,7 +17,7 @@ import numpy as np
 from splitplane.domain.plans import Candidate, Plan, Stage
 from splitplane.domain.snapshots import Preference
 from splitplane.planner.arrays import Array, Bools, Ints
-from splitplane.planner.choice import COST_TIE
+from splitplane.planner.bars import COST_TIE
 from splitplane.planner.context import Context, Direction, crossings
 from splitplane.planner.evaluation import broken, evaluate
 from splitplane.planner.layouts import Layout

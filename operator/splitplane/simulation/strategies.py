@@ -9,6 +9,7 @@ import numpy as np
 from splitplane.domain.plans import Plan
 from splitplane.domain.snapshots import Decision, Policy, Preference, Snapshot
 from splitplane.planner import Kept, choose
+from splitplane.planner.bars import FASTEST
 from splitplane.planner.context import IDLE_RATE, Context, build_context
 from splitplane.planner.evaluation import assess, evaluate
 from splitplane.planner.frontier import contenders
@@ -90,7 +91,7 @@ def _as_published(snapshot: Snapshot, policy: Policy, kept: Kept) -> Context:
 
 def _fastest(context: Context, rate: float) -> Plan | None:
     """The plan of least p95 among those that bear so many requests per second."""
-    found = contenders(context, rate)
+    found = contenders(context, rate, FASTEST)
     return found.candidate(context, int(np.argmin(found.p95))).plan if len(found) else None
 
 
