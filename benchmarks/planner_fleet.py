@@ -41,23 +41,33 @@ def main() -> list[Row]:
 
 
 def fleet(size: int) -> list[Pipeline]:
-    """Pipelines that were planned once, at rates and over links of their own."""
+    """Pipelines that were planned once."""
+    pipelines = newcomers(size)
+    for pipeline in pipelines:
+        decide(pipeline)
+    return pipelines
+
+
+def newcomers(size: int) -> list[Pipeline]:
+    """Pipelines at rates and over links of their own."""
     rng = random.Random(1)
     models = [(replace(SNAPSHOT, arrival_scv=1.0), POLICY)]
     models += [three_tiers(graph(segments, seed=segments), rate=4.0, replicas=8) for segments in (12, 24, 48)]
-    pipelines = []
-    for number in range(size):
-        snapshot, policy = models[number % len(models)]
-        pipeline = Pipeline(varied(snapshot, rng, 0.5, 1.5), policy, Kept(snapshot.profile))
-        decide(pipeline)
-        pipelines.append(pipeline)
-    return pipelines
+    return [
+        Pipeline(varied(snapshot, rng, 0.5, 1.5), policy, Kept(snapshot.profile))
+        for snapshot, policy in (models[number % len(models)] for number in range(size))
+    ]
+
+
+def change(pipelines: Sequence[Pipeline], share: float, rng: random.Random) -> None:
+    """New rates and bandwidths for this share of the pipelines."""
+    for pipeline in rng.sample(list(pipelines), max(1, round(share * len(pipelines)))):
+        pipeline.snapshot = varied(pipeline.snapshot, rng, 0.9, 1.1)
 
 
 def interval(pipelines: Sequence[Pipeline], share: float, rng: random.Random) -> float:
     """Seconds of CPU to plan all pipelines once, with this share of them changed."""
-    for pipeline in rng.sample(list(pipelines), max(1, round(share * len(pipelines)))):
-        pipeline.snapshot = varied(pipeline.snapshot, rng, 0.9, 1.1)
+    change(pipelines, share, rng)
     started = time.process_time()
     for pipeline in pipelines:
         plan(pipeline.snapshot, pipeline.policy, INTERVAL_SECONDS, kept=pipeline.kept)

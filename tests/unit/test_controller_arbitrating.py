@@ -1,12 +1,17 @@
 """Two pipelines on nodes that cannot hold what both want: who gives way, what is told of it, and how it ends."""
 
+import asyncio
 import copy
+import threading
+import time
 from typing import Any
 
 import pytest
 
 from splitplane.adapters.metrics import MetricsSnapshot
+from splitplane.controller import arbitrating
 from splitplane.domain.resources import pod_requests
+from splitplane.planner.arbitration import arbitrate
 from tests.support.controller_cases import node, pod, tier
 from tests.support.controller_world import KEY, World, measured
 
@@ -115,6 +120,32 @@ async def test_the_lower_priority_gives_way_and_says_to_whom(world: SharedWorld)
     await world.step(60)
     assert world.edge_replicas(KEY) == alone
     assert world.condition_of(KEY, "CapacityGranted")["status"] == "True"
+
+
+async def test_planning_goes_on_while_others_are_settled(world: SharedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle, done = arbitrate, threading.Event()
+
+    def slow(*claims: Any) -> Any:
+        done.wait(timeout=30)
+        return settle(*claims)
+
+    monkeypatch.setattr(arbitrating, "arbitrate", slow)
+    monkeypatch.setattr(arbitrating, "_WAIT_SECONDS", 0.01)
+    world.metrics = busy(tracker=40.0, viewer=40.0)
+    world.apply(**spec())
+    await world.step(30, keys=BOTH)
+    world.apply(OTHER, **spec(priority=10))
+    started = time.monotonic()
+    await world.step(30, keys=BOTH)
+    assert time.monotonic() - started < 20
+    assert world.condition_of(KEY, "CapacityGranted")["status"] == "True", "nothing is settled yet"
+    done.set()
+    for _ in range(200):
+        await asyncio.sleep(0.01)
+        await world.step(keys=BOTH)
+        if world.condition_of(KEY, "CapacityGranted")["reason"] == "GaveWay":
+            break
+    assert world.condition_of(KEY, "CapacityGranted")["reason"] == "GaveWay"
 
 
 async def test_what_sites_share_is_one_claimant_among_others() -> None:

@@ -7,16 +7,22 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from splitplane.domain.measurements import Value
+from splitplane.domain.plans import Candidate
+from splitplane.planner import Kept, plan
+from splitplane.planner import offers as offering
 from splitplane.planner.arbitration import Settlement, arbitrate
 from splitplane.planner.claims import Claim, Need, Offer, Room
+from splitplane.planner.context import Context
 from splitplane.planner.highs import solve
 from splitplane.planner.offers import offers
 from splitplane.planner.packing import Packing
-from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, serving, with_tiers
+from splitplane.planner.selecting import best_plan
+from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, links, serving, with_tiers
 from tests.support.planner_claims import scarce
 
 
@@ -148,3 +154,32 @@ def test_offers_are_the_planners_own_choices_with_fewer_replicas() -> None:
     assert [offer.held for offer in found].count(True) == (6 in counts)
     # The raw input may not leave the edge, so without a replica there nothing is served at all.
     assert counts[-1] == 1
+
+
+def test_offers_are_searched_for_again_only_where_what_they_rest_on_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    searched: list[float] = []
+
+    def noted(context: Context) -> Candidate | None:
+        searched.append(context.rate)
+        return best_plan(context)
+
+    monkeypatch.setattr(offering, "best_plan", noted)
+    snapshot = replace(SNAPSHOT, arrival_rate=Value(12.0), active=serving(edge_only(6)))
+    kept = Kept(snapshot.profile)
+    first = offers(snapshot, POLICY, ("edge",), kept=kept)
+    count = len(searched)
+    later = replace(snapshot, time=60.0, active=serving(edge_only(6), low=30.0))
+    assert offers(later, POLICY, ("edge",), kept=kept) == first
+    assert len(searched) == count
+    changes: list[dict[str, Any]] = [
+        {"arrival_rate": Value(11.0)},
+        {"links": links(7.0)},
+        {"active": serving(edge_only(5))},
+        {"set_aside": frozenset({plan(snapshot, POLICY, 0.0).target.plan.digest})},
+    ]
+    for change in changes:
+        changed = replace(snapshot, **change)
+        assert offers(changed, POLICY, ("edge",), kept=kept) == offers(changed, POLICY, ("edge",)), change
+    assert len(searched) > count

@@ -1,7 +1,8 @@
 """Sharing nodes among pipelines that together want more of them than there are: claims, and what is granted on them.
 
 Each pipeline's claim is noted whenever it is planned. While nobody is short of anything nothing else happens; else all
-who share the nodes in question are settled together (``planner.arbitration``), and each plans anew with its grant.
+who share the nodes in question are settled together (``planner.arbitration``) while planning goes on, and each plans
+anew with its grant.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller.capacity import amounts, capacity
@@ -29,6 +30,9 @@ from splitplane.planner.pools import Pool
 _log = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 10.0
+_WAIT_SECONDS = 0.25
+"""How long a round of planning waits for a settlement; what takes longer is granted in a later one."""
+
 _MOST_NAMED = 5
 
 
@@ -47,9 +51,20 @@ class _Standing:
     ``short`` names the tiers on which it would take more than it can have."""
 
     priority: int
-    offers: Callable[[Sequence[str]], tuple[Offer, ...]]
+    offers: Callable[[tuple[str, ...]], tuple[Offer, ...]]
     needs: Mapping[str, Need]
     short: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """What came of settling so many pipelines on so many nodes, and how many seconds it took."""
+
+    grants: dict[Key, Grant]
+    pipelines: int
+    nodes: int
+    gap: float
+    seconds: float
 
 
 class Arbiter:
@@ -61,6 +76,7 @@ class Arbiter:
         self._standing: dict[Key, _Standing] = {}
         self._grants: dict[Key, Grant] = {}
         self._settled_at = 0.0
+        self._settling: asyncio.Task[_Settled] | None = None
 
     def grant(self, key: Key) -> Grant | None:
         """What is granted to a pipeline; ``None`` while it may have what it wants."""
@@ -90,7 +106,7 @@ class Arbiter:
         used = {stage.tier for stage in first.plan.stages} if first else set()
         self._standing[key] = _Standing(
             priority=pipeline.spec.priority,
-            offers=partial(offers, alone, policy, kept=kept),
+            offers=cache(partial(offers, alone, policy, kept=kept)),
             needs=_needs(tiers),
             short=frozenset(tier for tier in used if first and first.plan.replicas(tier) > had[tier]),
         )
@@ -110,7 +126,8 @@ class Arbiter:
         most = min(each.most_replicas for snapshot in seen.values() for each in snapshot.tiers if each.name == name)
         short = alone != seen and pool_wish(alone, policy, name, kept=kept) > most
 
-        def offered(_tiers: Sequence[str]) -> tuple[Offer, ...]:
+        @cache
+        def offered(_tiers: tuple[str, ...]) -> tuple[Offer, ...]:
             return pool_offers(alone, policy, name, held=held, kept=kept)
 
         self._standing[key] = _Standing(
@@ -118,48 +135,45 @@ class Arbiter:
         )
 
     async def settle(self, now: float) -> None:
-        """Grant anew, if somebody is short and the last time is long enough ago; take grants back if nobody is."""
+        """Grant anew, if somebody is short and the last time is long enough ago; take grants back if nobody is.
+
+        Waits for no more than a fraction of a second. What is not settled by then is granted by a later call.
+        """
         if not any(standing.short for standing in self._standing.values()):
             self._grants.clear()
+            self._settling = None  # what comes of one that still runs is nobody's business any more
             return
-        if now - self._settled_at < _EVERY_SECONDS:
+        if self._settling is None:
+            if now - self._settled_at < _EVERY_SECONDS:
+                return
+            self._settled_at = now
+            contested = self._contested()
+            rooms = self._rooms(frozenset(contested))
+            self._settling = asyncio.create_task(asyncio.to_thread(_settle, contested, rooms))
+        done, _ = await asyncio.wait({self._settling}, timeout=_WAIT_SECONDS)
+        if not done:
             return
-        self._settled_at = now
-        contested = frozenset[str]().union(
-            *(standing.needs[tier].nodes for standing in self._standing.values() for tier in standing.short)
-        )
-        shared = {
-            key: tuple(tier for tier, need in standing.needs.items() if need.nodes & contested)
-            for key, standing in self._standing.items()
-        }
-        shared = {key: tiers for key, tiers in shared.items() if tiers}
-        rooms = self._rooms(frozenset(shared))
-        started = time.perf_counter()
-        # What it looks at is not changed meanwhile: the planning loop waits for it, and the cluster's events go on.
-        claims, settled = await asyncio.to_thread(self._settle, shared, rooms)
-        self._telemetry.arbitration.observe(time.perf_counter() - started)
+        settling, self._settling = self._settling, None
+        settled = settling.result()
+        self._telemetry.arbitration.observe(settled.seconds)
         self._telemetry.arbitration_gap.set(settled.gap)
-        self._grants = _grants(claims, settled)
+        self._grants = {key: grant for key, grant in settled.grants.items() if key in self._standing}
         if self._grants:
             _log.info(
-                "%d pipelines share %d nodes; at most %.1f %% is lost", len(claims), len(rooms), 100 * settled.gap
-            )
-
-    def _settle(
-        self, shared: Mapping[Key, Sequence[str]], rooms: Sequence[Room]
-    ) -> tuple[dict[Key, Claim], Settlement]:
-        # HiGHS takes 10 MB of memory: only where pipelines do compete.
-        from splitplane.planner.highs import solve
-
-        claims = {}
-        for key, tiers in shared.items():
-            standing = self._standing[key]
-            claims[key] = Claim(
-                pipeline="/".join(key), priority=standing.priority,
-                needs={tier: standing.needs[tier] for tier in tiers},
-                offers=standing.offers(tiers),
+                "%d pipelines share %d nodes; at most %.1f %% is lost",
+                settled.pipelines, settled.nodes, 100 * settled.gap,
             )  # fmt: skip
-        return claims, arbitrate(list(claims.values()), rooms, solve)
+
+    def _contested(self) -> dict[Key, tuple[_Standing, tuple[str, ...]]]:
+        """Who shares nodes that somebody is short of, on which tiers."""
+        nodes = frozenset[str]().union(
+            *(standing.needs[tier].nodes for standing in self._standing.values() for tier in standing.short)
+        )
+        tiers = {
+            key: (standing, tuple(tier for tier, need in standing.needs.items() if need.nodes & nodes))
+            for key, standing in self._standing.items()
+        }
+        return {key: (standing, shared) for key, (standing, shared) in tiers.items() if shared}
 
     def _rooms(self, competitors: frozenset[Key]) -> list[Room]:
         """Nodes with what is free on them once the stages of these pipelines are thought away."""
@@ -189,6 +203,25 @@ class Arbiter:
 
     def _is_claimed(self, pod: Object) -> bool:
         return _stage_of(pod) in self._standing
+
+
+def _settle(contested: Mapping[Key, tuple[_Standing, tuple[str, ...]]], rooms: Sequence[Room]) -> "_Settled":
+    """Runs beside the planning loop: all that it looks at stays as it is, and ``Kept`` may be shared."""
+    # HiGHS takes 10 MB of memory: only where pipelines do compete.
+    from splitplane.planner.highs import solve
+
+    started = time.perf_counter()
+    claims = {
+        key: Claim(
+            pipeline="/".join(key), priority=standing.priority, needs={tier: standing.needs[tier] for tier in tiers},
+            offers=standing.offers(tiers),
+        )
+        for key, (standing, tiers) in contested.items()
+    }  # fmt: skip
+    settled = arbitrate(list(claims.values()), rooms, solve)
+    return _Settled(
+        _grants(claims, settled), len(claims), len(rooms), settled.gap, time.perf_counter() - started
+    )  # fmt: skip
 
 
 def _with_slots(seen: Snapshot, slots: Mapping[str, int]) -> Snapshot:

@@ -4,6 +4,7 @@ It holds values that depend on its keys alone, so having it or not changes no de
 """
 
 from collections.abc import Hashable
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ _MOST_PLANS = 6_000
 
 
 class Kept:
-    """The options of a profile, and the latest results of searches among them."""
+    """The options of a profile, and the latest results of searches among them. Threads may share it."""
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
@@ -28,6 +29,7 @@ class Kept:
         self._results: dict[Hashable, tuple[Any, int]] = {}
         self._variants: dict[str, Kept] = {}
         self._plans = 0
+        self._changing = Lock()
 
     def fits(self, profile: Profile) -> bool:
         return profile is self._profile or profile == self._profile
@@ -70,17 +72,19 @@ class Kept:
 
     def result(self, key: Hashable) -> Any:
         """What ``keep`` was given for an equal key lately; ``None`` if nothing."""
-        found = self._results.pop(key, None)
-        if found is None:
-            return None
-        self._results[key] = found  # what is asked for stays longest
-        return found[0]
+        with self._changing:
+            found = self._results.pop(key, None)
+            if found is None:
+                return None
+            self._results[key] = found  # what is asked for stays longest
+            return found[0]
 
     def keep(self, key: Hashable, result: Any, *, plans: int) -> None:
         """Remember the result of a search, which holds so many plans, in place of those not asked for the longest."""
-        _, before = self._results.pop(key, (None, 0))
-        self._results[key] = result, plans
-        self._plans += plans - before
-        while len(self._results) > 1 and self._plans > _MOST_PLANS:
-            _, gone = self._results.pop(next(iter(self._results)))
-            self._plans -= gone
+        with self._changing:
+            _, before = self._results.pop(key, (None, 0))
+            self._results[key] = result, plans
+            self._plans += plans - before
+            while len(self._results) > 1 and self._plans > _MOST_PLANS:
+                _, gone = self._results.pop(next(iter(self._results)))
+                self._plans -= gone

@@ -1,7 +1,7 @@
 """What a pipeline would do with fewer replicas on nodes that it shares: its offers to the arbitration."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import replace
 
 from splitplane.domain.plans import Candidate
@@ -9,26 +9,41 @@ from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.planner.claims import Offer
 from splitplane.planner.context import Context, build_context
 from splitplane.planner.evaluation import assess
+from splitplane.planner.frontier import weighed_by
 from splitplane.planner.keeping import Kept
 from splitplane.planner.selecting import best_plan
 
 
-def offers(
-    snapshot: Snapshot, policy: Policy, shared: Collection[str], *, kept: Kept | None = None
-) -> tuple[Offer, ...]:
+def offers(snapshot: Snapshot, policy: Policy, shared: Sequence[str], *, kept: Kept | None = None) -> tuple[Offer, ...]:
     """The best plan with as many replicas as the tiers' slots allow, and those with fewer on each ``shared`` tier that
     it uses, down to none; what serves now, if it still keeps all limits. Dearest in replicas first, none twice.
 
-    Raises ``ContradictionError`` as ``plan`` does.
+    While nothing has changed that they rest on, those ``kept`` are the answer. Raises ``ContradictionError`` as
+    ``plan`` does.
     """
     context = build_context(_ungranted(snapshot), policy, kept)
+    if not context.set_aside:  # what pods keep resident tells plans apart, but no offers
+        context = context.changed(lambda each: replace(each, pasts={}))
+    active = context.active.plan if context.active else None
+    weighed = tuple((each.kept, weighed_by(each)) for each in context.variants)
+    key = ("offers", weighed, context.set_aside, tuple(context.pasts.items()), active, tuple(shared))
+    known: tuple[Offer, ...] | None = context.kept.result(key)
+    if known is None:
+        known = _offers(context, sorted(shared))
+        context.kept.keep(key, known, plans=1)
+    return known
+
+
+def _offers(context: Context, shared: Sequence[str]) -> tuple[Offer, ...]:
     first = best_plan(context)
     if first is None:
         return ()
     found = {_taken(first, shared): _offer(context, first, shared)}
-    for tier in sorted(shared):
-        for count in range(first.plan.replicas(tier) - 1, -1, -1):
-            fewer = _with_slots(context, tier, count)
+    for tier in shared:
+        best: Candidate | None = first
+        while best is not None and (count := best.plan.replicas(tier)):
+            # A plan that needs fewer than it may have stands for all numbers down to what it needs.
+            fewer = _with_slots(context, tier, count - 1)
             best = best_plan(fewer)
             if best is not None:
                 found.setdefault(_taken(best, shared), _offer(fewer, best, shared))
@@ -63,13 +78,13 @@ def _with_slots(context: Context, tier: str, count: int) -> Context:
     return context.changed(limited)
 
 
-def _taken(candidate: Candidate, shared: Collection[str]) -> tuple[int, ...]:
-    return tuple(candidate.plan.replicas(tier) for tier in sorted(shared))
+def _taken(candidate: Candidate, shared: Sequence[str]) -> tuple[int, ...]:
+    return tuple(candidate.plan.replicas(tier) for tier in shared)
 
 
-def _offer(context: Context, candidate: Candidate, shared: Collection[str]) -> Offer:
+def _offer(context: Context, candidate: Candidate, shared: Sequence[str]) -> Offer:
     predicted = candidate.predicted
-    replicas = {tier: candidate.plan.replicas(tier) for tier in sorted(shared)}
+    replicas = {tier: candidate.plan.replicas(tier) for tier in shared}
     cost = predicted.cost_per_hour
     return Offer(
         replicas={tier: count for tier, count in replicas.items() if count},
