@@ -157,6 +157,30 @@ def test_regions_are_cut_within_and_give_the_same(make: Make) -> None:
     assert [each.flops for each in graph.work()] == pytest.approx([2 * 64 * 64] * 3, rel=0.05)
 
 
+class Hiding(nn.Module):
+    """What autocast casts lies within the operations of this region: the steps of an LSTM, the product of an einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.LSTM(16, 64, batch_first=True)
+        self.mix, self.last = nn.Parameter(torch.randn(64, 64) / 8), nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            given, _ = self.steps(x)
+            mixed = torch.einsum("bti,ij->btj", torch.tanh(given), self.mix)
+        return self.last(mixed.float())
+
+
+def test_a_region_stays_whole_where_no_graph_shows_its_casts(make: Make) -> None:
+    source = make(Hiding, (TensorSpec("x", "FP32", (6, 16), ("steps", None)),))
+    graph = check_all_ranges(source, {"x": torch.randn(3, 4, 16)}).graph
+    assert len(graph.segments) == 2
+    region, last = graph.work()
+    assert last.flops == pytest.approx(2 * 6 * 64 * 32, rel=0.05)
+    assert region.flops > 2 * 6 * 64 * 64
+
+
 class Complex(nn.Module):
     """Nothing but complex numbers lies between its layers."""
 

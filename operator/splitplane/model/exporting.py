@@ -13,9 +13,10 @@ from torch import fx, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+from torch.utils._pytree import tree_leaves
 
 from splitplane.model.errors import FactoryError, NotSplittableError
-from splitplane.model.recurrent import told_by_shape
+from splitplane.model.recurrent import RECURRENT, told_by_shape
 from splitplane.model.refusals import burnt_in, describe, line_of_operation
 from splitplane.model.sizes import BATCH
 from splitplane.model.source import ModelSource, bind_inputs
@@ -67,32 +68,42 @@ def export_program(
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
-    """A program without operations in place or regions: the casts of autocast become operations as all others."""
-    regions = _name_nodes(program.graph_module)
-    if not regions and not any(_mutates(node) for node in program.graph.nodes):
+    """A program without operations in place or regions: the casts of autocast become operations as all others.
+
+    Regions stay where a cast lies within an operation. Raises :class:`NotSplittableError` where they cannot.
+    """
+    mutates = any(_mutates(node) for node in program.graph.nodes)
+    regions = list(_regions(program.graph_module, casting=False))
+    hidden = next(
+        (node for _, _, inner, casting in regions if casting for node in inner.graph.nodes if _hides(node)), None
+    )
+    if hidden is not None and mutates:
+        raise NotSplittableError(
+            f"within torch.autocast {hidden.target} casts where no graph shows it", line_of_operation(hidden)
+        )
+    if hidden is not None or not (regions or mutates):
         return program
+    for module, name, inner, _ in regions:
+        module.set_submodule(name, _Region(inner))
     flat: ExportedProgram = program.run_decompositions({})
     return flat
 
 
-def _name_nodes(module: fx.GraphModule) -> int:
-    """See to it that the nodes of a module's regions are still known by their own modules once they are taken out.
-
-    Gives the number of regions.
-    """
-    regions = 0
+def _regions(module: fx.GraphModule, *, casting: bool) -> Iterator[tuple[fx.GraphModule, str, fx.GraphModule, bool]]:
+    """A module's regions, outer ones first: where each lies, its name, what it runs, and whether autocast is on."""
     for node in module.graph.nodes:
         if node.target in _REGIONS:
             (name,) = (str(each.target) for each in node.args if isinstance(each, fx.Node) and each.op == "get_attr")
             inner = module.get_submodule(name)
             assert isinstance(inner, fx.GraphModule), name
-            _name_nodes(inner)
-            module.set_submodule(name, _Interpreted(inner))
-            regions += 1
-    return regions
+            within = casting
+            if node.target is torch.ops.higher_order.wrap_with_autocast and node.args[0] == "cpu":
+                within = bool(node.args[2])
+            yield module, name, inner, within
+            yield from _regions(inner, casting=within)
 
 
-class _Interpreted(nn.Module):
+class _Region(nn.Module):
     """Runs a graph node by node: what traces it notes which node each operation comes from, and from which module."""
 
     def __init__(self, inner: fx.GraphModule) -> None:
@@ -101,6 +112,33 @@ class _Interpreted(nn.Module):
 
     def forward(self, *arguments: object) -> object:
         return fx.Interpreter(self.inner).run(*arguments)
+
+
+def _hides(node: fx.Node) -> bool:
+    """Whether an operation under autocast is made of others that are cast, which shows in the type of what it makes.
+
+    Of recurrent layers, which are told by shape, it does not show.
+    """
+    operation = node.target
+    if not isinstance(operation, torch._ops.OpOverload) or operation in RECURRENT:
+        return isinstance(operation, torch._ops.OpOverload)
+    name = operation.name()  # type: ignore[no-untyped-call]
+    made, cast = (
+        torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+        for key in ("CompositeImplicitAutograd", "AutocastCPU")
+    )
+    if not made or cast:
+        return False
+    try:
+        arguments, keywords = fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        uncast = operation(*arguments, **keywords)
+    except Exception:  # such as of operands of several types
+        return True
+    return [leaf.dtype for leaf in _tensors(uncast)] != [leaf.dtype for leaf in _tensors(node.meta.get("val"))]
+
+
+def _tensors(value: object) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _check_free(source: ModelSource) -> None:

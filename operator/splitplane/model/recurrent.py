@@ -12,7 +12,7 @@ import torch
 from torch._decomp import decomposition_table
 
 _KEY = torch._C.DispatchKey.CompositeImplicitAutograd
-_OPERATIONS: tuple[Any, ...] = tuple(
+RECURRENT: tuple[Any, ...] = tuple(
     getattr(torch.ops.aten, name).input for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
 )
 
@@ -20,9 +20,9 @@ _OPERATIONS: tuple[Any, ...] = tuple(
 @contextlib.contextmanager
 def told_by_shape() -> Iterator[None]:
     """Put a function of shapes in place of torch's loops, in both places where tensors without memory look for them."""
-    kept = [(each, each.py_kernels[_KEY], decomposition_table[each]) for each in _OPERATIONS]
+    kept = [(each, each.py_kernels[_KEY], decomposition_table[each]) for each in RECURRENT]
     try:
-        for operation in _OPERATIONS:
+        for operation in RECURRENT:
             _put(operation, _outputs, _outputs)
         yield
     finally:

@@ -79,8 +79,7 @@ def _subgraphs(node: fx.Node) -> list[fx.Graph]:
 
 
 def _rounds(node: fx.Node, sizes: Sizes) -> int:
-    assert isinstance(node.target, torch._ops.HigherOrderOperator)
-    place = _LOOPS.get(node.target.__name__)
+    place = _LOOPS.get(getattr(node.target, "__name__", ""))
     over: Any = () if place is None else node.args[place]
     for each in over:
         (*_, tensor) = _leaves(each.meta.get("val"))
