@@ -1,11 +1,11 @@
 """Twenty generated days for each of four models, under the planner and all its rivals: the table of docs/simulation.md.
 
-    python -m benchmarks.simulated_days                 # all of it: about ten minutes of one core
+    python -m benchmarks.simulated_days                 # all of it: about twenty minutes of one core
     python -m benchmarks.simulated_days --model tracker # one model; the table is of all that were run before, too
 
 Each class of traces has four days. Seeds are not those that anything was tuned on. A day's result is kept in
-``build/bench/days``. Exceptions are named: strategies that serve as many requests within the limit for less money,
-or more for no more.
+``build/bench/days``, until there are other rivals. Exceptions are named: strategies that serve as many requests within
+the limit for less money, or more for no more.
 """
 
 import argparse
