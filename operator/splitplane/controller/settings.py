@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from splitplane.controller.objects import MACHINE_LABEL
+from splitplane.domain.leaving import REQUEST_SECONDS
 
 _ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - outside a pod there is no address of one's own
 OFF, SECRETS, AUTHORITY = "Off", "Secrets", "Authority"
@@ -30,8 +31,8 @@ class Settings:
     tick: float = 1.0
     prepare_deadline: float = 120.0
     """How long a plan's new pods may take to be admitted by the gateway before the switch is rolled back."""
-    drain_deadline: float = 90.0
-    """How long an old plan's pods stay for requests in flight. Above the gateway's own time-out of requests."""
+    drain_deadline: float = REQUEST_SECONDS + 30.0
+    """How long an old plan's pods stay for requests in flight: their time, and until every gateway follows."""
     mtls: str = OFF
     """Whether pods of a pipeline talk over mutual TLS, and who issues the certificates: one of :data:`MTLS`."""
     tracing_endpoint: str = ""
