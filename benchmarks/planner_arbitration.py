@@ -1,7 +1,8 @@
 """How long it takes to share nodes among pipelines that want about twice of what there is, and how much that may lose.
 
-Seconds of the wall, on one thread. Once the claims are given (tests/support/planner_claims.py); once they are made from
-the offers of the pipelines of benchmarks/planner_fleet.py, all of which were just measured anew, or 5 % of them.
+Once the claims are given (tests/support/planner_claims.py), in seconds of the wall on one thread. Once they are made
+from the offers of the pipelines of benchmarks/planner_fleet.py, all of which were just measured anew, or 5 % of them,
+in seconds of CPU.
 """
 
 import random
@@ -60,9 +61,9 @@ def with_offers() -> list[Row]:
     change(pipelines, CHANGED, rng)
     claims, again = _claims(pipelines)
     rooms = _rooms(claims, nodes)
-    started = time.perf_counter()
+    started = time.process_time()
     settled = arbitrate(claims, rooms, solve)
-    solved = time.perf_counter() - started
+    solved = time.process_time() - started
     name = f"arbitration: {count} pipelines"
     return [
         row(f"{name}, making the offers of all", first, "s"),
@@ -74,10 +75,10 @@ def with_offers() -> list[Row]:
 
 
 def _claims(pipelines: Sequence[Pipeline]) -> tuple[list[Claim], float]:
-    """What the pipelines claim of the edge, and how many seconds their offers took."""
-    started = time.perf_counter()
+    """What the pipelines claim of the edge, and how many seconds of CPU their offers took."""
+    started = time.process_time()
     ways = [offers(each.snapshot, each.policy, SHARED, kept=each.kept) for each in pipelines]
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     everywhere = frozenset(str(node) for node in range(SIZES[-1][1]))
     needs = [Need((("cpu", cores), ("memory", gib * 2**30)), everywhere) for cores, gib in REPLICAS]
     return [
