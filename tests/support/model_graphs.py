@@ -298,6 +298,19 @@ class WritesToInputs(nn.Module):
         return hidden, x[:, 8:], mask
 
 
+class AsLongAsBatch(nn.Module):
+    """In-place, with a dimension of 2 before the batch of its output, which is 2 as well when it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:2]:
+            x = torch.tanh(layer(x)).mul_(2.0)
+        return self.layers[2](torch.stack([x, -x])).transpose(0, 1)
+
+
 class Normalised(nn.Module):
     """Weights that each call computes from others and leaves in an attribute: the old forms of two norms."""
 

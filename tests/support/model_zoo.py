@@ -251,6 +251,7 @@ HAND_MADE = tuple(
         ("Shared", VECTOR),
         ("Recurrent", image("x", 5, 16)),
         ("RecurrentTokens", tokens(12, "ids")),
+        ("AsLongAsBatch", VECTOR),
         ("WritesToInputs", (*VECTOR, TensorSpec("mask", "INT64", (64,)))),
         ("Normalised", VECTOR),
         ("SharedOutputs", VECTOR),

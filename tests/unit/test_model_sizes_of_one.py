@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import FactoryError, Partition, export, load_partition
 from splitplane.model.equivalence import TOLERANCE, relative_error
+from splitplane.model.stand_ins import QuickProducts, stand_in
 from tests.support.model_zoo import VECTOR, Model, image, tokens
 
 WIDTH = 64
@@ -205,3 +207,17 @@ def test_what_loses_the_batch_of_one_is_not_sent(tmp_path: Path) -> None:
         assert cut.name != "third"
     for batch in (1, 3, 8):
         check(partition, whole, torch.randn(batch, 3, 16, 16))
+
+
+@pytest.mark.parametrize("shape", [(50, 300), (300, 50), (1, 7), (7, 1)])
+def test_products_with_weights_that_take_no_memory_are_those_with_all_of_them(shape: tuple[int, int]) -> None:
+    weight = stand_in(torch.empty(shape))
+    assert weight.untyped_storage().nbytes() == 4 * (sum(shape) - 1)
+    full = weight.contiguous()
+    assert full.unique().numel() == sum(shape) - 1
+    rows, columns, bias = torch.randn(2, 3, shape[1]), torch.randn(5, shape[0]), torch.randn(shape[0])
+    with torch.no_grad(), QuickProducts():
+        found = functional.linear(rows, weight, bias), functional.linear(rows, weight), columns @ weight
+    expected = functional.linear(rows, full, bias), functional.linear(rows, full), columns @ full
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one, other) <= TOLERANCE

@@ -25,7 +25,7 @@ from splitplane.model.watching import CallWatch
 REFINEMENTS = 8
 """How often an export is repeated with the constraints on sizes that the last one found, or with larger least sizes."""
 
-
+_SHAPES: Any = torch.fx.experimental._config
 _REGIONS = frozenset({torch.ops.higher_order.wrap_with_autocast, torch.ops.higher_order.wrap_with_set_grad_enabled})
 """What torch makes of ``with torch.autocast(...)`` and of ``with torch.enable_grad()``: one operator for all within."""
 _CONSTRAINED = re.compile(r"Not all values of (\w+) = ")
@@ -51,7 +51,13 @@ def export_program(
         for _ in range(REFINEMENTS):
             try:
                 program = torch.export.export(module, (), kwargs=arguments, dynamic_shapes=shapes, strict=False)
-                return _functional(program)
+                functional = _functional(program)
+                if functional.range_constraints.keys() >= program.range_constraints.keys():
+                    return functional
+                # Sizes got lost that are by chance as large as some other dimension, such as a batch of 2.
+                program = torch.export.export(module, (), kwargs=arguments, dynamic_shapes=shapes, strict=False)
+                with _SHAPES.patch(backed_size_oblivious=True):
+                    return _functional(program)
             except UserError as error:
                 refined = _refined(str(error), shapes) or _raised(str(error), shapes, _free_sizes(source))
                 if refined is None:

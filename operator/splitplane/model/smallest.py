@@ -25,6 +25,7 @@ from splitplane.model.refusals import line_of_operation
 from splitplane.model.samples import sample
 from splitplane.model.sizes import Size, expression
 from splitplane.model.source import ModelSource, bind_inputs
+from splitplane.model.stand_ins import QuickProducts, stand_in
 from splitplane.model.traced import Traced, is_size
 from splitplane.model.watching import Question
 
@@ -80,14 +81,11 @@ def _holds(
     source: ModelSource, module: nn.Module, traced: Traced, questions: list[Question], symbol: sympy.Symbol
 ) -> bool:
     """Whether a size may be 1: for one sample, and for two."""
-    for batch in (1, 2):
-        values = {**_values(traced), symbol: 1, traced.sizes.batch: batch}
-        reshaped = _reshaped(traced, values)
-        if reshaped is None or (reshaped and batch > 1):
-            return False
-        if _apart(questions, values) is not None and not _agree(source, module, traced, values):
-            return False
-    return True
+    one, two = ({**_values(traced), symbol: 1, traced.sizes.batch: batch} for batch in (1, 2))
+    if _reshaped(traced, two) != {} or _reshaped(traced, one) is None:
+        return False
+    apart = next((values for values in (two, one) if _apart(questions, values) is not None), None)
+    return apart is None or _agree(source, module, traced, apart) is True
 
 
 def _values(traced: Traced) -> dict[sympy.Symbol, int]:
@@ -158,8 +156,8 @@ def _agree(source: ModelSource, module: nn.Module, traced: Traced, values: Value
         for name, spec in ((each.name, each) for each in source.inputs)
     ]
     inputs = sample(specs, batch=values[traced.sizes.batch])
-    weights = {name: _made_up(value) for name, value in module.named_parameters()}
-    with torch.no_grad():
+    weights = {name: stand_in(value) for name, value in module.named_parameters()}
+    with torch.no_grad(), QuickProducts():  # type: ignore[no-untyped-call]
         try:
             arguments = bind_inputs(source, module, {name: value.clone() for name, value in inputs.items()})
             result = torch.func.functional_call(module, weights, (), arguments)
@@ -176,15 +174,6 @@ def _agree(source: ModelSource, module: nn.Module, traced: Traced, values: Value
         except Exception:  # operators raise many types
             return False
     return len(outputs) == len(expected) and all(map(_alike, outputs, expected))
-
-
-def _made_up(weight: torch.Tensor) -> torch.Tensor:
-    """Random values for a weight of any size, in as much memory as one row and one column take: they repeat along
-    its diagonals."""
-    count = sum(weight.shape) - weight.ndim + 1
-    values = torch.randn(count, generator=torch.Generator().manual_seed(count)).to(weight.dtype)
-    scale = math.sqrt(max(1, math.prod(weight.shape[1:])))
-    return (values / scale).as_strided(weight.shape, (1,) * weight.ndim)
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
