@@ -5,6 +5,7 @@ import ctypes
 import gc
 import json
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from splitplane.runtime.inference import (
 from splitplane.runtime.json_sizes import MAX_TEXT_BYTES, MAX_VALUES, footprint
 from splitplane.runtime.tensors import from_array
 from tests.support.forking import FORKED
+from tests.support.gateway_rig import until
 
 MODEL = ModelMetadata("echo", (TensorMetadata("x", "FP64", (-1,)),), ())
 TEXTS = ModelMetadata("echo", (TensorMetadata("x", "BYTES", (-1,)),), ())
@@ -168,14 +170,15 @@ async def test_json_for_which_there_is_no_room_is_not_parsed():
 
 async def test_json_whose_turn_does_not_come_in_time_is_given_up_and_who_goes_away_holds_its_turn_to_the_end():
     budget = Budget(64 << 20)
-    bodies, ended = Bodies(budget), []
+    bodies, begun, ended = Bodies(budget), threading.Event(), []
 
     def work() -> None:
+        begun.set()
         time.sleep(0.4)
         ended.append(time.monotonic())
 
     first = asyncio.ensure_future(bodies.parsed(read(200_000, budget), work))
-    await asyncio.sleep(0.1)
+    await until(begun.is_set)
     with pytest.raises(InferenceError) as late:
         await bodies.parsed(read(200_000, budget), work, deadline=time.monotonic() + 0.1)
     assert late.value.failure is Failure.DEADLINE_EXCEEDED
