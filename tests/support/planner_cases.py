@@ -1,5 +1,6 @@
 """Inputs for the planner's tests: the CREPE pitch tracker as it was measured on one thread, and its scenario."""
 
+import random
 from dataclasses import replace
 
 from splitplane.domain.measurements import Measurement, Value
@@ -108,3 +109,21 @@ def serving(plan: Plan, *, since: float = -10_000.0, inputs: Inputs | None = Non
 
 def shape(plan: Plan) -> str:
     return f"{plan} x{'+'.join(str(stage.replicas) for stage in plan.stages)}"
+
+
+def with_noise(rng: random.Random, snapshot: Snapshot, calm: Snapshot) -> Snapshot:
+    """What is measured of ``calm``, 5 % off in each number."""
+
+    def around(value: float) -> float:
+        return value * rng.uniform(0.95, 1.05)
+
+    rate, bandwidth = calm.arrival_rate, calm.links[0].bandwidth_bytes_per_second
+    assert isinstance(rate, Value)
+    assert isinstance(bandwidth, Value)
+    return replace(
+        snapshot,
+        arrival_rate=Value(around(rate.value)),
+        links=links(around(bandwidth.value / 125_000.0)),
+        speed_corrections={"edge": around(1.0), "cloud": around(1.0)},
+        offset_corrections={"edge": around(0.02) - 0.02},
+    )

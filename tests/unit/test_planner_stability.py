@@ -10,7 +10,7 @@ from splitplane.domain.snapshots import Action, Decision, Policy, Preference, Sn
 from splitplane.planner import choose
 from splitplane.planner.choice import severity
 from splitplane.planner.keeping import Kept
-from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, follow, links, serving, shape, split
+from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, follow, links, serving, shape, split, with_noise
 
 CASES = 10
 
@@ -27,22 +27,6 @@ def some_case(rng: random.Random) -> tuple[Snapshot, Policy]:
     policy = both(rng.choice(list(Preference)), rng.uniform(0.2, 0.7), rng.uniform(0.1, 1.0))
     megabits = rng.choice([3.0, 8.0, 20.0, 50.0]) * rng.uniform(0.7, 1.4)
     return at(rng.uniform(0.5, 14.0), megabits, rng.choice([0.0, 1.0, 2.0])), policy
-
-
-def with_noise(rng: random.Random, snapshot: Snapshot, calm: Snapshot) -> Snapshot:
-    def around(value: float) -> float:
-        return value * rng.uniform(0.95, 1.05)
-
-    rate, bandwidth = calm.arrival_rate, calm.links[0].bandwidth_bytes_per_second
-    assert isinstance(rate, Value)
-    assert isinstance(bandwidth, Value)
-    return replace(
-        snapshot,
-        arrival_rate=Value(around(rate.value)),
-        links=links(around(bandwidth.value / 125_000.0)),
-        speed_corrections={"edge": around(1.0), "cloud": around(1.0)},
-        offset_corrections={"edge": around(0.02) - 0.02},
-    )
 
 
 def changes(

@@ -17,10 +17,20 @@ from splitplane.planner.evaluation import assess
 from splitplane.planner.gates import is_scale_down, moves_pods
 from splitplane.planner.options import LOSS_STEP, loss_steps
 from splitplane.planner.selecting import best_plan, current_frontier
-from tests.support.planner_cases import POLICY, SNAPSHOT, crepe, edge_only, follow, links, serving, shape, split
+from tests.support.planner_cases import (
+    POLICY,
+    SNAPSHOT,
+    crepe,
+    edge_only,
+    follow,
+    links,
+    serving,
+    shape,
+    split,
+    with_noise,
+)
 from tests.support.planner_random import random_case
 from tests.support.planner_reference import Row, choose, enumerate_rows, pareto
-from tests.unit.test_planner_stability import with_noise
 
 CHEAP = replace(POLICY, prefer=Preference.COST, max_cost_per_hour=None)
 
