@@ -117,13 +117,17 @@ def with_noise(rng: random.Random, snapshot: Snapshot, calm: Snapshot) -> Snapsh
     def around(value: float) -> float:
         return value * rng.uniform(0.95, 1.05)
 
-    rate, bandwidth = calm.arrival_rate, calm.links[0].bandwidth_bytes_per_second
+    def of(link: Link) -> Link:
+        bandwidth = link.bandwidth_bytes_per_second
+        assert isinstance(bandwidth, Value)
+        return replace(link, bandwidth_bytes_per_second=Value(around(bandwidth.value)))
+
+    rate = calm.arrival_rate
     assert isinstance(rate, Value)
-    assert isinstance(bandwidth, Value)
     return replace(
         snapshot,
         arrival_rate=Value(around(rate.value)),
-        links=links(around(bandwidth.value / 125_000.0)),
-        speed_corrections={"edge": around(1.0), "cloud": around(1.0)},
-        offset_corrections={"edge": around(0.02) - 0.02},
+        links=tuple(of(link) for link in calm.links),
+        speed_corrections={tier.name: around(calm.speed_corrections.get(tier.name, 1.0)) for tier in calm.tiers},
+        offset_corrections={"edge": calm.offset_corrections.get("edge", 0.0) + around(0.02) - 0.02},
     )

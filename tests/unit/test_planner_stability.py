@@ -11,6 +11,7 @@ from splitplane.planner import choose
 from splitplane.planner.choice import severity
 from splitplane.planner.keeping import Kept
 from tests.support.planner_cases import POLICY, SNAPSHOT, edge_only, follow, links, serving, shape, split, with_noise
+from tests.support.planner_random import random_case
 
 CASES = 10
 
@@ -104,6 +105,15 @@ def test_noise_alternates_no_plans_in_random_cases(seed: int):
     rng = random.Random(1000 + seed)
     snapshot, policy = some_case(rng)
     assert_settled(changes(snapshot, policy, ticks=40, every=60.0, noise=rng))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_noise_alternates_no_plans_that_all_break_the_limit_on_p95_on_three_tiers(seed: int):
+    snapshot, policy = random_case(8)
+    snapshot = replace(snapshot, arrival_rate=Value(9.17))
+    policy = replace(policy, prefer=Preference.COST, max_p95_seconds=0.05, max_cost_per_hour=None)
+    assert len(snapshot.tiers) == 3
+    assert_settled(changes(snapshot, policy, ticks=120, every=60.0, noise=random.Random(seed)))
 
 
 def test_a_limit_that_is_broken_for_sure_is_mended_at_once_though_it_costs_more():

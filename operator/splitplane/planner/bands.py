@@ -8,7 +8,7 @@ plan keeps a limit for sure if it does at the far edge, and breaks it for sure i
 from functools import cached_property
 
 from splitplane.domain.plans import Candidate, Plan
-from splitplane.planner.choice import LIMITS
+from splitplane.planner.choice import COST_TIE, LATENCY_TIE, LIMITS
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.gates import is_scale_down, relax, stress
@@ -95,8 +95,21 @@ def relieves(edges: Edges, current: Candidate, best: Candidate) -> bool:
 
 
 def endangers(edges: Edges, current: Candidate, target: Candidate) -> bool:
-    """Whether ``target`` is not sure to keep a limit that the active plan may keep, nor clearly further from it."""
-    return edges.at_risk(current.plan, target.plan, _WANDERING)
+    """Whether ``target`` is not sure to keep a limit that the active plan may keep, nor clearly further from it.
+
+    Nor may it be further, at the far edge, from a limit that both break now: what ties there only near the other edge
+    is undone by the next breath.
+    """
+    old, new = current.plan, target.plan
+    if edges.at_risk(old, new, _WANDERING):
+        return True
+    broken = set(current.violations) & set(target.violations)
+    if "utilization" in broken or not broken & {"p95", "cost"}:
+        return False
+    before, after = edges.far(old).predicted, edges.far(new).predicted
+    if "p95" in broken:
+        return after.p95_seconds > before.p95_seconds * (1.0 + LATENCY_TIE)
+    return after.cost_per_hour > before.cost_per_hour * (1.0 + COST_TIE)
 
 
 def _gravest_mended(current: Candidate, best: Candidate) -> str | None:

@@ -50,7 +50,8 @@ def reason_of_change(context: Context, active: Active, current: Candidate, targe
         }
         if without:
             return min(without, key=lambda cause: without[cause])
-    return "LimitViolated" if current.violations else "BetterPlan"
+    mends = severity(target) < severity(current) or "utilization" in current.violations
+    return "LimitViolated" if mends else "BetterPlan"
 
 
 def _put_back(context: Context, inputs: Inputs) -> Iterator[tuple[str, Context]]:
