@@ -8,7 +8,8 @@ plan keeps a limit for sure if it does at the far edge, and breaks it for sure i
 from functools import cached_property
 
 from splitplane.domain.plans import Candidate, Plan
-from splitplane.planner.choice import COST_TIE, LATENCY_TIE, LIMITS
+from splitplane.planner.bars import COST_TIE, LATENCY_TIE
+from splitplane.planner.choice import LIMITS
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.gates import is_scale_down, relax, stress
