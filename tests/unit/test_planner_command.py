@@ -18,6 +18,7 @@ from tests.support.planner_cases import POLICY, SNAPSHOT, crepe, edge_only, link
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = str(ROOT / "examples" / "pitch-tracker.yaml")
 FAST = "edge:cloud=50Mbit,2ms"
+MINUTES = ",".join(map(str, range(1, 1441)))
 
 
 @pytest.fixture
@@ -177,8 +178,10 @@ def test_the_frontier_is_drawn(profile: str, tmp_path: Path):
         ("--pay-per-use", "cloud=cheap", "cloud=0.00002/s,40ms"),
         ("--pay-per-use", "cloud=-0.1/s", "from 0"),
         ("--price", "cloud=nan", "finite"),
-        ("--rate", "inf", "finite"),
-        ("--scv", "inf", "finite"),
+        ("--rate", "nan", "equal to 1000000000"),
+        ("--rate", "1e300", "less than or equal to 1000000000"),
+        ("--scv", "nan", "equal to 1000"),
+        ("--scv", "1e300", "equal to 1000"),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "explain", "frontier"])
@@ -239,6 +242,7 @@ def test_regret_is_of_cost_where_that_is_preferred_and_requests_may_be_replayed_
         (("--bandwidth", FAST, "--load", "monthly"), "steady, diurnal, bursty"),
         (("--bandwidth", FAST, "--link", "/nowhere.txt"), "nowhere.txt"),
         (("--bandwidth", FAST, "--hours", "inf"), "hours"),
+        (("--bandwidth", FAST, "--function", "4f"), "a file of Azure's functions"),
         ((), "state how fast links are"),
     ],
 )
@@ -252,12 +256,14 @@ def test_a_replay_that_cannot_be_made_is_refused(profile: str, arguments: tuple[
     ("option", "name", "text", "says"),
     [
         ("--load", "load.jsonl", "", "nothing to replay"),
-        ("--load", "load.jsonl", '{"input_length": 1}', "without a timestamp"),
+        ("--load", "load.jsonl", '{"input_length": 1}', "load.jsonl:1 has no timestamp"),
         ("--load", "load.jsonl", '{"timestamp": 0}\n{"timestamp": 9e18}', "days"),
         ("--load", "load.csv", "TIMESTAMP,ContextTokens\n", "nothing to replay"),
         ("--link", "link.txt", "0 8\n2e12 8\n", "days"),
-        ("--link", "link.txt", "0 -8\n", "at least 0"),
-        ("--link", "link.txt", "1 2 3\n", "columns"),
+        ("--link", "link.txt", "0 -8\n", "link.txt:1 holds what is no time"),
+        ("--link", "link.txt", "1 2 3\n", "link.txt:1 has not two columns"),
+        ("--load", "load.csv", f"HashFunction,{MINUTES}\nf1,{'0,' * 1439}0\n", "no requests in the hours"),
+        ("--load", "load.csv", f"HashFunction,{MINUTES}\nf1,{'5e10,' * 1439}0\nf2,{'5e10,' * 1439}0\n", "1e+09"),
     ],
 )
 def test_a_trace_that_cannot_be_replayed_is_refused(
@@ -265,10 +271,29 @@ def test_a_trace_that_cannot_be_replayed_is_refused(
 ):
     path = tmp_path / name
     path.write_text(text)
-    arguments = ["-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, option, str(path)]
+    arguments = ["-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "3.5", option, str(path)]
     result = CliRunner().invoke(app, ["simulate", *arguments])
     assert result.exit_code == 2
     assert unwrapped(says) in unwrapped(result.output)
+
+
+def test_a_file_of_load_is_replayed_as_it_is_or_scaled_to_a_rate_that_is_stated(profile: str, tmp_path: Path):
+    path = tmp_path / "functions.csv"
+    rows = [",".join([name, *[str(count)] * 1440]) for name, count in (("4f1", 60), ("4f2", 540))]
+    path.write_text("\n".join([f"HashFunction,{MINUTES}", *rows]))
+    conditions = ("-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--hours", "0.1", "--link", "steady")
+    file = ("simulate", *conditions, "--load", str(path))
+    told = [
+        run(*file, *more).splitlines()
+        for more in ((), ("--function", "4f1"), ("--rate", "3.5", "--function", "4f1"), ("--rate", "3.5"))
+    ]
+    says = [lines[0].split(", ", 1)[1] for lines in told]
+    assert says[0] == "10 requests/s in the mean (as the file has it: --rate would scale it)"
+    assert says[1] == "1 requests/s in the mean (as the file has it: --rate would scale it)"
+    assert says[2] == says[3] == "3.5 requests/s in the mean (scaled to --rate)"
+    steady = run("simulate", *conditions, "--load", "steady", "--rate", "3.5").splitlines()
+    assert told[2][1:] == told[3][1:] == steady[1:]
+    assert told[0][1:] != told[1][1:] != steady[1:]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """The simulator: traces have the statistics that they promise, and a replay serves as an event simulation does."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from splitplane.simulation.clairvoyant import cheapest_cost
 from splitplane.simulation.replaying import AS_MANY, Ground, Scenario, best_static, compare, constant, replay
 from splitplane.simulation.serving import course, piled_up
 from splitplane.simulation.strategies import Choice, Strategy, dads, neurosurgeon, planner
-from splitplane.simulation.traces import Trace, arrivals, bandwidths, read_arrivals, read_bandwidths
+from splitplane.simulation.traces import Trace, arrivals, bandwidths
 from tests.support.planner_cases import (
     CREPE_FP32_BYTES,
     CREPE_PREFIX_MILLISECONDS,
@@ -63,27 +61,6 @@ def test_a_family_that_does_not_exist_is_refused_with_those_that_do():
         arrivals("monthly", 1.0, seed=1, bins=10)
     with pytest.raises(ValueError, match="steady, wandering, outages"):
         bandwidths("broken", 1.0, seed=1, bins=10)
-
-
-def test_public_formats_are_read(tmp_path: Path):
-    llm = tmp_path / "llm.csv"
-    rows = ["2023-11-16 18:17:03.9799600,4808,10", "2023-11-16 18:17:04.0,3180,8", "2023-11-16 18:17:34.5,110,27"]
-    llm.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
-    assert (read_arrivals(llm).values * 30.0).round(6).tolist() == [2.0, 1.0]
-    functions = tmp_path / "functions.csv"
-    minutes = [str(minute) for minute in range(1, 1441)]
-    header = ",".join(["HashOwner", "HashApp", "HashFunction", "Trigger", *minutes])
-    functions.write_text("\n".join([header, *(",".join(["a", "b", "c", "http", *["6"] * 1440]) for _ in range(2))]))
-    assert len(read_arrivals(functions)) == DAY
-    assert read_arrivals(functions).values[:2].tolist() == [0.2, 0.2]
-    mooncake = tmp_path / "mooncake.jsonl"
-    mooncake.write_text("\n".join(json.dumps({"timestamp": at, "input_length": 1}) for at in (0, 1000, 31_000)))
-    assert (read_arrivals(mooncake).values * 30.0).round(6).tolist() == [2.0, 1.0]
-    link = tmp_path / "link.txt"
-    link.write_text("0 8\n10 16\n65 4\n")
-    assert read_bandwidths(link).values.tolist() == [1.5e6, 1.5e6, 0.5e6]
-    with pytest.raises(ValueError, match="Mooncake"):
-        read_arrivals(link)
 
 
 @pytest.mark.parametrize(("limit", "tolerance"), [(0.4, 0.12), (0.45, 0.05), (0.5, 0.05), (0.6, 0.05)])

@@ -1,6 +1,5 @@
 """The options by which commands of the planner take the conditions to plan under; no cluster is asked."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from inspect import Parameter, Signature, signature
@@ -20,18 +19,17 @@ ProfileFile = Annotated[
     Path | None, typer.Option("--profile", help="Its ModelProfile: kubectl get mprof NAME -o yaml.")
 ]
 
+_RATE = 1.0
+MOST_RATE = 1e9
+"""Requests per second, far beyond what any tier bears: the planner's numbers stay numbers."""
 
-def finite(value: float) -> float:
-    """The value of an option. Raises ``typer.BadParameter`` for infinity and what is no number."""
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number")
-    return value
-
-
-Rate = Annotated[float, typer.Option(help="Requests per second.", min=0.0, callback=finite)]
+Rate = Annotated[
+    float | None,
+    typer.Option("--rate", help="Requests per second.", min=0.0, max=MOST_RATE, show_default=f"{_RATE:g}"),
+]
 Scv = Annotated[
     float,
-    typer.Option(help="Burstiness of arrivals: 0 for a metronome, 1 for independent users.", min=0.0, callback=finite),
+    typer.Option(help="Burstiness of arrivals: 0 for a metronome, 1 for independent users.", min=0.0, max=1000.0),
 ]
 Partitions = Annotated[
     int | None,
@@ -82,7 +80,7 @@ class Conditions:
 
     file: File = None
     profile: ProfileFile = None
-    rate: Rate = 1.0
+    stated_rate: Rate = None
     scv: Scv = 1.0
     bandwidth: Bandwidth = None
     price: Price = None
@@ -91,6 +89,11 @@ class Conditions:
     partitions: Partitions = None
     without: Without = None
     variants: Variants = None
+
+    @property
+    def rate(self) -> float:
+        """Requests per second, stated or not."""
+        return _RATE if self.stated_rate is None else self.stated_rate
 
     def arguments(self) -> tuple[Snapshot, Policy]:
         """What the planner would be asked. Raises ``typer.BadParameter``, saying what to write instead."""

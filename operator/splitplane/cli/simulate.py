@@ -1,7 +1,7 @@
 """``splitplane simulate``: a pipeline through hours of load and links, under the planner and under its rivals."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from splitplane.cli.conditions import Conditions
+from splitplane.cli.conditions import MOST_RATE, Conditions
 from splitplane.cli.plans import out
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.measurements import known
@@ -17,7 +17,8 @@ from splitplane.domain.snapshots import Policy, Preference, Snapshot
 from splitplane.simulation.clairvoyant import cheapest_cost
 from splitplane.simulation.events import by_request
 from splitplane.simulation.replaying import Ground, Metrics, Scenario, compare
-from splitplane.simulation.traces import BIN_SECONDS, Trace, arrivals, bandwidths, read_arrivals, read_bandwidths
+from splitplane.simulation.trace_files import read_arrivals, read_bandwidths
+from splitplane.simulation.traces import BIN_SECONDS, Trace, arrivals, bandwidths
 
 _HELD = 4
 _SMOOTH_SECONDS = 600.0
@@ -30,8 +31,17 @@ def simulate(
     conditions: Conditions,
     load: Annotated[
         str,
-        typer.Option(help="steady, diurnal or bursty around --rate, or a file: Azure LLM, Azure functions, Mooncake."),
+        typer.Option(
+            help="steady, diurnal or bursty around --rate, or a file: Azure LLM, Azure functions, Mooncake; scaled to a"
+            " mean of --rate if that is given."
+        ),
     ] = "diurnal",
+    function: Annotated[
+        str,
+        typer.Option(
+            metavar="HASH", help="Of a file of Azure's functions the one whose HashFunction begins so, not all of them."
+        ),
+    ] = "",
     link: Annotated[
         str, typer.Option(help="steady, wandering or outages around --bandwidth, or a file of lines: seconds Mbit/s.")
     ] = "wandering",
@@ -48,18 +58,10 @@ def simulate(
     snapshot, policy = conditions.arguments()
     bins = max(2, round(hours * 3600.0 / BIN_SECONDS))
     try:
-        scenario = Scenario(
-            snapshot,
-            policy,
-            _trace(
-                load, conditions.rate, read_arrivals,
-                lambda kind, mean: arrivals(kind, mean, seed=seed, bins=bins), bins,
-            ),
-            _trace(
-                link, _median(snapshot, policy), read_bandwidths,
-                lambda kind, median: bandwidths(kind, median, seed=seed + 1, bins=bins), bins,
-            ),
-        )  # fmt: skip
+        link_trace = _link(link, _median(snapshot, policy), seed=seed + 1, bins=bins)
+        replayed = min(bins, len(link_trace))
+        load_trace = _load(load, conditions, function=function, seed=seed, bins=replayed)
+        scenario = Scenario(snapshot, policy, load_trace, link_trace)
         ground = Ground(scenario)
         found = compare(ground)
         single = {name: _by_request(metrics) if events else () for name, metrics in found.items()}
@@ -69,7 +71,8 @@ def simulate(
     table = Table(*_COLUMNS, *(_BY_REQUEST if events else ()), box=None, pad_edge=False, header_style="bold")
     for name, metrics in found.items():
         table.add_row(name, *_cells(metrics, priced=priced), *single[name])
-    out.print(f"{scenario.bins * BIN_SECONDS / 3600.0:.1f} hours", markup=False)
+    told = _told(load, scenario, conditions)
+    out.print(f"{scenario.bins * BIN_SECONDS / 3600.0:.1f} hours{told}", markup=False)
     out.print(table)
     ours = found["splitplane"]
     if not ours.plans:
@@ -98,14 +101,41 @@ def _regret(ground: Ground, found: Mapping[str, Metrics]) -> str:
     return f"{told}splitplane's regret is {ours.cost_per_hour / best - 1.0:.0%}"
 
 
-def _trace(
-    what: str, level: float, read: Callable[[Path], Trace], make: Callable[[str, float], Trace], bins: int
-) -> Trace:
+def _load(what: str, conditions: Conditions, *, function: str, seed: int, bins: int) -> Trace:
+    """What arrives: of a file the first bins, scaled if a rate is stated."""
+    if not _is_file(what):
+        if function:
+            raise ValueError("--function is of a file of Azure's functions: give that as --load")
+        return arrivals(what, conditions.rate, seed=seed, bins=bins)
+    read = read_arrivals(Path(what), function=function).values[:bins]
+    mean = float(read.mean())
+    if mean > MOST_RATE:
+        raise ValueError(f"{what} has {mean:g} requests/s in the mean, and no more than {MOST_RATE:g} can be replayed")
+    if conditions.stated_rate is None:
+        return Trace(read)
+    if not mean > 0.0:
+        raise ValueError(f"{what} has no requests in the hours that are replayed: leave out --rate, or --hours")
+    return Trace(read * (conditions.stated_rate / mean))
+
+
+def _link(what: str, median: float, *, seed: int, bins: int) -> Trace:
+    if not _is_file(what):
+        return bandwidths(what, median, seed=seed, bins=bins)
+    return Trace(read_bandwidths(Path(what)).values[:bins])
+
+
+def _is_file(what: str) -> bool:
     path = Path(what)
-    if path.suffix or path.exists():
-        found = read(path)
-        return Trace(found.values[:bins], found.bin_seconds)
-    return make(what, level)
+    return bool(path.suffix) or path.exists()
+
+
+def _told(load: str, scenario: Scenario, conditions: Conditions) -> str:
+    """What became of the rates of a file."""
+    if not _is_file(load):
+        return ""
+    mean = scenario.arrivals.values[: scenario.bins].mean()
+    how = "as the file has it: --rate would scale it" if conditions.stated_rate is None else "scaled to --rate"
+    return f", {mean:.3g} requests/s in the mean ({how})"
 
 
 def _median(snapshot: Snapshot, policy: Policy) -> float:
