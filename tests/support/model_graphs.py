@@ -325,3 +325,35 @@ class Normalised(nn.Module):
         for layer in self.layers:
             x = torch.tanh(layer(x))
         return x
+
+
+class Blinded(nn.Module):
+    """Noise and orders that are drawn at each call, without any input, and undone layers later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        noise, common, order = torch.randn(x.shape[0], WIDTH), torch.rand(WIDTH), torch.randperm(WIDTH)
+        x = torch.tanh(self.layers[0](x)) + noise
+        x = x + torch.tanh(self.layers[1](x - noise)) + common
+        x = (x - noise)[:, order]
+        x = (x - common[order])[:, torch.argsort(order)]
+        return self.layers[3](torch.tanh(self.layers[2](x)))
+
+
+class CastBuffers(nn.Module):
+    """Constants computed by operations that are called as methods of every module are."""
+
+    scale: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(3)
+        self.register_buffer("scale", torch.linspace(1.0, 2.0, WIDTH, dtype=torch.float64), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) * self.scale.to(x.dtype)
+        return x

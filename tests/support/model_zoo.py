@@ -255,5 +255,7 @@ HAND_MADE = tuple(
         ("WritesToInputs", (*VECTOR, TensorSpec("mask", "INT64", (64,)))),
         ("Normalised", VECTOR),
         ("SharedOutputs", VECTOR),
+        ("Blinded", VECTOR),
+        ("CastBuffers", VECTOR),
     )
 )

@@ -69,8 +69,10 @@ def compile_range(
                 continue
             for source in node.all_input_nodes:
                 if source not in copies:
-                    root[source.name] = values[source]
-                    copies[source] = code.get_attr(source.name)
+                    # By place here too: a module has attributes of its own, such as to.
+                    name = f"constant_{len(root)}"
+                    root[name] = values[source]
+                    copies[source] = code.get_attr(name)
             copies[node] = _copy(code, node, copies)
     sent = []
     for value in program.crossing(last):

@@ -22,7 +22,7 @@ from splitplane.model.flow import Flow, Place
 from splitplane.model.operations import is_heavy, is_rearrangement
 from splitplane.model.pruning import drop_dominated, thin_out
 from splitplane.model.sizes import expression, solve
-from splitplane.model.traced import Traced, is_size
+from splitplane.model.traced import Kind, Traced, is_size
 from splitplane.model.work import flops
 
 SIZE_BYTES = 8
@@ -36,7 +36,10 @@ def find_places(traced: Traced) -> list[Place]:
     first = Place(0, inputs, graph.bytes(inputs))
     last = Place(len(graph.order), outputs, graph.bytes(outputs))
     interior = []
-    bounds = [*(graph.order[node] for node in heavy), len(graph.order) - 1]
+    # No cut follows what is drawn without any input: the work before it is none.
+    drawn = [node for node in heavy if not any(traced.kinds[each] is Kind.DATA for each in node.all_input_nodes)]
+    bounds = [graph.order[node] for node in heavy if node not in drawn]
+    bounds.append(len(graph.order) - 1)
     for start, end in pairwise(bounds):
         run = [place for position in range(start + 1, end + 1) if (place := graph.cheapest(position))]
         if run and end != bounds[-1]:

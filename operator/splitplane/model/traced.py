@@ -19,7 +19,7 @@ class Kind(enum.IntEnum):
     SIZE = 1
     """On the free sizes too: recomputed in every range, never sent."""
     DATA = 2
-    """On the values of the inputs."""
+    """On the values of the inputs, or on chance: drawn once, and sent to whoever needs it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def classify(graph: fx.Graph, inputs: frozenset[fx.Node], sizes: Sizes) -> dict[
     for node in graph.nodes:
         if node.op == "output":
             continue
-        if node in inputs:
+        if node in inputs or is_random(node):
             kinds[node] = Kind.DATA
         elif is_size(node, sizes):
             # However it was reached, the tensors that cross a cut tell it.
@@ -88,3 +88,24 @@ def classify(graph: fx.Graph, inputs: frozenset[fx.Node], sizes: Sizes) -> dict[
         else:
             kinds[node] = max((kinds[source] for source in node.all_input_nodes), default=Kind.CONSTANT)
     return kinds
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a node draws random numbers; dropout does not outside of training."""
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return any(is_random(inner) for graph in subgraphs(node) for inner in graph.nodes)
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    arguments = node.target._schema.arguments
+    given = {each.name: each.default_value for each in arguments}
+    given.update(zip(given, node.args, strict=False))
+    given.update(node.kwargs)
+    return all(given.get(name, True) for name in ("train", "training", "dropout_p"))
+
+
+def subgraphs(node: fx.Node) -> list[fx.Graph]:
+    """What a node of control flow calls."""
+    root = node.graph.owning_module
+    named = [each for each in node.args if isinstance(each, fx.Node) and each.op == "get_attr"]
+    found = [root.get_submodule(str(each.target)) for each in named] if root is not None else []
+    return [each.graph for each in found if isinstance(each, fx.GraphModule)]

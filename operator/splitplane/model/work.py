@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from splitplane.domain.profiles import Work
 from splitplane.model.operations import is_rearrangement
 from splitplane.model.sizes import Sizes, expression
+from splitplane.model.traced import subgraphs
 
 _LOOPS = {"associative_scan": 1, "map_impl": 1, "scan": 2}
 """Operators that call a subgraph for each place along the first dimension of one of their arguments: which one."""
@@ -49,7 +50,7 @@ def moved_bytes(node: fx.Node, sizes: Sizes) -> int:
 
     Of control flow as :func:`flops`.
     """
-    if isinstance(node.target, torch._ops.HigherOrderOperator) and _subgraphs(node):
+    if isinstance(node.target, torch._ops.HigherOrderOperator) and subgraphs(node):
         return _within(node, sizes, moved_bytes)
     tensors = [leaf for each in (node, *node.all_input_nodes) for leaf in _leaves(each.meta.get("val"))]
     return sum(
@@ -65,17 +66,10 @@ def _works(node: fx.Node) -> bool:
 
 def _within(node: fx.Node, sizes: Sizes, count: Callable[[fx.Node, Sizes], int]) -> int:
     """What the subgraphs that a node calls amount to."""
-    each = [sum(count(inner, sizes) for inner in graph.nodes if _works(inner)) for graph in _subgraphs(node)]
+    each = [sum(count(inner, sizes) for inner in graph.nodes if _works(inner)) for graph in subgraphs(node)]
     if node.target is torch.ops.higher_order.cond:
         return max(each, default=0)
     return _rounds(node, sizes) * sum(each)
-
-
-def _subgraphs(node: fx.Node) -> list[fx.Graph]:
-    root = node.graph.owning_module
-    named = [each for each in node.args if isinstance(each, fx.Node) and each.op == "get_attr"]
-    found = [root.get_submodule(str(each.target)) for each in named] if root is not None else []
-    return [each.graph for each in found if isinstance(each, fx.GraphModule)]
 
 
 def _rounds(node: fx.Node, sizes: Sizes) -> int:
