@@ -119,6 +119,29 @@ def test_a_recorded_decision_is_explained_with_its_gate_its_gain_and_the_limits_
     assert run("explain", "--call", "-", stdin=log.read_text()) == output
 
 
+def test_a_pipelines_last_recorded_decision_is_found_among_others_by_its_name(tmp_path: Path):
+    log = tmp_path / "operator.log"
+    moment = 1_790_000_000.0
+    calls = {
+        "shop/tracker": dump_call(replace(SNAPSHOT, links=links(50)), POLICY, moment),
+        "shop/other": dump_call(replace(SNAPSHOT, links=links(0.2)), POLICY, moment + 60.0),
+    }
+    lines = [f"2026-09-21 INFO Start of {name}: {call}\n" for name, call in calls.items()]
+    log.write_text("".join(lines) + f"2026-09-21 INFO Hold of shop/tracker: {calls['shop/tracker'][:90]}\n")
+    last = run("explain", "--call", str(log))
+    assert last.startswith("shop/other at 2026-09-21 14:14:20 UTC; the log has 2 pipelines: --pipeline chooses\n")
+    assert "0.2 Mbit/s" in last
+    tracker = run("explain", "--call", str(log), "--pipeline", "shop/tracker")
+    assert tracker.startswith("shop/tracker at 2026-09-21 14:13:20 UTC\n")
+    assert "50 Mbit/s" in tracker
+    alone = run("explain", "--call", "-", stdin=lines[0])
+    assert alone.splitlines()[0] == "shop/tracker at 2026-09-21 14:13:20 UTC"
+    assert alone.splitlines()[1:] == tracker.splitlines()[1:]
+    missing = CliRunner().invoke(app, ["explain", "--call", str(log), "--pipeline", "shop/none"])
+    assert missing.exit_code == 2
+    assert unwrapped("of shop/none, but of shop/other, shop/tracker") in unwrapped(missing.output)
+
+
 def test_stated_conditions_are_explained_too(profile: str):
     output = run("explain", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "3.5")
     assert "Start (InitialPlan)" in output
@@ -136,7 +159,12 @@ def test_the_routes_that_a_gateway_chooses_from_are_listed_with_the_bandwidths_a
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [((), "--call FILE"), (("--call", "/nowhere"), "No such file"), (("--call", "-"), "no recorded decision")],
+    [
+        ((), "--call FILE"),
+        (("--pipeline", "shop/tracker"), "chooses from a log"),
+        (("--call", "/nowhere"), "No such file"),
+        (("--call", "-"), "no recorded decision"),
+    ],
 )
 def test_what_cannot_be_explained_is_refused(arguments: tuple[str, ...], says: str):
     result = CliRunner().invoke(app, ["explain", *arguments], input='{"now":1}\n')
@@ -154,6 +182,28 @@ def test_the_frontier_is_listed_by_cost_and_no_plan_on_it_beats_another(profile:
     table = run("frontier", *conditions, "--most", "5").splitlines()
     assert table[0] == f"{len(plans)} plans that no other beats, by cost"
     assert len(table) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--rate", "40"), "No plan bears 40 requests/s: the highest rate is 33.38/s"),
+        (("--rate", "3.5", "--without", "edge", "--without", "cloud"), "tier edge: no ready node matches its selector"),
+    ],
+)
+def test_where_no_plan_is_on_the_frontier_it_tells_why(
+    profile: str, tmp_path: Path, arguments: tuple[str, ...], says: str
+):
+    asked = ["frontier", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, *arguments]
+    output = run(*asked)
+    assert says in output
+    assert "PLAN" not in output
+    picture = tmp_path / "frontier.png"
+    assert run(*asked, "--plot", str(picture)) == output
+    assert not picture.exists()
+    result = CliRunner().invoke(app, [*asked, "--json"])
+    assert json.loads(result.stdout) == []
+    assert says in result.stderr
 
 
 def test_the_frontier_is_drawn(profile: str, tmp_path: Path):

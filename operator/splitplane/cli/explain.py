@@ -1,6 +1,6 @@
 """``splitplane explain``: why the planner decides as it does, for a recorded decision or conditions that are stated."""
 
-import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +8,10 @@ import typer
 
 from splitplane.cli.conditions import Conditions
 from splitplane.cli.plans import out, show, show_routes
+from splitplane.cli.recorded import Recorded, last_recorded
 from splitplane.domain.plans import Candidate
-from splitplane.domain.snapshots import Action, Decision, Policy, Snapshot
+from splitplane.domain.snapshots import Action, Decision
 from splitplane.planner import explain as decide
-from splitplane.planner import load_call
 
 _LIMITS = {
     "p95": "the limit on p95 latency",
@@ -33,11 +33,19 @@ def explain(
         Path | None,
         typer.Option(help="A log with decisions that the operator recorded, the last of which is taken; - for stdin."),
     ] = None,
+    pipeline: Annotated[
+        str, typer.Option(metavar="NAMESPACE/NAME", help="Whose last decision is taken from the log of --call.")
+    ] = "",
 ) -> None:
     """Tell which limits bind, what other kinds of plan would give, the gain of a change, the gate that holds it, and
     from which routes the gateway chooses as the link gets slower and faster."""
+    heading = ""
     if call is not None:
-        snapshot, policy, now = _recorded(call)
+        found, names = last_recorded(call, pipeline)
+        snapshot, policy, now = found.snapshot, found.policy, found.now
+        heading = _heading(found, names, chosen=bool(pipeline))
+    elif pipeline:
+        raise typer.BadParameter("--pipeline chooses from a log: give that as --call FILE")
     elif conditions.file is not None and conditions.profile is not None:
         snapshot, policy = conditions.arguments()
         now = snapshot.time
@@ -47,6 +55,8 @@ def explain(
         decision = decide(snapshot, policy, now)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if heading:
+        out.print(heading, markup=False)
     for line in _lines(decision):
         out.print(line, markup=False)
     chosen = decision.target or decision.best
@@ -61,22 +71,14 @@ def explain(
         show_routes(decision.routes, decision.steps)
 
 
-def _recorded(path: Path) -> tuple[Snapshot, Policy, float]:
-    """The last call that a log holds. Raises ``typer.BadParameter`` if there is none."""
+def _heading(found: Recorded, names: tuple[str, ...], *, chosen: bool) -> str:
+    """Whose decision it is, and when it was made."""
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text()
-    except OSError as error:
-        raise typer.BadParameter(str(error)) from error
-    for line in reversed(text.splitlines()):
-        start = line.find('{"now":')
-        if start >= 0:
-            try:
-                return load_call(line[start:].strip())
-            except ValueError:
-                continue
-    raise typer.BadParameter(
-        f"{path} holds no recorded decision: the operator's log has one at each switch and each new reason to hold"
-    )
+        moment = f"{datetime.fromtimestamp(found.now, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OSError, OverflowError, ValueError):
+        moment = f"{found.now:g} s"
+    which = f"{found.pipeline or 'A pipeline'} at {moment}"
+    return which if chosen or len(names) < 2 else f"{which}; the log has {len(names)} pipelines: --pipeline chooses"
 
 
 def _lines(decision: Decision) -> list[str]:

@@ -12,7 +12,7 @@ from splitplane.cli.plans import out, per_thousand, show
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.plans import Candidate
 from splitplane.planner import frontier as find
-from splitplane.planner import to_dict
+from splitplane.planner import to_dict, why_none
 
 
 def frontier(
@@ -25,15 +25,18 @@ def frontier(
     snapshot, policy = conditions.arguments()
     try:
         plans = find(snapshot, policy)
+        why = "" if plans else why_none(snapshot, policy)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if plot is not None:
-        _draw(plans, conditions.rate, plot)
-        out.print(f"{len(plans)} plans drawn into {plot}", markup=False)
-    elif as_json:
+    if why:
+        typer.echo(why, err=as_json)
+    if as_json:
         rows = [{**to_dict(plan), "costPerThousandRequests": per_thousand(plan, conditions.rate)} for plan in plans]
         typer.echo(json.dumps(rows, indent=2))
-    else:
+    elif plans and plot is not None:
+        _draw(plans, conditions.rate, plot)
+        out.print(f"{len(plans)} plans drawn into {plot}", markup=False)
+    elif plans:
         out.print(f"{len(plans)} plans that no other beats, by cost", markup=False)
         show([("", plan) for plan in _spread(plans, most)], rate=conditions.rate)
 
@@ -68,6 +71,5 @@ def _draw(plans: Sequence[Candidate], rate: float, path: Path) -> None:
         fontsize="medium",
     )
     axes.grid(alpha=0.3)
-    if plans:
-        axes.legend()
+    axes.legend()
     save(figure, path)

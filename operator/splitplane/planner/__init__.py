@@ -2,7 +2,7 @@
 
 from splitplane.planner.context import ContradictionError
 from splitplane.planner.keeping import Kept
-from splitplane.planner.planning import choose, explain, frontier, indifference, plan
+from splitplane.planner.planning import choose, explain, frontier, indifference, plan, why_none
 from splitplane.planner.replay import dump_call, from_dict, load_call, to_dict
 from splitplane.planner.sites import plan_sites
 
@@ -19,4 +19,5 @@ __all__ = [
     "plan",
     "plan_sites",
     "to_dict",
+    "why_none",
 ]

@@ -20,7 +20,7 @@ from splitplane.planner.lacking import why_nothing_fits
 from splitplane.planner.paying import Indifference
 from splitplane.planner.paying import indifference as indifference_of
 from splitplane.planner.routes import Admissible, admissible
-from splitplane.planner.selecting import best_plan, current_frontier
+from splitplane.planner.selecting import best_plan, current_frontier, highest_rate
 
 
 def plan(snapshot: Snapshot, policy: Policy, now: float, *, kept: Kept | None = None) -> Decision:
@@ -53,6 +53,18 @@ def frontier(snapshot: Snapshot, policy: Policy, *, kept: Kept | None = None) ->
     context = build_context(snapshot, policy, kept)
     found = current_frontier(context)
     return [found.candidate(context, int(place)) for place in np.lexsort((found.p95, found.cost))]
+
+
+def why_none(snapshot: Snapshot, policy: Policy) -> str:
+    """Why no plan is on the frontier: the highest rate that any bears, or what keeps all from serving."""
+    context = build_context(snapshot, policy)
+    highest = highest_rate(context)
+    if not highest > 0.0:
+        return f"No plan can serve: {why_nothing_fits(context)}"
+    return (
+        f"No plan bears {context.rate:g} requests/s: the highest rate is {highest:.2f}/s, with all stages and links"
+        f" busy for at most {context.policy.max_utilization:.0%} of the time"
+    )
 
 
 def indifference(snapshot: Snapshot, policy: Policy, plan: Plan) -> tuple[Indifference, ...]:

@@ -1,7 +1,7 @@
 """The best plan of all for one context, before any gate."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from splitplane.domain.plans import Candidate, Plan, Stage
@@ -62,7 +62,7 @@ def _best(context: Context, without: list[Plan]) -> Candidate | None:
     frontier = _contenders(context, context.rate, Aim.of(context.policy), tuple(without))
     if len(frontier):
         return frontier.candidate(context, pick(context.policy, frontier))
-    rate = _highest_rate(context, without) * (1.0 - OVERLOAD_TIE)
+    rate = highest_rate(context, without) * (1.0 - OVERLOAD_TIE)
     if not 0.0 < rate < math.inf:
         return None
     frontier = _contenders(context, rate, CHEAPEST, tuple(without))
@@ -82,7 +82,8 @@ def _contenders_of(context: Context, without: tuple[Plan, ...], rate: float, aim
     return contenders(context, rate, aim, without)
 
 
-def _highest_rate(context: Context, without: list[Plan]) -> float:
+def highest_rate(context: Context, without: Collection[Plan] = ()) -> float:
+    """The highest rate that a plan of any variant bears, but for some plans; 0 if there is none."""
     return max(_highest_rate_of(each, _own(each, without)) for each in context.variants)
 
 
