@@ -21,7 +21,7 @@ from splitplane.controller.network_policies import stages_policy
 from splitplane.controller.realising import realise
 from splitplane.controller.route_tables import batching, links, live_routes, route_table
 from splitplane.controller.statuses import routes_of
-from splitplane.domain.plans import Candidate, Plan, Prediction, Stage, Steps
+from splitplane.domain.plans import Candidate, Capacity, Plan, Prediction, Stage, Steps
 from splitplane.domain.profiles import DeviceProfile, Profile, Timing
 from tests.support.controller_cases import SETTINGS, pipeline, pipeline_body, serving, tier
 
@@ -84,7 +84,7 @@ def test_a_route_says_where_it_is_the_best_and_the_table_on_which_link() -> None
     split, whole = serving().plan, Plan((Stage("edge", 0, 7, 0, 7, 2),))
     plan = Plan((replace(split.stages[0], resident_last=7), split.stages[1]), split.codecs)
     routes = [Candidate(each, Prediction(0.1, 0.08, 0.4, 10.0)) for each in (plan, whole)]
-    steps = Steps("edge", "cloud", (0.0, 1999.5), (1, 0))
+    steps = Steps("edge", "cloud", (0.0, 1999.5), (1, 0), (Capacity(12.0, 2500.5), Capacity(4.0)))
     served = realise(
         routes[0], routes, steps, pipeline=pipeline(), fingerprint="f", model="m", inputs=None, settings=SETTINGS
     )
@@ -99,6 +99,9 @@ def test_a_route_says_where_it_is_the_best_and_the_table_on_which_link() -> None
         [{"fromBytesPerSecond": 2000}],
         [{"fromBytesPerSecond": 0, "belowBytesPerSecond": 2000}],
     ]
+    limits = [("12", 2501), ("4", 0)]  # at any bandwidth, not only at that for which it was predicted
+    for told in (spec["routes"], routes_of(control)):
+        assert [(route["maxRatePerSecond"], route["linkBytesPerRequest"]) for route in told] == limits
     assert [route["bestBetween"] for route in routes_of(control)] == [["from 0.016 Mbit/s"], ["below 0.016 Mbit/s"]]
 
 

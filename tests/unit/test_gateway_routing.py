@@ -1,12 +1,13 @@
 """Which route and which endpoints a request gets, and which tables are believed."""
 
+import random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitplane.runtime.gateway.choosing import Choice, Chooser, TokenBucket, Wait
+from splitplane.runtime.gateway.choosing import HASTE, PATIENCE, Choice, Chooser, Wait
 from splitplane.runtime.gateway.endpoints import LONGEST_EJECTION_SECONDS, Endpoints, Pod
 from splitplane.runtime.gateway.tables import Table, TableError, parse_table
 
@@ -176,8 +177,88 @@ def test_whatever_the_bandwidth_does_the_route_is_the_best_at_it_or_nearly(bandw
 def test_a_route_that_suits_the_bandwidth_gets_no_more_than_its_rate_and_the_rest_goes_the_plans_own_way() -> None:
     chooser = Chooser(ALL)
     taken = [chosen(chooser.choose(RANGED, tick / 50, bandwidth=10.0)).route.name for tick in range(500)]
-    assert 40 <= taken.count("slow") <= 1 + 5 * 10 + 3
+    assert 40 <= taken.count("slow") <= 1 + 5 * (10 + PATIENCE)
     assert set(taken) == {"slow", "fast"}
+
+
+def sharing(*routes: tuple[str, str, int, list[int | None] | None]) -> Table:
+    """Routes over the same two stages: name, rate of the pods, bytes on the link, where it is the best."""
+    written = [
+        {
+            "name": name,
+            "stages": [
+                {"stage": "p-edge", "tier": "edge", "first": 0, "last": place + 1},
+                {"stage": "p-cloud", "tier": "cloud", "first": place + 1, "last": 7},
+            ],
+            "codecs": ["int8"],
+            "maxRatePerSecond": rate,
+            "linkBytesPerRequest": link_bytes,
+            "bestBetween": [
+                {"fromBytesPerSecond": best[0]} | ({} if best[1] is None else {"belowBytesPerSecond": best[1]})
+            ] if best else [],
+        }
+        for place, (name, rate, link_bytes, best) in enumerate(routes)
+    ]  # fmt: skip
+    table = table_object(routes=written)
+    table["spec"]["link"] = {"source": "edge", "target": "cloud"}
+    return parse_table(table)
+
+
+SHARING = sharing(("deep", "3.84", 1_000, [0, 50_000]), ("early", "13.35", 12_000, [50_000, None]))
+BOTH = (("p-edge", "e1:1"), ("p-cloud", "c1:1"))
+
+
+def taken_at(table: Table, load: float, bandwidth: float, *, seconds: float = 60.0, seed: int = 1) -> dict[str, int]:
+    """How many requests of random arrivals each route gets."""
+    chooser, rng, now = Chooser(admitted(*BOTH)), random.Random(seed), 0.0
+    counts: dict[str, int] = {}
+    while (now := now + rng.expovariate(load)) < seconds:
+        name = chosen(chooser.choose(table, now, bandwidth=bandwidth)).route.name
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def test_after_the_link_has_recovered_the_best_route_carries_the_load_that_the_plans_own_does_not_bear() -> None:
+    assert set(taken_at(SHARING, 3.0, 25_000)) == {"deep"}
+    assert set(taken_at(SHARING, 12.0, 2_500_000)) == {"early"}
+
+
+def test_what_no_route_bears_goes_where_most_is_borne() -> None:
+    counts = taken_at(SHARING, 30.0, 2_500_000)
+    assert set(counts) == {"early"}
+    slow = taken_at(SHARING, 30.0, 25_000)
+    assert slow["deep"] > 60 * 29
+
+
+def test_a_route_gets_no_more_than_the_link_bears_of_it_at_the_bandwidth_now() -> None:
+    table = sharing(("deep", "10", 1_000, None), ("early", "13.35", 12_000, [0, None]))
+    counts = taken_at(table, 8.0, 24_000)
+    assert counts["early"] <= 2.0 * (60 + PATIENCE) + 1
+    assert counts["deep"] >= 60 * 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_routes_on_the_same_pods_together_get_no_more_than_these_bear(seed: int) -> None:
+    table = sharing(("deep", "4", 1_000, [0, None]), ("middle", "6", 1_000, None), ("early", "13", 1_000, None))
+    counts = taken_at(table, 10.0, 2_500_000, seconds=300.0, seed=seed)
+    assert counts["deep"] / 4 + counts.get("middle", 0) / 6 + counts["early"] / 13 <= 300 + 2 * PATIENCE + 1
+    assert counts["deep"] > 100  # the best goes on having what there is room for
+
+
+def test_bursts_stay_on_the_best_route_as_long_as_it_bears_the_load() -> None:
+    table = sharing(("deep", "20", 1_000, [0, None]), ("early", "60", 1_000, None))
+    counts = taken_at(table, 16.0, 2_500_000, seconds=300.0)
+    assert counts.get("early", 0) <= 0.001 * sum(counts.values())
+
+
+def test_what_the_plans_own_route_had_to_do_keeps_nobody_from_a_way_out_once_its_pods_are_gone() -> None:
+    endpoints = admitted(*BOTH)
+    chooser = Chooser(endpoints)
+    for tick in range(400):
+        chosen(chooser.choose(TABLE, tick / 40, bandwidth=1e6))
+    endpoints.replace([Pod("e1:1", "p-edge", "e1:1", ready=True)])
+    taken = [isinstance(chooser.choose(TABLE, 10.0), Choice) for _ in range(10)]
+    assert taken.count(True) == 1 + int(2 * HASTE) - 1
 
 
 def test_a_route_over_a_link_that_is_down_or_without_pods_is_not_taken_whatever_the_bandwidth() -> None:
@@ -300,15 +381,6 @@ def test_an_endpoint_that_may_have_failed_is_used_less_and_ejected_the_third_tim
     assert endpoints.ready("p-edge") == 2
     endpoints.doubted("e1:1", 0.0)
     assert endpoints.ready("p-edge") == 1
-
-
-@given(rate=st.floats(0.1, 100), burst=st.floats(1, 20), gaps=st.lists(st.floats(0, 2), max_size=100))
-def test_a_bucket_lets_through_no_more_than_rate_and_burst(rate: float, burst: float, gaps: list[float]) -> None:
-    bucket, now, taken = TokenBucket(rate=rate, burst=burst), 0.0, 0
-    for gap in gaps:
-        now += gap
-        taken += bucket.take(now)
-    assert taken <= burst + rate * now + 1e-6
 
 
 def test_a_table_without_routes_makes_requests_wait() -> None:

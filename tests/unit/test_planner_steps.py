@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from splitplane.domain.measurements import Value
-from splitplane.domain.plans import Candidate, Plan, Stage, Steps
+from splitplane.domain.plans import Candidate, Capacity, Plan, Stage, Steps
 from splitplane.domain.snapshots import Policy, Preference, Snapshot
 from splitplane.planner import choose
 from splitplane.planner.context import Context, build_context, crossings
@@ -115,19 +115,16 @@ def test_at_any_bandwidth_the_route_of_the_table_is_the_one_that_the_planner_cho
 
 
 @pytest.mark.parametrize(("snapshot", "policy"), cases())
-def test_no_route_is_promised_more_than_it_bears_where_it_is_the_best(snapshot: Snapshot, policy: Policy):
+def test_at_any_bandwidth_a_route_is_given_what_it_bears_there(snapshot: Snapshot, policy: Policy):
     context = build_context(snapshot, policy)
     found = admissible(context, target(snapshot, policy))
     assert found.steps is not None
-    for place, route in enumerate(found.routes):
-        for low, high in found.steps.ranges(place):
-            for bandwidth in np.geomspace(max(low, 1e3), min(high, 1e10), 7)[:-1]:
-                there = build_context(
-                    over(snapshot, (found.steps.source, found.steps.target), float(bandwidth)), policy
-                )
-                bears = assess(there, route.plan).predicted.max_rate_per_second
-                if bears >= there.rate:
-                    assert route.predicted.max_rate_per_second <= bears * (1 + 1e-9)
+    assert len(found.steps.capacities) == len(found.routes)
+    for bandwidth in np.geomspace(1e3, 1e10, 8).tolist():
+        there = build_context(over(snapshot, (found.steps.source, found.steps.target), bandwidth), policy)
+        for route, capacity in zip(found.routes, found.steps.capacities, strict=True):
+            bears = assess(there, route.plan).predicted.max_rate_per_second
+            assert capacity.at(bandwidth) == pytest.approx(bears, rel=1e-6)
 
 
 @pytest.mark.parametrize(("snapshot", "policy"), cases())
@@ -181,9 +178,10 @@ def test_a_plan_that_crosses_no_link_has_no_steps():
 
 
 def test_steps_tell_the_route_at_a_bandwidth():
-    steps = Steps("edge", "cloud", (0.0, 100.0, 500.0), (1, 0, 1))
+    steps = Steps("edge", "cloud", (0.0, 100.0, 500.0), (1, 0, 1), (Capacity(2.0, 50.0), Capacity(1.0)))
     assert [steps.at(each) for each in (0.0, 99.9, 100.0, 499.0, 500.0, 1e12)] == [1, 1, 0, 0, 1, 1]
     assert steps.ranges(1) == ((0.0, 100.0), (500.0, math.inf))
+    assert [steps.capacities[0].at(each) for each in (0.0, 50.0, 100.0, 1e12)] == [0.0, 1.0, 2.0, 2.0]
 
 
 def test_residents_that_hold_one_stage_each_offer_one_cut():

@@ -94,6 +94,9 @@ class Route(Model):
     codecs: Annotated[tuple[Codec, ...], ordered(most=7)] = ()
     max_rate_per_second: DecimalString
     """Highest rate that its resident replicas bear."""
+    link_bytes_per_request: Count = 0
+    """Bytes of the table's link to be counted for a request, with what is to stay free there: the route bears no more
+    than the bandwidth divided by them either. 0 where it does not cross that link."""
     best_between: Annotated[tuple[BandwidthRange, ...], ordered(most=8)] = ()
     """Where it is the best of all routes; none for a way out that is taken only when the others fail."""
 

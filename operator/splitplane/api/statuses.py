@@ -80,6 +80,8 @@ class RouteStatus(Model):
     """Bandwidths of the link at which it is the best, for people: ``0.08 to 1.76 Mbit/s``. None: it is a way out."""
     max_rate_per_second: DecimalString
     """Highest rate that its resident replicas bear."""
+    link_bytes_per_request: Count = 0
+    """Bytes of the link to be counted for a request: it bears no more than the bandwidth divided by them either."""
 
 
 class PendingSwitch(Model):

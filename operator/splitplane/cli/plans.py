@@ -36,8 +36,15 @@ def show_routes(routes: Sequence[Candidate], steps: Steps | None) -> None:
     for place, route in enumerate(routes):
         spans = steps.ranges(place) if steps else ()
         best = ", ".join(span_text(*span) for span in spans) or "(way out)"
-        table.add_row(str(route.plan), best if steps else "-", f"{route.predicted.max_rate_per_second:.2f}/s")
+        table.add_row(str(route.plan), best if steps else "-", _rates(route, steps, place))
     out.print(table)
+
+
+def _rates(route: Candidate, steps: Steps | None, place: int) -> str:
+    """What a route bears where it is the best, from the slow ends of such bandwidths to the fast; a way out: now."""
+    ends = [steps.capacities[place].at(end) for span in steps.ranges(place) for end in span] if steps else []
+    ends = ends or [route.predicted.max_rate_per_second]
+    return " to ".join(dict.fromkeys((f"{min(ends):.2f}", f"{max(ends):.2f}"))) + "/s"
 
 
 def _cells(candidate: Candidate, rate: float) -> tuple[str, ...]:

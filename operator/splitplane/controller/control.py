@@ -48,6 +48,8 @@ class PublishedRoute:
     max_rate_per_second: float
     best: tuple[tuple[float, float], ...] = ()
     """Where it is the best: from, and below, so many bytes per second of the serving plan's link."""
+    link_bytes: float = 0.0
+    """Bytes of that link to be counted for a request (``domain.plans.Capacity``)."""
 
 
 @dataclass(frozen=True, slots=True)

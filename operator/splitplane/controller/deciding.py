@@ -245,7 +245,7 @@ def _routes_differ(old: Serving, new: Serving) -> bool:
 
     def numbers(serving: Serving) -> list[float]:
         edges = [edge for route in serving.routes for span in route.best for edge in span if math.isfinite(edge)]
-        return [*(route.max_rate_per_second for route in serving.routes), *edges]
+        return [*(limit for route in serving.routes for limit in (route.max_rate_per_second, route.link_bytes)), *edges]
 
     if outline(old) != outline(new) or len(numbers(old)) != len(numbers(new)):
         return True

@@ -7,7 +7,7 @@ from splitplane.controller.children import StageKey, stage_deployment
 from splitplane.controller.control import PublishedRoute, RouteStep, Serving, StageSet
 from splitplane.controller.settings import Settings
 from splitplane.controller.sharing import Sharing
-from splitplane.domain.plans import Candidate, Stage, Steps
+from splitplane.domain.plans import Candidate, Capacity, Stage, Steps
 from splitplane.domain.snapshots import Inputs
 
 
@@ -29,9 +29,9 @@ def realise(
         body = stage_deployment(whose, key, replicas=stage.replicas, settings=settings)
         stages.append(StageSet(body["metadata"]["name"], key, stage.replicas))
     published: list[PublishedRoute] = []
-    best = {str(route.plan): steps.ranges(place) for place, route in enumerate(routes)} if steps else {}
+    places = {str(route.plan): place for place, route in enumerate(routes)} if steps else {}
     for candidate in (target, *routes):
-        route = _route(candidate, stages, best.get(str(candidate.plan), ()))
+        route = _route(candidate, stages, steps, places.get(str(candidate.plan)))
         if route is not None and all(route.name != other.name for other in published):
             published.append(route)
     return Serving(
@@ -51,21 +51,22 @@ def _merged(stages: Sequence[StageSet]) -> list[StageSet]:
 
 
 def _route(
-    candidate: Candidate, stages: Sequence[StageSet], best: tuple[tuple[float, float], ...]
+    candidate: Candidate, stages: Sequence[StageSet], steps: Steps | None, place: int | None
 ) -> PublishedRoute | None:
-    steps = []
+    stops = []
     for stage in candidate.plan.stages:
         holder = _holder(stage, stages)
         if holder is None:
             return None
-        steps.append(RouteStep(holder.name, stage.tier, stage.first, stage.last))
+        stops.append(RouteStep(holder.name, stage.tier, stage.first, stage.last))
+    capacity = Capacity(candidate.predicted.max_rate_per_second)
+    best: tuple[tuple[float, float], ...] = ()
+    if steps is not None and place is not None:
+        capacity, best = steps.capacities[place], steps.ranges(place)
     return PublishedRoute(
-        name=str(candidate.plan),
-        steps=tuple(steps),
-        codecs=candidate.plan.codecs,
-        max_rate_per_second=candidate.predicted.max_rate_per_second,
-        best=best,
-    )
+        name=str(candidate.plan), steps=tuple(stops), codecs=candidate.plan.codecs,
+        max_rate_per_second=capacity.rate, link_bytes=capacity.link_bytes, best=best,
+    )  # fmt: skip
 
 
 def _holder(stage: Stage, stages: Sequence[StageSet]) -> StageSet | None:

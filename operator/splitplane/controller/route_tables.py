@@ -105,9 +105,14 @@ def _route(route: PublishedRoute) -> Object:
         ],
         "codecs": list(route.codecs),
         "bestBetween": [_range(low, high) for low, high in route.best],
-        # A rate that is no number counts as none: a fallback must never be overloaded.
-        "maxRatePerSecond": decimal_string(min(max(0.0, route.max_rate_per_second), _MOST_RATE), digits=3),
+        "linkBytesPerRequest": math.ceil(route.link_bytes),
+        "maxRatePerSecond": rate_text(route),
     }
+
+
+def rate_text(route: PublishedRoute) -> str:
+    """Its highest rate. One that is no number counts as none: a fallback must never be overloaded."""
+    return decimal_string(min(max(0.0, route.max_rate_per_second), _MOST_RATE), digits=3)
 
 
 def _link(control: Control) -> Object | None:

@@ -11,6 +11,7 @@ from splitplane.api.policies import from_plan, from_prediction, from_shares, per
 from splitplane.api.statuses import DECISIONS
 from splitplane.controller.conditions import Facts, merge, verdicts
 from splitplane.controller.control import Control, Serving
+from splitplane.controller.route_tables import rate_text
 from splitplane.controller.switching import Observed
 from splitplane.domain.measurements import Value, known
 from splitplane.domain.plans import Candidate, Prediction, Stage, span_text
@@ -116,7 +117,8 @@ def routes_of(control: Control) -> list[Json]:
         {
             "name": route.name,
             "bestBetween": [span_text(low, high) for low, high in route.best],
-            "maxRatePerSecond": decimal_or_none(max(0.0, route.max_rate_per_second), digits=3) or "0",
+            "maxRatePerSecond": rate_text(route),
+            "linkBytesPerRequest": math.ceil(route.link_bytes),
         }
         for route in (control.active.routes if control.active else ())
     ]

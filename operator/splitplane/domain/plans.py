@@ -113,17 +113,35 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a route bears: ``rate`` requests per second, or fewer where the link is too slow for as many.
+
+    ``link_bytes`` of the link are to be counted for a request, with what the utilisation ceiling leaves free; 0 where
+    it does not cross the link.
+    """
+
+    rate: float
+    link_bytes: float = 0.0
+
+    def at(self, bandwidth: float) -> float:
+        """Requests per second at so many bytes per second."""
+        return min(self.rate, bandwidth / self.link_bytes) if self.link_bytes > 0.0 else self.rate
+
+
+@dataclass(frozen=True, slots=True)
 class Steps:
     """Which of some routes is best at which bandwidth of the link from tier ``source`` to tier ``target``.
 
     From ``starts[i]`` bytes per second on, and below ``starts[i + 1]``, it is the route at place ``routes[i]``. The
-    first step starts at 0, the last has no upper end. A route may have several steps, or none.
+    first step starts at 0, the last has no upper end. A route may have several steps, or none. ``capacities`` are those
+    of all routes, by place.
     """
 
     source: str
     target: str
     starts: tuple[float, ...]
     routes: tuple[int, ...]
+    capacities: tuple[Capacity, ...]
 
     def at(self, bandwidth: float) -> int:
         """The place of the best route."""

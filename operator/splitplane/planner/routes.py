@@ -20,7 +20,7 @@ from splitplane.planner.frontier import weighed_by
 from splitplane.planner.layouts import Layout, layout_of
 from splitplane.planner.options import LOSS_STEP
 from splitplane.planner.residency import trusted
-from splitplane.planner.steps import weigh
+from splitplane.planner.steps import capacity, weigh
 
 LIMIT = 12
 """Routes at most, so that the table stays small enough to read."""
@@ -37,8 +37,8 @@ class Admissible:
 def admissible(context: Context, plan: Plan) -> Admissible:
     """Routes over what ``plan`` keeps resident: those that are best at some bandwidth of its link, and ways out.
 
-    Predicted at the current rate and bandwidths, or at the highest rate that a route bears if that is less. Its
-    ``max_rate_per_second`` is what it bears wherever it is the best. Routes over tiers without ready nodes or over
+    Predicted at the current rate and bandwidths, or at the highest rate that a route bears if that is less; ``steps``
+    tells what it bears at others. Routes over tiers without ready nodes or over
     links that nobody measures are left out, except the plan's own.
     """
     if not context.has(plan.variant):
@@ -84,8 +84,9 @@ def _admissible(context: Context, plan: Plan) -> Admissible:
     if not found:
         return Admissible(routes, None)
     places = {route.plan.routing: place for place, route in enumerate(routes)}
-    steps = Steps(*found.link, found.starts, tuple(places[found.routes[each].plan.routing] for each in found.best))
-    return Admissible(routes, steps)
+    best_places = tuple(places[found.routes[each].plan.routing] for each in found.best)
+    capacities = tuple(capacity(context, route.plan, found.link) for route in routes)
+    return Admissible(routes, Steps(*found.link, found.starts, best_places, capacities))
 
 
 def _unmeasured(context: Context, plan: Plan) -> bool:

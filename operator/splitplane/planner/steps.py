@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from splitplane.domain.plans import Candidate, Plan, Stage
+from splitplane.domain.plans import Candidate, Capacity, Plan, Stage
 from splitplane.domain.snapshots import Preference
 from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.bars import COST_TIE
 from splitplane.planner.context import Context, Direction, crossings
-from splitplane.planner.evaluation import broken, evaluate
-from splitplane.planner.layouts import Layout
+from splitplane.planner.evaluation import broken, evaluate, held_by_nodes
+from splitplane.planner.layouts import Layout, layout_of
 
 SLOWEST, FASTEST = 1e3, 1e10
 """Bytes per second between which routes are told apart."""
@@ -30,6 +30,9 @@ FINEST = 1.02
 
 EDGE = 1.003
 """How exactly it is told where one route stops to be the best and another begins."""
+
+_STILL, _BOUNDLESS = 1e-6, 1e18
+"""Bytes per second at which a link holds back whatever crosses it, and at which it never does."""
 
 _GRID = 29
 _PARTS = np.array([0.25, 0.5, 0.75])
@@ -72,10 +75,26 @@ def weigh(
     order = list(dict.fromkeys(labels[turns].tolist()))
     return Weighed(
         link=link,
-        routes=tuple(rows.route(row, points[labels == row]) for row in order),
+        routes=tuple(rows.route(row) for row in order),
         starts=(0.0, *(float(points[turn]) for turn in turns[1:])),
         best=tuple(order.index(row) for row in labels[turns].tolist()),
     )
+
+
+def capacity(context: Context, plan: Plan, link: Direction) -> Capacity:
+    """What a route bears at any bandwidth of ``link``: a link's share of the time falls as its bandwidth grows, and
+    nothing else depends on that."""
+    layout = held_by_nodes(context, layout_of(context, plan)).where(np.zeros(2, dtype=np.int64))
+    slow, fast = evaluate(
+        context, layout, bandwidths=dict.fromkeys(_ways(context, link), np.array([_STILL, _BOUNDLESS]))
+    ).max_rate.tolist()
+    return Capacity(fast, _STILL / slow if 0.0 < slow < fast else 0.0)
+
+
+def _ways(context: Context, link: Direction) -> tuple[Direction, ...]:
+    """The directions that a bandwidth of the link is about: what is measured one way only holds for both."""
+    both = context.wires[link].bandwidth == context.wires[link[::-1]].bandwidth
+    return (link, link[::-1]) if both else (link,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +121,7 @@ class _Rows:
         self, context: Context, plan: Plan, layouts: Sequence[tuple[Sequence[Stage], Layout]], link: Direction
     ) -> None:
         self.context, self.plan, self.layouts = context, plan, layouts
-        forward, back = context.wires[link], context.wires[link[::-1]]
-        # What is measured one way only holds for both.
-        self.ways = (link, link[::-1]) if forward.bandwidth == back.bandwidth else (link,)
-        self.present = forward.bandwidth
+        self.ways = _ways(context, link)
         self.places = [(n, row) for n, (_, layout) in enumerate(layouts) for row in range(len(layout))]
         tables = [evaluate(context, layout) for _, layout in layouts]
         prices = {name: context.weight(site) for name, site in context.sites.items()}
@@ -154,27 +170,20 @@ class _Rows:
         overloaded: Bools = merits.level >= _OVERLOADED * (len(self) + 1)
         return overloaded
 
-    def route(self, row: int, bandwidths: Array) -> Candidate:
-        """A row as a route that is best at these bandwidths, with the rate that it bears at all of them.
-
-        Where it bears less than there is, being the best of what does not, it is left out of account.
-        """
+    def route(self, row: int) -> Candidate:
+        """A row as a route, predicted at the present bandwidth and rate, or what it bears of that."""
         number, place = self.places[row]
         stages, layout = self.layouts[number]
         one = layout.where(np.array([place]))
         bearable = evaluate(self.context, one).max_rate
         table = evaluate(self.context, one, rate=np.minimum(self.context.rate, bearable))
-        many = layout.where(np.full(len(bandwidths), place))
-        rates = evaluate(self.context, many, bandwidths=dict.fromkeys(self.ways, bandwidths)).max_rate
-        enough = rates[rates >= self.context.rate]
-        least = float(enough.min()) if len(enough) else float(table.max_rate[0])
         bounds = [int(bound[place]) for bound in layout.bounds]
         parts = tuple(
             replace(stage, first=first, last=last)
             for stage, first, last in zip(stages, bounds[:-1], bounds[1:], strict=True)
         )
         codecs = tuple(self.context.table.codecs[int(codec[place])] for codec in layout.codecs)
-        return Candidate(Plan(parts, codecs, layout.variant), replace(table.prediction(0), max_rate_per_second=least))
+        return Candidate(Plan(parts, codecs, layout.variant), table.prediction(0))
 
 
 def _settled(rows: _Rows, among: Ints) -> tuple[Array, Ints]:

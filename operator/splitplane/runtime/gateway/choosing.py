@@ -1,9 +1,12 @@
 """Which route a request takes: the best at the link's bandwidth now, or else the first of the table that can serve it.
 
-Pure; times come in as arguments.
+Routes run on the same pods, so what each bears at that bandwidth is kept by stage: a request on a route that bears
+``r`` a second is ``1 / r`` seconds of work for each of its stages, which is what the busiest has at most. Routes that
+have no stage in common bear the sum of both. Pure; times come in as arguments.
 """
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from splitplane.runtime.gateway.endpoints import Endpoints
@@ -34,42 +37,46 @@ class Wait:
     why: str
 
 
-class TokenBucket:
-    """At most ``rate`` per second in the long run, at most ``burst`` at once."""
+class Work:
+    """Seconds of work that each stage was sent and that it cannot have done yet."""
 
-    def __init__(self, *, rate: float, burst: float) -> None:
-        self.rate = rate
-        self.burst = burst
-        self._tokens = burst
-        self._at: float | None = None
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
 
-    def wait(self, now: float) -> float:
-        """Seconds until a token is there; 0 when one is. Takes none."""
-        if self._at is not None:
-            self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
-        self._at = now
-        if self._tokens >= 1:
-            return 0.0
-        return (1 - self._tokens) / self.rate if self.rate > 0 else 3600.0
+    def ahead(self, stages: Iterable[str], now: float) -> float:
+        """Of the stage that has most."""
+        return max(0.0, *(self._until.get(stage, now) - now for stage in stages))
 
-    def take(self, now: float) -> bool:
-        if self.wait(now) > 0:
-            return False
-        self._tokens -= 1
-        return True
+    def send(self, stages: Iterable[str], seconds: float, now: float, *, most: float = math.inf) -> None:
+        """Add to each; none has more than ``most`` by that."""
+        self._until = {stage: until for stage, until in self._until.items() if until > now}
+        for stage in stages:
+            ahead = self._until.get(stage, now) - now
+            self._until[stage] = now + min(ahead + seconds, max(ahead, most))
 
 
 HYSTERESIS = 0.1
-"""How far, relatively, the bandwidth must be beyond where a route is the best before another is taken: more than an
-estimate wanders."""
+"""How far, relatively, the bandwidth must be beyond where a route is the best before another is taken, and how much
+more than the plan's own another must bear to carry the rest: more than an estimate wanders."""
+
+PATIENCE, HASTE = 2.0, 0.5
+"""How many seconds of work a stage may have ahead of it before a request for it takes another route, if its own is the
+best and if it is not: bursts of arrivals stay on the best, a load that lasts does not."""
+
+_MOST_AHEAD = 2.0 * PATIENCE
+"""Seconds: what the route that carries the rest adds to at most, so that an overload is soon forgotten."""
+
+_LONGEST = 3600.0
+"""Seconds to wait for a route that bears nothing, until something changes."""
 
 
 class Chooser:
-    """Picks routes of a table. The plan's own carries whatever comes, every other no more than its rate."""
+    """Picks routes of a table. One carries whatever comes, every other no more than it bears: the plan's own does, or
+    the one that bears notably more than that at the link's bandwidth."""
 
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints = endpoints
-        self._buckets: dict[str, TokenBucket] = {}
+        self._work, self._limited = Work(), Work()
         self._preferred = ""
 
     def prefer(self, table: Table, bandwidth: float | None) -> int | None:
@@ -95,30 +102,48 @@ class Chooser:
         bandwidth: float | None = None,
         take: bool = True,
     ) -> Choice | Wait:
-        """The first route whose every stage has an admitted endpoint outside ``avoid`` and whose rate is not used up.
+        """The first route whose every stage has an admitted endpoint outside ``avoid`` and that bears another request.
 
         The one that is best at ``bandwidth`` (bytes per second of the table's link) comes before the table's order.
-        ``take=False`` only looks, and leaves a fallback's rate as it is. Routes over a link in ``down`` come last, but
-        they come: it may be the link target that is broken.
+        ``take=False`` only looks, and counts no work. Routes over a link in ``down`` come last, but they come: it may
+        be the link target that is broken.
         """
-        over_down = [any(link in down for link in route.crossings(source_tier)) for route in table.routes]
+        routes = table.routes
+        over_down = [any(link in down for link in route.crossings(source_tier)) for route in routes]
         preferred = self.prefer(table, bandwidth)
-        order = sorted(range(len(table.routes)), key=lambda index: (over_down[index], index != preferred))
+        picked: dict[int, tuple[tuple[str, ...], ...]] = {}
+
+        def hops(place: int) -> tuple[tuple[str, ...], ...]:
+            if place not in picked:
+                picked[place] = tuple(self._endpoints.pick(stop.stage, avoid) for stop in routes[place].stops)
+            return picked[place]
+
+        rates = [route.bears(bandwidth) for route in routes]
+        notable = rates[0] * (1.0 + HYSTERESIS) if routes and bandwidth is not None else math.inf
+        more = [place for place, rate in enumerate(rates) if rate > notable and over_down[place] == over_down[0]]
+        more.sort(key=lambda place: -rates[place])
+        carrier = None
+        if routes and all(hops(0)):
+            carrier = next((place for place in more if all(hops(place))), 0)
+        # Without the plan's own route its work is gone as well, and what is left serves at once.
+        known = self._limited if carrier is None or over_down[carrier] else self._work
         shortest: float | None = None
-        for index in order:
-            route = table.routes[index]
-            hops = tuple(self._endpoints.pick(stop.stage, avoid) for stop in route.stops)
-            if not all(hops):
+        for place in sorted(range(len(routes)), key=lambda place: (over_down[place], place != preferred)):
+            if not all(hops(place)):
                 continue
-            if index > 0 and route.max_rate_per_second is not None:
-                bucket = self._bucket(route.name, route.max_rate_per_second)
-                seconds = bucket.wait(now)
-                if seconds == 0 and take:
-                    bucket.take(now)
-                if seconds > 0:
+            bears, stages = rates[place], [stop.stage for stop in routes[place].stops]
+            if place != carrier:
+                patience = PATIENCE if place == (preferred or 0) else HASTE
+                seconds = known.ahead(stages, now) - patience if bears > 0.0 else _LONGEST
+                if seconds >= 0.0:
                     shortest = seconds if shortest is None else min(shortest, seconds)
                     continue
-            return Choice(table.generation, route, hops, table.batching)
+            if take:
+                work = 1.0 / bears if bears > 0.0 else math.inf
+                self._work.send(stages, work, now, most=_MOST_AHEAD if place == carrier else math.inf)
+                if place != carrier:
+                    self._limited.send(stages, work, now)
+            return Choice(table.generation, routes[place], hops(place), table.batching)
         if shortest is not None:
             return Wait(shortest, "every route that can serve is at its highest rate")
         if not table.routes:
@@ -128,9 +153,3 @@ class Chooser:
     def can_serve(self, table: Table) -> bool:
         """Whether some route has an admitted endpoint for each of its stages."""
         return any(all(self._endpoints.ready(stop.stage) for stop in route.stops) for route in table.routes)
-
-    def _bucket(self, name: str, rate: float) -> TokenBucket:
-        bucket = self._buckets.get(name)
-        if bucket is None or bucket.rate != rate:
-            bucket = self._buckets[name] = TokenBucket(rate=rate, burst=max(1.0, rate / 2))
-        return bucket

@@ -33,7 +33,8 @@ class Route:
     """Ordered stops; ``codecs[i]`` encodes what stop ``i`` hands to stop ``i + 1``.
 
     ``max_rate_per_second`` is this gateway's share of what its resident replicas bear; ``None`` when the table gives
-    none. ``best`` is where it is the best: from, and below, so many bytes per second of the table's link.
+    none. It bears no more than the bandwidth of the table's link divided by ``link_bytes`` either. ``best`` is where it
+    is the best: from, and below, so many bytes per second of that link.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Route:
     codecs: tuple[str, ...]
     max_rate_per_second: float | None = None
     best: tuple[tuple[float, float], ...] = ()
+    link_bytes: float = 0.0
+
+    def bears(self, bandwidth: float | None) -> float:
+        """Requests per second from this gateway at so many bytes per second, as far as that is known."""
+        rate = inf if self.max_rate_per_second is None else self.max_rate_per_second
+        return min(rate, bandwidth / self.link_bytes) if bandwidth is not None and self.link_bytes > 0.0 else rate
 
     def best_at(self, bandwidth: float, *, slack: float = 0.0) -> bool:
         """Whether it is the best at this bandwidth, or within a relative ``slack`` of where it is."""
@@ -157,4 +164,7 @@ def _route(item: Mapping[str, Any], gateways: int) -> Route:
         (float(span.get("fromBytesPerSecond") or 0), float(span.get("belowBytesPerSecond") or inf))
         for span in item.get("bestBetween") or ()
     )
-    return Route(name, stops, codecs, None if rate in (None, "") else float(rate) / gateways, best)
+    return Route(
+        name, stops, codecs, None if rate in (None, "") else float(rate) / gateways, best,
+        link_bytes=float(item.get("linkBytesPerRequest") or 0) * gateways,
+    )  # fmt: skip
