@@ -187,9 +187,16 @@ def test_what_a_first_call_sets_once_and_for_all_is_no_state(make: Make) -> None
     assert torch.allclose(partition.run(0, partition.last, {"x": x})["output_0"], expected)
 
 
+class Seeded(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        numbers = torch.Generator().manual_seed(0)
+        return self.layer(x) + torch.randn(64, generator=numbers)
+
+
 @pytest.mark.parametrize(
     ("factory", "reason", "line"),
     [
+        (Seeded, "uses a Generator, which no graph carries from one process to another", "torch.randn(64, generator"),
         (
             CallCounting,
             "forward of CallCounting writes to its attribute calls: it keeps state",
@@ -434,6 +441,29 @@ def test_the_fingerprint_of_a_whole_model_covers_its_code(tmp_path: Path, monkey
     assert fingerprint(WHOLE, PART.replace("self.layer =", "self.other = self.layer =")) != first
     for name in ("whole_under_test", "parts_under_test"):
         del sys.modules[name]
+
+
+class Keys:
+    def __init__(self, keys: torch.Tensor) -> None:
+        self.keys = keys
+
+
+class WithCache(Base):
+    """As language models of transformers answer unless they are told otherwise."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        x = self.layer(x)
+        return {"logits": self.layer(x), "past_key_values": Keys(x)}
+
+
+def test_the_verdict_tells_which_object_among_the_outputs_to_leave_out(make: Make) -> None:
+    graph = export(make(WithCache))
+    assert graph.refusal is not None
+    assert (
+        f"its outputs hold a {__name__}.Keys, which torch cannot look into: return tensors only" in graph.refusal.reason
+    )
+    assert "use_cache=False" in graph.refusal.reason
+    assert graph.outputs == (TensorSpec("output_0", "FP32", (64,)),)
 
 
 class Averaging(Base):

@@ -221,3 +221,42 @@ def test_products_with_weights_that_take_no_memory_are_those_with_all_of_them(sh
     expected = functional.linear(rows, full, bias), functional.linear(rows, full), columns @ full
     for one, other in zip(found, expected, strict=True):
         assert relative_error(one, other) <= TOLERANCE
+
+
+def test_so_are_products_of_groups_of_rows_with_a_weight_each() -> None:
+    weights = stand_in(torch.empty(4, 24, 32))
+    full, rows, ends = weights.contiguous(), torch.randn(9, 32), torch.tensor([2, 2, 7, 9], dtype=torch.int32)
+    with torch.no_grad(), QuickProducts():
+        found = functional.grouped_mm(rows, weights.transpose(1, 2), offs=ends)
+    expected = functional.grouped_mm(rows, full.transpose(1, 2), offs=ends)
+    assert relative_error(found, expected) <= TOLERANCE
+
+
+class Experts(nn.Module):
+    """Each token goes through the expert that it is most like, all tokens of one expert at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.experts = nn.Parameter(torch.randn(4, 24, 32))
+        self.back = nn.Parameter(torch.randn(4, 32, 24))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] != 1:
+            x = x.clone()
+        rows = self.first(x)
+        chosen = rows[:, :4].argmax(1)
+        order = chosen.argsort(stable=True)
+        ends = functional.one_hot(chosen, 4).sum(0).cumsum(0).to(torch.int32)
+        inner = functional.grouped_mm(rows[order], self.experts.transpose(1, 2), offs=ends).relu()
+        mixed = functional.grouped_mm(inner, self.back.transpose(1, 2), offs=ends)
+        found: torch.Tensor = self.last(mixed[order.argsort()])
+        return found
+
+
+def test_a_mixture_of_experts_is_split(tmp_path: Path) -> None:
+    partition, whole = loaded(Experts, (TensorSpec("x", "FP32", (32,)),), tmp_path)
+    assert partition.graph.refusal is None
+    assert partition.last > 1
+    for batch in (1, 3, 8):
+        check(partition, whole, torch.randn(batch, 32))

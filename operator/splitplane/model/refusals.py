@@ -24,6 +24,7 @@ _INPUT_SIZE = re.compile(r"L\['\w+'\](\['\w+'\])*\.size\(\)\[\d+\]")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 
 
+_UNKNOWN_OUTPUT = re.compile(r"Found <class '(?P<type>[^']+)'> in output, which is not a known type")
 _CONSTRAINT = re.compile(r"Not all values of (?P<name>\w+) = .*? satisfy the generated guard (?P<guard>[^\n]*)")
 
 
@@ -48,6 +49,12 @@ def describe(error: Exception) -> str:
         return (
             f"its code does not hold for every {constraint['name']} (it needs {guard}), nor for all from about the "
             "example's size on: a larger example may help"
+        )
+    unknown = _UNKNOWN_OUTPUT.search(str(error))
+    if unknown is not None:
+        return (
+            f"its outputs hold a {unknown['type']}, which torch cannot look into: return tensors only (a model of "
+            "transformers: set use_cache=False in the config that the factory makes it with)"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])[:600]}" if lines else type(error).__name__

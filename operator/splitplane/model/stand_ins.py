@@ -33,12 +33,30 @@ class QuickProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return _product(rows, matrix)
             case torch.ops.aten.addmm.default, (bias, rows, matrix), {} if _repeats(matrix) and not kwargs:
                 return bias + _product(rows, matrix)
+            case torch.ops.aten._grouped_mm.default, (rows, matrices, ends), {} if (
+                _each_repeats(matrices) and not kwargs
+            ):
+                return _products(rows, matrices, ends)
             case _:
                 return operation(*args, **(kwargs or {}))
 
 
 def _repeats(matrix: torch.Tensor) -> bool:
     return matrix.stride() == (1, 1) and min(matrix.shape) > 1
+
+
+def _each_repeats(matrices: torch.Tensor) -> bool:
+    return matrices.stride() == (1, 1, 1) and min(matrices.shape) > 1
+
+
+def _products(rows: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Rows of each group times its matrix, as experts compute: torch refuses matrices that are not laid out in full."""
+    result = rows.new_zeros(len(rows), matrices.shape[2])
+    first = 0
+    for matrix, end in zip(matrices, ends.tolist(), strict=True):
+        result[first:end] = _product(rows[first:end], matrix)
+        first = end
+    return result
 
 
 def _product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

@@ -104,6 +104,12 @@ def _read(source: ModelSource, module: torch.nn.Module, program: ExportedProgram
                 parameters.add(node)
         else:
             value = program.constants.get(name)
+            if spec.kind == InputKind.CUSTOM_OBJ:
+                raise NotSplittableError(
+                    f"forward of {source.factory} uses a {type(value).__name__}, which no graph carries from one "
+                    "process to another (numbers from a seed can be drawn in the constructor and kept as a buffer)",
+                    line_of_operation(*node.users),
+                )
             if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor) or value.is_meta:
                 if _is_lean(module):
                     raise NeedsValuesError
