@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from splitplane.domain.measurements import Missing
+from splitplane.domain.measurements import Missing, Value
 from splitplane.domain.plans import Candidate, Plan
-from splitplane.domain.snapshots import FixedPlan, Mode, Preference
+from splitplane.domain.snapshots import FixedPlan, Mode, PayPerUse, Preference
 from splitplane.planner import Kept, plan
 from splitplane.planner.context import build_context
 from splitplane.planner.routes import LIMIT, admissible, admissible_routes
@@ -104,6 +104,27 @@ def test_the_baselines_are_there_to_compare_with_even_where_they_break_a_limit()
     assert alternatives["edge-only"].violations == ()
     assert str(alternatives["cloud-only"].plan) == "cloud:0-6"
     assert alternatives["cloud-only"].violations == ("privacy",)
+
+
+def test_the_baselines_use_capacity_that_is_paid_by_the_request_where_that_suits_them_best():
+    paid = with_tiers(SNAPSHOT, cloud={"pay_per_use": PayPerUse(0.0, 0.0, 0.01), "min_replicas": 0})
+    policy = replace(POLICY, prefer=Preference.COST)
+    always, used = (plan(each, policy, 0.0).alternatives["cloud-only"] for each in (SNAPSHOT, paid))
+    assert (used.plan.stages[0].replicas, used.plan.stages[0].pay_per_use) == (0, True)
+    assert used.predicted.cost_per_hour < always.predicted.cost_per_hour
+    dear = with_tiers(SNAPSHOT, cloud={"pay_per_use": PayPerUse(1.0, 1.0, 0.01)})
+    assert plan(dear, policy, 0.0).alternatives["cloud-only"] == always
+
+
+@pytest.mark.parametrize(
+    ("rate", "limit", "breaks"), [(3.0, 0.3, {"p95"}), (9.0, 30.0, {"utilization"}), (3.0, 30.0, set())]
+)
+def test_a_way_out_tells_the_limits_that_it_breaks(rate: float, limit: float, breaks: set[str]):
+    context = build_context(replace(SNAPSHOT, arrival_rate=Value(rate)), replace(POLICY, max_p95_seconds=limit))
+    out = next(
+        route for route in admissible_routes(context, split(1, edge=2, cloud=2)) if str(route.plan) == "edge:0-6"
+    )
+    assert set(out.violations) == breaks
 
 
 @pytest.mark.parametrize(("last", "away"), [(1, "cloud"), (0, "fog")])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from splitplane.domain.measurements import Value, known
-from splitplane.domain.snapshots import Policy, Preference, Snapshot, Tier
+from splitplane.domain.snapshots import PayPerUse, Policy, Preference, Snapshot, Tier
 from splitplane.planner import ContradictionError, plan, plan_sites
 from splitplane.planner.context import build_context
 from splitplane.planner.knapsack import Menu, Relaxed, pack
@@ -38,6 +38,23 @@ def random_sites(seed: int, count: int) -> tuple[dict[str, Snapshot], Policy]:
         for number in range(count)
     }
     return sites, policy
+
+
+@pytest.mark.parametrize("tier", ["edge", "cloud"])
+def test_pay_per_use_is_refused_as_a_pool_does_not_count_it(tier: str):
+    paid = {"pay_per_use": PayPerUse(0.0, 0.00002, 0.01), "min_replicas": 0}
+    sites = {name: with_tiers(each, **{tier: paid}) for name, each in many_sites(2, seed=3).items()}
+    with pytest.raises(ContradictionError, match=f"no pay-per-use: {tier}"):
+        plan_sites(sites, CHEAP, shared="cloud")
+
+
+def test_early_exits_are_refused_as_a_pool_does_not_count_them():
+    sites = many_sites(2, seed=3)
+    sites["site-001"] = replace(sites["site-001"], reach=(1.0, 0.5, *(0.2,) * 5))
+    with pytest.raises(ContradictionError, match="early exits"):
+        plan_sites(sites, CHEAP, shared="cloud")
+    sites["site-001"] = replace(sites["site-001"], reach=(1.0,) * 7)  # nobody leaves early
+    assert plan_sites(sites, CHEAP, shared="cloud") == plan_sites(many_sites(2, seed=3), CHEAP, shared="cloud")
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -13,7 +13,8 @@ from splitplane.planner.selecting import best_plan
 
 
 def baselines(context: Context) -> dict[str, Candidate]:
-    """``edge-only`` and ``cloud-only`` (the last tier, raw input as fp32), with as many replicas as suit them best.
+    """``edge-only`` and ``cloud-only`` (the last tier, raw input as fp32), with as many replicas as suit them best, and
+    with pay-per-use where that suits them and the tier offers it.
 
     For explanation only: they are predicted even where they break a limit, which their violations name. One is left
     out where its tier cannot be used.
@@ -24,8 +25,10 @@ def baselines(context: Context) -> dict[str, Candidate]:
             continue
         if tier != context.gateway and (context.gateway, tier) not in context.wires:
             continue
-        layout = one_stage(context, context.sites[tier])
-        frontier = frontier_of_layouts(context, [layout], context.rate)
+        site = context.sites[tier]
+        layout = one_stage(context, site)
+        used = [one_stage(context, site, pay_per_use=True)] if site.tier.pay_per_use is not None else []
+        frontier = frontier_of_layouts(context, [layout, *used], context.rate)
         if len(frontier):
             best = frontier.candidate(context, pick(context.policy, frontier))
             found[name] = Candidate(best.plan, best.predicted, (*violations(context, best.plan), *best.violations))

@@ -49,11 +49,14 @@ class Layout:
         return Plan(tuple(stages), codecs, self.variant)
 
 
-def one_stage(context: Context, site: Site) -> Layout:
-    """The whole model on one tier, for every number of replicas."""
-    replicas = np.arange(site.low, site.high + 1)
+def one_stage(context: Context, site: Site, *, pay_per_use: bool = False) -> Layout:
+    """The whole model on one tier, for every number of replicas; with capacity that is paid by the request or not."""
+    replicas = np.arange(site.fewest(pay_per_use=pay_per_use), site.high + 1)
     zeros = np.zeros_like(replicas)
-    return Layout((site.name,), (zeros, zeros + context.profile.segments), (), (replicas,), variant=context.variant)
+    return Layout(
+        (site.name,), (zeros, zeros + context.profile.segments), (), (replicas,),
+        frozenset({0}) if pay_per_use else frozenset(), context.variant,
+    )  # fmt: skip
 
 
 def layout_of(context: Context, plan: Plan) -> Layout:

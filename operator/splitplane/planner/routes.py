@@ -6,7 +6,7 @@ that the resident replicas bear on it. Which is best at which bandwidth is told 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -20,7 +20,7 @@ from splitplane.planner.frontier import weighed_by
 from splitplane.planner.layouts import Layout, layout_of
 from splitplane.planner.options import LOSS_STEP
 from splitplane.planner.residency import trusted
-from splitplane.planner.steps import capacity, weigh
+from splitplane.planner.steps import capacity, predicted, weigh
 
 LIMIT = 12
 """Routes at most, so that the table stays small enough to read."""
@@ -173,16 +173,7 @@ def _between(context: Context, left: Stage, right: Stage) -> Ints:
 def _predict(context: Context, stages: Sequence[Stage], layout: Layout) -> Iterator[Candidate]:
     """The layout's rows as routes over these stages, without those that another beats in everything."""
     layout = held_by_nodes(context, layout)
-    bearable = evaluate(context, layout).max_rate
-    table = evaluate(context, layout, rate=np.minimum(context.rate, bearable))
-    for row in _unbeaten(context, table):
-        bounds = [int(bound[row]) for bound in layout.bounds]
-        parts = tuple(
-            replace(stage, first=first, last=last)
-            for stage, first, last in zip(stages, bounds[:-1], bounds[1:], strict=True)
-        )
-        codecs = tuple(context.table.codecs[int(codec[row])] for codec in layout.codecs)
-        yield Candidate(Plan(parts, codecs, layout.variant), table.prediction(int(row)))
+    yield from predicted(context, stages, layout, lambda table: _unbeaten(context, table))
 
 
 def _unbeaten(context: Context, table: Table) -> Ints:

@@ -43,7 +43,8 @@ def plan_sites(
     nothing keeps gets the plan that it would get alone, and takes nothing from the others. The limit on cost is one
     for all sites together.
 
-    Raises ``ContradictionError`` as ``plan`` does, and ``ValueError`` for sites of different models.
+    Raises ``ContradictionError`` as ``plan`` does, and for early exits, pay-per-use and variants, which sites that are
+    planned together cannot have; ``ValueError`` for sites of different models.
     """
     profiles = {snapshot.profile.fingerprint for snapshot in snapshots.values()}
     if len(profiles) > 1:
@@ -59,7 +60,14 @@ def contexts_of(snapshots: Mapping[str, Snapshot], policy: Policy, kept: Kept | 
         raise ContradictionError("sites of a pipeline run the same model: leave out its variants")
     if kept is None and snapshots:
         kept = Kept(next(iter(snapshots.values())).profile)
-    return {name: build_context(snapshots[name], policy, kept) for name in sorted(snapshots)}
+    contexts = {name: build_context(snapshots[name], policy, kept) for name in sorted(snapshots)}
+    # What a pool costs, and how long requests wait in it, counts neither.
+    if any(context.passing for context in contexts.values()):
+        raise ContradictionError("sites planned together have no early exits: leave out reach, or plan each alone")
+    if paid := {each.name for snapshot in snapshots.values() for each in snapshot.tiers if each.pay_per_use}:
+        tiers = ", ".join(sorted(paid))
+        raise ContradictionError(f"sites planned together use no pay-per-use: {tiers} must not offer it")
+    return contexts
 
 
 def plan_together(

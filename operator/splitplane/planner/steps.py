@@ -9,7 +9,7 @@ than it is at the lower one. Spans that are not settled are divided, and so are 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from splitplane.domain.snapshots import Preference
 from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.bars import COST_TIE
 from splitplane.planner.context import Context, Direction, crossings
-from splitplane.planner.evaluation import broken, evaluate, held_by_nodes
+from splitplane.planner.evaluation import Table, broken, evaluate, held_by_nodes
 from splitplane.planner.layouts import Layout, layout_of
 
 SLOWEST, FASTEST = 1e3, 1e10
@@ -95,6 +95,26 @@ def _ways(context: Context, link: Direction) -> tuple[Direction, ...]:
     """The directions that a bandwidth of the link is about: what is measured one way only holds for both."""
     both = context.wires[link].bandwidth == context.wires[link[::-1]].bandwidth
     return (link, link[::-1]) if both else (link,)
+
+
+def predicted(
+    context: Context, stages: Sequence[Stage], layout: Layout, kept: Callable[[Table], Ints] | None = None
+) -> Iterator[Candidate]:
+    """Rows of a layout (those that ``kept`` chooses of them) as routes over these stages: at the present rate, or what
+    a row bears if that is less, with the limits that it breaks."""
+    bearable = evaluate(context, layout).max_rate
+    table = evaluate(context, layout, rate=np.minimum(context.rate, bearable))
+    names = ("utilization", "p95", "cost")
+    limits = (bearable * (1.0 + 1e-9) < context.rate, *broken(context, table)[1:])
+    for row in range(len(layout)) if kept is None else kept(table).tolist():
+        bounds = [int(bound[row]) for bound in layout.bounds]
+        parts = tuple(
+            replace(stage, first=first, last=last)
+            for stage, first, last in zip(stages, bounds[:-1], bounds[1:], strict=True)
+        )
+        codecs = tuple(context.table.codecs[int(codec[row])] for codec in layout.codecs)
+        breaks = tuple(name for name, limit in zip(names, limits, strict=True) if limit[row])
+        yield Candidate(Plan(parts, codecs, layout.variant), table.prediction(row), breaks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,16 +194,7 @@ class _Rows:
         """A row as a route, predicted at the present bandwidth and rate, or what it bears of that."""
         number, place = self.places[row]
         stages, layout = self.layouts[number]
-        one = layout.where(np.array([place]))
-        bearable = evaluate(self.context, one).max_rate
-        table = evaluate(self.context, one, rate=np.minimum(self.context.rate, bearable))
-        bounds = [int(bound[place]) for bound in layout.bounds]
-        parts = tuple(
-            replace(stage, first=first, last=last)
-            for stage, first, last in zip(stages, bounds[:-1], bounds[1:], strict=True)
-        )
-        codecs = tuple(self.context.table.codecs[int(codec[place])] for codec in layout.codecs)
-        return Candidate(Plan(parts, codecs, layout.variant), table.prediction(0))
+        return next(predicted(self.context, stages, layout.where(np.array([place]))))
 
 
 def _settled(rows: _Rows, among: Ints) -> tuple[Array, Ints]:
