@@ -9,7 +9,7 @@ import numpy as np
 from splitplane.runtime.inference import Buffer, Failure, InferenceError
 
 MAX_TEXT_BYTES = 16 << 20
-MAX_VALUES = 1 << 20
+MAX_VALUES = 2 << 20
 """Numbers, texts, lists and objects. No other thread runs while they are parsed: so long may the event loop pause."""
 
 VALUE_BYTES, QUOTE_BYTES = 80, 28
