@@ -357,3 +357,16 @@ class CastBuffers(nn.Module):
         for layer in self.layers:
             x = torch.tanh(layer(x)) * self.scale.to(x.dtype)
         return x
+
+
+class PerSample(nn.Module):
+    """A layer that is written for one sample and mapped over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.layers[0](x))
+        x = torch.vmap(lambda sample: torch.tanh(self.layers[2](torch.tanh(self.layers[1](sample)))))(x)
+        return self.layers[3](x)

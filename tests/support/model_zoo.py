@@ -257,5 +257,6 @@ HAND_MADE = tuple(
         ("SharedOutputs", VECTOR),
         ("Blinded", VECTOR),
         ("CastBuffers", VECTOR),
+        ("PerSample", VECTOR),
     )
 )

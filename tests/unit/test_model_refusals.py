@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,6 +163,18 @@ class OfTheClass(Base):
         return self.layer(x) * OfTheClass.calls
 
 
+class CountingInTensors(Base):
+    """Replaces, in an object that it holds, a tensor that is too large to be looked at by another made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = SimpleNamespace(counts=torch.zeros(40, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.state.counts = self.state.counts + 1
+        return self.layer(x) + self.state.counts[0]
+
+
 class Settling(Base):
     """Lowers its window to the size of its input, once."""
 
@@ -250,6 +262,7 @@ def test_a_model_that_keeps_state_keeps_it_while_it_is_served(make: Make) -> Non
         (Elsewhere, "return self.layer(x) * self.state.calls"),
         (Replacing, "result = result + self.state.last"),
         (OfTheClass, "return self.layer(x) * OfTheClass.calls"),
+        (CountingInTensors, "self.state.counts = self.state.counts + 1"),
     ],
 )
 def test_state_is_found_wherever_it_is_kept(make: Make, factory: Callable[[], nn.Module], line: str) -> None:
@@ -275,6 +288,66 @@ class Tabulating(Base):
 
 def test_a_table_that_a_first_call_keeps_is_no_state(make: Make) -> None:
     assert export(make(Tabulating)).refusal is None
+
+
+class Trimming(Base):
+    """Cuts a large table to the size of its input at each call, which changes nothing after the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = SimpleNamespace(table=torch.rand(40, 80, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.held.table = self.held.table[:, : x.shape[1]]
+        return self.layer(x.relu() + self.held.table[3])
+
+
+def test_a_table_that_each_call_cuts_to_size_is_no_state(make: Make) -> None:
+    assert export(make(Trimming)).refusal is None
+
+
+class Seeding(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return self.layer(x.relu() + torch.rand(x.shape[0], 64))
+
+
+class SeedingAside(Base):
+    """Draws from a state that it puts back."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(3)
+            noise = torch.rand(64)
+        return self.layer(x.relu() + noise)
+
+
+class SeedingInVain(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return self.layer(torch.dropout(x, 0.5, self.training))
+
+
+@pytest.mark.parametrize("factory", [Seeding, SeedingAside])
+def test_a_model_that_seeds_what_it_draws_is_served_whole(make: Make, factory: Callable[[], nn.Module]) -> None:
+    source = make(factory)
+    refusal = export(source).refusal
+    assert refusal is not None
+    assert "seeds the random numbers that it draws" in refusal.reason
+    assert refusal.location is not None
+    assert "manual_seed(3)" in refusal.location or "fork_rng" in refusal.location
+    model = load_partition(source, 0, None)
+    x = np.ones((2, 64), np.float32)
+    assert_same(model.run(0, 1, {"x": torch.from_numpy(x)}), model.run(0, 1, {"x": torch.from_numpy(x)}))
+    assert vars(torch.random)["default_generator"] is torch.default_generator
+
+
+def test_a_seed_that_nothing_is_drawn_from_is_no_reason(make: Make) -> None:
+    assert export(make(SeedingInVain)).refusal is None
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(one, other, atol=0.0, rtol=0.0)
 
 
 def test_the_fingerprint_of_a_whole_model_covers_its_weights(make: Make) -> None:

@@ -74,11 +74,11 @@ def export_program(
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
-    """A program without operations in place or regions: the casts of autocast become operations as all others.
+    """A program without operations in place, regions or ``vmap``: casts of autocast are operations as all others.
 
     Regions stay where a cast lies within an operation. Raises :class:`NotSplittableError` where they cannot.
     """
-    mutates = any(_mutates(node) for node in program.graph.nodes)
+    mutates = any(_mutates(node) or _maps(node) for node in program.graph.nodes)
     regions = list(_regions(program.graph_module, casting=False))
     hidden = next(
         (node for _, _, inner, casting in regions if casting for node in inner.graph.nodes if _hides(node)), None
@@ -219,6 +219,11 @@ def _raised(message: str, shapes: dict[str, Any], examples: Mapping[str, int]) -
         if least
         else None
     )
+
+
+def _maps(node: fx.Node) -> bool:
+    """Whether a node begins or ends a ``torch.vmap``, which shows in no value that it makes."""
+    return getattr(node.target, "__module__", None) == "torch._functorch.predispatch"
 
 
 def _mutates(node: fx.Node) -> bool:

@@ -1,7 +1,7 @@
 """Whether a module computes the same each time that it is called, wherever it may keep what it remembers.
 
 A copy is called several times on tensors without memory, and the operations are compared: state shows by another
-number, another operation, or a tensor that an earlier call made of its inputs.
+number, another operation, a tensor that an earlier call made of its inputs, or one that each call makes for the next.
 """
 
 import copy
@@ -15,10 +15,18 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from splitplane.model.operations import REARRANGING
 from splitplane.model.weights import tensor_bytes
 
 COMPARED = 1024
 """Elements of a tensor of constants up to which its values are looked at."""
+
+KEEPING = REARRANGING | {
+    "_to_copy", "as_strided", "copy_", "fill_", "lift_fresh_copy", "select", "split", "to", "tril", "triu", "type_as",
+    "unbind", "zero_",
+}  # fmt: skip
+"""Operations of whose result nobody can tell how often they were done: a table that each call cuts or casts anew is the
+same one, and so is room in memory that each call fills."""
 
 
 def find_state(module: nn.Module, arguments: Mapping[str, object]) -> traceback.StackSummary | None:
@@ -51,10 +59,20 @@ class _Call(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.of_inputs: set[int] = before.of_inputs if before is not None else set()
         """Tensors of any call that depend on the values of its inputs."""
         self._before = before
-        self._earlier: dict[int, tuple[torch.Tensor, str]] = (
-            {} if before is None else {**before._earlier, **before.made}
-        )
+        self._number: int = 1 if before is None else before._number + 1
+        self._earlier: dict[int, tuple[torch.Tensor, str]] = {} if before is None else before.left()
+        """Tensors that are left from earlier calls, and of which call they are."""
+        self._kept: dict[int, str] = {}
+        """What tensors of this call still are by ``KEEPING`` operations: those of an earlier one, or held ones."""
         self._differs: traceback.StackSummary | None = None
+
+    def left(self) -> dict[int, tuple[torch.Tensor, str]]:
+        """What a later call may find."""
+        of_this = {
+            key: (value, self._kept.get(key, f"call {self._number}: {told}"))
+            for key, (value, told) in self.made.items()
+        }
+        return {**self._earlier, **of_this}
 
     def run(self, module: nn.Module, arguments: Mapping[str, object]) -> traceback.StackSummary | None:
         """Where it first did something else."""
@@ -74,6 +92,8 @@ class _Call(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._differs
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation is torch.ops.prim.device.default:  # only tensors without memory are asked so
+            return operation(*args, **(kwargs or {}))
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         told = f"{operation} {tree_map(self._tell, (args, kwargs))}"
         index = len(self.operations)
@@ -84,8 +104,13 @@ class _Call(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._differs = _below(traceback.extract_stack())
         of_inputs = any(id(leaf) in self.of_inputs for leaf in leaves)
         result = operation(*args, **(kwargs or {}))
+        kept = None
+        if leaves and not of_inputs and operation.overloadpacket.__name__ in KEEPING:
+            kept = self._kept.get(id(leaves[0]), None if id(leaves[0]) in self.made else self._tell(leaves[0]))
         for number, leaf in enumerate(tree_leaves(result)):
             self._add(leaf, f"{index}.{number}", of_inputs=of_inputs)
+            if kept is not None and isinstance(leaf, torch.Tensor):
+                self._kept[id(leaf)] = kept
         return result
 
     def _add(self, value: object, told: str, *, of_inputs: bool) -> None:
@@ -99,6 +124,8 @@ class _Call(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return repr(value)
         if id(value) in self.made:
             return self.made[id(value)][1]
+        if id(value) in self._earlier:
+            return self._earlier[id(value)][1]
         held = f"{value.dtype} {list(value.shape)}"
         if isinstance(value, FakeTensor) or value.numel() > COMPARED or value.layout is not torch.strided:
             return held

@@ -20,7 +20,7 @@ from splitplane.model.sizes import BATCH, Size, Sizes, expression, solve
 from splitplane.model.smallest import try_ones
 from splitplane.model.source import ModelSource, bind_inputs
 from splitplane.model.state import state_tensors, tied
-from splitplane.model.traced import Traced, classify, needed
+from splitplane.model.traced import Traced, classify, is_random, needed
 from splitplane.model.watching import CallWatch
 
 TRACED_BATCH = 2
@@ -66,6 +66,11 @@ def _traced(source: ModelSource, module: nn.Module) -> Traced:
         raise NotSplittableError(
             f"{source.factory} does something else when it is called again: it keeps state between calls",
             line_of_operation(repeated),
+        )
+    if watch.seeded and any(map(is_random, traced.graph.nodes)):
+        raise NotSplittableError(
+            f"{source.factory} seeds the random numbers that it draws, which no graph holds",
+            line_of_operation(*watch.seeded),
         )
     return try_ones(source, module, traced, watch.asked())
 

@@ -2,9 +2,11 @@
 
 Whether the module keeps state outside its buffers, for export takes what such attributes hold for constants, and puts
 them back; where it demands something of a size, for the stack is gone by the time that a demand turns out to be
-too much; and what it asks of sizes, for torch tells nothing of answers that follow from their being 2 at least.
+too much; what it asks of sizes, for torch tells nothing of answers that follow from their being 2 at least; and where
+it sets the state that random numbers are drawn from, which no graph holds.
 """
 
+import contextlib
 import sys
 import traceback
 import weakref
@@ -23,6 +25,12 @@ DEPTH = 3
 """How far containers in attributes are looked into."""
 _TORCH = Path(torch.__file__).parent
 _SYMBOLIC = tuple(str(_TORCH / file) for file in ("fx/experimental/sym_node.py", "fx/experimental/symbolic_shapes.py"))
+_RANDOM: Any = torch.random
+_GENERATOR = torch.default_generator
+_SEEDING = {
+    contextlib.__file__, _RANDOM.__file__, *(str(_TORCH / file) for file in ("_compile.py", "_dynamo/eval_frame.py"))
+}  # fmt: skip
+"""What lies between a call of ``torch.manual_seed`` or ``torch.random.fork_rng`` and the generator."""
 _BOOLEANS = str(_TORCH / "__init__.py")
 _MODULES = f"{_TORCH}/nn/", f"{_TORCH}/functional.py"
 """Torch's code that is written as a user's is; the rest of it are operators and what records them."""
@@ -47,6 +55,8 @@ class CallWatch:
         """Where the last call asked something of a free size that must hold from then on."""
         self.questions: list[Question] = []
         """What the code of modules asked in the last call; not what operators ask to tell shapes."""
+        self.seeded: list[traceback.StackSummary] = []
+        """Where a call set the state of the random numbers."""
         self._shapes: ShapeEnv | None = None
         self._before = {child: _held(child) for child in module.modules()}
         self._hooks = (
@@ -76,10 +86,12 @@ class CallWatch:
         return [replace(each, asked=self._shapes.replace(each.asked)) for each in self.questions]
 
     def end(self) -> None:
+        _RANDOM.default_generator = _GENERATOR
         for hook in self._hooks:
             hook.remove()
 
     def _look_before(self, call: tuple[Any, ...]) -> None:
+        _RANDOM.default_generator = _NotedGenerator(self.seeded)
         for leaf in tree_leaves(call[1:]):
             for size in leaf.shape if isinstance(leaf, torch.Tensor) else ():
                 if isinstance(size, torch.SymInt):
@@ -93,6 +105,7 @@ class CallWatch:
                     return
 
     def _look_after(self) -> None:
+        _RANDOM.default_generator = _GENERATOR
         for child, before in self._before.items():
             after = _held(child)
             for name in (*after, *before):
@@ -110,6 +123,22 @@ class _Noted(list[Any]):
     def append(self, item: Any) -> None:
         super().append(item)
         self._places.append(traceback.extract_stack())
+
+
+class _NotedGenerator:
+    """Torch's generator of random numbers, which notes where a module's code sets its state."""
+
+    def __init__(self, places: list[traceback.StackSummary]) -> None:
+        self._places = places
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("manual_seed", "seed", "set_state"):
+            frame = sys._getframe(1)
+            while frame.f_code.co_filename in _SEEDING and frame.f_back is not None:
+                frame = frame.f_back
+            if not frame.f_code.co_filename.startswith(f"{_TORCH}/"):  # export saves and restores the state too
+                self._places.append(traceback.extract_stack(frame))
+        return getattr(_GENERATOR, name)
 
 
 def _noting(evaluate: Callable[..., Any], questions: list[Question]) -> Callable[..., Any]:
