@@ -539,6 +539,22 @@ def test_the_verdict_tells_which_object_among_the_outputs_to_leave_out(make: Mak
     assert graph.outputs == (TensorSpec("output_0", "FP32", (64,)),)
 
 
+class CountingInAGlobal(Base):
+    """Its calls leave a tensor where no copy of the model has its own."""
+
+    counts = torch.zeros(40, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        CountingInAGlobal.counts = CountingInAGlobal.counts + 1
+        return self.layer(x) + CountingInAGlobal.counts[0]
+
+
+def test_a_model_whose_answers_would_have_no_values_is_refused(make: Make) -> None:
+    source = make(CountingInAGlobal)
+    with pytest.raises(FactoryError, match="keeps tensors of its calls outside of the model"):
+        export(source)
+
+
 class Averaging(Base):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(x).mean(0)

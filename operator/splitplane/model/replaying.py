@@ -6,6 +6,7 @@ number, another operation, a tensor that an earlier call made of its inputs, or 
 
 import copy
 import traceback
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,9 @@ def find_state(module: nn.Module, arguments: Mapping[str, object]) -> traceback.
     """
     mode = next((each.fake_mode for each in module.parameters() if isinstance(each, FakeTensor)), None)
     try:
-        copied = copy.deepcopy(module)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by copy.deepcopy
+            copied = copy.deepcopy(module)
         first = _Call(mode or FakeTensorMode(allow_non_fake_inputs=True), None)
         first.run(copied, arguments)
     except Exception:  # the tenant's code may raise anything

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from splitplane.domain.profiles import TensorSpec
@@ -114,6 +115,11 @@ def _outputs(source: ModelSource, module: nn.Module, batch: int) -> tuple[Tensor
         raise FactoryError(f"{source.factory} fails on inputs as declared: {type(error).__name__}: {error}") from error
     if not outputs:
         raise FactoryError(f"{source.factory} returns no tensor")
+    if any(isinstance(output, FakeTensor) for output in outputs):
+        raise FactoryError(
+            f"{source.factory} keeps tensors of its calls outside of the model (a global of a Python module, a cached "
+            "function): those of the trial calls are still there, and have no values. Keep them in attributes of it"
+        )
     moves = _moves(source, module, batch, outputs)
     specs = []
     for index, output in enumerate(outputs):
