@@ -4,6 +4,7 @@ import asyncio
 import copy
 import threading
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from splitplane.adapters.metrics import MetricsSnapshot
 from splitplane.controller import arbitrating
 from splitplane.domain.resources import pod_requests
 from splitplane.planner.arbitration import arbitrate
+from splitplane.planner.highs import solve
+from splitplane.planner.shared_replay import load_settling
 from tests.support.controller_cases import node, pod, tier
 from tests.support.controller_world import KEY, World, measured
 
@@ -96,7 +99,10 @@ def spec(**more: Any) -> dict[str, Any]:
     }
 
 
-async def test_the_lower_priority_gives_way_and_says_to_whom(world: SharedWorld) -> None:
+async def test_the_lower_priority_gives_way_and_says_to_whom(
+    world: SharedWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger=arbitrating.__name__)
     world.metrics = busy(tracker=40.0, viewer=40.0)
     world.apply(**spec())
     await world.step(30, keys=BOTH)
@@ -111,6 +117,14 @@ async def test_the_lower_priority_gives_way_and_says_to_whom(world: SharedWorld)
     assert "shop/viewer (priority 10)" in told["message"]
     assert any(reason == "GaveWay" for _, reason, _ in world.cluster.events)
     assert world.condition_of(OTHER, "CapacityGranted")["status"] == "True"
+    # What was granted can be made again from the log, which has a line for each change.
+    lines = [line.partition("Grants of 2 pipelines: ")[2] for line in caplog.messages if "Grants of" in line]
+    records = [load_settling(line) for line in lines]
+    assert [claim.pipeline for claim in records[-1].claims] == ["shop/tracker", "shop/viewer"]
+    assert all(record.again(solve) == record.settled for record in records)
+    grants = [record.settled.nodes for record in records]
+    assert all(one != other for one, other in pairwise(grants))
+    assert [len(nodes["edge"]) for nodes in grants[-1]] == [world.edge_replicas(KEY), world.edge_replicas(OTHER)]
     # Once the other one needs less, everybody may have what it wants again.
     world.metrics = busy(tracker=40.0, viewer=0.5)
     world.cluster.remove("InferencePipeline", OTHER[1], OTHER[0])
@@ -120,6 +134,8 @@ async def test_the_lower_priority_gives_way_and_says_to_whom(world: SharedWorld)
     await world.step(60)
     assert world.edge_replicas(KEY) == alone
     assert world.condition_of(KEY, "CapacityGranted")["status"] == "True"
+    *_, last = (line for line in caplog.messages if "Grants of" in line)
+    assert last.startswith("Grants of 1 pipelines: ")
 
 
 async def test_planning_goes_on_while_others_are_settled(world: SharedWorld, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,12 @@ from splitplane.adapters.kinds import SECRET
 from splitplane.adapters.metrics import MetricsSnapshot
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.api.statuses import PipelineStatus
+from splitplane.controller import pools
 from splitplane.controller.certificates import Certificates
 from splitplane.controller.children import StageKey, gateway_objects, stage_deployment
 from splitplane.controller.sites import GONE_SECONDS
 from splitplane.domain.measurements import Value
+from splitplane.planner.shared_replay import load_sizing
 from splitplane.runtime.gateway.settings import Settings as GatewaySettings
 from splitplane.runtime.stage.settings import Settings as StageSettings
 from tests.support.controller_cases import SETTINGS, node, tier
@@ -162,7 +164,8 @@ async def test_its_replicas_bear_what_all_sites_send(world: World) -> None:
     assert world.condition("Degraded")[0] == "False"
 
 
-async def test_replicas_that_nobody_needs_go_after_the_window(world: World) -> None:
+async def test_replicas_that_nobody_needs_go_after_the_window(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger=pools.__name__)
     world.metrics = metrics(north=FAST, south=FAST, rate=30.0)
     await serving(world, replanning={"intervalSeconds": 10, "scaleDownWindowSeconds": 60})
     full = next(iter(of_tier(world, "cloud").values()))["spec"]["replicas"]
@@ -171,7 +174,16 @@ async def test_replicas_that_nobody_needs_go_after_the_window(world: World) -> N
     await world.rounds(30)
     assert next(iter(of_tier(world, "cloud").values()))["spec"]["replicas"] == full
     await world.rounds(70)
-    assert 0 < next(iter(of_tier(world, "cloud").values()))["spec"]["replicas"] < full
+    left = next(iter(of_tier(world, "cloud").values()))["spec"]["replicas"]
+    assert 0 < left < full
+    # Each size can be made again from the log.
+    records = [
+        load_sizing(line.partition("Pool of shop/tracker: ")[2]) for line in caplog.messages if "Pool of" in line
+    ]
+    sizes = [record.after.pool.replicas for record in records]
+    assert (sizes[0], sizes[-1]) == (full, left)
+    assert all(record.again() == record.after for record in records)
+    assert all(record.before.pool != record.after.pool for record in records)
 
 
 async def test_a_site_that_cuts_elsewhere_within_what_is_resident_touches_no_other_site(world: World) -> None:

@@ -26,6 +26,7 @@ from splitplane.planner.claims import Claim, Need, Offer, Room
 from splitplane.planner.offers import offers, wish
 from splitplane.planner.pool_offers import pool_offers, pool_wish
 from splitplane.planner.pools import Pool
+from splitplane.planner.shared_replay import dump_settling
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ _WAIT_SECONDS = 0.25
 """How long a round of planning waits for a settlement; what takes longer is granted in a later one."""
 
 _MOST_NAMED = 5
+_MOST_RECORDED = 1 << 20
+"""Bytes of a line of the log: of a thousand pipelines it would be one of megabytes, every few seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,15 @@ class _Standing:
 
 @dataclass(frozen=True, slots=True)
 class _Settled:
-    """What came of settling so many pipelines on so many nodes, and how many seconds it took."""
+    """What came of settling so many pipelines on so many nodes, and how many seconds it took. ``record`` is all that
+    it rested on, where it changed what is granted."""
 
     grants: dict[Key, Grant]
     pipelines: int
     nodes: int
     gap: float
     seconds: float
+    record: str
 
 
 class Arbiter:
@@ -140,6 +145,8 @@ class Arbiter:
         Waits for no more than a fraction of a second. What is not settled by then is granted by a later call.
         """
         if not any(standing.short for standing in self._standing.values()):
+            if self._grants:
+                _log.info("Grants are taken back, as nobody is short any more")
             self._grants.clear()
             self._settling = None  # what comes of one that still runs is nobody's business any more
             return
@@ -149,7 +156,7 @@ class Arbiter:
             self._settled_at = now
             contested = self._contested()
             rooms = self._rooms(frozenset(contested))
-            self._settling = asyncio.create_task(asyncio.to_thread(_settle, contested, rooms))
+            self._settling = asyncio.create_task(asyncio.to_thread(_settle, contested, rooms, dict(self._grants)))
         done, _ = await asyncio.wait({self._settling}, timeout=_WAIT_SECONDS)
         if not done:
             return
@@ -163,6 +170,8 @@ class Arbiter:
                 "%d pipelines share %d nodes; at most %.1f %% is lost",
                 settled.pipelines, settled.nodes, 100 * settled.gap,
             )  # fmt: skip
+        if settled.record:
+            _log.info("Grants of %d pipelines: %s", settled.pipelines, settled.record)
 
     def _contested(self) -> dict[Key, tuple[_Standing, tuple[str, ...]]]:
         """Who shares nodes that somebody is short of, on which tiers."""
@@ -205,7 +214,9 @@ class Arbiter:
         return _stage_of(pod) in self._standing
 
 
-def _settle(contested: Mapping[Key, tuple[_Standing, tuple[str, ...]]], rooms: Sequence[Room]) -> "_Settled":
+def _settle(
+    contested: Mapping[Key, tuple[_Standing, tuple[str, ...]]], rooms: Sequence[Room], before: Mapping[Key, Grant]
+) -> _Settled:
     """Runs beside the planning loop: all that it looks at stays as it is, and ``Kept`` may be shared."""
     # HiGHS takes 10 MB of memory: only where pipelines do compete.
     from splitplane.planner.highs import solve
@@ -219,9 +230,15 @@ def _settle(contested: Mapping[Key, tuple[_Standing, tuple[str, ...]]], rooms: S
         for key, (standing, tiers) in contested.items()
     }  # fmt: skip
     settled = arbitrate(list(claims.values()), rooms, solve)
-    return _Settled(
-        _grants(claims, settled), len(claims), len(rooms), settled.gap, time.perf_counter() - started
-    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    grants = _grants(claims, settled)
+    record = _record(claims, rooms, settled) if grants != before else ""
+    return _Settled(grants, len(claims), len(rooms), settled.gap, seconds, record)
+
+
+def _record(claims: Mapping[Key, Claim], rooms: Sequence[Room], settled: Settlement) -> str:
+    line = dump_settling(list(claims.values()), rooms, settled)
+    return line if len(line) <= _MOST_RECORDED else f"not recorded, as that takes {len(line)} bytes"
 
 
 def _with_slots(seen: Snapshot, slots: Mapping[str, int]) -> Snapshot:

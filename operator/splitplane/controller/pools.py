@@ -5,6 +5,7 @@ Sizes are settled here, from what each site was planned on last, whenever a site
 """
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -36,6 +37,9 @@ from splitplane.planner import ContradictionError, Kept
 from splitplane.planner.context import build_context
 from splitplane.planner.pooling import Pooling, load_on, resized, seen_by, share, size_pool
 from splitplane.planner.pools import Pool
+from splitplane.planner.shared_replay import Sizing, dump_sizing
+
+_log = logging.getLogger(__name__)
 
 # How long sites wait for each other before they are planned on what is known of those that were heard.
 _PATIENCE_SECONDS = 30.0
@@ -299,6 +303,8 @@ class Pools:
             sites = f"{len(state.pooling.loads)} of {len(state.seen)} sites are planned to use them"
             text = f"tier {sharing.tier}: {_told(before.pool)} -> {_told(state.pooling.pool)}; {sites}"
             state.notes.append(Note("Normal", "SharedReplicasChanged", text))
+            sizing = Sizing(state.seen, policy, now, sharing.tier, before, state.pooling)
+            _log.info("Pool of %s: %s", "/".join(sharing.key), dump_sizing(sizing))
 
     def _load(self, state: _State, seen: Snapshot, policy: Policy, sharing: Sharing, plan: Plan | None) -> float:
         if plan is None:

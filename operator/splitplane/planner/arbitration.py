@@ -36,12 +36,13 @@ class Class:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a solver chose of a class: an offer (row) by claim, how many replicas of a need go to which nodes, and a
-    value that no choice exceeds."""
+    """What a solver chose of a class: an offer (row) by claim, how many replicas of a need go to which nodes, a value
+    that no choice exceeds, and whether it was ``stopped`` as time was up."""
 
     chosen: Ints
     places: tuple[tuple[int, Ints, int], ...]
     value: float
+    stopped: bool = False
 
 
 Solver = Callable[[Class, Packing, float], Bound | None]
@@ -49,15 +50,30 @@ Solver = Callable[[Class, Packing, float], Bound | None]
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """Whose answer was taken for the claims of one priority, ``greedy`` or ``solver``, and the gap of that alone.
+
+    Where a solver was ``stopped`` by the time limit, another run with equal arguments may answer otherwise.
+    """
+
+    priority: int
+    by: str
+    gap: float
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Settlement:
     """``chosen`` is each claim's offer by number (one past the last: none), ``nodes`` the names of the nodes by tier.
 
     ``gap`` is how much more all might be worth at most, relative to what they are worth now: at most this much is lost.
+    ``answers`` tells of each priority who answered.
     """
 
     chosen: tuple[int, ...]
     nodes: tuple[dict[str, tuple[str, ...]], ...]
     gap: float
+    answers: tuple[Answer, ...] = ()
 
 
 def arbitrate(
@@ -70,21 +86,25 @@ def arbitrate(
     chosen = [len(claim.offers) for claim in claims]
     placed: list[list[Placed]] = [[] for _ in claims]
     bound = value = 0.0
+    answers = []
     for priority in sorted({claim.priority for claim in claims}, reverse=True):
         members = [number for number, claim in enumerate(claims) if claim.priority == priority]
         columns = _columns([claims[number] for number in members], needs)
         most = float(sum(part.max() for part in np.split(columns.worth, columns.starts[1:-1])))
         before = packing.free.copy()
-        best = _Fill(columns, packing).run()
+        best = greedy = _Fill(columns, packing).run()
+        stopped = False
         if best.value < most - 1e-9 and solver is not None:
             packing.free[:] = before
             found = solver(columns, packing, max(_LEAST_SECONDS, deadline - time.monotonic()))
+            stopped = found is None or found.stopped
             if found is not None:
                 most = min(most, found.value)
                 mended = _Fill(columns, packing).run(found)
                 best = max(best, mended, key=lambda each: each.value)
         packing.free[:] = best.free
         bound, value = bound + most, value + best.value
+        answers.append(Answer(priority, "greedy" if best is greedy else "solver", _gap(most, best.value), stopped))
         for place, number in enumerate(members):
             chosen[number] = int(best.chosen[place] - columns.starts[place])
             placed[number] = best.placed[place]
@@ -97,7 +117,11 @@ def arbitrate(
         }
         for claim, where in zip(claims, placed, strict=True)
     )
-    return Settlement(tuple(chosen), nodes, max(0.0, bound - value) / max(1.0, abs(value)))
+    return Settlement(tuple(chosen), nodes, _gap(bound, value), tuple(answers))
+
+
+def _gap(bound: float, value: float) -> float:
+    return max(0.0, bound - value) / max(1.0, abs(value))
 
 
 def _columns(claims: Sequence[Claim], needs: Sequence[Need]) -> Class:

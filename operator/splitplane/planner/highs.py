@@ -57,7 +57,8 @@ def solve(columns: Class, packing: Packing, seconds: float) -> Bound | None:
         for (need, group), count in zip(pairs.tolist(), replicas, strict=True)
         if count
     )
-    return Bound(chosen, places, float(info.mip_dual_bound))
+    stopped = solver.getModelStatus() == highspy.HighsModelStatus.kTimeLimit
+    return Bound(chosen, places, float(info.mip_dual_bound), stopped)
 
 
 def _groups(packing: Packing, needs: Ints, offers: int) -> tuple[list[Ints], bool]:
