@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from math import inf
 from pathlib import Path
 
 import aiohttp
@@ -14,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime.gateway.endpoints import CHECK_RETRY_SECONDS, Endpoints, Pod
+from splitplane.runtime.gateway.pacing import Patience
 from splitplane.runtime.stage.progress import STUCK_FACTOR, STUCK_SECONDS, Progress
 from tests.support.gateway_rig import (
     ALONE,
@@ -102,18 +104,59 @@ async def test_a_replica_that_only_takes_long_once_is_back_when_it_is_done(tmp_p
             await until(lambda: endpoints.ready("small-edge") == 2, seconds=5)
 
 
-async def test_a_request_that_takes_long_anywhere_is_answered(tmp_path: Path) -> None:
-    """It is tried at another place once, not sent to and fro until its time is up."""
-    both = [StageProcess("small-edge", "edge", (0, 3), seconds=5.0) for _ in range(2)]
+async def test_a_request_stays_where_it_is_while_nothing_is_known_of_how_long_it_takes(tmp_path: Path) -> None:
+    """However short its time and however many replicas there are: each of them would take as long."""
+    replicas = [StageProcess("small-edge", "edge", (0, 3), seconds=4.0) for _ in range(4)]
     cluster = MemoryCluster()
-    with stages(*both):
-        put_all(cluster, *both)
+    with stages(*replicas):
+        put_all(cluster, *replicas)
         cluster.put(ROUTE_TABLE, table(1, ALONE))
         async with gateway(cluster, tmp_path) as running:
-            await until(lambda: running.router.endpoints.ready("small-edge") == 2)
+            endpoints = running.router.endpoints
+            await until(lambda: endpoints.ready("small-edge") == 4)
             async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+                began = time.monotonic()
+                for answer in await asyncio.gather(*(infer(client, timeout=9) for _ in range(2))):
+                    np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
+                assert time.monotonic() - began < 6, "it was begun anew elsewhere"
+                assert endpoints.ready("small-edge") == 4
+                with pytest.raises(InferenceServerException):
+                    await infer(client, timeout=1.5)
+            await asyncio.sleep(1.0)
+            assert endpoints.ready("small-edge") == 4, "a short deadline speaks against nobody"
+
+
+async def test_a_request_that_takes_long_anywhere_is_tried_at_two_places_at_most(tmp_path: Path) -> None:
+    quick, *rest = (StageProcess("small-edge", "edge", (0, 3), seconds=seconds) for seconds in (0.0, 5.0, 5.0, 5.0))
+    cluster = MemoryCluster()
+    with stages(quick, *rest):
+        put_all(cluster, quick)
+        cluster.put(ROUTE_TABLE, table(1, ALONE))
+        async with gateway(cluster, tmp_path) as running:
+            endpoints = running.router.endpoints
+            await until(lambda: endpoints.ready("small-edge") == 1)
+            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+                await infer(client)  # tells how long requests take
+                put_all(cluster, *rest)
+                await until(lambda: endpoints.ready("small-edge") == 4)
+                cluster.remove(POD, quick.name)
+                await until(lambda: endpoints.ready("small-edge") == 3)
+                began = time.monotonic()
                 answer = await infer(client, timeout=15)
                 np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
+                assert 7 < time.monotonic() - began < 10, "three seconds at one, five at another"
+
+
+def test_work_counts_as_hanging_only_against_what_requests_of_its_size_take() -> None:
+    patience = Patience()
+    assert patience.hanging_seconds(1000) == inf
+    patience.completed(0.01, 1000)
+    assert patience.hanging_seconds(1000) == 1.0
+    assert patience.hanging_seconds(64 * 1000) == pytest.approx(5 * 0.64), "a large batch takes longer"
+    for _ in range(200):
+        patience.completed(40.0, 1000)
+    assert patience.seconds() == 10.0, "they are asked"
+    assert patience.hanging_seconds(10) == pytest.approx(200.0), "but have no less time than they need"
 
 
 async def test_a_slow_link_does_not_speak_against_the_stages_behind_it(

@@ -17,7 +17,7 @@ from splitplane.runtime.gateway.pacing import ONCE, RETRYABLE, RetryBudget, paus
 from splitplane.runtime.gateway.proxies import Proxies
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.tables import Table
-from splitplane.runtime.gateway.waiting import OverdueError, Waiting
+from splitplane.runtime.gateway.waiting import CutOffError, OverdueError, Waiting
 from splitplane.runtime.hops import Call, Channels, call
 from splitplane.runtime.inference import (
     RESERVED,
@@ -48,8 +48,8 @@ class _Journey:
     losses: Losses
     attempts: int = 0
     avoid: frozenset[str] = frozenset()
-    overdue: frozenset[str] = frozenset()
-    """Where it was given up for taking too long, though they live."""
+    was_overdue: bool = False
+    """An attempt was given up for taking too long, though its endpoints live."""
     suspects: list["asyncio.Future[frozenset[str]]"] = field(default_factory=list)
     once: int = 0
     erred: list[str] = field(default_factory=list)
@@ -196,8 +196,7 @@ class Forwarder:
         logger.info("attempt %d over %s: %s: %s", journey.attempts, choice.route.name, error.failure.name, error)
         if isinstance(error, OverdueError):
             journey.avoid |= error.at
-            if not error.are_dead:
-                journey.overdue |= error.at
+            journey.was_overdue |= not (error.are_dead or isinstance(error, CutOffError))
         elif error.failure in ONCE and error.origin:
             # One stage has answered so: the others on the way are well.
             journey.erred.append(error.origin)
@@ -272,12 +271,15 @@ class Forwarder:
             outputs=(),
             deadline=journey.deadline,
         )
+        size = size_of(request.inputs)
         started = router.clock()
         router.endpoints.begin(choice.addresses)
         sending = asyncio.ensure_future(call(self._channels, choice.addresses[:1], request))
         try:
-            with router.flights.under_way(choice.generation), self._carrying(choice, request):
-                answered = await self._waiting.answer(sending, choice, deadline=journey.deadline, tried=journey.overdue)
+            with router.flights.under_way(choice.generation), self._carrying(choice, size):
+                answered = await self._waiting.answer(
+                    sending, choice, size=size, deadline=journey.deadline, was_overdue=journey.was_overdue
+                )
         finally:
             router.endpoints.end(choice.addresses)
             if not sending.done():
@@ -285,7 +287,7 @@ class Forwarder:
                 with contextlib.suppress(asyncio.CancelledError, InferenceError):
                     await sending
         now = router.clock()
-        self._waiting.answered(choice, now - started)
+        self._waiting.answered(choice, now - started, size)
         for address in choice.addresses:
             router.endpoints.succeeded(address)
         trace = self._trace(answered)
@@ -301,12 +303,11 @@ class Forwarder:
             parameters={**kept, GENERATION: choice.generation, PLAN: choice.route.name},
         )
 
-    def _carrying(self, choice: Choice, request: InferRequest) -> AbstractContextManager[None]:
-        """Counts what the request has on the links of its way."""
+    def _carrying(self, choice: Choice, size: int) -> AbstractContextManager[None]:
+        """Counts what the request, with inputs of so many bytes, has on the links of its way."""
         tier = self._router.tier
         crosses_itself = choice.route.stops[0].tier != tier
-        size = size_of(request.inputs) if crosses_itself else None
-        return self._router.links.carrying(choice.route.crossings(tier), size)
+        return self._router.links.carrying(choice.route.crossings(tier), size if crosses_itself else None)
 
     def _compare(self, choice: Choice, trace: tuple[HopTrace, ...], request: InferRequest, now: float) -> None:
         """Leave out a replica that takes far longer than the others of its stage for requests of the same shapes."""

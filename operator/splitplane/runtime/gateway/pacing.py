@@ -7,6 +7,8 @@ others need when a node is lost: they are repeated once and at once, which no mo
 """
 
 from collections import deque
+from collections.abc import Iterable
+from math import inf
 
 from splitplane.runtime.inference import Failure
 
@@ -70,24 +72,44 @@ class RetryBudget:
 
 
 class Patience:
-    """How long an attempt may take before its endpoints are asked whether they live: 5 x the recent p99, 1 to 10 s."""
+    """How long an attempt may take before its endpoints are asked whether they live: 5 x the recent p99, 1 to 10 s.
+
+    And how long computing it may, before something must be wrong there: 5 x the p99 as well, with no upper bound, and
+    by the size of the inputs too, as a large batch takes many times what a small one does.
+    """
 
     def __init__(self, *, shortest: float = 1.0, longest: float = 10.0, factor: float = 5.0, window: int = 200) -> None:
         self._shortest = shortest
         self._longest = longest
         self._factor = factor
         self._seconds: deque[float] = deque(maxlen=window)
+        self._per_byte: deque[float] = deque(maxlen=window)
+        self._usual: tuple[float, float] | None = None
+        """Seconds, and seconds per byte of the inputs."""
         self._count = 0
         self._patience = shortest
 
-    def completed(self, seconds: float) -> None:
-        """An attempt came back."""
+    def completed(self, seconds: float, size: int = 0) -> None:
+        """An attempt came back, whose inputs had so many bytes."""
         self._seconds.append(seconds)
+        self._per_byte.append(seconds / max(size, 1))
         self._count += 1
         if self._count < RENEWED_EVERY or self._count % RENEWED_EVERY == 0:
-            ordered = sorted(self._seconds)
-            p99 = ordered[int(0.99 * (len(ordered) - 1))]
+            p99 = _p99(self._seconds)
+            self._usual = p99, _p99(self._per_byte)
             self._patience = min(max(self._shortest, self._factor * p99), self._longest)
 
     def seconds(self) -> float:
         return self._patience
+
+    def hanging_seconds(self, size: int = 0) -> float:
+        """What runs for so long hangs, for inputs of so many bytes; infinity where none came back yet to compare."""
+        if self._usual is None:
+            return inf
+        seconds, per_byte = self._usual
+        return max(self._shortest, self._factor * max(seconds, per_byte * size))
+
+
+def _p99(values: Iterable[float]) -> float:
+    ordered = sorted(values)
+    return ordered[int(0.99 * (len(ordered) - 1))]

@@ -1,9 +1,14 @@
 """Waits for an attempt's answer, and gives the attempt up where another way is better.
 
 An attempt that takes much longer than others did is *overdue*: its endpoints are asked then whether they live, and how
-long what they compute has been running. One that is dead is left at once. One whose compute has been running as long as
-the patience with the attempt *hangs*, for all that can be told from outside: the attempt is made elsewhere, and the
-endpoint left out until it gets on. A slow link is not taken for that: while it carries, nobody computes.
+long what they compute has been running. One that is dead is left at once. One whose compute has been running for many
+times what requests of this size take on this route *hangs*, for all that can be told from outside: the attempt is made
+elsewhere, and the endpoint left out until it gets on. Where none came back yet to compare with, whoever is at work has
+the request's whole time: each of the stage's replicas may take as long. A slow link is not taken for hanging: while it
+carries, nobody computes.
+
+What is overdue at a second place as well is a request that takes long anywhere: it stays there, and speaks against
+nobody else.
 """
 
 import asyncio
@@ -54,33 +59,33 @@ class Waiting:
         self._patience: defaultdict[str, Patience] = defaultdict(Patience)
         self._looks: set[asyncio.Task[None]] = set()
 
-    def answered(self, choice: Choice, seconds: float) -> None:
-        """An attempt was answered after so long."""
+    def answered(self, choice: Choice, seconds: float, size: int) -> None:
+        """An attempt was answered after so long; its inputs had ``size`` bytes."""
         if len(self._patience) > MAX_PATIENCES:
             self._patience.clear()
-        self._patience[choice.route.name].completed(seconds)
+        self._patience[choice.route.name].completed(seconds, size)
 
     async def answer(
-        self, sending: "asyncio.Future[Call]", choice: Choice, *, deadline: float, tried: frozenset[str]
+        self, sending: "asyncio.Future[Call]", choice: Choice, *, size: int, deadline: float, was_overdue: bool
     ) -> Call:
         """The answer. Raises what the call raises, and :class:`OverdueError` when the attempt is given up.
 
-        ``tried`` are endpoints at which the request was overdue before: it may be one that takes long anywhere.
+        ``size``: of the inputs, in bytes. ``was_overdue``: at endpoints that lived. Then only dead ones are left.
         """
-        patience = self._patience[choice.route.name].seconds()
         try:
-            return await self._answer(sending, choice, patience, deadline, tried)
+            return await self._answer(sending, choice, size, deadline, was_overdue)
         except (asyncio.CancelledError, InferenceError):
-            if self._router.clock() >= deadline - MISSED_SECONDS:
-                look = asyncio.create_task(self._look_after(choice, patience))
+            if self._router.clock() >= deadline - MISSED_SECONDS and not was_overdue:
+                look = asyncio.create_task(self._look_after(choice, size))
                 self._looks.add(look)
                 look.add_done_callback(self._looks.discard)
             raise
 
     async def _answer(
-        self, sending: "asyncio.Future[Call]", choice: Choice, patience: float, deadline: float, tried: frozenset[str]
+        self, sending: "asyncio.Future[Call]", choice: Choice, size: int, deadline: float, was_overdue: bool
     ) -> Call:
-        at_first, until = patience, self._router.clock() + patience
+        at_first = patience = self._patience[choice.route.name].seconds()
+        until = self._router.clock() + patience
         overdue = 0
         doubt: asyncio.Future[frozenset[str]] | None = None
         crosses = bool(choice.route.crossings(self._router.tier))
@@ -110,10 +115,12 @@ class Waiting:
                     patience *= 2
                     until = self._router.clock() + patience
                     rounds = HANGING_ROUNDS if deadline - until > at_first else 1
-                    at = dead or self._hanging(choice, at_first, known_only=overdue < rounds)
-                    if not at and overdue >= OVERDUE_ROUNDS:
-                        at = frozenset(choice.addresses)
-                    if at and self._way_round(at if dead else at | tried):
+                    at = dead
+                    if not at and not was_overdue:
+                        at = self._hanging(choice, size, known_only=overdue < rounds)
+                        if not at and overdue >= OVERDUE_ROUNDS and not self._is_at_work(choice, at_first):
+                            at = frozenset(choice.addresses)
+                    if at and self._way_round(at):
                         raise OverdueError(
                             f"no answer over {choice.route.name}; dead: {sorted(dead) or 'none'}",
                             at,
@@ -123,14 +130,21 @@ class Waiting:
             if doubt is not None:
                 doubt.cancel()
 
-    async def _look_after(self, choice: Choice, patience: float) -> None:
+    async def _look_after(self, choice: Choice, size: int) -> None:
         """An attempt missed its deadline: others should not do so for the same reason."""
         await self._checker.suspect(choice.addresses)
-        self._hanging(choice, patience)
+        self._hanging(choice, size)
 
-    def _hanging(self, choice: Choice, patience: float, *, known_only: bool = False) -> frozenset[str]:
+    def _is_at_work(self, choice: Choice, seconds: float) -> bool:
+        """Whether one of the endpoints, as they were checked just now, has been at one piece of work for so long."""
+        endpoints = (self._router.endpoints.get(address) for address in choice.addresses)
+        return any(endpoint is not None and endpoint.busy_seconds >= seconds for endpoint in endpoints)
+
+    def _hanging(self, choice: Choice, size: int, *, known_only: bool = False) -> frozenset[str]:
         """Which endpoints hang, as they were checked just now; they are left out. ``known_only``: those that are."""
         endpoints = self._router.endpoints
+        # Read now: what others took meanwhile may be the first that there is to compare with.
+        patience = self._patience[choice.route.name].hanging_seconds(size)
         if known_only:
             return frozenset(address for address in choice.addresses if endpoints.is_hanging(address))
         found = set()
