@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import threading
 import time
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from tritonclient.utils import InferenceServerException
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime.gateway.endpoints import CHECK_RETRY_SECONDS, Endpoints, Pod
 from splitplane.runtime.gateway.pacing import Patience
+from splitplane.runtime.stage import progress as progress_
 from splitplane.runtime.stage.progress import STUCK_FACTOR, STUCK_SECONDS, Progress
+from splitplane.runtime.stage.worker import Worker
 from tests.support.gateway_rig import (
     ALONE,
     SPLIT,
@@ -255,3 +259,38 @@ def test_work_counts_as_stuck_only_far_beyond_what_was_seen() -> None:
     ran(progress, clock, 1, 0.01)
     verdicts = ran(progress, clock, 8, 300.0)
     assert verdicts.index(True) == pytest.approx(STUCK_SECONDS, abs=2)
+
+    progress = Progress(clock)
+    progress.begin(1, given_seconds=240.0)
+    clock.now += 239.0
+    assert not progress.is_stuck(), "somebody waits for it still"
+    clock.now += 2.0
+    assert progress.is_stuck()
+
+
+async def test_work_that_somebody_waits_for_does_not_count_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_, "STUCK_SECONDS", 0.1)
+    worker, ending = Worker(1), threading.Event()
+
+    class Waits:
+        key = "waits"
+
+        def most(self) -> int:
+            return 1
+
+        def patience(self) -> tuple[int, float]:
+            return 1, 0.0
+
+        def run(self, items: Sequence[object]) -> Sequence[object]:
+            ending.wait(10)
+            return items
+
+    for given, is_stuck in ((60.0, False), (0.2, True)):
+        ending.clear()
+        doing = asyncio.create_task(worker.join(Waits(), None, 1, deadline=time.monotonic() + given))
+        await asyncio.sleep(0.5)
+        assert worker.progress.is_stuck() is is_stuck
+        ending.set()
+        await doing
+        worker.progress = Progress()
+    assert await worker.close(5)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime.gateway.app import Gateway
+from splitplane.runtime.gateway.losses import Gate
 from splitplane.runtime.hops import Channels, call
 from splitplane.runtime.inference import InferenceError, InferRequest
 from splitplane.runtime.tensors import from_array
@@ -159,6 +161,15 @@ async def test_connections_that_break_again_and_again_lose_no_request(tmp_path: 
             for answer in await asyncio.gather(*asked):
                 np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
     assert sum(link.broken for link in links) >= 8
+
+
+async def test_who_was_lost_waits_for_others_that_were_with_a_part_of_its_time_only() -> None:
+    """It needs the rest for its attempt."""
+    gate = Gate(contextlib.nullcontext)
+    async with gate.passing(60.0):
+        began = time.monotonic()
+        async with gate.passing(0.9):
+            assert time.monotonic() - began == pytest.approx(0.3, abs=0.15)
 
 
 async def test_what_never_reached_a_process_was_not_lost_there() -> None:

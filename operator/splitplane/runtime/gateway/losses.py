@@ -30,6 +30,8 @@ MOST_LOSSES = 2
 """So many processes may end while they have one request; then it is sent to no other."""
 ALONE_SECONDS = 2.0
 """At most so long a request that was lost waits for others that were, too: most processes end for other reasons."""
+ALONE_SHARE = 1 / 3
+"""And at most so much of the time that it has left: it needs the rest for its attempt."""
 LOOK_SECONDS = 0.25
 """Between looks at whether a link has fallen meanwhile."""
 
@@ -54,7 +56,7 @@ class Gate:
         """While a request is on its way that was lost before; it has so many ``seconds`` left."""
         is_alone = False
         with contextlib.suppress(TimeoutError), self._aside():
-            async with asyncio.timeout(min(seconds, ALONE_SECONDS)):
+            async with asyncio.timeout(min(ALONE_SHARE * seconds, ALONE_SECONDS)):
                 is_alone = await self._lock.acquire()
         try:
             yield

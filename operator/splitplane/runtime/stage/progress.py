@@ -11,7 +11,8 @@ from collections.abc import Callable
 STUCK_SECONDS = 60.0
 """No piece of work counts as stuck sooner."""
 STUCK_FACTOR = 10.0
-"""Nor before it has taken so many times what the longest one took, or as many samples would at the slowest rate."""
+"""Nor before it has taken so many times what the longest one took, or as many samples would at the slowest rate; nor
+before the time is up that those who wait for it have given it."""
 
 
 class Progress:
@@ -23,10 +24,10 @@ class Progress:
         """When the present piece began, and how many seconds it may take."""
         self._longest = self._longest_sample = 0.0
 
-    def begin(self, samples: int) -> None:
-        """A piece of work for so many samples begins."""
+    def begin(self, samples: int, given_seconds: float = 0.0) -> None:
+        """A piece of work for so many samples begins; whoever waits for it longest does so for so many seconds."""
         usual = max(self._longest, samples * self._longest_sample)
-        self._running = self._clock(), max(STUCK_SECONDS, STUCK_FACTOR * usual)
+        self._running = self._clock(), max(STUCK_SECONDS, STUCK_FACTOR * usual, given_seconds)
 
     def end(self, samples: int) -> None:
         """It has ended, however it did."""

@@ -152,7 +152,8 @@ class Worker:
         if isinstance(jobs[0].batch, _Alone):  # loading takes as long as it takes
             return _do(jobs)
         samples = sum(job.samples for job in jobs)
-        self.progress.begin(samples)
+        now = time.monotonic()
+        self.progress.begin(samples, max(now if job.deadline is None else job.deadline for job in jobs) - now)
         try:
             return _do(jobs)
         finally:
