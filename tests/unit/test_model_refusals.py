@@ -539,20 +539,89 @@ def test_the_verdict_tells_which_object_among_the_outputs_to_leave_out(make: Mak
     assert graph.outputs == (TensorSpec("output_0", "FP32", (64,)),)
 
 
-class CountingInAGlobal(Base):
-    """Its calls leave a tensor where no copy of the model has its own."""
+ALL_CALLS = torch.zeros(64)
+TABLES: dict[int, torch.Tensor] = {}
+ELSEWHERE = Held()
 
-    counts = torch.zeros(40, 64)
+
+class OfAllModels(Base):
+    """Counts in a global tensor."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        CountingInAGlobal.counts = CountingInAGlobal.counts + 1
-        return self.layer(x) + CountingInAGlobal.counts[0]
+        global ALL_CALLS
+        ALL_CALLS = ALL_CALLS + 1
+        return self.layer(x) + ALL_CALLS
 
 
-def test_a_model_whose_answers_would_have_no_values_is_refused(make: Make) -> None:
-    source = make(CountingInAGlobal)
-    with pytest.raises(FactoryError, match="keeps tensors of its calls outside of the model"):
-        export(source)
+class OfOneClass(Base):
+    calls = torch.zeros(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        OfOneClass.calls = OfOneClass.calls + 1
+        return self.layer(x) + OfOneClass.calls
+
+
+class TableOfAll(Base):
+    """Keeps a table of no input for all modules at the first call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] not in TABLES:
+            TABLES[x.shape[1]] = torch.arange(x.shape[1]).sin()
+        return self.layer(self.layer(x).relu() + TABLES[x.shape[1]])
+
+
+class OfAnObject(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ELSEWHERE.last = torch.zeros(64) if ELSEWHERE.last is None else ELSEWHERE.last + 1
+        return self.layer(x) + ELSEWHERE.last
+
+
+@pytest.mark.parametrize(
+    ("factory", "kept", "line"),
+    [
+        (OfAllModels, f"{__name__}.ALL_CALLS", "ALL_CALLS = ALL_CALLS + 1"),
+        (OfOneClass, "OfOneClass.calls", "OfOneClass.calls = OfOneClass.calls + 1"),
+    ],
+)
+def test_a_tensor_that_models_share_is_state_and_no_trace_is_left_in_it(
+    make: Make, factory: Callable[[], nn.Module], kept: str, line: str
+) -> None:
+    partition = load_partition(make(factory), 0, None)
+    refusal = partition.graph.refusal
+    assert refusal is not None
+    assert f"replaces the tensor {kept}: it keeps state between calls" in refusal.reason
+    assert refusal.location is not None
+    assert refusal.location.endswith(f"in forward: {line}")
+    first, second = (partition.run(0, 1, {"x": torch.zeros(1, 64)})["output_0"].numpy() for _ in range(2))
+    np.testing.assert_allclose(second, first + 1.0, rtol=1e-5)
+
+
+def test_a_table_that_models_share_is_no_state_and_no_trace_is_left_in_it(make: Make) -> None:
+    assert export(make(TableOfAll)).refusal is None
+    assert not TABLES
+
+
+def test_a_model_that_computes_with_what_a_trace_left_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ELSEWHERE, "last", torch.zeros(64))
+    with pytest.raises(FactoryError, match="keeps tensors of its calls where a trace cannot put them back"):
+        export(make(OfAnObject))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_the_module_in_a_wrapper_is_split_with_weights_that_were_saved_of_either(
+    make: Make, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)).eval()
+
+    model, x = build(), torch.randn(3, 64)
+    source = make(lambda: wrap(build()))
+    for saved in (wrap(model), model):
+        save_file(dict(saved.state_dict()), tmp_weights(source))
+        partition = load_partition(source, 0, None)
+        assert partition.graph.refusal is None
+        assert partition.last > 1
+        assert torch.equal(partition.run(0, partition.last, {"x": x})["output_0"], model(x))
 
 
 class Averaging(Base):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo import OptimizedModule
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -23,6 +24,9 @@ from torch.utils._pytree import tree_leaves
 
 from splitplane.model.errors import FactoryError
 from splitplane.model.source import ModelSource, find_factory
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, OptimizedModule)
+"""What runs a module on several devices, or compiled: only the module itself can be cut."""
 
 
 class NeedsValuesError(Exception):
@@ -84,6 +88,8 @@ def _called(source: ModelSource, factory: Callable[[], object]) -> nn.Module:
         module = factory()
     except Exception as error:  # the tenant's code may raise anything
         raise FactoryError(f"factory {source.factory} failed: {type(error).__name__}: {error}") from error
+    while isinstance(module, _WRAPPERS):
+        module = module._orig_mod if isinstance(module, OptimizedModule) else module.module
     if not isinstance(module, nn.Module):
         raise FactoryError(f"factory {source.factory} returned {type(module).__name__}, not a torch.nn.Module")
     if isinstance(module, torch.jit.ScriptModule):

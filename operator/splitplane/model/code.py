@@ -19,9 +19,24 @@ def source_lines(factory: str, module: nn.Module) -> list[str]:
     Each with the sha256 of its source file. What these import beyond that, such as functions, isn't looked into.
     Raises :class:`FactoryError` where there is no such factory.
     """
+    return [f"code {name} {_digest(name)}" for name in own_modules(factory, module)]
+
+
+def own_modules(factory: str, module: nn.Module) -> list[str]:
+    """The Python modules of a model's code. Raises :class:`FactoryError` where there is no such factory."""
+    names = {factory.partition(":")[0], str(find_factory(factory).__module__)}
+    names |= {each.__module__ for each in own_classes(module)}
+    return sorted(name for name in names if _is_own(name))
+
+
+def own_classes(module: nn.Module) -> set[type]:
+    """The classes of the modules that a model consists of, and their bases, but torch's and Python's."""
     classes = {base for child in module.modules() for base in type(child).__mro__}
-    names = {factory.partition(":")[0], *(str(each.__module__) for each in (find_factory(factory), *classes))}
-    return [f"code {name} {_digest(name)}" for name in sorted(names) if name.partition(".")[0] not in _LIBRARIES]
+    return {each for each in classes if _is_own(each.__module__)}
+
+
+def _is_own(name: str) -> bool:
+    return name.partition(".")[0] not in _LIBRARIES
 
 
 def _digest(name: str) -> str:

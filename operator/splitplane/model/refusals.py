@@ -84,14 +84,14 @@ def _frames(cause: BaseException | traceback.StackSummary | fx.Node) -> Iterator
             yield frame.filename, frame.lineno or 0, frame.name
 
 
-def line_of_attribute(module: nn.Module, name: str) -> str | None:
-    """The first line of a module's code that writes to one of its attributes."""
+def line_of_writing(module: nn.Module, name: str) -> str | None:
+    """The first line of a module's code that writes to a variable, or to an attribute (``self.name``)."""
     try:
         file = inspect.getsourcefile(type(module)) or ""
         lines, start = inspect.getsourcelines(type(module).forward)
     except (OSError, TypeError):
         return None
-    writing = re.compile(rf"\bself\.{re.escape(name)}\b.*(=|\()")
+    writing = re.compile(rf"\b{re.escape(name)}\b.*(=|\()")
     return next((_told(file, start + i, "forward") for i, line in enumerate(lines) if writing.search(line)), None)
 
 

@@ -13,7 +13,8 @@ from splitplane.model.building import NeedsValuesError, build_lean, build_plainl
 from splitplane.model.datatypes import torch_datatype
 from splitplane.model.errors import NotSplittableError
 from splitplane.model.exporting import export_program
-from splitplane.model.refusals import line_of_attribute, line_of_operation
+from splitplane.model.outside import outside_kept
+from splitplane.model.refusals import line_of_operation, line_of_writing
 from splitplane.model.replaying import find_state
 from splitplane.model.seeding import made_values, refuse_unseeded
 from splitplane.model.sizes import BATCH, Size, Sizes, expression, solve
@@ -50,7 +51,8 @@ def _traced(source: ModelSource, module: nn.Module) -> Traced:
         for spec in source.inputs
     }
     arguments = bind_inputs(source, module, examples)
-    repeated = find_state(module, arguments)
+    with outside_kept(source, module):
+        repeated = find_state(module, arguments)
     program, watch = _watched(source, module, arguments)
     if watch.changed and watch.settle():
         program, watch = _watched(source, module, arguments)
@@ -59,7 +61,7 @@ def _traced(source: ModelSource, module: nn.Module) -> Traced:
         child, name = next(iter(written))
         raise NotSplittableError(
             f"forward of {type(child).__name__} writes to its attribute {name}: it keeps state between calls",
-            line_of_attribute(child, name),
+            line_of_writing(child, f"self.{name}"),
         )
     traced = _read(source, module, program)
     if repeated is not None:
@@ -80,7 +82,8 @@ def _watched(
 ) -> tuple[ExportedProgram, CallWatch]:
     watch = CallWatch(module)
     try:
-        return export_program(source, module, arguments, watch), watch
+        with outside_kept(source, module):
+            return export_program(source, module, arguments, watch), watch
     except NotSplittableError as refusal:
         # What else refers to a parameter, or was computed from one, is such a constant.
         if "fake tensor in the exported program constant" in refusal.reason and _is_lean(module):

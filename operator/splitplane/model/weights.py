@@ -30,6 +30,9 @@ _DTYPES = {
 }  # fmt: skip
 """Types of safetensors as torch names them."""
 
+_PREFIXES = "module.", "_orig_mod."
+"""Of all names where a wrapper's state was saved (``DataParallel``, ``torch.compile``), not that of the model in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
@@ -80,9 +83,12 @@ class WeightsFile:
         return dict(self._tensors({name: held[name] for name in names if name in held}))
 
     def _held(self) -> Mapping[str, "_Entry | torch.Tensor"]:
-        if is_checkpoint(self.path):
-            return load_checkpoint(self.path)
-        return self._entries()
+        held: Mapping[str, _Entry | torch.Tensor]
+        held = load_checkpoint(self.path) if is_checkpoint(self.path) else self._entries()
+        for prefix in _PREFIXES:
+            if held and all(name.startswith(prefix) for name in held):
+                return {**held, **{name.removeprefix(prefix): value for name, value in held.items()}}
+        return held
 
     def _entries(self) -> dict[str, "_Entry"]:
         try:

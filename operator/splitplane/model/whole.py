@@ -117,8 +117,9 @@ def _outputs(source: ModelSource, module: nn.Module, batch: int) -> tuple[Tensor
         raise FactoryError(f"{source.factory} returns no tensor")
     if any(isinstance(output, FakeTensor) for output in outputs):
         raise FactoryError(
-            f"{source.factory} keeps tensors of its calls outside of the model (a global of a Python module, a cached "
-            "function): those of the trial calls are still there, and have no values. Keep them in attributes of it"
+            f"{source.factory} keeps tensors of its calls where a trace cannot put them back (a cached function, an "
+            "object of another): those of the trial calls are still there, and have no values. Keep them in "
+            "attributes of it"
         )
     moves = _moves(source, module, batch, outputs)
     specs = []
