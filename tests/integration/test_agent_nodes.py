@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from splitplane.local.cluster import Cluster
+from splitplane.local.config import TIER_LABEL
 from tests.support.agent_pods import Kubectl, Object, Pods, container, pod, until
 
 pytestmark = pytest.mark.integration
@@ -129,7 +130,10 @@ def test_a_node_exports_its_price_and_the_use_of_its_pods(pods: Pods, kubectl: K
 
 
 def test_drain_moves_pods_elsewhere(pods: Pods, kubectl: Kubectl, restored: None) -> None:
-    whole = pod("web", container("import time; time.sleep(600)"), restartPolicy="Always")
+    # Not the taint of a cordon: with that tolerated, replacements may land on the node that is drained.
+    tolerations = [{"key": TIER_LABEL, "operator": "Exists"}]
+    hold = container("import time; time.sleep(600)")
+    whole = pod("web", hold, restartPolicy="Always", tolerations=tolerations)
     pods.apply(
         {
             "apiVersion": "apps/v1",
