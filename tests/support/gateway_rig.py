@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,22 @@ def expected(batch: int = 1, value: float = 1.0) -> npt.NDArray[np.float32]:
 def put_all(cluster: MemoryCluster, *processes: StageProcess) -> None:
     for process in processes:
         cluster.put(POD, process.pod)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    cluster: MemoryCluster, state_dir: Path, *processes: StageProcess, over: dict[str, Any] = ALONE
+) -> AsyncIterator[Gateway]:
+    """A gateway with one route over stage processes, once it has found all of them ready; they end with it."""
+    with stages(*processes):
+        put_all(cluster, *processes)
+        cluster.put(ROUTE_TABLE, table(1, over))
+        async with gateway(cluster, state_dir) as running:
+            counts = Counter(process.stage for process in processes)
+            endpoints = running.router.endpoints
+            await until(lambda: all(endpoints.ready(stage) == count for stage, count in counts.items()))
+            await until(running.forwarder.ready)
+            yield running
 
 
 async def infer(client: Any, *, timeout: float = 15.0, batch: int = 1, value: float = 1.0) -> Any:

@@ -34,6 +34,7 @@ from tests.support.gateway_rig import (
     pod_object,
     put_all,
     route,
+    serving,
     stages,
     table,
     until,
@@ -72,62 +73,50 @@ async def test_requests_with_five_seconds_are_answered_beside_a_replica_that_han
 async def test_who_cannot_wait_for_a_second_attempt_has_others_spared(tmp_path: Path) -> None:
     well, hung = (StageProcess("small-edge", "edge", (0, 3), seconds=seconds) for seconds in (0.0, FOR_EVER))
     cluster = MemoryCluster()
-    with stages(well, hung):
-        put_all(cluster, well, hung)
-        cluster.put(ROUTE_TABLE, table(1, ALONE))
-        async with gateway(cluster, tmp_path) as running:
-            endpoints = running.router.endpoints
-            await until(lambda: endpoints.ready("small-edge") == 2)
-            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
-                missed = 0
-                while endpoints.ready("small-edge") == 2:
-                    try:
-                        await infer(client, timeout=0.7)
-                    except InferenceServerException:
-                        missed += 1
-                    assert missed < 8
-                    await asyncio.sleep(0.05)
-                for _ in range(20):
+    async with serving(cluster, tmp_path, well, hung) as running:
+        endpoints = running.router.endpoints
+        async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+            missed = 0
+            while endpoints.ready("small-edge") == 2:
+                try:
                     await infer(client, timeout=0.7)
-            assert missed > 0
+                except InferenceServerException:
+                    missed += 1
+                assert missed < 8
+                await asyncio.sleep(0.05)
+            for _ in range(20):
+                await infer(client, timeout=0.7)
+        assert missed > 0
 
 
 async def test_a_replica_that_only_takes_long_once_is_back_when_it_is_done(tmp_path: Path) -> None:
     quick, long = (StageProcess("small-edge", "edge", (0, 3), seconds=seconds) for seconds in (0.0, 5.0))
     cluster = MemoryCluster()
-    with stages(quick, long):
-        put_all(cluster, quick, long)
-        cluster.put(ROUTE_TABLE, table(1, ALONE))
-        async with gateway(cluster, tmp_path) as running:
-            endpoints = running.router.endpoints
-            await until(lambda: endpoints.ready("small-edge") == 2)
-            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
-                for answer in await asyncio.gather(*(infer(client) for _ in range(2))):
-                    np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
-            assert endpoints.ready("small-edge") == 1
-            await until(lambda: endpoints.ready("small-edge") == 2, seconds=5)
+    async with serving(cluster, tmp_path, quick, long) as running:
+        endpoints = running.router.endpoints
+        async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+            for answer in await asyncio.gather(*(infer(client) for _ in range(2))):
+                np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
+        assert endpoints.ready("small-edge") == 1
+        await until(lambda: endpoints.ready("small-edge") == 2, seconds=5)
 
 
 async def test_a_request_stays_where_it_is_while_nothing_is_known_of_how_long_it_takes(tmp_path: Path) -> None:
     """However short its time and however many replicas there are: each of them would take as long."""
     replicas = [StageProcess("small-edge", "edge", (0, 3), seconds=4.0) for _ in range(4)]
     cluster = MemoryCluster()
-    with stages(*replicas):
-        put_all(cluster, *replicas)
-        cluster.put(ROUTE_TABLE, table(1, ALONE))
-        async with gateway(cluster, tmp_path) as running:
-            endpoints = running.router.endpoints
-            await until(lambda: endpoints.ready("small-edge") == 4)
-            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
-                began = time.monotonic()
-                for answer in await asyncio.gather(*(infer(client, timeout=9) for _ in range(2))):
-                    np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
-                assert time.monotonic() - began < 6, "it was begun anew elsewhere"
-                assert endpoints.ready("small-edge") == 4
-                with pytest.raises(InferenceServerException):
-                    await infer(client, timeout=1.5)
-            await asyncio.sleep(1.0)
-            assert endpoints.ready("small-edge") == 4, "a short deadline speaks against nobody"
+    async with serving(cluster, tmp_path, *replicas) as running:
+        endpoints = running.router.endpoints
+        async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+            began = time.monotonic()
+            for answer in await asyncio.gather(*(infer(client, timeout=9) for _ in range(2))):
+                np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
+            assert time.monotonic() - began < 6, "it was begun anew elsewhere"
+            assert endpoints.ready("small-edge") == 4
+            with pytest.raises(InferenceServerException):
+                await infer(client, timeout=1.5)
+        await asyncio.sleep(1.0)
+        assert endpoints.ready("small-edge") == 4, "a short deadline speaks against nobody"
 
 
 async def test_a_request_that_takes_long_anywhere_is_tried_at_two_places_at_most(tmp_path: Path) -> None:

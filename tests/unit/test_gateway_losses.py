@@ -29,7 +29,7 @@ from tests.support.gateway_rig import (
     gateway,
     infer,
     pod_object,
-    put_all,
+    serving,
     stages,
     table,
     until,
@@ -58,31 +58,23 @@ async def kubelet(cluster: MemoryCluster, *processes: StageProcess) -> AsyncIter
 async def test_a_request_that_kills_stages_kills_two_and_its_client_hears_why(tmp_path: Path) -> None:
     edges = [StageProcess("small-edge", "edge", (0, 3)) for _ in range(3)]
     cluster = MemoryCluster()
-    with stages(*edges):
-        put_all(cluster, *edges)
-        cluster.put(ROUTE_TABLE, table(1, ALONE))
-        async with gateway(cluster, tmp_path) as running, kubelet(cluster, *edges):
-            await until(lambda: running.router.endpoints.ready("small-edge") == 3)
-            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
-                with pytest.raises(InferenceServerException, match="2 stage processes ended") as failure:
-                    await infer(client, value=KILLER)
-                assert failure.value.status() == "StatusCode.INTERNAL"
-                assert edges[0].ip not in str(failure.value)
-                await infer(client)
+    async with serving(cluster, tmp_path, *edges) as running, kubelet(cluster, *edges):
+        async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+            with pytest.raises(InferenceServerException, match="2 stage processes ended") as failure:
+                await infer(client, value=KILLER)
+            assert failure.value.status() == "StatusCode.INTERNAL"
+            assert edges[0].ip not in str(failure.value)
+            await infer(client)
         assert [edge.is_alive() for edge in edges].count(True) == 1
 
 
 async def test_who_is_inside_with_it_is_answered(tmp_path: Path) -> None:
     edges = [StageProcess("small-edge", "edge", (0, 3), seconds=0.05) for _ in range(3)]
     cluster = MemoryCluster()
-    with stages(*edges):
-        put_all(cluster, *edges)
-        cluster.put(ROUTE_TABLE, table(1, ALONE))
-        async with gateway(cluster, tmp_path) as running, kubelet(cluster, *edges):
-            await until(lambda: running.router.endpoints.ready("small-edge") == 3)
-            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
-                values = [1.0] * 6 + [KILLER] + [1.0] * 14
-                answers = await asyncio.gather(*(infer(client, value=v) for v in values), return_exceptions=True)
+    async with serving(cluster, tmp_path, *edges) as running, kubelet(cluster, *edges):
+        async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+            values = [1.0] * 6 + [KILLER] + [1.0] * 14
+            answers = await asyncio.gather(*(infer(client, value=v) for v in values), return_exceptions=True)
         assert [isinstance(answer, BaseException) for answer in answers] == [value == KILLER for value in values]
 
 
@@ -90,15 +82,11 @@ async def test_a_second_stage_is_not_tried_on_all_its_replicas_either(tmp_path: 
     edge = StageProcess("small-edge", "edge", (0, 3))
     clouds = [StageProcess("small-cloud", "cloud", (1, 3)) for _ in range(3)]
     cluster = MemoryCluster()
-    with stages(edge, *clouds):
-        put_all(cluster, edge, *clouds)
-        cluster.put(ROUTE_TABLE, table(1, SPLIT))
-        async with gateway(cluster, tmp_path) as running, kubelet(cluster, *clouds):
-            await until(lambda: running.router.endpoints.ready("small-cloud") == 3 and running.forwarder.ready())
-            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
-                with pytest.raises(InferenceServerException, match="2 stage processes ended"):
-                    await infer(client, value=KILLER / 2)
-                np.testing.assert_allclose((await infer(client)).as_numpy("output_0"), expected())
+    async with serving(cluster, tmp_path, edge, *clouds, over=SPLIT) as running, kubelet(cluster, *clouds):
+        async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+            with pytest.raises(InferenceServerException, match="2 stage processes ended"):
+                await infer(client, value=KILLER / 2)
+            np.testing.assert_allclose((await infer(client)).as_numpy("output_0"), expected())
         assert [cloud.is_alive() for cloud in clouds].count(True) == 1
         assert edge.is_alive()
 

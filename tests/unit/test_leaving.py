@@ -29,6 +29,7 @@ from tests.support.gateway_rig import (
     gateway,
     infer,
     route,
+    serving,
     stages,
     table,
     until,
@@ -87,31 +88,27 @@ async def test_no_request_on_an_open_connection_is_lost_while_a_gateway_leaves(
     cluster: MemoryCluster, tmp_path: Path
 ) -> None:
     slow = StageProcess("small-slow", "edge", (0, 3), seconds=0.5)
-    with stages(slow):
-        cluster.put(POD, slow.pod)
-        cluster.put(ROUTE_TABLE, table(1, route(("small-slow", "edge", 0, 3))))
-        async with gateway(cluster, tmp_path) as running:
-            await until(running.forwarder.ready)
-            waiting, coming, kept, unused, other = [await Connection.to(running) for _ in range(5)]
-            for each in (kept, other):
-                each.writer.write(HEAD + BODY)
-                assert await each.answered(), "a gateway that stays keeps connections"
-            waiting.writer.write(HEAD + BODY)
-            coming.writer.write(HEAD + BODY[:40])
-            await until(lambda: running.router.flights.inside == 1)
-            draining = asyncio.ensure_future(running.drain())
-            await until(lambda: not running.forwarder.ready())
-            other.writer.write(HEAD + BODY)  # while it only says that it will go
-            await refuses(running)
-            assert not draining.done()
-            kept.writer.write(HEAD + BODY)
-            for each in (waiting, other, kept):
-                assert not await each.answered()
-            coming.writer.write(BODY[40:])
-            assert not await coming.answered()
-            assert all([await each.ended() for each in (waiting, coming, kept, unused, other)])
-            async with asyncio.timeout(2.0):  # and not the time that it may take
-                await draining
+    async with serving(cluster, tmp_path, slow, over=route(("small-slow", "edge", 0, 3))) as running:
+        waiting, coming, kept, unused, other = [await Connection.to(running) for _ in range(5)]
+        for each in (kept, other):
+            each.writer.write(HEAD + BODY)
+            assert await each.answered(), "a gateway that stays keeps connections"
+        waiting.writer.write(HEAD + BODY)
+        coming.writer.write(HEAD + BODY[:40])
+        await until(lambda: running.router.flights.inside == 1)
+        draining = asyncio.ensure_future(running.drain())
+        await until(lambda: not running.forwarder.ready())
+        other.writer.write(HEAD + BODY)  # while it only says that it will go
+        await refuses(running)
+        assert not draining.done()
+        kept.writer.write(HEAD + BODY)
+        for each in (waiting, other, kept):
+            assert not await each.answered()
+        coming.writer.write(BODY[40:])
+        assert not await coming.answered()
+        assert all([await each.ended() for each in (waiting, coming, kept, unused, other)])
+        async with asyncio.timeout(2.0):  # and not the time that it may take
+            await draining
 
 
 async def test_a_gateway_with_nothing_inside_leaves_at_once(cluster: MemoryCluster, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from splitplane.model.calibration import Calibration
 from splitplane.model.memory import available_bytes, grown
-from splitplane.model.metrics import Metric, Tensors, choose, cosines
+from splitplane.model.metrics import Metric, Tensors, choose, cosines, differences
 from splitplane.model.partitions import Partition
 from splitplane.model.profile import Codec
 
@@ -171,8 +171,7 @@ class _Sums:
             self.same = (self.same or 0.0) + float(same.sum())
         for name, want in expected.items():
             self.cosine[name] = self.cosine.get(name, 0.0) + float(cosines(outputs[name], want).sum())
-            got = outputs[name]
-            errors = torch.where(got == want, 0.0, (got.double() - want.double()).abs())  # infinities, too
+            errors = differences(outputs[name], want).abs()
             self.error[name] = max(self.error.get(name, 0.0), float(errors.nan_to_num(math.inf).max()))
             scale = float(want[want.isfinite()].abs().max()) if bool(want.isfinite().any()) else 0.0
             self.scale[name] = max(self.scale.get(name, 0.0), scale)

@@ -88,8 +88,7 @@ class Explained:
         return outputs[self.output] if labels is None else labels.reshape(outputs[self.output].shape)
 
     def errors(self, outputs: Tensors, truth: torch.Tensor) -> torch.Tensor:
-        got = outputs[self.output].double()
-        difference = torch.where(got == truth, 0.0, got - truth.double())
+        difference = differences(outputs[self.output], truth)
         return difference.reshape(len(difference), -1).pow(2).sum(1).nan_to_num(math.inf)
 
     def bound(self, losses: torch.Tensor) -> float:
@@ -112,6 +111,12 @@ class Cosine:
 
     def bound(self, losses: torch.Tensor) -> float:
         return _bound_of_mean(losses)
+
+
+def differences(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    """Element by element, in float64; 0 where both are the same infinity."""
+    got, want = got.double(), want.double()
+    return torch.where(got == want, 0.0, got - want)
 
 
 def cosines(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:

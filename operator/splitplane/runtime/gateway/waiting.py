@@ -143,10 +143,10 @@ class Waiting:
     def _hanging(self, choice: Choice, size: int, *, known_only: bool = False) -> frozenset[str]:
         """Which endpoints hang, as they were checked just now; they are left out. ``known_only``: those that are."""
         endpoints = self._router.endpoints
-        # Read now: what others took meanwhile may be the first that there is to compare with.
-        patience = self._patience[choice.route.name].hanging_seconds(size)
         if known_only:
             return frozenset(address for address in choice.addresses if endpoints.is_hanging(address))
+        # Read now: what others took meanwhile may be the first that there is to compare with.
+        patience = self._patience[choice.route.name].hanging_seconds(size)
         found = set()
         for address in choice.addresses:
             was_out = endpoints.is_hanging(address)
