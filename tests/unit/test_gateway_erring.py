@@ -13,7 +13,6 @@ from tritonclient.utils import InferenceServerException
 from splitplane.adapters.kinds import ROUTE_TABLE
 from splitplane.runtime.gateway.endpoints import ERRORS, SLOW_SECONDS, Endpoints, Pod
 from tests.support.gateway_rig import (
-    ALONE,
     SPLIT,
     MemoryCluster,
     StageProcess,
@@ -21,6 +20,7 @@ from tests.support.gateway_rig import (
     gateway,
     infer,
     put_all,
+    serving,
     stages,
     table,
     until,
@@ -114,18 +114,14 @@ async def test_inputs_on_which_the_model_raises_speak_against_no_replica_and_nam
 ) -> None:
     edges = [StageProcess("small-edge", "edge", (0, 3)) for _ in range(2)]
     cluster = MemoryCluster()
-    with stages(*edges):
-        put_all(cluster, *edges)
-        cluster.put(ROUTE_TABLE, table(1, ALONE))
-        async with gateway(cluster, tmp_path) as running:
-            endpoints = running.router.endpoints
-            await until(lambda: endpoints.ready("small-edge") == 2 and running.forwarder.ready())
-            client = triton_grpc.InferenceServerClient(f"{running.settings.pod_ip}:9000")
-            for _ in range(12):
-                with pytest.raises(InferenceServerException) as failure:
-                    await infer(client, value=POISON)
-                assert failure.value.status() == "StatusCode.INTERNAL"
-                cause = failure.value.__cause__ or failure.value.__context__
-                assert not [key for key, _ in cause.trailing_metadata() or () if key.startswith("splitplane")]
-            await client.close()
-            assert endpoints.ready("small-edge") == 2
+    async with serving(cluster, tmp_path, *edges) as running:
+        endpoints = running.router.endpoints
+        client = triton_grpc.InferenceServerClient(f"{running.settings.pod_ip}:9000")
+        for _ in range(12):
+            with pytest.raises(InferenceServerException) as failure:
+                await infer(client, value=POISON)
+            assert failure.value.status() == "StatusCode.INTERNAL"
+            cause = failure.value.__cause__ or failure.value.__context__
+            assert not [key for key, _ in cause.trailing_metadata() or () if key.startswith("splitplane")]
+        await client.close()
+        assert endpoints.ready("small-edge") == 2
