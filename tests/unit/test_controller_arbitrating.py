@@ -8,8 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from splitplane.adapters.metrics import MetricsSnapshot
+from splitplane.cli import app
 from splitplane.controller import arbitrating
 from splitplane.domain.resources import pod_requests
 from splitplane.planner.arbitration import arbitrate
@@ -136,6 +138,36 @@ async def test_the_lower_priority_gives_way_and_says_to_whom(
     assert world.condition_of(KEY, "CapacityGranted")["status"] == "True"
     *_, last = (line for line in caplog.messages if "Grants of" in line)
     assert last.startswith("Grants of 1 pipelines: ")
+
+
+async def test_grants_end_with_a_line_once_everybodys_wish_fits_what_it_was_granted(
+    world: SharedWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger=arbitrating.__name__)
+    world.metrics = busy(tracker=40.0, viewer=40.0)
+    world.apply(**spec())
+    await world.step(30, keys=BOTH)
+    world.apply(OTHER, **spec(priority=10))
+    await world.step(120, keys=BOTH)
+    assert world.condition_of(KEY, "CapacityGranted")["status"] == "False"
+    shared = explained(caplog.messages)
+    assert "Made again: the same, bit for bit" in shared
+    row = next(line for line in shared.splitlines() if line.startswith("shop/tracker"))
+    assert "beside shop/viewer (10) of higher priority" in row
+    world.metrics = busy(tracker=0.5, viewer=0.5)
+    await world.step(60, keys=BOTH)
+    told = [line for line in caplog.messages if line.startswith("Grants")]
+    assert told[-1] == "Grants are taken back, as nobody is short any more"
+    assert sum(line == told[-1] for line in told) == 1
+    assert all(world.condition_of(key, "CapacityGranted")["status"] == "True" for key in BOTH)
+    assert explained(caplog.messages) == f"Grants: {told[-1]}\n"
+
+
+def explained(lines: list[str]) -> str:
+    """What ``splitplane explain`` tells of the last grants in a log."""
+    result = CliRunner().invoke(app, ["explain", "--call", "-", "--about", "grants"], input="\n".join(lines))
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 async def test_planning_goes_on_while_others_are_settled(world: SharedWorld, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,8 @@ def test_the_routes_that_a_gateway_chooses_from_are_listed_with_the_bandwidths_a
     ("arguments", "says"),
     [
         ((), "--call FILE"),
-        (("--pipeline", "shop/tracker"), "chooses from a log"),
+        (("--pipeline", "shop/tracker"), "choose from a log"),
+        (("--about", "pool"), "choose from a log"),
         (("--call", "/nowhere"), "No such file"),
         (("--call", "-"), "no recorded decision"),
     ],

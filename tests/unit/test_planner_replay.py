@@ -88,7 +88,7 @@ def test_the_sizing_of_a_pool_replays_bit_for_bit_and_holds_a_profile_once():
         assert (found.policy, found.now, found.shared, found.before, found.after) == (
             policy, now, "cloud", before, after
         )  # fmt: skip
-        assert found.again() == after
+        assert found.again().pooling == after
         before = after
         sites = {name: replace(each, arrival_rate=Value(25.5)) for name, each in sites.items()}
 

@@ -1,6 +1,5 @@
-"""``splitplane explain``: why the planner decides as it does, for a recorded decision or conditions that are stated."""
+"""``splitplane explain``: why the planner decides as it does, for what was recorded or conditions that are stated."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,8 @@ import typer
 
 from splitplane.cli.conditions import Conditions
 from splitplane.cli.plans import out, show, show_routes
-from splitplane.cli.recorded import Recorded, last_recorded
+from splitplane.cli.recorded import About, Log, Recorded, RecordedGrants, RecordedPool, moment
+from splitplane.cli.shared import show_grants, show_pool
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Action, Decision
 from splitplane.planner import explain as decide
@@ -31,21 +31,33 @@ def explain(
     conditions: Conditions,
     call: Annotated[
         Path | None,
-        typer.Option(help="A log with decisions that the operator recorded, the last of which is taken; - for stdin."),
+        typer.Option(help="A log of the operator, of which the last record is taken; - for stdin."),
     ] = None,
     pipeline: Annotated[
-        str, typer.Option(metavar="NAMESPACE/NAME", help="Whose last decision is taken from the log of --call.")
+        str, typer.Option(metavar="NAMESPACE/NAME", help="Whose last record is taken from the log of --call.")
     ] = "",
+    about: Annotated[
+        About | None,
+        typer.Option(
+            help="What of the log is explained: a decision, how many replicas the sites of a pipeline share, or what"
+            " pipelines are granted of scarce nodes. The first of these that it has, if left out."
+        ),
+    ] = None,
 ) -> None:
     """Tell which limits bind, what other kinds of plan would give, the gain of a change, the gate that holds it, and
-    from which routes the gateway chooses as the link gets slower and faster."""
+    from which routes the gateway chooses as the link gets slower and faster. Of what sites share: what it rests on, and
+    what keeps it from being smaller or larger; of grants: what each claim asked for and got, and why."""
     heading = ""
     if call is not None:
-        found, names = last_recorded(call, pipeline)
+        log = Log(call)
+        found = log.last(about, pipeline)
+        if not isinstance(found, Recorded):
+            _show_shared(found, pipeline)
+            return
         snapshot, policy, now = found.snapshot, found.policy, found.now
-        heading = _heading(found, names, chosen=bool(pipeline))
-    elif pipeline:
-        raise typer.BadParameter("--pipeline chooses from a log: give that as --call FILE")
+        heading = _heading(found, log.names(About.DECISION), chosen=bool(pipeline))
+    elif pipeline or about:
+        raise typer.BadParameter("--pipeline and --about choose from a log: give that as --call FILE")
     elif conditions.file is not None and conditions.profile is not None:
         snapshot, policy = conditions.arguments()
         now = snapshot.time
@@ -71,13 +83,19 @@ def explain(
         show_routes(decision.routes, decision.steps)
 
 
+def _show_shared(found: RecordedPool | RecordedGrants, pipeline: str) -> None:
+    try:
+        if isinstance(found, RecordedPool):
+            show_pool(found)
+        else:
+            show_grants(found, pipeline)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def _heading(found: Recorded, names: tuple[str, ...], *, chosen: bool) -> str:
     """Whose decision it is, and when it was made."""
-    try:
-        moment = f"{datetime.fromtimestamp(found.now, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except (OSError, OverflowError, ValueError):
-        moment = f"{found.now:g} s"
-    which = f"{found.pipeline or 'A pipeline'} at {moment}"
+    which = f"{found.pipeline or 'A pipeline'} at {moment(found.now)}"
     return which if chosen or len(names) < 2 else f"{which}; the log has {len(names)} pipelines: --pipeline chooses"
 
 

@@ -17,11 +17,16 @@ if not out.is_terminal:
 _COLUMNS = ("PLAN", "REPLICAS", "P50", "P95", "P99", "COST/H", "PER 1000", "LEAK", "LOSS", "MAX RATE", "BREAKS")
 
 
+def new_table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
 def show(rows: Iterable[tuple[str, Candidate]], *, rate: float) -> None:
     """Print plans, each with a word on what it is; ``rate`` is that of requests per second."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", *_COLUMNS):
-        table.add_column(column)
+    table = new_table("", *_COLUMNS)
     for name, candidate in rows:
         table.add_row(name, *_cells(candidate, rate))
     out.print(table)
@@ -29,10 +34,8 @@ def show(rows: Iterable[tuple[str, Candidate]], *, rate: float) -> None:
 
 def show_routes(routes: Sequence[Candidate], steps: Steps | None) -> None:
     """Print what the gateway chooses from by itself: routes, bandwidths at which each is best, and highest rates."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
     link = f" ON {steps.source} TO {steps.target}" if steps else ""
-    for column in ("ROUTE", f"BEST{link}", "MAX RATE"):
-        table.add_column(column)
+    table = new_table("ROUTE", f"BEST{link}", "MAX RATE")
     for place, route in enumerate(routes):
         spans = steps.ranges(place) if steps else ()
         best = ", ".join(span_text(*span) for span in spans) or "(way out)"
@@ -52,13 +55,13 @@ def _cells(candidate: Candidate, rate: float) -> tuple[str, ...]:
     return (
         str(candidate.plan),
         "+".join(stage.capacity for stage in candidate.plan.stages),
-        _milliseconds(predicted.p50_seconds),
-        _milliseconds(predicted.p95_seconds),
-        _milliseconds(predicted.p99_seconds),
-        _number(predicted.cost_per_hour, ".2f"),
-        _number(per_thousand(candidate, rate), ".3g"),
-        _number(predicted.leak, ".2f"),
-        _number(predicted.accuracy_loss, ".2%"),
+        milliseconds(predicted.p50_seconds),
+        milliseconds(predicted.p95_seconds),
+        milliseconds(predicted.p99_seconds),
+        number(predicted.cost_per_hour, ".2f"),
+        number(per_thousand(candidate, rate), ".3g"),
+        number(predicted.leak, ".2f"),
+        number(predicted.accuracy_loss, ".2%"),
         "any" if math.isinf(predicted.max_rate_per_second) else f"{predicted.max_rate_per_second:.2f}/s",
         ", ".join(candidate.violations),
     )
@@ -79,10 +82,11 @@ def per_thousand(candidate: Candidate, rate: float) -> float:
     return candidate.predicted.cost_per_hour / (rate * 3.6) if rate > 0.0 else math.nan
 
 
-def _milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
+    """Nothing where it is not known."""
     return "" if seconds is None else f"{seconds * 1e3:.0f} ms"
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
     """A number, or a dash where it is not known."""
     return "-" if value is None or math.isnan(value) else f"{value:{form}}"

@@ -42,6 +42,25 @@ class Pooling:
     low_since: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A pool, and why it is that large.
+
+    ``found`` is the plan of all sites that it rests on (``None`` where nothing can run there). The best one would take
+    ``wanted`` replicas; ``enough`` serve all sites at the far edge of the dead band, too. ``gates`` names what kept the
+    pool from what the best one takes: ``granted`` (other pipelines got the tier), ``unavailable`` (nothing can run
+    there), ``advisory`` (the mode), ``gain`` (more, or other batches, would gain too little), ``headroom`` (fewer would
+    do, but not under more load), ``scale-down`` (they would, but not for the whole window yet), ``cost`` (the limit
+    leaves no money for as many), ``room`` (the nodes have none for more, or for another range beside this one).
+    """
+
+    pooling: Pooling
+    found: SitesPlan | None = None
+    wanted: int = 0
+    enough: int = 0
+    gates: tuple[str, ...] = ()
+
+
 def size_pool(
     snapshots: Mapping[str, Snapshot], policy: Policy, now: float, *, shared: str, before: Pooling,
     kept: Kept | None = None,
@@ -51,21 +70,34 @@ def size_pool(
     Pure. While nothing can run there it stays as it was ``before``, but where other pipelines were granted all of the
     tier there is none. Raises as ``plan_sites`` does, which see.
     """
+    return explain_size(snapshots, policy, now, shared=shared, before=before, kept=kept).pooling
+
+
+def explain_size(
+    snapshots: Mapping[str, Snapshot], policy: Policy, now: float, *, shared: str, before: Pooling,
+    kept: Kept | None = None,
+) -> Sized:  # fmt: skip
+    """The same with the reasons."""
     contexts = contexts_of(snapshots, policy, kept)
     there = [context for context in contexts.values() if shared in context.sites]
     if not there:
-        return Pooling() if _refused(snapshots, shared) else replace(before, loads={})
+        if _refused(snapshots, shared):
+            return Sized(Pooling(), gates=("granted",))
+        return Sized(replace(before, loads={}), gates=("unavailable",))
     held = before.pool
     most = min(context.sites[shared].high for context in there)
-    found = serving_all(contexts, shared, most)
+    gates: list[str] = []
+    found = best = serving_all(contexts, shared, most)
     if any(snapshot.active is not None for snapshot in snapshots.values()):
-        found = _worth_it(found, contexts, shared, policy, held)
+        found = _worth_it(best, contexts, shared, policy, held)
+        gates += ["gain"] if found is not best else []
     stressed = {name: stress(context) for name, context in contexts.items()}
     roomy = plan_together(stressed, shared, apart=False, alike=found.pool)
     stays = policy.mode is Mode.ADVISORY and all(snapshot.active is not None for snapshot in snapshots.values())
     made = held if stays and held is not None else found.pool
     batched = made.batched if made is not None else None
-    count = min(most, replicas_of(found, shared))
+    wanted = replicas_of(found, shared)
+    count = min(most, wanted)
     borne = borne_by(found, contexts, count)
     loads = {
         name: borne * load
@@ -73,21 +105,40 @@ def size_pool(
         if (load := load_on(contexts[name], each.plan, shared, batched=batched))
     }
     bounds = _range(there[0], shared, found, held)
+    low_since, spare = None, replicas_of(roomy, shared)
+    enough = max(count, min(most, spare))
+    gates += ["room"] if wanted > most else []
+
+    def sized(pool: Pool | None) -> Sized:
+        return Sized(
+            Pooling(pool, loads, low_since), found, replicas_of(best, shared), max(wanted, spare), tuple(gates)
+        )
+
     if held is None:
-        return Pooling(Pool(*bounds, count, batched) if bounds and count else None, loads)
+        return sized(Pool(*bounds, count, batched) if bounds and count else None)
     held = replace(held, replicas=min(most, held.replicas))
     if stays:
-        return Pooling(held, loads)
-    low_since, enough = None, max(count, min(most, replicas_of(roomy, shared)))
-    count = max(count, held.replicas)
+        gates.append("advisory")
+        return sized(held)
+    if count < held.replicas <= enough:
+        gates.append("headroom")
+    least, count = count, max(count, held.replicas)
     if enough < held.replicas:
         low_since = now if before.low_since is None else before.low_since
         if now - low_since >= policy.scale_down_window_seconds:
             count, low_since = enough, None  # the next step down needs a window of its own
-    count = max(min(most, replicas_of(found, shared)), _affordable(there[0], shared, found, count))
+        else:
+            gates.append("scale-down")
+    affordable = max(least, _affordable(there[0], shared, found, count))
+    if affordable < count:
+        # What would hold replicas that are not needed gives way to the limit.
+        gates = [gate for gate in gates if affordable > least or gate not in ("headroom", "scale-down")] + ["cost"]
+    count = affordable
     if bounds != (held.first, held.last) and count >= most:
-        bounds = held.first, held.last  # old and new replicas have no room side by side
-    return Pooling(Pool(*bounds, count, batched) if bounds and count else None, loads, low_since)
+        # Old and new replicas have no room side by side.
+        gates += ["room"] if bounds and "room" not in gates else []
+        bounds = held.first, held.last
+    return sized(Pool(*bounds, count, batched) if bounds and count else None)
 
 
 def share(pooling: Pooling, site: str, actual: Mapping[str, float], *, ceiling: float) -> Shared:

@@ -14,7 +14,7 @@ from splitplane.domain.profiles import Profile
 from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.planner.arbitration import Settlement, Solver, arbitrate
 from splitplane.planner.claims import Claim, Need, Offer, Room
-from splitplane.planner.pooling import Pooling, size_pool
+from splitplane.planner.pooling import Pooling, Sized, explain_size
 from splitplane.planner.replay import from_dict, to_dict
 
 
@@ -29,9 +29,9 @@ class Sizing:
     before: Pooling
     after: Pooling
 
-    def again(self) -> Pooling:
-        """``after``, made anew: bit for bit the same."""
-        return size_pool(self.snapshots, self.policy, self.now, shared=self.shared, before=self.before)
+    def again(self) -> Sized:
+        """``after``, made anew: bit for bit the same, and with the reasons."""
+        return explain_size(self.snapshots, self.policy, self.now, shared=self.shared, before=self.before)
 
 
 @dataclass(frozen=True, slots=True)
