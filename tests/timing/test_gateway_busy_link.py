@@ -1,4 +1,7 @@
-"""A thin link with one queue for all that crosses it: full it is no cut one, and cut it is left in time."""
+"""A thin link with one queue for all that crosses it: full it is no cut one, and cut it is left in time.
+
+What waits for a busy stage behind it is not on it.
+"""
 
 import asyncio
 import contextlib
@@ -72,9 +75,11 @@ class Site:
         await until(lambda: not self.is_down)
 
 
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    edge, cloud = StageProcess("small-edge", "edge", (0, 3)), StageProcess("small-cloud", "cloud", (0, 3))
+@contextlib.asynccontextmanager
+async def a_site(tmp_path: Path, *, cloud_seconds: float = 0.0) -> AsyncIterator[Site]:
+    """``cloud_seconds``: what the stage behind the link takes for each request, one after the other."""
+    edge = StageProcess("small-edge", "edge", (0, 3))
+    cloud = StageProcess("small-cloud", "cloud", (0, 3), seconds=cloud_seconds)
     link, cluster = Link(rate=1e6, delay=0.02, shared=True), MemoryCluster()
     near, near_target, target = free_address(), free_address(), free_address()
     async with contextlib.AsyncExitStack() as stack:
@@ -101,6 +106,12 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         link.is_cut = False
 
 
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with a_site(tmp_path) as site:
+        yield site
+
+
 async def test_a_full_link_is_kept_and_left_when_it_is_cut_sooner_or_later_by_what_was_on_it(site: Site) -> None:
     for count in (5, 3, 3):
         await asyncio.gather(*(site.ask() for _ in range(count)))
@@ -121,3 +132,16 @@ async def test_a_full_link_is_kept_and_left_when_it_is_cut_sooner_or_later_by_wh
     assert little <= CUT_SECONDS + SLACK_SECONDS
     await site.heal()
     print(f"known after {full:.2f} s with 3 MB on the link, after {little:.2f} s with nothing")
+
+
+async def test_a_cut_is_known_in_time_while_requests_wait_for_a_busy_stage_behind_the_link(tmp_path: Path) -> None:
+    """A dozen of them, each of which was on the link for a fifth of a second."""
+    async with a_site(tmp_path, cloud_seconds=0.8) as site:
+        asked = [asyncio.create_task(site.ask(batch=3)) for _ in range(12)]
+        await until(lambda: len(site.plans) == 4)
+        left = await site.cut()
+        assert left <= CUT_SECONDS + SLACK_SECONDS
+        await asyncio.gather(*asked)
+        assert site.falls == 1
+        assert site.plans == ["cloud:0-3"] * 4 + ["edge:0-3"] * 8
+        print(f"known after {left:.2f} s with 8 requests in the stage's queue")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from splitplane.runtime.gateway.linkbook import DOWN_TOLD_SECONDS, LinkBook
+from splitplane.runtime.gateway.linkqueues import LinkQueue
 from splitplane.runtime.gateway.links import FLOOR_SECONDS, ROUND_TRIPS, STALE_SECONDS, LinkEstimate, LinkEstimator
 from splitplane.runtime.gateway.probing import ROUND_SECONDS, SHARE, ProbeBudget, payload_bytes
 from splitplane.runtime.gateway.pulses import TICK_SECONDS, TRUST_SECONDS
@@ -239,25 +240,93 @@ def link_book() -> LinkBook:
     return LinkBook(tier="edge", metrics=GatewayMetrics(CollectorRegistry(), namespace="default", pipeline="small"))
 
 
-def test_a_link_is_behind_by_what_requests_have_on_it_at_its_rate() -> None:
+def test_a_link_is_behind_by_what_was_sent_less_what_it_has_passed_since() -> None:
     book = link_book()
-    with book.carrying([EDGE_CLOUD], 600_000):
+    with book.carrying([EDGE_CLOUD], 0.0, 600_000):
         assert book.backlog_seconds(EDGE_CLOUD, 0.0) == 0, "nobody knows the rate"
-        now = feed(book.estimator(EDGE_CLOUD), 1e6, 0.01, [1.0] * 5)
+    now = feed(book.estimator(EDGE_CLOUD), 1e6, 0.01, [1.0] * 5)
+    with book.carrying([EDGE_CLOUD], now, 600_000):
         assert book.backlog_seconds(EDGE_CLOUD, now) == pytest.approx(0.6, rel=0.1)
-        with book.carrying([EDGE_CLOUD], 600_000):
-            assert book.backlog_seconds(EDGE_CLOUD, now) == pytest.approx(1.2, rel=0.1)
+        with book.carrying([EDGE_CLOUD], now + 0.2, 600_000):
+            assert book.backlog_seconds(EDGE_CLOUD, now + 0.2) == pytest.approx(1.0, rel=0.1)
+            assert book.backlog_seconds(EDGE_CLOUD, now + 0.9) == pytest.approx(0.3, rel=0.1)
+            assert book.backlog_seconds(EDGE_CLOUD, now + 1.3) == 0, "both wait for the stage"
     assert book.backlog_seconds(EDGE_CLOUD, now) == 0
+
+
+def two_stages(*, hop: float, after: float) -> tuple[HopTrace, ...]:
+    """What an edge stage handed on to a cloud stage, 500 kB both ways, which took so long to answer it."""
+    return (
+        HopTrace("e", "edge", 0, 1, queue=0.0, decode=0.0, compute=0.0, encode=0.0, server=0.3 + hop, hop=hop,
+                 sent=499_000, received=1_000),
+        HopTrace("c", "cloud", 1, 3, queue=0.0, decode=0.0, compute=0.0, encode=0.0, server=after),
+    )  # fmt: skip
 
 
 def test_what_crosses_between_stages_is_told_from_what_crossed_before() -> None:
     book = link_book()
-    trace = (
-        HopTrace("e", "edge", 0, 1, queue=0.0, decode=0.0, compute=0.0, encode=0.0, server=0.6, hop=0.55, sent=499_000,
-                 received=1_000),
-        HopTrace("c", "cloud", 1, 3, queue=0.0, decode=0.0, compute=0.0, encode=0.0, server=0.05),
-    )  # fmt: skip
     for now in range(5):
-        book.observe(Call(InferResponse("m", ()), "a", 0.6, 2_000_000, 10), trace, float(now))
-    with book.carrying([EDGE_CLOUD]), book.carrying([EDGE_CLOUD]):
-        assert book.backlog_seconds(EDGE_CLOUD, 4.0) == pytest.approx(1.0, rel=0.1)
+        with book.carrying([EDGE_CLOUD], float(now)):
+            pass
+        trace = two_stages(hop=2.55, after=2.05)
+        book.observe(Call(InferResponse("m", ()), "a", 2.85, 2_000_000, 10), trace, now + 2.85)
+    with book.carrying([EDGE_CLOUD], 10.0), book.carrying([EDGE_CLOUD], 10.0):
+        assert book.backlog_seconds(EDGE_CLOUD, 10.2) == 0, "the first stage has them"
+        assert book.backlog_seconds(EDGE_CLOUD, 10.31) == pytest.approx(1.0, rel=0.1)
+        assert book.backlog_seconds(EDGE_CLOUD, 10.8) == pytest.approx(0.5, rel=0.1)
+        assert book.backlog_seconds(EDGE_CLOUD, 11.4) == 0, "the second has them"
+
+
+def test_what_a_stage_sends_counts_until_its_answer_while_nothing_is_known_of_the_stages() -> None:
+    queue = LinkQueue()
+    queue.passed(0.0, 0.5, 500_000)
+    message = queue.begin(1.0)
+    assert queue.backlog_seconds(100.0, 1e6) == pytest.approx(0.5)
+    queue.end(message)
+    assert queue.backlog_seconds(100.0, 1e6) == 0
+
+
+@given(wrong=st.floats(min_value=1.0, max_value=3.0), waiting=st.integers(min_value=1, max_value=12))
+def test_a_rate_that_is_taken_for_too_high_does_not_empty_a_full_link_in_the_course_of_time(
+    wrong: float, waiting: int
+) -> None:
+    """A second each, one after the other, for minutes: what is answered has passed, and nothing else has."""
+    queue, size, rate, now = LinkQueue(), 100_000, 100_000.0, 0.0
+    messages = [queue.begin(now, size) for _ in range(waiting)]
+    for _ in range(300):
+        now += size / rate
+        message = messages.pop(0)
+        queue.end(message)
+        queue.passed(message.at, now, size)
+        messages.append(queue.begin(now, size))
+        assert queue.backlog_seconds(now, wrong * rate) == pytest.approx(waiting / wrong)
+
+
+@pytest.mark.parametrize("in_turn", [True, False], ids=["one after the other", "side by side"])
+def test_a_dozen_that_share_a_link_do_not_make_it_pass_for_a_slow_one(in_turn: bool) -> None:
+    """They passed it in 2.4 s, and then wait for a stage, which answers the first of them."""
+    queue, size, rate = LinkQueue(), 200_000, 1e6
+    queue.told(rate, -2.0, -1.0, size)
+    first, *_ = [queue.begin(0.0, size) for _ in range(12)]
+    passed = 0.2 if in_turn else 2.4
+    queue.end(first)
+    queue.passed(0.0, passed, size)
+    queue.told(size / passed, 0.0, passed, size)
+    assert queue.backlog_seconds(1.0, size / passed) == pytest.approx(1.4 if in_turn else 2.2)
+    assert queue.backlog_seconds(4.7, size / passed) == 0
+
+
+@given(slower=st.floats(min_value=1.0, max_value=20.0), waiting=st.integers(min_value=1, max_value=12))
+def test_a_full_link_that_has_become_slower_is_known_to_be(slower: float, waiting: int) -> None:
+    """By what it would have passed in the time; of what was sent meanwhile some may have passed as well."""
+    queue, size, rate, now = LinkQueue(), 100_000, 100_000.0, 0.0
+    queue.told(slower * rate, -2.0, -1.0, size)
+    messages = [queue.begin(now, size) for _ in range(waiting)]
+    for _ in range(3 * waiting):
+        now += size / rate
+        message = messages.pop(0)
+        messages.append(queue.begin(now, size))
+        queue.end(message)
+        queue.passed(message.at, now, size)
+        queue.told(size / (now - message.at), message.at, now, size)
+    assert waiting / 2 <= queue.backlog_seconds(now, 1.0) <= waiting + 1e-6

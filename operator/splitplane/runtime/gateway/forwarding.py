@@ -276,7 +276,7 @@ class Forwarder:
         router.endpoints.begin(choice.addresses)
         sending = asyncio.ensure_future(call(self._channels, choice.addresses[:1], request))
         try:
-            with router.flights.under_way(choice.generation), self._carrying(choice, size):
+            with router.flights.under_way(choice.generation), self._carrying(choice, started, size):
                 answered = await self._waiting.answer(
                     sending, choice, size=size, deadline=journey.deadline, was_overdue=journey.was_overdue
                 )
@@ -303,11 +303,11 @@ class Forwarder:
             parameters={**kept, GENERATION: choice.generation, PLAN: choice.route.name},
         )
 
-    def _carrying(self, choice: Choice, size: int) -> AbstractContextManager[None]:
-        """Counts what the request, with inputs of so many bytes, has on the links of its way."""
+    def _carrying(self, choice: Choice, now: float, size: int) -> AbstractContextManager[None]:
+        """Counts what the request, sent now with inputs of so many bytes, has on the links of its way."""
         tier = self._router.tier
         crosses_itself = choice.route.stops[0].tier != tier
-        return self._router.links.carrying(choice.route.crossings(tier), size if crosses_itself else None)
+        return self._router.links.carrying(choice.route.crossings(tier), now, size if crosses_itself else None)
 
     def _compare(self, choice: Choice, trace: tuple[HopTrace, ...], request: InferRequest, now: float) -> None:
         """Leave out a replica that takes far longer than the others of its stage for requests of the same shapes."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
-from collections import Counter, defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 
+from splitplane.runtime.gateway.linkqueues import LinkQueue
 from splitplane.runtime.gateway.links import LinkEstimate, LinkEstimator
 from splitplane.runtime.gateway.pulses import Pulse
 from splitplane.runtime.hops import Call
@@ -17,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 LinkName = tuple[str, str]
 """(source tier, target tier)."""
-SIZES = 16
-"""How many of the last messages over a link tell how large the next ones may be."""
 DOWN_TOLD_SECONDS = 10.0
 """How long a link is silent before it is told as one that passes nothing, which makes the operator plan without it.
 Until then it is unknown, which makes it wait: what comes back soon is left to the routes."""
@@ -36,8 +36,7 @@ class LinkBook:
         self._on_change = on_change
         self._estimators: dict[LinkName, LinkEstimator] = {}
         self._pulses: dict[LinkName, Pulse] = {}
-        self._sizes: defaultdict[LinkName, deque[int]] = defaultdict(lambda: deque(maxlen=SIZES))
-        self._carried: Counter[LinkName] = Counter()
+        self._queues: defaultdict[LinkName, LinkQueue] = defaultdict(LinkQueue)
         self._fall: asyncio.Future[None] | None = None
         self.down: dict[LinkName, float] = {}
 
@@ -57,6 +56,7 @@ class LinkBook:
             self.down[link] = now
             # Nothing that was measured holds any more.
             self.estimator(link).forget()
+            self._queues[link].forget()
             if self._fall is not None:
                 self._fall.set_result(None)
                 self._fall = None
@@ -79,38 +79,41 @@ class LinkBook:
         return self._fall
 
     @contextmanager
-    def carrying(self, links: Sequence[LinkName], size: int | None = None) -> Iterator[None]:
-        """While a request is on its way over these links; of so many bytes, if it crosses the first one as it came.
-
-        Of a link that it crosses later, what crossed of late tells how much that may be.
-        """
-        sizes = [max(self._sizes[link], default=0) for link in links]
-        if links and size is not None:
-            sizes[0] = size
-        for link, each in zip(links, sizes, strict=True):
-            self._carried[link] += each
+    def carrying(self, links: Sequence[LinkName], now: float, size: int | None = None) -> Iterator[None]:
+        """While a request, sent now, is on its way over these links; of so many bytes, if it crosses the first one as
+        it came."""
+        queues = [self._queues[link] for link in links]
+        messages = [queue.begin(now, None if place else size) for place, queue in enumerate(queues)]
         try:
             yield
         finally:
-            for link, each in zip(links, sizes, strict=True):
-                self._carried[link] -= each
+            for queue, message in zip(queues, messages, strict=True):
+                queue.end(message)
 
     def backlog_seconds(self, link: LinkName, now: float) -> float:
-        """How long the link takes for what requests have on it at most; 0 while its rate is not known."""
+        """How long the link takes for what requests may have on it; 0 while its rate is not known."""
         rate = self._estimators[link].estimate(now).bandwidth_bytes_per_second if link in self._estimators else None
-        return self._carried[link] / rate if rate else 0.0
+        return self._queues[link].backlog_seconds(now, rate) if rate else 0.0
 
     def observe(self, call: Call, trace: tuple[HopTrace, ...], now: float) -> None:
         """Take from an answered call what its trace tells of links between tiers."""
-        for index, (link, size, seconds) in enumerate(_crossings(self._tier, call, trace)):
+        for index, crossing in enumerate(_crossings(self._tier, call, trace)):
+            link, size, seconds = crossing.link, crossing.size, crossing.seconds
             if link[0] == link[1]:
                 continue
             if index == 0:  # the stages count what they send themselves
                 self._metrics.links.transferred(source=link[0], target=link[1], size=size, seconds=seconds)
             if (pulse := self._pulses.get(link)) is not None:
                 pulse.heard(now)
-            self._sizes[link].append(size)
-            self.estimator(link).transfer(now, size, seconds)
+            queue, handed, passed = self._queues[link], now - call.seconds + crossing.before, now - crossing.after
+            queue.passed(handed, passed, size, crossing.before if index else None)
+            if (rate := self.estimator(link).transfer(now, size, seconds)) is not None:
+                queue.told(rate, handed, passed, size)
+
+    def probed(self, link: LinkName, now: float, size: int, seconds: float) -> None:
+        """A probe's payload has crossed."""
+        if (rate := self.estimator(link).probe(now, size, seconds)) is not None:
+            self._queues[link].told(rate, now - seconds, now, size)
 
     def estimates(self, now: float) -> dict[LinkName, LinkEstimate]:
         """What is known now, unknown links included."""
@@ -138,10 +141,29 @@ class LinkBook:
             )
 
 
-def _crossings(tier: str, call: Call, trace: tuple[HopTrace, ...]) -> Iterator[tuple[LinkName, int, float]]:
-    """(link, bytes both ways, seconds on it) of each hop: a sender's hop less the receiver's own time."""
+@dataclass(frozen=True, slots=True)
+class _Crossing:
+    """A hop of an answered call: bytes both ways, and the seconds that these were on the link.
+
+    ``before`` is how long the request was on its way until it was handed to the link, or longer; ``after`` how long
+    it was at the far end.
+    """
+
+    link: LinkName
+    size: int
+    seconds: float
+    before: float
+    after: float
+
+
+def _crossings(tier: str, call: Call, trace: tuple[HopTrace, ...]) -> Iterator[_Crossing]:
+    """A sender's hop less the receiver's own time was on the link."""
     if not trace:
         return
-    yield (tier, trace[0].tier), call.sent + call.received, call.seconds - trace[0].server
+    first = trace[0].server
+    yield _Crossing((tier, trace[0].tier), call.sent + call.received, call.seconds - first, 0.0, first)
     for sender, receiver in pairwise(trace):
-        yield (sender.tier, receiver.tier), sender.sent + sender.received, sender.hop - receiver.server
+        yield _Crossing(
+            (sender.tier, receiver.tier), sender.sent + sender.received, sender.hop - receiver.server,
+            call.seconds - sender.hop, receiver.server,
+        )  # fmt: skip

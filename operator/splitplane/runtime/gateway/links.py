@@ -72,26 +72,27 @@ class LinkEstimator:
         else:
             self._rate_then, self._times = rate, 1
 
-    def transfer(self, now: float, size: int, seconds: float) -> None:
+    def transfer(self, now: float, size: int, seconds: float) -> float | None:
         """``size`` bytes crossed and were answered in ``seconds``, the far end's own time taken off.
 
-        Ordinary traffic: what is neither small nor large is ignored.
+        Ordinary traffic: what is neither small nor large is ignored. Returns the bytes a second that it tells, if any.
         """
         if seconds <= 0:
-            return
+            return None
         if size <= SMALL_BYTES:
             self._last_small = now
             self._add_round_trip(now, seconds)
         elif size >= TELLING_BYTES:
             self._last_transfer = now
-            self._add_rate(now, size, seconds)
+            rate = self._add_rate(now, size, seconds)
             if self._confirms_round_trip(now):
                 self._round_trip_at = now
+            return rate
+        return None
 
-    def probe(self, now: float, size: int, seconds: float) -> None:
+    def probe(self, now: float, size: int, seconds: float) -> float | None:
         """As ``transfer``, but for a probe's payload, which was sized to tell and needs no smallest size."""
-        if size > 0 and seconds > 0:
-            self._add_rate(now, size, seconds)
+        return self._add_rate(now, size, seconds) if size > 0 and seconds > 0 else None
 
     def idle_seconds(self, now: float) -> float:
         """Seconds since ordinary traffic last told the bandwidth."""
@@ -137,19 +138,21 @@ class LinkEstimator:
         """Whether the rate is the one at which the round trip was measured often enough."""
         return self._times >= ROUND_TRIPS and _are_one(self._rate(now), self._rate_then)
 
-    def _add_rate(self, now: float, size: int, seconds: float) -> None:
+    def _add_rate(self, now: float, size: int, seconds: float) -> float:
         round_trip = self._round_trip(now) or 0.0
         # A delay that has just fallen leaves a round trip that is too long; some of the time is the link's anyhow.
         on_link = max(seconds - round_trip, seconds / 10, FLOOR_SECONDS)
-        self._rates.append(_Sample(now, size / on_link))
+        rate = size / on_link
+        self._rates.append(_Sample(now, rate))
         if len(self._rates) < 3:
-            return
+            return rate
         *older, last_but_one, last = self._rates
         before = _typical([sample.value for sample in older])
         ratios = (last_but_one.value / before, last.value / before)
         if max(ratios) < 1 / CHANGE_FACTOR or min(ratios) > CHANGE_FACTOR:
             self._rates.clear()
             self._rates.extend((last_but_one, last))
+        return rate
 
 
 def _are_one(rate: float | None, other: float | None) -> bool:

@@ -178,18 +178,23 @@ class _LinkProber:
             await self._send_payload()
 
     async def _send_payload(self) -> None:
-        estimator, now = self._router.links.estimator(self._name), self._router.clock()
-        if estimator.idle_seconds(now) < self._round_seconds:
+        links, now = self._router.links, self._router.clock()
+        estimator = links.estimator(self._name)
+        # Where answers are long in coming, what was sent may be on the link all the same.
+        if (
+            estimator.idle_seconds(now) < self._round_seconds
+            or links.backlog_seconds(self._name, now) > PAYLOAD_SECONDS
+        ):
             return
         if not (self._budget.allows(now) or estimator.doubtful(now)):
             return
         size = payload_bytes(estimator.estimate(now).bandwidth_bytes_per_second)
         seconds = await self._send(self._payload[:size], PAYLOAD_TIMEOUT_SECONDS)
-        if self._name in self._router.links.down:
+        if self._name in links.down:
             return
         # A payload that does not arrive, over a link that echoes, still says that the rate is no higher than this.
         seconds = PAYLOAD_TIMEOUT_SECONDS if seconds is None else seconds
-        estimator.probe(self._router.clock(), size, seconds)
+        links.probed(self._name, self._router.clock(), size, seconds)
         # The round trip occupies nobody: only the time that the payload itself takes is the link's.
         delay = estimator.estimate(now).delay_seconds or 0.0
         self._budget.spend(max(seconds - 2 * delay, 0.0))
