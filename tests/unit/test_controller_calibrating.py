@@ -27,10 +27,10 @@ def limited(calibration: dict[str, Any] | None = CALIBRATION, **more: Any) -> di
 def found(request: CalibrationRequest, *, weakness: str = "") -> CalibrationResult:
     """A leak that falls with the depth, and codecs that lose nothing."""
     scores = {(cut, codec): round(0.8 - 0.1 * cut, 2) for cut, codec in request.leak}
-    leak = LeakFound("an attack", "SSIM", 100, 0.99, 0.14, 0.02, weakness, scores) if request.leak else None
+    leak = LeakFound("an attack", "SSIM", 100, 0.99, 0.14, 0.02, weakness, scores, request.sha256)
     losses = dict.fromkeys(request.accuracy, 0.002)
-    accuracy = AccuracyFound(request.metric or "top1", 900, 0.93, losses) if losses else None
-    return CalibrationResult(crepe().fingerprint, accuracy, leak)
+    accuracy = AccuracyFound(request.metric or "top1", 900, 0.93, losses, request.sha256) if losses else None
+    return CalibrationResult(crepe().fingerprint, accuracy, leak if scores else None)
 
 
 def told(world: World) -> tuple[str, str, str]:
@@ -93,9 +93,69 @@ async def test_a_leak_that_an_older_version_measured_is_told_without_the_skill_o
     [profile] = world.cluster.of("ModelProfile").values()
     del profile["spec"]["leakMeasurement"]["shuffledSkill"]
     older = ModelProfileSpec.parse(profile["spec"])
-    told_of = calibrating.told_of(older, calibrating.Shares(accuracy=False, leak=True))
+    told_of = calibrating.told_of(pipeline(**limited()), older, calibrating.Shares(accuracy=False, leak=True))
     assert told_of.endswith("0.14 of other inputs' activations.")
-    assert calibrating.missing(pipeline(**limited()), older) == calibrating.Shares(accuracy=False, leak=False)
+    assert calibrating.missing(pipeline(**limited()), older, ()) == calibrating.Shares(accuracy=False, leak=False)
+
+
+CHANGED = {**CALIBRATION, "sha256": "d" * 64}
+
+
+async def test_another_file_of_inputs_is_measured_on_and_plans_go_by_the_one_before_meanwhile() -> None:
+    world = World(calibrated=found)
+    world.apply(**limited())
+    await world.step(25)
+    plan = world.status["plan"]["stages"]
+    assert "inputs of the file with sha256 cccccccccccc;" in told(world)[2]
+    world.calibrated = None
+    world.apply(**limited(CHANGED))
+    await world.step(10)
+    status, reason, message = told(world)
+    assert (status, reason) == ("False", "Measuring")
+    assert "measured on another file than spec.model.calibration names; plans go by that until" in message
+    assert world.status["plan"]["stages"] == plan
+
+    world.calibrated = found
+    await world.step(15)
+    assert [request.sha256 for _, request in world.requests] == ["c" * 64, "d" * 64]
+    [profile] = world.cluster.of("ModelProfile").values()
+    assert profile["spec"]["leakMeasurement"]["calibrationSha256"] == "d" * 64
+    assert profile["spec"]["accuracyMeasurement"]["calibrationSha256"] == "d" * 64
+    assert told(world)[1] == "Measured"
+    await world.step(15)
+    assert len(world.requests) == 2
+
+
+async def test_pipelines_that_name_different_files_do_not_have_a_model_measured_in_turns() -> None:
+    world = World(calibrated=found)
+    world.apply(**limited())
+    await world.step(25)
+    world.apply(OTHER, **limited(CHANGED))
+    await world.step(25, keys=(KEY, OTHER))
+    assert len(world.requests) == 1
+    other = world.cluster.objects["InferencePipeline", *OTHER]["status"]["conditions"]
+    message = next(each for each in other if each["type"] == "LimitsMeasured")["message"]
+    assert "the file with sha256 cccccccccccc, which another pipeline with this model names" in message
+
+    world.apply(**limited({**CALIBRATION, "sha256": "e" * 64}))  # now nobody names what it was measured on
+    await world.step(25, keys=(KEY, OTHER))
+    assert len(world.requests) == 2
+    await world.step(15, keys=(KEY, OTHER))
+    assert len(world.requests) == 2
+
+
+async def test_a_weak_attack_on_another_file_leaves_what_is_known_as_it_is() -> None:
+    world = World(calibrated=found)
+    world.apply(**limited())
+    await world.step(25)
+    world.calibrated = lambda request: found(request, weakness="the attack gets only 0.40 of the input itself")
+    world.apply(**limited(CHANGED))
+    await world.step(25)
+    assert told(world)[1] == "AttackTooWeak"
+    assert "The leak counts as before: on 100 inputs" in told(world)[2]
+    [profile] = world.cluster.of("ModelProfile").values()
+    assert profile["spec"]["leakMeasurement"]["calibrationSha256"] == "c" * 64
+    assert len(world.requests) == 2
 
 
 async def test_accuracy_is_measured_by_the_metric_that_the_pipeline_names() -> None:

@@ -22,7 +22,7 @@ from splitplane.api.fields import (
     rules,
 )
 from splitplane.api.tensors import Datatype, Tensors
-from splitplane.domain.calibrations import AccuracyFound
+from splitplane.domain.calibrations import AccuracyFound, LeakFound
 from splitplane.domain.profiles import CODECS, CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
 
 KIND = "ModelProfile"
@@ -70,6 +70,8 @@ class AccuracyMeasurement(Model):
     samples: Count
     whole: Share | None = None
     """The unsplit model's own share by the metric, against the labels; absent where it was judged without."""
+    calibration_sha256: Annotated[str, at_most(64)] = ""
+    """SHA-256 of the file with these inputs; measured anew where ``spec.model.calibration`` names another."""
 
 
 class AttackedCut(Model):
@@ -93,6 +95,8 @@ class LeakMeasurement(Model):
     """The score of the attack on what belongs to other inputs: what a guess without looking is worth."""
     shuffled_skill: DecimalString | None = None
     """How much of what a blind guess lacks of 1 that attack made up: about 0. Older versions did not tell."""
+    calibration_sha256: Annotated[str, at_most(64)] = ""
+    """SHA-256 of the file with these inputs; measured anew where ``spec.model.calibration`` names another."""
     attacked: Annotated[tuple[AttackedCut, ...], ordered(most=256)] = ()
     """What was attacked; all else counts as leaking what a shallower cut or a finer codec leaks."""
 
@@ -199,20 +203,18 @@ def share_string(share: float) -> str:
     return decimal_string(math.ceil(min(1.0, share) * 1e4 - 1e-6) / 1e4, digits=4)
 
 
-def leak_measurement(
-    attacked: Mapping[tuple[int, str], float], *, attack: str, score: str, samples: int, input_control: float,
-    shuffled_control: float, shuffled_skill: float,
-) -> LeakMeasurement:  # fmt: skip
+def leak_measurement(found: LeakFound) -> LeakMeasurement:
     """How a leak was measured, and what of by (cut, codec)."""
     return LeakMeasurement.model_validate(
         {
-            "attack": attack, "score": score, "samples": samples,
-            "inputControl": decimal_string(input_control, digits=4),
-            "shuffledControl": decimal_string(shuffled_control, digits=4),
-            "shuffledSkill": decimal_string(shuffled_skill, digits=4),
+            "attack": found.attack, "score": found.score, "samples": found.samples,
+            "inputControl": decimal_string(found.input_control, digits=4),
+            "shuffledControl": decimal_string(found.shuffled_control, digits=4),
+            "shuffledSkill": decimal_string(found.shuffled_skill, digits=4),
+            "calibrationSha256": found.sha256,
             "attacked": [
                 {"cut": cut, "codec": codec, "score": share_string(value)}
-                for (cut, codec), value in sorted(attacked.items())
+                for (cut, codec), value in sorted(found.scores.items())
             ],
         }
     )  # fmt: skip
@@ -224,16 +226,18 @@ def codec_shares(shares: Mapping[str, float]) -> list[dict[str, str]]:
 
 
 def with_accuracy(spec: ModelProfileSpec, found: AccuracyFound) -> ModelProfileSpec:
-    """The profile with these accuracy losses beside those known; if they are by another metric, in their stead."""
+    """The profile with these accuracy losses beside those known; in their stead if they are by another metric, or on
+    another file of inputs."""
     measurement = AccuracyMeasurement.model_validate(
         {
             "metric": found.metric,
             "samples": found.samples,
             "whole": None if found.whole is None else share_string(found.whole),
+            "calibrationSha256": found.sha256,
         }
     )
     before = spec.accuracy_measurement
-    kept = before is not None and before.metric == found.metric
+    kept = before is not None and (before.metric, before.calibration_sha256) == (found.metric, found.sha256)
     losses: list[dict[str, float]] = [
         {each.codec: float(each.share) for each in cut.accuracy_loss} if kept else {} for cut in spec.cuts
     ]

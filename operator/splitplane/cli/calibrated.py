@@ -89,7 +89,7 @@ def accuracy(
     if profile is not None:
         # fp32 loses nothing but behind a defence: a bound from so many samples would only say less.
         losses = {(each.cut, each.codec): each.bound for each in found.agreements if defence or each.codec != "fp32"}
-        accuracy = AccuracyFound(found.metric, found.samples, found.whole, losses)
+        accuracy = AccuracyFound(found.metric, found.samples, found.whole, losses, given.sha256)
         _write(profile, namespace, partition.graph.fingerprint, defence, lambda spec: with_accuracy(spec, accuracy))
     if as_json:
         rows = [
@@ -136,7 +136,7 @@ def leak(
     """Train decoders to reconstruct the input from what crosses the cuts. A lower bound: others may see more."""
     partition, given, codecs = _load(factory, inputs, weights, sha256, path, calibration, noise, dropout)
     from splitplane.model import ModelError
-    from splitplane.model.leak import ATTACK, measure_leak
+    from splitplane.model.leak import measure_leak
 
     cuts, inner, wanted = partition.graph.cuts, _inner_cuts(partition), codec or ["fp32"]
     _check_cuts_and_codecs(cut or (), wanted, inner)
@@ -153,11 +153,7 @@ def leak(
             raise typer.BadParameter(
                 f"{report.weakness}: too weak for a limit to rest on. Give a larger --budget, fewer cuts, more inputs"
             )
-        measurement = leak_measurement(
-            report.worst(), attack=ATTACK, score=report.score, samples=report.samples,
-            input_control=report.input_control, shuffled_control=report.shuffled_control,
-            shuffled_skill=report.shuffled_skill,
-        )  # fmt: skip
+        measurement = leak_measurement(report.found(given.sha256))
         leaks = spread(report.worst(), len(cuts), defended=bool(noise or dropout))
         _write(
             profile, namespace, partition.graph.fingerprint, Defence(noise, dropout),

@@ -1,13 +1,20 @@
 """Which accuracy losses and leaks a pipeline's limits need that were not measured, and what to do about it. Pure."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from splitplane.api.defences import to_defence
 from splitplane.api.pipelines import InferencePipeline, TierSpec
-from splitplane.api.profiles import ModelProfileSpec, leak_measurement, with_accuracy, with_leakage
+from splitplane.api.profiles import (
+    AccuracyMeasurement,
+    LeakMeasurement,
+    ModelProfileSpec,
+    leak_measurement,
+    with_accuracy,
+    with_leakage,
+)
 from splitplane.controller.pods import CALIBRATION_PATH, compute_threads
 from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult
 from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
@@ -44,14 +51,33 @@ def limited(pipeline: InferencePipeline) -> Shares:
     )
 
 
-def missing(pipeline: InferencePipeline, profile: ModelProfileSpec) -> Shares:
-    """What was not measured of that; of a model that cannot be split there is nothing to measure."""
-    wanted, inner = limited(pipeline), profile.cuts[1:-1]
+def missing(pipeline: InferencePipeline, profile: ModelProfileSpec, named: Collection[str]) -> Shares:
+    """What was not measured of that, or is outdated; of a model that cannot be split there is nothing to measure."""
+    wanted, inner, old = limited(pipeline), profile.cuts[1:-1], outdated(pipeline, profile, named)
     known = [{each.codec for each in cut.accuracy_loss} for cut in inner] if _by_its_metric(pipeline, profile) else []
     lossy = _lossy(pipeline)
     return Shares(
-        accuracy=bool(wanted.accuracy and inner and any(all(codec not in held for held in known) for codec in lossy)),
-        leak=bool(wanted.leak and inner and profile.leak_measurement is None),
+        accuracy=old.accuracy
+        or bool(wanted.accuracy and inner and any(all(codec not in held for held in known) for codec in lossy)),
+        leak=old.leak or bool(wanted.leak and inner and profile.leak_measurement is None),
+    )
+
+
+def outdated(pipeline: InferencePipeline, profile: ModelProfileSpec, named: Collection[str]) -> Shares:
+    """What was measured on another file of inputs than the pipeline names now.
+
+    ``named`` are the SHA-256 of the files that any pipeline with this model names: a model is measured on one of them,
+    or pipelines that name different ones would have it measured in turns for ever.
+    """
+    given, wanted = pipeline.spec.model.calibration, limited(pipeline)
+    known = {*named, given.sha256} if given is not None else set()
+
+    def is_old(found: AccuracyMeasurement | LeakMeasurement | None) -> bool:
+        return bool(known) and found is not None and found.calibration_sha256 not in known
+
+    return Shares(
+        accuracy=wanted.accuracy and is_old(profile.accuracy_measurement),
+        leak=wanted.leak and is_old(profile.leak_measurement),
     )
 
 
@@ -123,14 +149,8 @@ def with_result(profile: ModelProfileSpec, result: CalibrationResult) -> ModelPr
         profile = with_accuracy(profile, result.accuracy)
     leak = result.leak
     if leak is not None and not leak.weakness:
-        measurement = leak_measurement(
-            leak.scores, attack=leak.attack, score=leak.score, samples=leak.samples,
-            input_control=leak.input_control, shuffled_control=leak.shuffled_control,
-            shuffled_skill=leak.shuffled_skill,
-        )  # fmt: skip
-        profile = with_leakage(
-            profile, spread(leak.scores, len(profile.cuts), defended=profile.defence is not None), measurement
-        )
+        leaks = spread(leak.scores, len(profile.cuts), defended=profile.defence is not None)
+        profile = with_leakage(profile, leaks, leak_measurement(leak))
     return profile
 
 
@@ -143,9 +163,16 @@ def with_unknown_losses(profile: Profile) -> Profile:
     return replace(profile, cuts=tuple(cuts))
 
 
-def told_of(profile: ModelProfileSpec, what: Shares) -> str:
+def told_of(pipeline: InferencePipeline, profile: ModelProfileSpec, what: Shares) -> str:
     """How it was measured, and what that is worth."""
-    told = []
+    told, given = list[str](), pipeline.spec.model.calibration
+
+    def file(sha256: str) -> str:
+        if not sha256:
+            return "a file that is not known"
+        others = "" if given is None or given.sha256 == sha256 else ", which another pipeline with this model names"
+        return f"the file with sha256 {sha256[:12]}{others}"
+
     loss, leak = profile.accuracy_measurement, profile.leak_measurement
     if what.accuracy and loss is not None:
         against = (
@@ -153,13 +180,14 @@ def told_of(profile: ModelProfileSpec, what: Shares) -> str:
         )
         told.append(
             f"Accuracy loss is what {loss.metric} falls by at most, with 95 % confidence, against {against}, on"
-            f" {loss.samples} inputs drawn at random."
+            f" {loss.samples} inputs drawn at random from {file(loss.calibration_sha256)}."
         )
     if what.leak and leak is not None:
         beyond = "" if leak.shuffled_skill is None else f", {leak.shuffled_skill} beyond a blind guess"
         told.append(
             f"Leak is a lower bound, by this attack: {leak.attack}; a stronger one may see more. {leak.score} on"
-            f" {leak.samples} inputs; controls: {leak.input_control} of the input itself, {leak.shuffled_control} of"
+            f" {leak.samples} inputs of {file(leak.calibration_sha256)}; controls: {leak.input_control} of the input"
+            f" itself, {leak.shuffled_control} of"
             f" other inputs' activations{beyond}."
         )
     return " ".join(told)

@@ -16,6 +16,7 @@ from splitplane.controller.calibrating import (
     commands,
     limited,
     missing,
+    outdated,
     request,
     told_of,
     trusted_tiers,
@@ -46,16 +47,18 @@ class Calibrations:
     async def ensure(self, this: Round, memory: Memory, *, name: str, profile: ModelProfileSpec) -> None:
         """Bring measuring a step further, and note in ``this`` how far it is. ``name`` is the ModelProfile's."""
         pipeline = this.pipeline
-        wanted, lacking = limited(pipeline), missing(pipeline, profile)
+        named = self._profiles.calibrations((this.key[0], name))
+        wanted, lacking = limited(pipeline), missing(pipeline, profile, named)
+        state = _state(lacking, outdated(pipeline, profile, named))
         jobs = self._view.jobs_of(this.key, "calibration")
         if not lacking or pipeline.spec.model.calibration is None:
             if lacking:
                 this.limits = Verdict(
-                    LIMITS, "False", "NotMeasured", f"{_unmeasured(lacking)} Give spec.model.calibration, or run: "
+                    LIMITS, "False", "NotMeasured", f"{state} Give spec.model.calibration, or run: "
                     f"{commands(pipeline, name, lacking)}",
                 )  # fmt: skip
             elif wanted:
-                this.limits = Verdict(LIMITS, "True", "Measured", told_of(profile, wanted))
+                this.limits = Verdict(LIMITS, "True", "Measured", told_of(pipeline, profile, wanted))
             await self._remove_all(this, jobs)
             return
         names = {
@@ -71,18 +74,16 @@ class Calibrations:
         started = [tier for tier in ready if names[tier.name] in jobs]
         tier = next(iter((*ended, *started, *ready)), None)
         if tier is None:
-            text = (
-                f"{_unmeasured(lacking)} It is measured on a tier with trusted: true only, and none has a ready node."
-            )
+            text = f"{state} It is measured on a tier with trusted: true only, and none has a ready node."
             this.limits = Verdict(LIMITS, "False", "NoTrustedNode", text)
             return
         job_name = names[tier.name]
         await self._remove_all(this, {other: job for other, job in jobs.items() if other != job_name})
-        await self._step(this, memory, tier, job_name, jobs.get(job_name), name, profile, lacking)
+        await self._step(this, memory, tier, job_name, jobs.get(job_name), name, profile, lacking, state)
 
     async def _step(
         self, this: Round, memory: Memory, tier: TierSpec, job_name: str, job: Object | None, name: str,
-        profile: ModelProfileSpec, lacking: Shares,
+        profile: ModelProfileSpec, lacking: Shares, state: str,
     ) -> None:  # fmt: skip
         what = f"measuring {lacking} on real inputs, on tier {tier.name}"
         if job is None:
@@ -100,15 +101,15 @@ class Calibrations:
             waits = f"once {key_of(others[0].body)[1]} has ended" if others else "once all profiles are measured"
             if memory.asked is None:
                 waits = "once plans can be made"
-            this.limits = Verdict(LIMITS, "False", "Measuring", f"{_unmeasured(lacking)} It is about to be, {waits}.")
+            this.limits = Verdict(LIMITS, "False", "Measuring", f"{state} It is about to be, {waits}.")
             return
         match step:
             case Create(attempt=attempt):
                 await self._start(this, memory, tier, job_name, name, attempt, lacking, replaces=job is not None)
-                this.limits = Verdict(LIMITS, "False", "Measuring", f"{_unmeasured(lacking)} Now {what}")
+                this.limits = Verdict(LIMITS, "False", "Measuring", f"{state} Now {what}")
             case Wait(message=message):
                 this.waiting.append(("Calibrating", message))
-                this.limits = Verdict(LIMITS, "False", "Measuring", f"{_unmeasured(lacking)} Now {message}")
+                this.limits = Verdict(LIMITS, "False", "Measuring", f"{state} Now {message}")
             case Failed(message=message):
                 text = f"{what} failed: {message.rstrip('.')}. Mend spec.model.calibration or what the message names"
                 this.limits = Verdict(LIMITS, "False", "MeasuringFailed", f"{text}; it is tried again by itself.")
@@ -151,10 +152,11 @@ class Calibrations:
                 "Raise spec.model.calibration.budgetCoreSeconds, or give more inputs; if memory holds no more of them,"
                 f" raise that of tier {tier.name}."
             )
-            text = f"The leak counts as unmeasured: on {samples} inputs, {weakness}; no limit may rest on it. {advice}"
+            counts = "counts as unmeasured" if profile.leak_measurement is None else "counts as before"
+            text = f"The leak {counts}: on {samples} inputs, {weakness}; no limit may rest on it. {advice}"
             this.limits = Verdict(LIMITS, "False", "AttackTooWeak", text)
             return
-        this.limits = Verdict(LIMITS, "True", "Measured", told_of(changed, limited(this.pipeline)))
+        this.limits = Verdict(LIMITS, "True", "Measured", told_of(this.pipeline, changed, limited(this.pipeline)))
         await self._profiles.remove(namespace, job_name)
 
     async def _remove_all(self, this: Round, jobs: Mapping[str, Object]) -> None:
@@ -162,11 +164,18 @@ class Calibrations:
             await self._profiles.remove(this.key[0], name)
 
 
-def _unmeasured(lacking: Shares) -> str:
-    """What is not known, and what that keeps plans from."""
+def _state(lacking: Shares, old: Shares) -> str:
+    """What is not known, or known of other inputs, and what that means for plans."""
+    never = Shares(lacking.accuracy and not old.accuracy, lacking.leak and not old.leak)
     kept = []
-    if lacking.accuracy:
+    if never.accuracy:
         kept.append("no codec that loses accuracy is used where that was not measured")
-    if lacking.leak:
+    if never.leak:
         kept.append("nothing leaves the trusted tiers")
-    return f"{str(lacking).capitalize()} of the model not measured, so {' and '.join(kept)}."
+    told = [f"{str(never).capitalize()} of the model not measured, so {' and '.join(kept)}."] if never else []
+    if old:
+        told.append(
+            f"{str(old).capitalize()} of the model measured on another file than spec.model.calibration names; plans go"
+            " by that until the new one is measured."
+        )
+    return " ".join(told)

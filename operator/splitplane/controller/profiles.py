@@ -77,6 +77,8 @@ class _Use:
     version: tuple[str, int, int]
     owner: Object
     profiles: frozenset[str]
+    calibration: str
+    """SHA-256 of the inputs that the spec names; empty without."""
 
 
 class Profiles:
@@ -315,14 +317,21 @@ class Profiles:
         if known is not None:
             await self.write(key, known)
 
+    def calibrations(self, key: Key) -> frozenset[str]:
+        """SHA-256 of the files of inputs that the pipelines name which share a profile."""
+        return frozenset(use.calibration for use in self._uses_of(key)) - {""}
+
     def _owners(self, key: Key) -> list[Object]:
+        return [use.owner for use in self._uses_of(key)]
+
+    def _uses_of(self, key: Key) -> list[_Use]:
         namespace, name = key
         uses = [
             self._use(body)
             for body in self._view.pipelines()
             if body["metadata"].get("namespace") == namespace and not is_terminating(body)
         ]
-        return [use.owner for use in uses if name in use.profiles]
+        return [use for use in uses if name in use.profiles]
 
     def _use(self, body: Object) -> _Use:
         """Looked at again only when spec or plan have changed: each of many sites asks for all of them."""
@@ -335,7 +344,10 @@ class Profiles:
             pipeline = InferencePipeline.parse({part: body[part] for part in ("metadata", "spec")})
             active = load(table).active
             names = {profile_name(pipeline.spec, self._settings.runtime_image), active.model if active else ""}
-            known = self._uses[key] = _Use(version, owner(pipeline, controller=False), frozenset(names))
+            given = pipeline.spec.model.calibration
+            known = self._uses[key] = _Use(
+                version, owner(pipeline, controller=False), frozenset(names), "" if given is None else given.sha256
+            )
         return known
 
     async def remove(self, namespace: str, name: str) -> None:

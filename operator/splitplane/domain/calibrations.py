@@ -13,7 +13,7 @@ Metric = Literal["top1", "top5", "r2", "cosine"]
 """What answers are judged by: the share of right classes among the one or the five highest scores, the coefficient of
 determination, the cosine between an output and that of the unsplit model."""
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the form changes in a way that an older reader would misread."""
 
 Shares = Mapping[tuple[int, str], float]
@@ -62,20 +62,22 @@ class CalibrationRequest:
 class AccuracyFound:
     """What each (cut, codec) loses at most, with 95 % confidence, by ``metric``, on so many ``samples``.
 
-    ``whole`` is the unsplit model's share by the metric, where there are labels.
+    ``whole`` is the unsplit model's share by the metric, where there are labels; ``sha256`` that of the file of inputs.
     """
 
     metric: str
     samples: int
     whole: float | None
     losses: Shares
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class LeakFound:
     """What the attacks got, and the controls; ``shuffled_skill`` is how far the shuffled one is beyond a blind guess.
 
-    ``weakness`` says why no limit may rest on the attacks, and is empty if one may.
+    ``weakness`` says why no limit may rest on the attacks, and is empty if one may; ``sha256`` is that of the file of
+    inputs.
     """
 
     attack: str
@@ -86,6 +88,7 @@ class LeakFound:
     shuffled_skill: float
     weakness: str
     scores: Shares
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +104,14 @@ class CalibrationResult:
         if self.accuracy is not None:
             found["accuracy"] = {
                 "metric": self.accuracy.metric, "samples": self.accuracy.samples, "whole": self.accuracy.whole,
-                "losses": _rows(self.accuracy.losses),
+                "losses": _rows(self.accuracy.losses), "sha256": self.accuracy.sha256,
             }  # fmt: skip
         if self.leak is not None:
             found["leak"] = {
                 "attack": self.leak.attack, "score": self.leak.score, "samples": self.leak.samples,
                 "inputControl": self.leak.input_control, "shuffledControl": self.leak.shuffled_control,
                 "shuffledSkill": self.leak.shuffled_skill, "weakness": self.leak.weakness,
-                "scores": _rows(self.leak.scores),
+                "scores": _rows(self.leak.scores), "sha256": self.leak.sha256,
             }  # fmt: skip
         return found
 
@@ -136,15 +139,16 @@ class CalibrationResult:
 def _accuracy(found: Mapping[str, Any]) -> AccuracyFound:
     whole = found["whole"]
     return AccuracyFound(
-        str(found["metric"]), int(found["samples"]), None if whole is None else float(whole), _shares(found["losses"])
-    )
+        str(found["metric"]), int(found["samples"]), None if whole is None else float(whole), _shares(found["losses"]),
+        str(found["sha256"]),
+    )  # fmt: skip
 
 
 def _leak(found: Mapping[str, Any]) -> LeakFound:
     return LeakFound(
         str(found["attack"]), str(found["score"]), int(found["samples"]), float(found["inputControl"]),
         float(found["shuffledControl"]), float(found["shuffledSkill"]), str(found["weakness"]),
-        _shares(found["scores"]),
+        _shares(found["scores"]), str(found["sha256"]),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from splitplane.domain.profiles import TensorSpec
+from splitplane.model.caching import sha256_of
 from splitplane.model.datatypes import torch_datatype
 from splitplane.model.errors import CalibrationError
 
@@ -23,10 +24,14 @@ LABELS = "labels"
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """``inputs`` by name, samples first; ``labels`` are the right answers: classes as whole numbers, or numbers."""
+    """``inputs`` by name, samples first; ``labels`` are the right answers: classes as whole numbers, or numbers.
+
+    ``sha256`` is that of the file that they are from.
+    """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None
+    sha256: str = ""
 
     @property
     def samples(self) -> int:
@@ -46,7 +51,7 @@ class Calibration:
 
     def _at(self, chosen: slice | torch.Tensor) -> "Calibration":
         labels = None if self.labels is None else self.labels[chosen]
-        return Calibration({name: value[chosen] for name, value in self.inputs.items()}, labels)
+        return Calibration({name: value[chosen] for name, value in self.inputs.items()}, labels, self.sha256)
 
 
 def _order(samples: int) -> torch.Tensor:
@@ -125,4 +130,5 @@ def _read(
     return Calibration(
         {spec.name: held[spec.name].read(samples).to(torch_datatype(spec.datatype)) for spec in specs},
         None if labels is None else labels.read(samples),
+        sha256_of(path),
     )

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from splitplane.domain.calibrations import LeakFound
 from splitplane.domain.defences import Defence
 from splitplane.model import scores
 from splitplane.model.accuracy import crossed
@@ -98,6 +99,13 @@ class LeakReport:
             return f"the attack gets only {self.input_control:.2f} of the input itself"
         fewest = min((attack.steps for attack in self.attacks if attack.decoder != RAW), default=FEWEST_STEPS)
         return f"an attack was trained for {fewest} steps only, not {FEWEST_STEPS}" if fewest < FEWEST_STEPS else ""
+
+    def found(self, sha256: str) -> LeakFound:
+        """What a profile keeps of it; ``sha256`` is that of the file of inputs."""
+        return LeakFound(
+            self.attack, self.score, self.samples, self.input_control, self.shuffled_control, self.shuffled_skill,
+            self.weakness, self.worst(), sha256,
+        )  # fmt: skip
 
     def worst(self) -> dict[tuple[int, str], float]:
         """By (cut, codec), the score of the decoder that did best, of the input that it did best on."""

@@ -19,7 +19,7 @@ from splitplane.model import ModelSource, Partition, libraries, load_partition
 from splitplane.model.accuracy import compare_codecs
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.errors import CalibrationError, WeightsError
-from splitplane.model.leak import ATTACK, LeakReport, defended, measure_leak
+from splitplane.model.leak import defended, measure_leak
 from splitplane.model.memory import available_bytes
 from splitplane.model.profile import Codec
 from splitplane.model.weights import WeightsFile
@@ -70,8 +70,9 @@ def calibrate(settings: Settings, progress: Callable[[str], None]) -> Calibratio
             memory_bytes=memory, progress=progress,
         )  # fmt: skip
         accuracy = AccuracyFound(
-            found.metric, found.samples, found.whole, {(each.cut, each.codec): each.bound for each in found.agreements}
-        )
+            found.metric, found.samples, found.whole, {(each.cut, each.codec): each.bound for each in found.agreements},
+            given.sha256,
+        )  # fmt: skip
     leak = None
     if request.leak:
         left = request.seconds - (time.monotonic() - started)
@@ -84,14 +85,10 @@ def _leak(
     memory: int, progress: Callable[[str], None],
 ) -> LeakFound:  # fmt: skip
     cuts, codecs = _asked(request.leak, request.defence)
-    report: LeakReport = measure_leak(
+    report = measure_leak(
         partition, given, codecs, cuts, budget_seconds=seconds, threads=threads, memory_bytes=memory, progress=progress
     )
-    return LeakFound(
-        attack=ATTACK, score=report.score, samples=report.samples, input_control=report.input_control,
-        shuffled_control=report.shuffled_control, shuffled_skill=report.shuffled_skill, weakness=report.weakness,
-        scores=report.worst(),
-    )  # fmt: skip
+    return report.found(given.sha256)
 
 
 def _asked(pairs: tuple[tuple[int, str], ...], defence: Defence) -> tuple[list[int], dict[str, Codec]]:
