@@ -17,6 +17,8 @@ from torch import nn
 
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import FactoryError, ModelSource, export, load_partition
+from splitplane.model.building import build_plainly
+from splitplane.model.code import source_lines
 
 Make = Callable[[Callable[[], nn.Module]], ModelSource]
 
@@ -513,6 +515,67 @@ def test_the_fingerprint_of_a_whole_model_covers_its_code(tmp_path: Path, monkey
     assert fingerprint(WHOLE.replace("x - 1.0", "x - 2.0"), PART) != first
     assert fingerprint(WHOLE, PART.replace("self.layer =", "self.other = self.layer =")) != first
     for name in ("whole_under_test", "parts_under_test"):
+        del sys.modules[name]
+
+
+HELPED = """
+from typing import TYPE_CHECKING
+import numpy as np
+import torch
+from mine.shapes import shift
+if TYPE_CHECKING:
+    import for_checkers_only
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 64)
+
+    def forward(self, x):
+        from mine import lazy
+        x = self.layer(x)
+        return shift(x) if bool(x.sum() > 0) else lazy.back(x)
+
+def build():
+    return Model()
+"""
+HELPERS = {
+    "mine/__init__.py": "",
+    "mine/shapes.py": "from . import constants\nfrom beside import ONE\ndef shift(x): return x + constants.TWO + ONE\n",
+    "mine/constants.py": "TWO = 2.0\n",
+    "mine/lazy.py": "def back(x):\n    return x - 1.0\n",
+    "mine/unused.py": "X = 1\n",
+    "mine/model.py": HELPED,
+    "beside.py": "ONE = 1.0\n",
+    "for_checkers_only.py": "X = 1\n",
+}
+
+
+def test_the_fingerprint_of_a_whole_model_covers_the_functions_that_its_code_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    source = ModelSource("test", "mine.model:build", None, None, (TensorSpec("x", "FP32", (64,)),))
+    (tmp_path / "mine").mkdir()
+
+    def lines(**changed: str) -> list[str]:
+        for name, text in HELPERS.items():
+            (tmp_path / name).write_text(text + changed.get(name.removesuffix(".py").replace("/", "_"), ""))
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "beside")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        return source_lines(source.factory, build_plainly(source))
+
+    first = lines()
+    own = [line.split()[1] for line in first if line.startswith("code ")]
+    assert own == ["beside", "mine", "mine.constants", "mine.lazy", "mine.model", "mine.shapes"]
+    assert [line for line in first if line.startswith("library ")] == [f"library numpy {np.__version__}"]
+    for changed in ("mine___init__", "mine_shapes", "mine_constants", "mine_lazy", "beside"):
+        assert lines(**{changed: "# changed\n"}) != first, changed
+    for other in ("mine_unused", "for_checkers_only"):
+        assert lines(**{other: "# changed\n"}) == first, other
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "beside")]:
         del sys.modules[name]
 
 
