@@ -2,6 +2,7 @@
 
 import typer
 
+from splitplane.afresh import may_begin_again
 from splitplane.cli import local, model
 from splitplane.cli.calibrated import accuracy, leak
 from splitplane.cli.conditions import under_conditions
@@ -27,3 +28,9 @@ app.command()(under_conditions(explain, files=False))
 def _root() -> None:
     """Split PyTorch models between edge and cloud."""
     keep_freed(SEARCH_BYTES)
+
+
+def main() -> None:
+    """What the installed command runs."""
+    may_begin_again()
+    app()

@@ -6,6 +6,7 @@ says that it lies on the CPU, and has its random numbers drawn where others foll
 """
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from splitplane.model.errors import FactoryError
+from splitplane.model.outside import clear_caches
 from splitplane.model.source import ModelSource, find_factory
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, OptimizedModule)
@@ -47,9 +49,12 @@ def build_lean(source: ModelSource) -> nn.Module:
     """
     factory = find_factory(source.factory)
     building = _Building(draws=False)
-    module = _built_lean(source, factory, building)
-    if building.followed:
-        module = _built_lean(source, factory, _Building(draws=True))
+    try:
+        module = _built_lean(source, factory, building)
+        if building.followed:
+            module = _built_lean(source, factory, _Building(draws=True))
+    finally:
+        clear_caches()  # of constructors, which may keep a weight for the next one
     return module
 
 
@@ -127,9 +132,11 @@ class _Building(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._draws = draws
         self._skipped = set[torch.Generator]()
         self._mode = _FakeMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        # Those that a constructor only registers are others' too: a global one, or another model's.
+        self._others = {id(each): each for each in gc.get_objects() if type(each) is nn.Parameter}
 
     def drop(self, _module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is None or isinstance(parameter, FakeTensor):
+        if parameter is None or isinstance(parameter, FakeTensor) or id(parameter) in self._others:
             return
         if type(parameter) is not nn.Parameter or parameter.device.type != "cpu":
             raise NeedsValuesError

@@ -10,6 +10,7 @@ import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 
+from splitplane import afresh
 from splitplane.domain.codecs import encoded_bytes
 from splitplane.domain.profiles import CODECS, Cut, TensorSpec, Work
 from splitplane.model.crossing import Crossing, Form
@@ -17,6 +18,7 @@ from splitplane.model.cutting import find_places, why_uncut
 from splitplane.model.errors import FactoryError, NotSplittableError
 from splitplane.model.flow import Place
 from splitplane.model.naming import segment_names
+from splitplane.model.outside import traced_objects
 from splitplane.model.seeding import refuse_unseeded_whole
 from splitplane.model.sizes import Sizes, expression
 from splitplane.model.source import ModelSource
@@ -140,12 +142,21 @@ def export(source: ModelSource) -> ModelGraph:
     Raises :class:`FactoryError` or :class:`WeightsError`.
     """
     digest = "none" if source.weights_uri is None else WeightsFile.open(source).sha256
+    earlier = _found_earlier(source)
+    if earlier is not None:
+        return _whole(source, digest, earlier, again=True)
+    before = traced_objects()
+    refusal = None
     try:
         traced = trace(source)
         program = Program(traced, tuple(find_places(traced)))
-    except NotSplittableError as refusal:
+    except NotSplittableError as error:
         # A copy, for the one that was raised holds all that its stack refers to.
-        return _whole(source, digest, NotSplittableError(refusal.reason, refusal.location))
+        refusal = NotSplittableError(error.reason, error.location)
+    if refusal is not None:
+        if len(traced_objects()) > len(before):
+            afresh.begin_again(_told(source, refusal))
+        return _whole(source, digest, refusal)
     segments = segment_names(traced, program.places)
     specs: list[Sequence[TensorSpec]] = [
         [value.crossing.spec(value.name, program.sizes) for value in program.crossing(cut)]
@@ -163,9 +174,20 @@ def export(source: ModelSource) -> ModelGraph:
     )
 
 
-def _whole(source: ModelSource, digest: str, refusal: NotSplittableError) -> ModelGraph:
+def _told(source: ModelSource, refusal: NotSplittableError) -> str:
+    return json.dumps([repr(source), refusal.reason, refusal.location])
+
+
+def _found_earlier(source: ModelSource) -> NotSplittableError | None:
+    """Why this model cannot be split, if this program found out before it began again."""
+    model, *refusal = json.loads(afresh.told() or "[null]")
+    return NotSplittableError(*refusal) if model == repr(source) else None
+
+
+def _whole(source: ModelSource, digest: str, refusal: NotSplittableError, *, again: bool = False) -> ModelGraph:
+    """``again``: in a process that was begun for want of one that knows no tensors without memory."""
     try:
-        refuse_unseeded_whole(source)
+        refuse_unseeded_whole(source, lean=not again)
         described = describe_whole(source)
     except FactoryError as error:
         raise FactoryError(f"{refusal}; nor can it be served whole: {error}") from error

@@ -55,12 +55,13 @@ def refuse_unseeded(
         )
 
 
-def refuse_unseeded_whole(source: ModelSource) -> None:
+def refuse_unseeded_whole(source: ModelSource, *, lean: bool = True) -> None:
     """As :func:`refuse_unseeded`, for a model of which nothing is known but the module."""
+    build = build_lean if lean else build_plainly
     try:
-        refuse_unseeded(source, build_lean, made_values(build_lean(source)), None)
+        refuse_unseeded(source, build, made_values(build(source)), None)
     except NeedsValuesError:
-        refuse_unseeded(source, build_plainly, made_values(build_plainly(source)), None)
+        refuse_unseeded_whole(source, lean=False)
 
 
 def _is_made(value: object) -> TypeGuard[torch.Tensor]:

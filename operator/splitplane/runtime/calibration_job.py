@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from splitplane.afresh import may_begin_again
 from splitplane.domain.calibrations import AccuracyFound, CalibrationRequest, CalibrationResult, LeakFound
 from splitplane.domain.defences import Defence
 from splitplane.domain.profiles import BASE_CODECS
@@ -114,4 +115,5 @@ def work(environment: Mapping[str, str], publisher: Publisher) -> Mapping[str, o
 
 
 if __name__ == "__main__":
+    may_begin_again()
     sys.exit(main("calibration_job", work))

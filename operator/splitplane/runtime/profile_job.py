@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from splitplane.afresh import may_begin_again
 from splitplane.domain.profiles_io import to_dict
 from splitplane.model import ModelSource, libraries
 from splitplane.runtime import emulation
@@ -47,4 +48,5 @@ def work(environment: Mapping[str, str], publisher: Publisher) -> Mapping[str, o
 
 
 if __name__ == "__main__":
+    may_begin_again()
     sys.exit(main("profile_job", work))

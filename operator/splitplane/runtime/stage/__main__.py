@@ -13,6 +13,7 @@ import traceback
 
 from prometheus_client import REGISTRY
 
+from splitplane.afresh import may_begin_again
 from splitplane.freed_memory import MESSAGES_BYTES, keep_freed
 from splitplane.model import ModelError, ModelSource, libraries, load_partition
 from splitplane.runtime import emulation, tracing
@@ -68,6 +69,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    may_begin_again()
     code = main()
     sys.stderr.flush()
     # A load that was told to stop still holds its daemon thread inside torch, which must not outlive the interpreter.

@@ -1,0 +1,177 @@
+"""What a model's code keeps of its calls outside its module: no trace of it is left in what is served."""
+
+import functools
+import os
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from splitplane.domain.profiles import TensorSpec
+from splitplane.model import ModelSource, load_partition
+from splitplane.model.whole import load_whole, run_whole
+
+Make = Callable[[Callable[[], nn.Module]], ModelSource]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    module = ModuleType("models_with_tables")
+    sys.modules[module.__name__] = module
+
+    def source(factory: Callable[[], nn.Module]) -> ModelSource:
+        path = tmp_path / "weights.safetensors"
+        save_file(dict(factory().state_dict()), path)
+        module.build = factory  # type: ignore[attr-defined]
+        return ModelSource("test", f"{module.__name__}:build", path.as_uri(), None, (TensorSpec("x", "FP32", (64,)),))
+
+    yield source
+    del sys.modules[module.__name__]
+
+
+def remembered(function: Callable[[int], torch.Tensor]) -> Callable[[int], torch.Tensor]:
+    memory: dict[int, torch.Tensor] = {}
+
+    def remember(size: int) -> torch.Tensor:
+        if size not in memory:
+            memory[size] = function(size)
+        return memory[size]
+
+    return remember
+
+
+def sines(size: int) -> torch.Tensor:
+    return torch.arange(size).sin()
+
+
+ORDERED: OrderedDict[int, torch.Tensor] = OrderedDict()
+
+
+def ordered(size: int) -> torch.Tensor:
+    if size not in ORDERED:
+        ORDERED[size] = sines(size)
+    return ORDERED[size]
+
+
+@functools.lru_cache(maxsize=4)
+def pairs(size: int) -> list[tuple[str, torch.Tensor]]:
+    return [("sines", sines(size))]
+
+
+cached, unbounded, enclosed = functools.lru_cache(sines), functools.cache(sines), remembered(sines)
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def table(self, size: int) -> torch.Tensor:
+        return cached(size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.first(x).relu() + self.table(x.shape[1]))
+        return result
+
+
+class Unbounded(Table):
+    def table(self, size: int) -> torch.Tensor:
+        return unbounded(size)
+
+
+class InPairs(Table):
+    def table(self, size: int) -> torch.Tensor:
+        return pairs(size)[0][1]
+
+
+class Ordered(Table):
+    def table(self, size: int) -> torch.Tensor:
+        return ordered(size)
+
+
+class Enclosed(Table):
+    def table(self, size: int) -> torch.Tensor:
+        return enclosed(size)
+
+
+@pytest.mark.parametrize("factory", [Table, Unbounded, InPairs, Ordered, Enclosed])
+def test_a_table_that_a_function_keeps_is_no_obstacle_and_is_whole_afterwards(
+    make: Make, factory: type[nn.Module]
+) -> None:
+    source = make(factory)
+    partition = load_partition(source, 0, None)
+    assert partition.graph.refusal is None
+    assert len(partition.graph.segments) > 1
+    given = {"x": torch.randn(3, 64)}
+    (expected,) = run_whole(source, load_whole(source), given)
+    torch.testing.assert_close(partition.run(0, partition.last, given)["output_0"], expected)
+
+
+SHARED = nn.Parameter(torch.randn(64))
+
+
+class Sharing(Table):
+    """Registers a parameter that was there before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = SHARED
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * self.scale)
+
+
+def test_a_parameter_that_a_constructor_only_registers_keeps_its_values(make: Make) -> None:
+    source, values = make(Sharing), SHARED.detach().clone()
+    partition = load_partition(source, 0, None)
+    assert partition.graph.refusal is None
+    assert type(SHARED) is nn.Parameter
+    assert torch.equal(SHARED, values)
+    given = {"x": torch.randn(3, 64)}
+    (expected,) = run_whole(source, load_whole(source), given)
+    torch.testing.assert_close(partition.run(0, partition.last, given)["output_0"], expected)
+
+
+ELSEWHERE = """
+class Held:
+    table = None
+
+HELD = [Held()]
+"""
+KEEPING = """
+import torch
+from elsewhere import HELD
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        if HELD[0].table is None:
+            HELD[0].table = torch.arange(4.0)
+        return self.layer(self.layer(x) + HELD[0].table)
+"""
+
+
+def test_a_program_begins_again_where_a_trace_left_what_nothing_puts_back(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    (tmp_path / "keeping.py").write_text(KEEPING)
+    command = "from splitplane.cli import main; main()"
+    inspected = subprocess.run(
+        [
+            sys.executable, "-c", command, "model", "inspect", "keeping:Model", "--path", str(tmp_path),
+            "--input", "x:FP32:-1,4",
+        ],
+        env=os.environ, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert inspected.returncode == 0, inspected.stderr
+    assert "keeping:Model cannot be split, and is served whole: " in inspected.stdout
+    assert "nor can it" not in inspected.stdout
