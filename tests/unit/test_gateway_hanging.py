@@ -5,22 +5,28 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
 
 import aiohttp
 import numpy as np
 import pytest
+import torch
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime.gateway.endpoints import CHECK_RETRY_SECONDS, Endpoints, Pod
 from splitplane.runtime.gateway.pacing import Patience
+from splitplane.runtime.hops import Channels
+from splitplane.runtime.inference import InferRequest, InferResponse, ModelMetadata
+from splitplane.runtime.oip_grpc import Server
 from splitplane.runtime.stage import progress as progress_
 from splitplane.runtime.stage.progress import STUCK_FACTOR, STUCK_SECONDS, Progress
+from splitplane.runtime.stage.server import WARM_UP_RUNS, warm_up
 from splitplane.runtime.stage.worker import Worker
+from splitplane.runtime.tensors import from_array
 from tests.support.gateway_rig import (
     ALONE,
     SPLIT,
@@ -39,6 +45,7 @@ from tests.support.gateway_rig import (
     table,
     until,
 )
+from tests.support.gateway_stage import Partition
 from tests.support.relays import Link, relay
 
 FOR_EVER = 1000.0
@@ -117,6 +124,50 @@ async def test_a_request_stays_where_it_is_while_nothing_is_known_of_how_long_it
                 await infer(client, timeout=1.5)
         await asyncio.sleep(1.0)
         assert endpoints.ready("small-edge") == 4, "a short deadline speaks against nobody"
+
+
+class Leaving:
+    """A stage that takes some seconds for a request, and says meanwhile that it is not ready, as one that drains."""
+
+    def __init__(self) -> None:
+        self.is_ready, self.answered = True, 0
+
+    def metadata(self) -> ModelMetadata:
+        return ModelMetadata("small", inputs=(), outputs=())
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        self.is_ready = False
+        await asyncio.sleep(3.0)
+        self.answered += 1
+        return InferResponse("small", (from_array("output_0", expected()),))
+
+
+async def test_a_stage_that_says_it_is_not_ready_finishes_what_it_has_and_gets_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Channels.drop.__kwdefaults__, "grace_seconds", 0.1)
+    leaving, address, cluster = Leaving(), free_address(), MemoryCluster()
+    server = Server(leaving)
+    server.bind(address, 9000)
+    await server.start()
+    try:
+        async with serving(cluster, tmp_path, StageProcess("small-edge", "edge", (0, 3))) as running:
+            endpoints = running.router.endpoints
+            cluster.put(POD, pod_object("leaving", "small-edge", address))
+            await until(lambda: endpoints.ready("small-edge") == 2)
+            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+                asked = [asyncio.create_task(infer(client, timeout=15)) for _ in range(2)]  # one for each of them
+                await until(lambda: endpoints.ready("small-edge") == 1, seconds=3)
+                assert not leaving.answered
+                await infer(client, timeout=1)
+                for answer in await asyncio.gather(*asked):
+                    np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
+                assert leaving.answered == 1
+    finally:
+        await server.stop(0)
 
 
 async def test_a_request_that_takes_long_anywhere_is_tried_at_two_places_at_most(tmp_path: Path) -> None:
@@ -255,6 +306,26 @@ def test_work_counts_as_stuck_only_far_beyond_what_was_seen() -> None:
     assert not progress.is_stuck(), "somebody waits for it still"
     clock.now += 2.0
     assert progress.is_stuck()
+
+
+def test_what_a_stage_was_warmed_up_with_tells_how_long_its_first_requests_may_take() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+
+    class Slow(Partition):
+        def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            runs.append((first, last))
+            time.sleep(0.02)
+            return super().run(first, last, tensors)
+
+    runs: list[tuple[int, int]] = []
+    seen: list[float] = []
+    warm_up(Slow(), 0, 3, took=seen.append)
+    assert len(seen) == WARM_UP_RUNS < len(runs)
+    assert min(seen) >= 0.02
+    progress.took(1, 40.0)
+    assert not any(ran(progress, clock, 1, STUCK_FACTOR * 40 - 1))
+    assert not progress.is_stuck()
 
 
 async def test_work_that_somebody_waits_for_does_not_count_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,25 +10,30 @@ from typing import Any
 
 PROCESS = "splitplane-process"
 BUSY = "splitplane-busy-milliseconds"
+STUCK = "splitplane-stuck"
 
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
     """``process`` is another one after each start, and empty where the far end tells none; ``busy_seconds`` is how long
-    the piece of work that it computes has been running, 0 when it computes nothing."""
+    the piece of work that it computes has been running, 0 when it computes nothing; ``is_stuck``: for so long that only
+    a restart will help."""
 
     process: str = ""
     busy_seconds: float = 0.0
+    is_stuck: bool = False
 
     @classmethod
     def read(cls, metadata: Iterable[tuple[str, Any]]) -> "Vitals":
         """From an answer's trailing metadata; what is not there, or no number, is as if nothing were told."""
         found = dict(metadata)
         busy = str(found.get(BUSY, ""))
-        return cls(str(found.get(PROCESS, "")), int(busy) / 1000 if busy.isdecimal() and len(busy) < 12 else 0.0)
+        seconds = int(busy) / 1000 if busy.isdecimal() and len(busy) < 12 else 0.0
+        return cls(str(found.get(PROCESS, "")), seconds, STUCK in found)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        return (PROCESS, self.process), (BUSY, str(round(1000 * self.busy_seconds)))
+        told = (PROCESS, self.process), (BUSY, str(round(1000 * self.busy_seconds)))
+        return (*told, (STUCK, "true")) if self.is_stuck else told
 
 
 class Condition:
@@ -46,4 +51,4 @@ class Condition:
         return not self._is_stuck()
 
     def vitals(self) -> Vitals:
-        return Vitals(self._process, self._busy_seconds())
+        return Vitals(self._process, self._busy_seconds(), self._is_stuck())

@@ -45,11 +45,15 @@ class Checker:
             await self._router.checks_due.wait(pause)
 
     async def suspect(self, addresses: tuple[str, ...]) -> frozenset[str]:
-        """Check endpoints that a failed or overdue call went over, eject those that do not answer, and return them."""
+        """Check endpoints that a failed or overdue call went over, and return those that will not answer it: they are
+        gone, dead or stuck.
+
+        These get no new calls, and neither do those that only say that they are not ready.
+        """
         endpoints = [e for a in addresses if (e := self._router.endpoints.get(a)) is not None]
         answers = await asyncio.gather(*(self._start(endpoint) for endpoint in endpoints))
         gone = frozenset(a for a in addresses if self._router.endpoints.get(a) is None)
-        return gone | {e.address for e, healthy in zip(endpoints, answers, strict=True) if not healthy}
+        return gone | {e.address for e, lives in zip(endpoints, answers, strict=True) if not lives}
 
     async def outlived(self, endpoint: Endpoint, process: str) -> bool:
         """Whether the process that was at an endpoint still is; comes back when that is known.
@@ -81,15 +85,18 @@ class Checker:
         return asyncio.shield(task)
 
     async def _check(self, endpoint: Endpoint) -> bool:
+        """Whether the process lives that calls under way are in."""
         healthy, vitals = await self._ask(endpoint)
+        lives = vitals is not None and not vitals.is_stuck and endpoint.process in ("", vitals.process)
         if vitals is not None:
             endpoint.process, endpoint.busy_seconds = vitals.process, vitals.busy_seconds
         self._router.endpoints.checked(endpoint, healthy=healthy, now=self._router.clock())
-        if not healthy:
+        if not lives:
             # Behind a connection that a vanished node has left open, no later call would ever be answered.
-            self._channels.drop(endpoint.address)
             self._calls.drop(endpoint.address)
-        return healthy
+        if vitals is None:
+            self._channels.drop(endpoint.address)
+        return lives
 
     async def _ask(self, endpoint: Endpoint) -> tuple[bool, Vitals | None]:
         """Whether it says that it is ready, and what else it tells: nothing where no answer comes."""

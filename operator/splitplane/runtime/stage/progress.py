@@ -31,10 +31,13 @@ class Progress:
 
     def end(self, samples: int) -> None:
         """It has ended, however it did."""
-        seconds = self.busy_seconds()
+        self.took(samples, self.busy_seconds())
+        self._running = None
+
+    def took(self, samples: int, seconds: float) -> None:
+        """So many samples took so long."""
         self._longest = max(self._longest, seconds)
         self._longest_sample = max(self._longest_sample, seconds / max(samples, 1))
-        self._running = None
 
     def busy_seconds(self) -> float:
         """How long the present piece has been running; 0 where there is none."""

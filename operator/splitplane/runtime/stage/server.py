@@ -92,7 +92,7 @@ async def _load(settings: Settings, load: Load, worker: Worker, model: StageMode
     def prepare() -> tuple[Runnable, bool, float]:
         partition = load()
         loaded = time.perf_counter()
-        warm_up(partition, first, last)
+        warm_up(partition, first, last, took=lambda seconds: worker.progress.took(1, seconds))
         return partition, keeps_samples_apart(partition, partition.graph.cuts, first, last), loaded
 
     loading = asyncio.ensure_future(worker.run(prepare))
@@ -117,15 +117,24 @@ async def _load(settings: Settings, load: Load, worker: Worker, model: StageMode
     return True
 
 
-def warm_up(partition: Runnable, first: int, last: int, *, budget_seconds: float = WARM_UP_SECONDS) -> None:
+def warm_up(
+    partition: Runnable,
+    first: int,
+    last: int,
+    *,
+    took: Callable[[float], None] = lambda _: None,
+    budget_seconds: float = WARM_UP_SECONDS,
+) -> None:
     """Run the range and every base codec on zeros: first calls allocate and choose kernels; no request should pay that.
 
     A re-split inside the resident range runs a part of it, from its start or to its end; these parts are run too, as
-    far as the budget allows.
+    far as the budget allows. ``took`` is told the seconds of each run of the whole: what a request may take later.
     """
     started = time.perf_counter()
     for _ in range(WARM_UP_RUNS):
+        began = time.perf_counter()
         _run(partition, first, last, _zeros(partition, first))
+        took(time.perf_counter() - began)
     for cut in range(first + 1, last):
         if time.perf_counter() - started > budget_seconds:
             return
