@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 
 import aiohttp
+import grpc.aio
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
+from splitplane.runtime.gateway.checking import SERVER_READY
 from splitplane.runtime.gateway.endpoints import CHECK_RETRY_SECONDS, Endpoints, Pod
 from splitplane.runtime.gateway.pacing import Patience
 from splitplane.runtime.hops import Channels
@@ -27,6 +29,7 @@ from splitplane.runtime.stage.progress import STUCK_FACTOR, STUCK_SECONDS, Progr
 from splitplane.runtime.stage.server import WARM_UP_RUNS, warm_up
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import from_array
+from splitplane.runtime.vitals import Vitals
 from tests.support.gateway_rig import (
     ALONE,
     SPLIT,
@@ -108,17 +111,55 @@ async def test_a_replica_that_only_takes_long_once_is_back_when_it_is_done(tmp_p
         await until(lambda: endpoints.ready("small-edge") == 2, seconds=5)
 
 
-async def test_a_request_stays_where_it_is_while_nothing_is_known_of_how_long_it_takes(tmp_path: Path) -> None:
-    """However short its time and however many replicas there are: each of them would take as long."""
+async def at_work(*processes: StageProcess) -> int:
+    """How many of them compute something."""
+    count = 0
+    for process in processes:
+        async with grpc.aio.insecure_channel(process.address) as channel:
+            call = channel.unary_unary(SERVER_READY)(b"")
+            await call
+            count += Vitals.read(await call.trailing_metadata()).busy_seconds > 0
+    return count
+
+
+@pytest.mark.parametrize("route_", [ALONE, SPLIT], ids=["alone", "second stage"])
+async def test_the_very_first_request_is_answered_though_it_meets_a_replica_that_hangs(
+    tmp_path: Path, route_: dict[str, object]
+) -> None:
+    """Nothing is known of how long one takes."""
+    stage, tier, span = ("small-edge", "edge", (0, 3)) if route_ is ALONE else ("small-cloud", "cloud", (1, 3))
+    hung, well = StageProcess(stage, tier, span, seconds=FOR_EVER), StageProcess(stage, tier, span)
+    others = [] if route_ is ALONE else [StageProcess("small-edge", "edge", (0, 3))]
+    cluster = MemoryCluster()
+    async with serving(cluster, tmp_path, hung, well, *others, over=route_) as running:
+        endpoints = running.router.endpoints
+        assert endpoints.pick(stage)[0] == hung.address
+        async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+            began = time.monotonic()
+            answer = await infer(client, timeout=6)
+            np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
+            assert 2 <= time.monotonic() - began < 4, "a third of its time at the one, the rest at the other"
+            await until(lambda: endpoints.pick(stage) == (well.address,), seconds=3)
+            for _ in range(10):
+                await infer(client, timeout=0.7)
+
+
+async def test_first_requests_stay_where_they_are_and_one_of_them_is_sent_to_another_as_well(tmp_path: Path) -> None:
+    """Each of the replicas takes as long."""
     replicas = [StageProcess("small-edge", "edge", (0, 3), seconds=4.0) for _ in range(4)]
     cluster = MemoryCluster()
     async with serving(cluster, tmp_path, *replicas) as running:
         endpoints = running.router.endpoints
         async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
             began = time.monotonic()
-            for answer in await asyncio.gather(*(infer(client, timeout=9) for _ in range(2))):
+            asked = [asyncio.create_task(infer(client, timeout=5)) for _ in range(2)]
+            await asyncio.sleep(1.0)
+            assert await at_work(*replicas) == 2
+            await asyncio.sleep(2.0)
+            assert await at_work(*replicas) == 3, "one of them at a second place"
+            for answer in await asyncio.gather(*asked):
                 np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
-            assert time.monotonic() - began < 6, "it was begun anew elsewhere"
+            assert time.monotonic() - began < 5, "it was begun anew elsewhere"
             assert endpoints.ready("small-edge") == 4
             with pytest.raises(InferenceServerException):
                 await infer(client, timeout=1.5)

@@ -11,6 +11,7 @@ from splitplane.runtime.gateway.admission import Line, Throughput, overloaded
 from splitplane.runtime.gateway.checking import Checker
 from splitplane.runtime.gateway.choosing import Choice
 from splitplane.runtime.gateway.clients import client_of
+from splitplane.runtime.gateway.hedging import Hedging, Race
 from splitplane.runtime.gateway.losses import MOST_LOSSES, Gate, Losses
 from splitplane.runtime.gateway.outliers import Outliers
 from splitplane.runtime.gateway.pacing import ONCE, RETRYABLE, RetryBudget, pause_seconds
@@ -76,6 +77,7 @@ class Forwarder:
         self._proxies = proxies
         self._budget = RetryBudget()
         self._waiting = Waiting(router, checker)
+        self._hedging = Hedging(router, self._waiting)
         self._turn = asyncio.Lock()
         self._throughput = Throughput()
         self._line = Line(router.replicas)
@@ -180,10 +182,28 @@ class Forwarder:
                     choice = replace(choice, hops=tuple(hop[:1] for hop in choice.hops))
                 journey.attempts += 1
                 try:
-                    return await self._attempt(choice, journey)
+                    if journey.losses or self._waiting.knows(choice):
+                        return await self._attempt(choice, journey)
+                    choice, answer = await self._hedging.answer(choice, self._race(journey))
+                    if isinstance(answer, InferResponse):
+                        return answer
+                    failed = answer
                 except InferenceError as error:
                     failed = error
             await self._reconsider(choice, failed, journey)
+
+    def _race(self, journey: _Journey) -> Race:
+        def failed(choice: Choice, error: InferenceError) -> None:
+            journey.once += error.failure in ONCE
+            self._learn(choice, error, journey)
+
+        return Race(
+            lambda choice: self._attempt(choice, journey),
+            failed,
+            size_of(journey.request.inputs),
+            self._remaining(journey),
+            journey.avoid,
+        )
 
     async def _reconsider(self, choice: Choice, error: InferenceError, journey: _Journey) -> None:
         """After an attempt that failed: comes back when there may be another one, or raises what the client hears."""
@@ -193,6 +213,15 @@ class Forwarder:
         journey.once += error.failure in ONCE
         if journey.once > 1 or self._router.clock() >= journey.deadline:
             raise error
+        self._learn(choice, error, journey)
+        if len(journey.losses) >= MOST_LOSSES:
+            with self._line.aside():
+                await journey.losses.judge(self._remaining(journey))
+        if error.failure not in ONCE:
+            await self._paced(journey)
+
+    def _learn(self, choice: Choice, error: InferenceError, journey: _Journey) -> None:
+        """From an attempt that failed: where the request should not go next, and what is lost."""
         logger.info("attempt %d over %s: %s: %s", journey.attempts, choice.route.name, error.failure.name, error)
         if isinstance(error, OverdueError):
             journey.avoid |= error.at
@@ -206,11 +235,6 @@ class Forwarder:
             if error.failure in (Failure.UNAVAILABLE, Failure.CANCELLED):
                 self._blame(choice, journey)
         journey.losses.add(error.lost, choice.route)
-        if len(journey.losses) >= MOST_LOSSES:
-            with self._line.aside():
-                await journey.losses.judge(self._remaining(journey))
-        if error.failure not in ONCE:
-            await self._paced(journey)
 
     async def _paced(self, journey: _Journey) -> None:
         """Wait until the budget allows a retry; others may be under way meanwhile."""

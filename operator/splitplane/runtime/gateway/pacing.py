@@ -102,6 +102,11 @@ class Patience:
     def seconds(self) -> float:
         return self._patience
 
+    @property
+    def is_known(self) -> bool:
+        """Whether any came back yet."""
+        return self._usual is not None
+
     def hanging_seconds(self, size: int = 0) -> float:
         """What runs for so long hangs, for inputs of so many bytes; infinity where none came back yet to compare."""
         if self._usual is None:

@@ -4,8 +4,8 @@ An attempt that takes much longer than others did is *overdue*: its endpoints ar
 long what they compute has been running. One that is dead is left at once. One whose compute has been running for many
 times what requests of this size take on this route *hangs*, for all that can be told from outside: the attempt is made
 elsewhere, and the endpoint left out until it gets on. Where none came back yet to compare with, whoever is at work has
-the request's whole time: each of the stage's replicas may take as long. A slow link is not taken for hanging: while it
-carries, nobody computes.
+the request's whole time: each of the stage's replicas may take as long (:mod:`.hedging` asks another beside it). A slow
+link is not taken for hanging: while it carries, nobody computes.
 
 What is overdue at a second place as well is a request that takes long anywhere: it stays there, and speaks against
 nobody else.
@@ -65,6 +65,21 @@ class Waiting:
             self._patience.clear()
         self._patience[choice.route.name].completed(seconds, size)
 
+    def knows(self, choice: Choice) -> bool:
+        """Whether an attempt on this route has come back yet, to compare others with."""
+        return self._patience[choice.route.name].is_known
+
+    async def at_work(self, choice: Choice, seconds: float) -> frozenset[str]:
+        """Endpoints, asked now, that have been at one piece of work for so long."""
+        dead = await self._checker.suspect(choice.addresses)
+        return frozenset(address for address in choice.addresses if address in dead or self._works(address, seconds))
+
+    def look_after(self, choice: Choice, size: int) -> None:
+        """An attempt was given up, for its time or because another one was answered: see whether its endpoints hang."""
+        look = asyncio.create_task(self._look_after(choice, size))
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+
     async def answer(
         self, sending: "asyncio.Future[Call]", choice: Choice, *, size: int, deadline: float, was_overdue: bool
     ) -> Call:
@@ -76,9 +91,7 @@ class Waiting:
             return await self._answer(sending, choice, size, deadline, was_overdue)
         except (asyncio.CancelledError, InferenceError):
             if self._router.clock() >= deadline - MISSED_SECONDS and not was_overdue:
-                look = asyncio.create_task(self._look_after(choice, size))
-                self._looks.add(look)
-                look.add_done_callback(self._looks.discard)
+                self.look_after(choice, size)
             raise
 
     async def _answer(
@@ -131,14 +144,16 @@ class Waiting:
                 doubt.cancel()
 
     async def _look_after(self, choice: Choice, size: int) -> None:
-        """An attempt missed its deadline: others should not do so for the same reason."""
         await self._checker.suspect(choice.addresses)
         self._hanging(choice, size)
 
     def _is_at_work(self, choice: Choice, seconds: float) -> bool:
         """Whether one of the endpoints, as they were checked just now, has been at one piece of work for so long."""
-        endpoints = (self._router.endpoints.get(address) for address in choice.addresses)
-        return any(endpoint is not None and endpoint.busy_seconds >= seconds for endpoint in endpoints)
+        return any(self._works(address, seconds) for address in choice.addresses)
+
+    def _works(self, address: str, seconds: float) -> bool:
+        endpoint = self._router.endpoints.get(address)
+        return endpoint is not None and endpoint.busy_seconds >= seconds
 
     def _hanging(self, choice: Choice, size: int, *, known_only: bool = False) -> frozenset[str]:
         """Which endpoints hang, as they were checked just now; they are left out. ``known_only``: those that are."""
