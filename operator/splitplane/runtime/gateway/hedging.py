@@ -54,8 +54,8 @@ class Race:
             for task in done:
                 try:
                     return self.going[task], task.result()
-                except InferenceError as error:
-                    errors.append((self.going[task], error))
+                except InferenceError as failure:
+                    errors.append((self.going[task], failure))
             for choice, error in errors:
                 if error.failure not in RETRYABLE or not pending:
                     return choice, error
