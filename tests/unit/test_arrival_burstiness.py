@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from splitplane.domain.measurements import Value
+from splitplane.domain.measurements import MOST_SCV, Value
 from splitplane.planner import plan
-from splitplane.runtime.arrivals import MOST_SCV, Burstiness
+from splitplane.runtime.arrivals import Burstiness
 from splitplane.runtime.metrics import GatewayMetrics
 from tests.support.planner_cases import POLICY, SNAPSHOT, shape
 

@@ -233,6 +233,18 @@ async def test_a_number_that_is_none_holds_the_plan(world: World) -> None:
     assert world.table["spec"]["generation"] == generation
 
 
+async def test_arrivals_burstier_than_any_formula_bears_count_as_the_most_that_one_does(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    base = measured()
+    wild = replace(base.pipelines[KEY], arrival_scv=Value(1e9))
+    world.metrics = replace(base, pipelines={KEY: wild})
+    await serving(world)
+    (line,) = [each for each in caplog.messages if each.startswith("Start of shop/tracker: ")]
+    assert load_call(line.partition(": ")[2])[0].arrival_scv == 25.0
+
+
 async def test_more_demand_brings_more_replicas_and_holds_are_listed_once(world: World) -> None:
     await serving(world)
     before = sum(world.stages().values())

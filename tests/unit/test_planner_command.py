@@ -231,8 +231,8 @@ def test_the_frontier_is_drawn(profile: str, tmp_path: Path):
         ("--price", "cloud=nan", "finite"),
         ("--rate", "nan", "equal to 1000000000"),
         ("--rate", "1e300", "less than or equal to 1000000000"),
-        ("--scv", "nan", "equal to 1000"),
-        ("--scv", "1e300", "equal to 1000"),
+        ("--scv", "nan", "equal to 25"),
+        ("--scv", "26", "equal to 25"),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "explain", "frontier"])

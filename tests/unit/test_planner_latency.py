@@ -31,10 +31,11 @@ from tests.support.planner_cases import POLICY, SNAPSHOT
 from tests.support.planner_simulation import Line, gaps, percentile, simulate
 
 
-def predict(line: Line) -> Response:
-    def column(value: float) -> np.ndarray:
-        return np.array([value], dtype=np.float64)
+def column(value: float) -> np.ndarray:
+    return np.array([value], dtype=np.float64)
 
+
+def predict(line: Line) -> Response:
     stations = [Station(column(mean), cv, column(servers)) for mean, cv, servers in line.stations]
     return respond(stations, constant=column(0.0), rate=line.rate, arrival_scv=line.arrival_scv)
 
@@ -148,6 +149,49 @@ def test_a_saturated_station_has_no_finite_response():
     assert np.isinf([response.mean[0], response.p50(0), response.p95[0], response.p99(0)]).all()
     assert response.utilization[0] == pytest.approx(1.05)
     assert response.capacity[0] == pytest.approx(1.0 / 0.3)
+
+
+LEVELS = st.floats(0.0, 1.0)
+
+
+@st.composite
+def any_station(draw: st.DrawFn) -> Station:
+    service = draw(st.one_of(st.just(0.0), st.floats(1e-6, 30.0)))
+    extra = draw(st.one_of(st.none(), st.none(), st.floats(0.0, 10.0)))
+    cv = draw(st.one_of(st.sampled_from((0.0, 0.02, 5.0)), st.floats(0.0, 1e3)))
+    servers = draw(st.integers(0 if extra is not None else 1, 16))
+    return Station(column(service), cv, column(servers), extra, others=draw(LEVELS) * 0.5 * servers)
+
+
+@given(
+    stations=st.lists(any_station(), min_size=1, max_size=5), rate=st.floats(0.01, 1e3), constant=LEVELS,
+    arrival_scv=st.one_of(st.sampled_from((0.0, 1.0, 25.0)), st.floats(0.0, 1e6)),
+)  # fmt: skip
+@settings(max_examples=1500, deadline=None)
+def test_percentiles_rise_from_what_passing_takes_without_a_wait(
+    stations: list[Station], rate: float, constant: float, arrival_scv: float
+):
+    found = respond(stations, constant=column(constant), rate=rate, arrival_scv=arrival_scv)
+    unvaried = constant + sum(float(each.service[0]) for each in stations if each.cv == 0.0)
+    p50, p95, p99 = found.p50(0), float(found.p95[0]), found.p99(0)
+    assert 0.0 <= constant <= p50 <= p95 <= p99
+    if all(each.cv == 0.0 for each in stations):
+        assert p50 >= unvaried * (1.0 - 1e-9)
+
+
+@pytest.mark.parametrize("scv", [26.0, 1e6, 1e300, -3.0])
+def test_what_is_measured_beyond_any_formula_counts_as_the_most_that_one_bears(scv: float):
+    """A profile may hold any number, and a snapshot that somebody else made."""
+    wild = replace(SNAPSHOT, arrival_scv=scv)
+    known = replace(SNAPSHOT, arrival_scv=min(25.0, max(0.0, scv)))
+    assert plan(wild, POLICY, 0.0) == plan(known, POLICY, 0.0)
+    device = replace(SNAPSHOT.profile.devices["edge"], time_cv=abs(scv))
+    bounded = replace(device, time_cv=min(5.0, abs(scv)))
+    one, two = (
+        replace(SNAPSHOT, profile=replace(SNAPSHOT.profile, devices={**SNAPSHOT.profile.devices, "edge": each}))
+        for each in (device, bounded)
+    )
+    assert plan(one, POLICY, 0.0).target == plan(two, POLICY, 0.0).target
 
 
 def test_bursty_arrivals_take_longer_than_smooth_ones():

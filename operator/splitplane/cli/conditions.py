@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from splitplane.cli.stated import stated
+from splitplane.domain.measurements import MOST_SCV
 from splitplane.domain.snapshots import Policy, Snapshot
 
 P = ParamSpec("P")
@@ -29,7 +30,7 @@ Rate = Annotated[
 ]
 Scv = Annotated[
     float,
-    typer.Option(help="Burstiness of arrivals: 0 for a metronome, 1 for independent users.", min=0.0, max=1000.0),
+    typer.Option(help="Burstiness of arrivals: 0 for a metronome, 1 for independent users.", min=0.0, max=MOST_SCV),
 ]
 Partitions = Annotated[
     int | None,

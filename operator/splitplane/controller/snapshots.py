@@ -19,7 +19,7 @@ from splitplane.controller.objects import (
     labels_of,
 )
 from splitplane.controller.pods import requests
-from splitplane.domain.measurements import Idle, Measurement, Missing, Value, known
+from splitplane.domain.measurements import MOST_SCV, Idle, Measurement, Missing, Value, known
 from splitplane.domain.profiles import Profile
 from splitplane.domain.snapshots import Active, Link, Snapshot, Tier
 from splitplane.planner.learning import UNKNOWN, Correction, learn
@@ -172,7 +172,7 @@ def snapshot(
         tiers=tuple(replace(state.tier, granted=granted.get(name)) for name, state in tiers.items()),
         links=links(list(tiers), measured, reported),
         arrival_rate=measured.arrival_rate,
-        arrival_scv=1.0 if scv is None else max(0.0, scv),
+        arrival_scv=1.0 if scv is None else min(MOST_SCV, max(0.0, scv)),
         speed_corrections={tier: correction.factor(now) for tier, correction in corrections.items()},
         offset_corrections={tier: correction.offset(now) for tier, correction in corrections.items()},
         active=active,

@@ -38,6 +38,10 @@ class Error:
 
 Measurement = Value | Idle | Missing | Stale | Error
 
+MOST_SCV = 25.0
+"""Squared coefficient of variation, of arrivals or of service, beyond which no queueing formula means anything: what is
+measured above it is taken for this much. A bound of the queue is what helps there, and no other plan."""
+
 
 def known(measurement: Measurement) -> float | None:
     """The number behind a measurement: ``Idle`` is 0.0; ``None`` when nothing is known."""

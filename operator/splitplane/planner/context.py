@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from splitplane.domain.measurements import Idle, Measurement, Value, explain
+from splitplane.domain.measurements import MOST_SCV, Idle, Measurement, Value, explain
 from splitplane.domain.plans import Plan
 from splitplane.domain.profiles import DeviceProfile, Profile
 from splitplane.domain.snapshots import Active, Inputs, Mode, Policy, Preference, Snapshot, Tier, Variant
@@ -27,6 +27,8 @@ DEFAULT_RATE = 1.0
 
 LEAST_OVERHEAD = 0.1
 """Share of the profile's overhead that no correction takes away: a stage that took no time would bear any rate."""
+
+_MOST_CV = math.sqrt(MOST_SCV)
 
 Direction = tuple[str, str]
 
@@ -240,7 +242,8 @@ def _build(snapshot: Snapshot, policy: Policy, kept: Kept) -> Context:
         sites=sites,
         wires=wires,
         rate=rate if rate is not None else recalled.rate_per_second if recalled else DEFAULT_RATE,
-        arrival_scv=snapshot.arrival_scv if math.isfinite(snapshot.arrival_scv) else 1.0,
+        # The operator's is bounded; anybody else's may be any number.
+        arrival_scv=min(MOST_SCV, max(0.0, snapshot.arrival_scv)) if math.isfinite(snapshot.arrival_scv) else 1.0,
         active=snapshot.active,
         missing=_missing(snapshot, policy, gateway, sites, wires) if snapshot.active else (),
         set_aside=snapshot.set_aside,
@@ -300,6 +303,8 @@ def _site(snapshot: Snapshot, tier: Tier, recalled: Inputs | None) -> Site | Non
     high = tier.most_replicas
     if device is None or tier.ready_nodes < 1 or high < 1:
         return None
+    if not device.time_cv <= _MOST_CV:  # a profile may hold any number
+        device = replace(device, time_cv=_MOST_CV)
     price = _positive(tier.price_per_hour)
     if price is None:
         price = dict(recalled.prices if recalled else ()).get(tier.name, math.nan)

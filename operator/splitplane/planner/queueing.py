@@ -64,13 +64,16 @@ class Response:
     """Seconds by plan, infinite where a station is saturated; ``utilization`` is that of the busiest station.
 
     ``capacity`` is the rate per second at which the busiest station would be busy all the time, if nothing of others
-    came there. ``deviation`` and ``skewness`` go with the mean.
+    came there. ``deviation`` and ``skewness`` go with the mean. No percentile is below ``floor``, the median without
+    any wait, nor above a higher one: the gamma distribution behind them reaches below that where times vary much, and
+    p95 is rounded up.
     """
 
     mean: Array
     deviation: Array
     skewness: Array
     p95: Array
+    floor: Array
     utilization: Array
     capacity: Array
 
@@ -78,19 +81,21 @@ class Response:
         return Response(*(getattr(self, field.name)[places] for field in fields(self)))
 
     def p50(self, row: int) -> float:
-        return float(self.mean[row] + self.deviation[row] * np.interp(self.skewness[row], _SKEWNESS, _P50))
+        return float(self.where(np.array([row])).p50s[0])
 
     def p99(self, row: int) -> float:
-        return float(self.mean[row] + self.deviation[row] * np.interp(self.skewness[row], _SKEWNESS, _P99))
+        return float(self.where(np.array([row])).p99s[0])
 
     @property
     def p50s(self) -> Array:
         """The median of every plan."""
-        return np.asarray(self.mean + self.deviation * np.interp(self.skewness, _SKEWNESS, _P50))
+        found = self.mean + self.deviation * np.interp(self.skewness, _SKEWNESS, _P50)
+        return np.asarray(np.minimum(np.maximum(found, self.floor), self.p95))
 
     @property
     def p99s(self) -> Array:
-        return np.asarray(self.mean + self.deviation * np.interp(self.skewness, _SKEWNESS, _P99))
+        found = self.mean + self.deviation * np.interp(self.skewness, _SKEWNESS, _P99)
+        return np.asarray(np.maximum(found, self.p95))
 
 
 def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array, arrival_scv: float) -> Response:
@@ -154,7 +159,9 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     plain, variance, third, steady, skewed = blend(
         np.add.reduce(felt, axis=1), np.maximum.reduce(felt, axis=1), coupling
     )
-    plain += constant + np.add.reduce(service)
+    served = constant + np.add.reduce(service)
+    floor = _median(served, spread, third_of_service, constant)
+    plain += served
     variance += spread
     steady += spread
     third += third_of_service
@@ -171,9 +178,17 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
         deviation=deviation,
         skewness=third / (positive * positive * positive),
         p95=np.where(saturated, np.inf, percentile_95(quick, steady, skewed)),
+        floor=floor,
         utilization=utilization,
         capacity=np.where(own > 0.0, rate / np.maximum(own, _TINY), np.inf),
     )
+
+
+def _median(mean: Array, variance: Array, third: Array, least: Array) -> Array:
+    """The median of a gamma distribution with these cumulants; not below ``least``, and none above the mean."""
+    deviation = np.sqrt(variance)
+    skewness = third / np.maximum(deviation * variance, _NEXT_TO_NOTHING)
+    return np.maximum(mean + deviation * np.interp(skewness, _SKEWNESS, _P50), least)
 
 
 def _seen(stations: Sequence[Station], shape: tuple[int, ...]) -> tuple[Array, Array, Array]:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
+from splitplane.domain.measurements import MOST_SCV
+
 WINDOW_SECONDS = 60
 BINS_PER_SECOND = 16
 INTERVALS = (1, 4, 16, 64)
@@ -29,8 +31,6 @@ INTERVALS = (1, 4, 16, 64)
 OUTLIER = 10.0
 """What is that many times as large as the rest is no part of it."""
 PRIOR_GAPS = 10
-MOST_SCV = 25.0
-"""Beyond this no queueing formula means anything, and a queue's bound is what helps."""
 
 
 @dataclass(slots=True)
