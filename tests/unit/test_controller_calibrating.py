@@ -50,6 +50,14 @@ async def test_without_real_inputs_the_user_is_told_what_to_run() -> None:
         f" --sha256 {'a' * 64} --calibration FILE --profile {profile} --namespace shop"
     ) in message
     assert "splitplane model accuracy pitch:build" in message
+    signed = limited(None)
+    signed["model"]["weights"]["uri"] = "https://models.example/full.safetensors?X-Amz-Signature=abcdef0123"
+    world.apply(**signed)
+    await world.step(2)
+    assert "--weights 'https://models.example/full.safetensors?...'" in told(world)[2]
+    assert "abcdef" not in str(world.status)
+    world.apply(**limited(None))
+    await world.step(2)
     assert world.condition("Ready")[0] == "True"  # on trusted tiers alone
     assert {stage["tier"] for stage in world.status["plan"]["stages"]} == {"edge"}
 

@@ -135,9 +135,58 @@ def test_a_download_whose_process_ended_before_it_was_named_is_taken_as_it_is(or
     check(opened("http://127.0.0.1:9/nobody/listens.safetensors", origin), origin)
 
 
-def test_an_address_with_a_query_is_refused_rather_than_cut_short(origin: Path) -> None:
-    with pytest.raises(WeightsError, match=r"\?signature=1: an address with \? or # is not supported"):
-        opened("https://127.0.0.1:9/model.safetensors?signature=1", origin)
+SIGNED = "X-Amz-Credential=KEY%2F20261127%2Fus-east-1%2Fs3&X-Amz-Signature=abcdef0123456789&X-Amz-Expires=60"
+
+
+def test_a_signed_address_is_asked_for_as_it_is_and_told_without_its_signature(
+    origin: Path, web: int, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with line(web) as relay:
+        relay.breaks = [2_500_000]
+        check(opened(f"http://127.0.0.1:{relay.port}/model%20v1.safetensors?{SIGNED}", origin), origin)
+    first, second = (head for head in relay.requests if head.startswith("get "))
+    assert first.startswith(f"get /model%20v1.safetensors?{SIGNED} http".lower())
+    assert second.startswith(f"get /model%20v1.safetensors?{SIGNED} http".lower())
+    assert "range: bytes=" in second
+    assert "model%20v1.safetensors?...: 6 of 6 MB" in caplog.text
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("splitplane")]
+    assert not [text for text in ours if "abcdef" in text]
+    assert not [path for path in cache.iterdir() if "abcdef" in path.name]
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_no_error_tells_a_signature(origin: Path, status: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        """As stores answer that tell what they were given."""
+
+        def do_GET(self) -> None:
+            text = f"<Error>{self.path} <SignatureProvided>abcdef0123456789</SignatureProvided></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(WeightsError) as refused:
+            opened(f"http://127.0.0.1:{server.server_port}/model.safetensors?{SIGNED}", origin)
+        server.shutdown()
+    assert "/model.safetensors?..." in str(refused.value)
+    assert "abcdef" not in str(refused.value) + caplog.text
+    assert ("sign weights.uri anew" in str(refused.value)) == (status == 403)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/a?versionId=abcdef01", "https://127.0.0.1:9/a#abcdef01"])
+def test_what_an_address_cannot_say_is_refused_rather_than_cut_short(origin: Path, address: str) -> None:
+    with pytest.raises(WeightsError, match="an address with # is not supported, nor with") as refused:
+        opened(address, origin)
+    assert "abcdef" not in str(refused.value)
 
 
 def test_a_wrong_file_is_refused_and_not_kept(origin: Path, web: int, cache: Path) -> None:

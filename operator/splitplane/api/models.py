@@ -19,12 +19,14 @@ _IMAGE_PART = "[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
 _TAG = "[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}"
 _DIGEST = "[A-Za-z][A-Za-z0-9]*:[0-9a-fA-F]{32,128}"
 _REGISTRY = f"{_HOST}([.]{_HOST})*(:[0-9]+)?"
+_QUERY = "[-A-Za-z0-9._~!$&()*+,;=:@/?%]+"
 _URI = text(
-    f"^((file://|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?|https?://{_REGISTRY}|s3://[a-z0-9][-a-z0-9.]*[a-z0-9])(/{_PART})+"
+    f"^((file://|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?|s3://[a-z0-9][-a-z0-9.]*[a-z0-9])(/{_PART})+"
+    f"|https?://{_REGISTRY}(/{_PART})+([?]{_QUERY})?"
     f"|oci://{_REGISTRY}(/{_IMAGE_PART})+(:{_TAG}|@{_DIGEST}))$",
     "must be pvc://<claim>/<path>, file:///<path in the runtime image or a mounted volume>, https://<host>/<path>,"
     " s3://<bucket>/<key> or oci://<registry>/<repository>:<tag>, without . or .. in it",
-    longest=1024,
+    longest=4096,
 )
 _LOCAL_URI = text(
     f"^(file://|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?)(/{_PART})+$",
@@ -54,7 +56,8 @@ class Weights(Model):
 
     uri: Annotated[str, *_URI]
     """Where the file is: ``pvc://<claim>/<path>``, ``file:///<path>``, or, for each pod to download,
-    ``https://<host>/<path>``, ``s3://<bucket>/<key>``, ``oci://<registry>/<repository>:<tag>``."""
+    ``https://<host>/<path>``, ``s3://<bucket>/<key>``, ``oci://<registry>/<repository>:<tag>``. A signed address
+    (``https://<host>/<path>?X-Amz-Signature=...``) is told without its ``?...`` wherever it is told."""
     sha256: Annotated[str, *_SHA256]
     """SHA-256 of the whole file; pods refuse any other. Of an OCI artifact, the digest of the file's layer."""
     secret_ref: LocalReference | None = None

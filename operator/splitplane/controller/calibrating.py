@@ -16,6 +16,7 @@ from splitplane.api.profiles import (
     with_leakage,
 )
 from splitplane.controller.pods import CALIBRATION_PATH, compute_threads
+from splitplane.domain.addresses import without_secrets
 from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult
 from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
 from splitplane.domain.plans import Plan
@@ -196,7 +197,7 @@ def told_of(pipeline: InferencePipeline, profile: ModelProfileSpec, what: Shares
 def commands(pipeline: InferencePipeline, profile_name: str, what: Shares) -> str:
     """What to run by hand, where the weights and real inputs are."""
     model, metadata = pipeline.spec.model, pipeline.metadata
-    weights = model.weights.uri
+    weights = without_secrets(model.weights.uri)
     if weights.startswith("pvc://"):
         weights = f"file:///PATH/{weights.rpartition('/')[2]}"
     words = [model.factory]

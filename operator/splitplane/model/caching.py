@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from splitplane.domain.addresses import without_secrets
 from splitplane.model.errors import WeightsError
 from splitplane.model.remote import TransferError, open_stream, read_credentials
 
@@ -40,7 +41,9 @@ def fetched(uri: str, sha256: str, *, folder: Path | None = None) -> Path:
     target = folder / sha256
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(_lock_of(target), f"weights {uri} are being fetched by another process of this node"):
+        with _alone(
+            _lock_of(target), f"weights {without_secrets(uri)} are being fetched by another process of this node"
+        ):
             if target.exists():
                 if sha256_of(target) == sha256:
                     status = target.stat()
@@ -50,7 +53,7 @@ def fetched(uri: str, sha256: str, *, folder: Path | None = None) -> Path:
                 target.unlink()
             _download(uri, sha256, target, read_credentials(Path(told) if told else None))
     except OSError as error:
-        raise WeightsError(f"weights {uri}: the cache {folder} cannot be written: {error}") from error
+        raise WeightsError(f"weights {without_secrets(uri)}: the cache {folder} cannot be written: {error}") from error
     return target
 
 
@@ -89,8 +92,8 @@ def _download(uri: str, sha256: str, target: Path, credentials: Mapping[str, str
     if digest != sha256:
         part.unlink()
         raise WeightsError(
-            f"weights {uri} have the wrong sha256: expected {sha256}, got {digest}: restore the file, or correct "
-            "weights.sha256"
+            f"weights {without_secrets(uri)} have the wrong sha256: expected {sha256}, got {digest}: restore the "
+            "file, or correct weights.sha256"
         )
     part.replace(target)
 
@@ -105,7 +108,9 @@ def _receive(uri: str, sha256: str, part: Path, credentials: Mapping[str, str]) 
                 stream = open_stream(uri, sha256, before, credentials)
                 if stream.start < before:
                     file.truncate(stream.start)
-                    log.warning("weights %s: the server cannot resume, so they are fetched from the start", uri)
+                    log.warning(
+                        "weights %s: the server cannot resume, so they are fetched from the start", without_secrets(uri)
+                    )
                 _make_room(part, stream.size - stream.start)
                 for chunk in stream.chunks:
                     file.write(chunk)
@@ -119,9 +124,13 @@ def _receive(uri: str, sha256: str, part: Path, credentials: Mapping[str, str]) 
             except TransferError as error:
                 failures = 0 if file.tell() > before else failures + 1
                 if failures >= ATTEMPTS:
-                    raise WeightsError(f"weights {uri} cannot be fetched: {error}: check weights.uri") from error
+                    raise WeightsError(
+                        f"weights {without_secrets(uri)} cannot be fetched: {error}: check weights.uri"
+                    ) from error
                 pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**failures)
-                log.warning("weights %s: %s; going on at byte %d in %.1f s", uri, error, file.tell(), pause)
+                log.warning(
+                    "weights %s: %s; going on at byte %d in %.1f s", without_secrets(uri), error, file.tell(), pause
+                )
                 file.flush()
                 time.sleep(pause)
 
@@ -130,7 +139,7 @@ class _Progress:
     """Says every few seconds how far a download is."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
+        self._uri = without_secrets(uri)
         self._began = self._told = time.monotonic()
         self._first: int | None = None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from splitplane.domain.addresses import hide, without_secrets
 from splitplane.model.errors import WeightsError
 
 SCHEMES = frozenset({"http", "https", "s3", "oci"})
@@ -44,14 +45,17 @@ def open_stream(uri: str, sha256: str, offset: int, credentials: Mapping[str, st
     Raises :class:`WeightsError` where trying again is in vain, :class:`TransferError` where it is not.
     """
     parts = urlsplit(uri)
-    if parts.query or parts.fragment:
-        raise WeightsError(f"weights {uri}: an address with ? or # is not supported: give keys in weights.secretRef")
+    if parts.fragment or (parts.query and parts.scheme not in ("http", "https")):
+        raise WeightsError(
+            f"weights {without_secrets(uri)}: an address with # is not supported, nor with ? but of https://: give keys"
+            " in weights.secretRef"
+        )
     try:
         if parts.scheme == "oci":
             return _open_blob(uri, sha256, offset, credentials)
         return _open_object(uri, offset, credentials)
     except ImportError as error:
-        raise WeightsError(f"weights {uri}: {error}: pip install 'splitplane[runtime]'") from error
+        raise WeightsError(f"weights {without_secrets(uri)}: {error}: pip install 'splitplane[runtime]'") from error
 
 
 def read_credentials(folder: Path | None) -> dict[str, str]:
@@ -82,18 +86,21 @@ def _open_object(uri: str, offset: int, credentials: Mapping[str, str]) -> Strea
             # A server without ranges answers with the whole file, which the library takes for an error.
             found, start = obstore.get(store, path), 0
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise WeightsError(f"weights {uri}: access denied: check weights.secretRef ({_told(error)})") from error
+        advice = "check weights.secretRef"
+        if urlsplit(uri).query:
+            advice = "if the address was signed, that may have run out: sign weights.uri anew"
+        raise WeightsError(f"weights {without_secrets(uri)}: access denied: {advice} ({_told(error, uri)})") from error
     except FileNotFoundError as error:
-        raise WeightsError(f"weights {uri}: there is no such file: correct weights.uri") from error
+        raise WeightsError(f"weights {without_secrets(uri)}: there is no such file: correct weights.uri") from error
     except (BaseError, ValueError) as error:
-        raise TransferError(_told(error)) from error
+        raise TransferError(_told(error, uri)) from error
 
     def chunks() -> Iterator[bytes]:
         try:
             for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
         except (BaseError, OSError) as error:
-            raise TransferError(_told(error)) from error
+            raise TransferError(_told(error, uri)) from error
 
     return Stream(found.meta["size"], start, chunks())
 
@@ -119,10 +126,13 @@ def _store(uri: str, credentials: Mapping[str, str]) -> tuple[Any, str]:
     authorization = _authorization(credentials)
     if authorization:
         if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
-            raise WeightsError(f"weights {uri}: credentials are not sent without TLS: use https://")
+            raise WeightsError(f"weights {without_secrets(uri)}: credentials are not sent without TLS: use https://")
         options["default_headers"] = {"Authorization": authorization}
     options["allow_http"] = parts.scheme == "http"
-    return HTTPStore.from_url(f"{parts.scheme}://{parts.netloc}", client_options=options, retry_config=retries), path  # type: ignore[arg-type]
+    root = (
+        f"{parts.scheme}://{parts.netloc}{f'?{parts.query}' if parts.query else ''}"  # the path goes before the query
+    )
+    return HTTPStore.from_url(root, client_options=options, retry_config=retries), path  # type: ignore[arg-type]
 
 
 def _authorization(credentials: Mapping[str, str]) -> str | None:
@@ -146,8 +156,9 @@ def _open_blob(uri: str, sha256: str, offset: int, credentials: Mapping[str, str
         size = next((int(layer["size"]) for layer in layers if layer["digest"] == f"sha256:{sha256}"), None)
         if size is None:
             raise WeightsError(
-                f"weights {uri}: no layer has the digest sha256:{sha256}; it has {_layers(layers)}: push the file "
-                "itself, not an archive of it (oras push REFERENCE model.safetensors), or correct weights.sha256"
+                f"weights {without_secrets(uri)}: no layer has the digest sha256:{sha256}; it has "
+                f"{_layers(layers)}: push the file itself, not an archive of it (oras push REFERENCE "
+                "model.safetensors), or correct weights.sha256"
             )
         # What is compressed on the way has another size, and cannot be resumed.
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={offset}-"} if offset else {})}
@@ -160,19 +171,23 @@ def _open_blob(uri: str, sha256: str, offset: int, credentials: Mapping[str, str
         if response.status_code not in (200, 206):
             raise TransferError(f"{response.status_code} {response.reason}")
     except requests.RequestException as error:
-        raise TransferError(_told(error)) from error
+        raise TransferError(_told(error, uri)) from error
     except ValueError as error:  # what the client raises for every answer but 200
         if any(word in str(error) for word in ("404", "Not Found", "not found", "unknown")):
-            raise WeightsError(f"weights {uri}: there is no such artifact ({_told(error)})") from error
+            raise WeightsError(
+                f"weights {without_secrets(uri)}: there is no such artifact ({_told(error, uri)})"
+            ) from error
         if any(word in str(error) for word in ("401", "403", "authentic", "nauthorized", "enied")):
-            raise WeightsError(f"weights {uri}: access denied: check weights.secretRef ({_told(error)})") from error
-        raise TransferError(_told(error)) from error
+            raise WeightsError(
+                f"weights {without_secrets(uri)}: access denied: check weights.secretRef ({_told(error, uri)})"
+            ) from error
+        raise TransferError(_told(error, uri)) from error
 
     def chunks() -> Iterator[bytes]:
         try:
             yield from response.iter_content(CHUNK_BYTES)
         except (requests.RequestException, OSError) as error:
-            raise TransferError(_told(error)) from error
+            raise TransferError(_told(error, uri)) from error
         finally:
             response.close()
 
@@ -231,5 +246,5 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _told(error: Exception) -> str:
-    return " ".join(str(error).partition("Debug source")[0].split())[:300]
+def _told(error: Exception, uri: str) -> str:
+    return hide(" ".join(str(error).partition("Debug source")[0].split()), uri)[:300]

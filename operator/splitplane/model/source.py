@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from splitplane.domain.addresses import without_secrets
 from splitplane.domain.codecs import DATATYPE_BYTES
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model.errors import FactoryError
@@ -28,6 +29,11 @@ class ModelSource:
     weights_uri: str | None
     weights_sha256: str | None
     inputs: tuple[TensorSpec, ...]
+
+    @property
+    def told_uri(self) -> str:
+        """The address of the weights as it may be told."""
+        return without_secrets(self.weights_uri or "")
 
     @classmethod
     def from_json(cls, text: str) -> "ModelSource":

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import torch
 from safetensors import SafetensorError, safe_open
 
+from splitplane.domain.addresses import without_secrets
 from splitplane.model.caching import fetched, sha256_of
 from splitplane.model.checkpoints import is_checkpoint, load_checkpoint
 from splitplane.model.errors import WeightsError
@@ -49,12 +50,12 @@ class WeightsFile:
             digest = sha256_of(path)
         except OSError as error:
             raise WeightsError(
-                f"cannot read the weights {source.weights_uri}: {error.strerror} ({path}): check weights.uri, and "
+                f"cannot read the weights {source.told_uri}: {error.strerror} ({path}): check weights.uri, and "
                 "that the volume is mounted on this node"
             ) from error
         if source.weights_sha256 not in (None, digest):
             raise WeightsError(
-                f"weights {source.weights_uri} have the wrong sha256: expected {source.weights_sha256}, got {digest}: "
+                f"weights {source.told_uri} have the wrong sha256: expected {source.weights_sha256}, got {digest}: "
                 "restore the file, or correct weights.sha256"
             )
         return cls(path, digest)
@@ -144,11 +145,13 @@ def _local_path(source: ModelSource) -> Path:
     parts = urlsplit(uri)
     if parts.scheme in SCHEMES:
         if source.weights_sha256 is None:
-            raise WeightsError(f"weights {uri}: give weights.sha256, by which downloads are checked and kept")
+            raise WeightsError(
+                f"weights {without_secrets(uri)}: give weights.sha256, by which downloads are checked and kept"
+            )
         return fetched(uri, source.weights_sha256)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise WeightsError(
-            f"weights {uri}: a pod reads file:///path, https://, s3://bucket/key or oci://registry/repository:tag; "
-            "a claim is pvc://claim/path in weights.uri"
+            f"weights {without_secrets(uri)}: a pod reads file:///path, https://, s3://bucket/key or "
+            "oci://registry/repository:tag; a claim is pvc://claim/path in weights.uri"
         )
     return Path(unquote(parts.path))

@@ -184,7 +184,7 @@ TWINS = [
     Twins(_pitch_tracker, "spec/model/weights/uri", "pvc://models/../a", "pvc://models/..a", "without . or .. in it"),
     Twins(_pitch_tracker, "spec/model/weights/uri", "pvc://models/a/..", "pvc://models/a/..b", "without . or .. in it"),
     Twins(_pitch_tracker, "spec/model/weights/uri", "file:///models/", "file:///models/a", "must be pvc://<claim>/<path>"),
-    Twins(_pitch_tracker, "spec/model/weights/uri", "https://models.example:1/a?b", "https://models.example:1/a-b", "https://<host>/<path>"),
+    Twins(_pitch_tracker, "spec/model/weights/uri", "https://models.example:1/a#b=%2F", "https://models.example:1/a?b=%2F", "https://<host>/<path>"),
     Twins(_pitch_tracker, "spec/model/weights/uri", "s3://Models/a", "s3://models/a", "s3://<bucket>/<key>"),
     Twins(_pitch_tracker, "spec/model/weights/uri", "oci://registry.example/models/1", "oci://registry.example/models:1", "oci://<registry>"),
     Twins(_pitch_tracker, "spec/model/weights/sha256", SHA[:-1], SHA, "64 lower-case hexadecimal digits"),
