@@ -12,13 +12,15 @@ class Link:
 
     A ``shared`` one has one queue for all connections over it, first come, first served, in each direction, as a
     router has it: a small message waits for all that came before. Otherwise each connection has the rate by itself.
-    ``is_cut``: nothing passes; what would have waits.
+    ``is_cut``: nothing passes; what would have waits. ``strands``: for good, as with TCP, whose next try is as far away
+    again as the cut is old; connections that are made later pass.
     """
 
     rate: float
     delay: float
     shared: bool = False
     is_cut: bool = False
+    strands: bool = False
     departures: dict[bool, float] = field(default_factory=dict)
     """When the queue of a direction will be empty."""
 
@@ -51,8 +53,10 @@ async def relay(address: str, target: str, link: Link) -> AsyncIterator[None]:
         while True:
             due, data = await queue.get()
             await asyncio.sleep(due - loop.time())
-            while link.is_cut:  # noqa: ASYNC110 - a flag that a test sets
+            while link.is_cut:
                 await asyncio.sleep(0.02)
+                if link.strands:
+                    await asyncio.Event().wait()
             writer.write(data)
             queue.task_done()
 

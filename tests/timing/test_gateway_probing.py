@@ -69,6 +69,37 @@ async def test_an_idle_link_is_measured_followed_and_reported_down() -> None:
     await server.stop(0)
 
 
+async def test_an_idle_link_whose_cut_caught_a_payload_is_measured_again_as_soon_as_it_is_back() -> None:
+    """What was on its way when the link was cut tells nothing of it, and nobody waits for it."""
+    router = Router(tier="edge", metrics=GatewayMetrics(CollectorRegistry(), namespace="default", pipeline="small"))
+    near, far = f"{free_address()}:9000", f"{free_address()}:9000"
+    router.apply(table(1, ALONE, links=[{"source": "edge", "target": "cloud", "probes": [near]}]))
+    link, rate, loop = Link(rate=1e5, delay=0.005, shared=True, strands=True), 1e5, asyncio.get_running_loop()
+
+    def bandwidth() -> float | None:
+        return router.links.bandwidth(EDGE_CLOUD, router.clock())
+
+    def payload_crosses() -> bool:
+        return link.departures.get(True, 0.0) > loop.time() + 0.08
+
+    server = await target_at(far)
+    async with relay(near, far, link):
+        probing = asyncio.create_task(Prober(router).run())
+        for _ in range(2):
+            await until(lambda: bandwidth() is not None)
+            await until(payload_crosses, seconds=60)
+            link.is_cut = True
+            await until(lambda: EDGE_CLOUD in router.links.down)
+            await asyncio.sleep(1.0)
+            link.is_cut = False
+            await until(lambda: EDGE_CLOUD not in router.links.down)
+            await until(lambda: bandwidth() is not None, seconds=3)
+            assert bandwidth() == pytest.approx(rate, rel=0.5)
+        probing.cancel()
+        await asyncio.gather(probing, return_exceptions=True)
+    await server.stop(0)
+
+
 @dataclass
 class Probes:
     """What reaches the link target: bytes of each payload."""

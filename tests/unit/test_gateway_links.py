@@ -212,6 +212,27 @@ def test_a_link_that_stays_down_is_told_to_pass_nothing_until_it_answers_again()
     assert book.estimates(after + TRUST_SECONDS) == {link: LinkEstimate(None, None)}
 
 
+def test_what_was_on_its_way_in_a_cut_tells_nothing_of_the_links_rate() -> None:
+    book, now = link_book(), 100.0
+    pulse = book.pulse(EDGE_CLOUD, now)
+    pulse.asked()
+    while EDGE_CLOUD not in book.down:
+        now += TICK_SECONDS
+        book.tick(EDGE_CLOUD, now)
+    cut, back = now, now + 5.0
+    trace = (HopTrace("c", "cloud", 0, 3, queue=0.0, decode=0.0, compute=0.0, encode=0.0, server=0.0),)
+
+    def answered(at: float, seconds: float) -> float | None:
+        book.observe(Call(InferResponse("m", ()), "a", seconds, SIZE, 10), trace, at)
+        return book.estimator(EDGE_CLOUD).estimate(at).bandwidth_bytes_per_second
+
+    assert answered(back, back - cut) is None
+    book.tick(EDGE_CLOUD, back + 2 * TRUST_SECONDS)
+    assert EDGE_CLOUD not in book.down
+    assert answered(back + 4.0, 9.0) is None
+    assert answered(back + 4.0, 0.25) == pytest.approx(SIZE / 0.25, rel=0.01)
+
+
 @given(rate=st.floats(min_value=10e3, max_value=1e9))
 def test_a_payload_takes_about_45_ms_within_its_bounds(rate: float) -> None:
     size = payload_bytes(rate)

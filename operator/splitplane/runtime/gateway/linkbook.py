@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 
 from splitplane.runtime.gateway.linkqueues import LinkQueue
 from splitplane.runtime.gateway.links import LinkEstimate, LinkEstimator
@@ -38,6 +39,7 @@ class LinkBook:
         self._pulses: dict[LinkName, Pulse] = {}
         self._queues: defaultdict[LinkName, LinkQueue] = defaultdict(LinkQueue)
         self._fall: asyncio.Future[None] | None = None
+        self._back: dict[LinkName, float] = {}
         self.down: dict[LinkName, float] = {}
 
     def estimator(self, link: LinkName) -> LinkEstimator:
@@ -64,6 +66,7 @@ class LinkBook:
         elif not pulse.down and link in self.down:
             logger.info("link %s to %s: answers again", *link)
             del self.down[link]
+            self._back[link] = now
             self._on_change()
 
     def forsake(self, link: LinkName) -> None:
@@ -107,6 +110,9 @@ class LinkBook:
                 pulse.heard(now)
             queue, handed, passed = self._queues[link], now - call.seconds + crossing.before, now - crossing.after
             queue.passed(handed, passed, size, crossing.before if index else None)
+            # What was on its way in a cut tells how long that was.
+            if link in self.down or now - call.seconds < self._back.get(link, -inf):
+                continue
             if (rate := self.estimator(link).transfer(now, size, seconds)) is not None:
                 queue.told(rate, handed, passed, size)
 

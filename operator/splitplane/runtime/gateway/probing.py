@@ -4,14 +4,16 @@ Where no answer has crossed for a moment, the far end's link target is asked for
 known within two seconds, and one that heals soon after. Under traffic an echo is sent once a round, for the delay, and
 only as long as what crosses leaves that in doubt. If ordinary traffic told no bandwidth in a round, a payload is sent
 that takes about 45 ms at the present estimate. What payloads may take in all is budgeted: 2 % of the
-time, saved up to one second for when a link has become much slower. A first payload's time is checked by a second one
-at once, on credit: it may have been slow for any reason, and would be believed until the budget allows the next.
+time, saved up to one second for when a link has become much slower. On credit goes one where nothing is known at all,
+and a second one at once: a first payload may have been slow for any reason, and would be believed until the budget
+allows the next.
 """
 
 import asyncio
 import logging
 import os
 import time
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -160,9 +162,8 @@ class _LinkProber:
         estimator, rounds = self._router.links.estimator(self._name), 0
         while True:
             # The first rounds are short: what starts, and what heals, should soon be known.
-            await asyncio.sleep(
-                min(PULSE_SECONDS, self._round_seconds) if rounds < FIRST_ROUNDS else self._round_seconds
-            )
+            pause = min(PULSE_SECONDS, self._round_seconds) if rounds < FIRST_ROUNDS else self._round_seconds
+            await asyncio.wait({self._router.links.fall()}, timeout=pause)
             if self._name in self._router.links.down:
                 rounds = 0
                 continue
@@ -186,14 +187,22 @@ class _LinkProber:
             or links.backlog_seconds(self._name, now) > PAYLOAD_SECONDS
         ):
             return
-        if not (self._budget.allows(now) or estimator.doubtful(now)):
+        bandwidth = estimator.estimate(now).bandwidth_bytes_per_second
+        if not (self._budget.allows(now) or bandwidth is None or estimator.doubtful(now)):
             return
-        size = payload_bytes(estimator.estimate(now).bandwidth_bytes_per_second)
-        seconds = await self._send(self._payload[:size], PAYLOAD_TIMEOUT_SECONDS)
-        if self._name in links.down:
-            return
+        size = payload_bytes(bandwidth)
+        sending = asyncio.create_task(self._send(self._payload[:size], PAYLOAD_TIMEOUT_SECONDS))
+        try:
+            while not sending.done():
+                awaited: set[asyncio.Future[Any]] = {sending, links.fall()}
+                await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+                if self._name in links.down:
+                    # It tells nothing, and TCP tries again about as much later as the link has been away.
+                    return
+        finally:
+            sending.cancel()
         # A payload that does not arrive, over a link that echoes, still says that the rate is no higher than this.
-        seconds = PAYLOAD_TIMEOUT_SECONDS if seconds is None else seconds
+        seconds = PAYLOAD_TIMEOUT_SECONDS if (taken := sending.result()) is None else taken
         links.probed(self._name, self._router.clock(), size, seconds)
         # The round trip occupies nobody: only the time that the payload itself takes is the link's.
         delay = estimator.estimate(now).delay_seconds or 0.0
