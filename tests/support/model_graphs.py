@@ -327,6 +327,18 @@ class Normalised(nn.Module):
         return x
 
 
+class Noisy(nn.Module):
+    """Answers that depend on what is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.layers[1](torch.tanh(self.layers[0](x))))
+        return self.layers[2](x + torch.randn_like(x))
+
+
 class Blinded(nn.Module):
     """Noise and orders that are drawn at each call, without any input, and undone layers later."""
 

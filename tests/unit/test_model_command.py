@@ -1,6 +1,7 @@
 """``splitplane model``: cuts listed and checked from the command line."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from splitplane.cli import app
 from tests.support.command_output import unwrapped
+from tests.support.file_servers import digest_of, web_server
 from tests.support.model_zoo import HAND_MADE, VECTOR, Model
 
 SKIPS = next(model for model in HAND_MADE if model.name == "LongSkips")
@@ -75,6 +77,24 @@ def test_check_compares_on_real_inputs_where_they_are_given(tmp_path: Path) -> N
     assert "batch1,3┃" in unwrapped(run(*arguments))
     save_file({"y": torch.randn(4, 64)}, inputs)
     assert "lackstheinputx" in unwrapped(run(*arguments, code=2))
+
+
+def test_check_tells_how_far_a_download_of_the_weights_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    source = SKIPS.source(tmp_path)
+    assert source.weights_uri is not None
+    weights = Path(source.weights_uri.removeprefix("file://"))
+    monkeypatch.setenv("SPLITPLANE_WEIGHTS_CACHE", str(tmp_path / "cache"))
+    with web_server(weights.parent) as port:
+        uri, sha256 = f"http://127.0.0.1:{port}/{weights.name}", digest_of(weights.read_bytes())
+        run("check", SKIPS.factory, "--input", "x:FP32:-1,64", "--weights", uri, "--sha256", sha256)
+        assert f"weights {uri}: 0 of 0 MB" in caplog.text
+        wrong = unwrapped(
+            run("check", SKIPS.factory, "--input", "x:FP32:-1,64", "--weights", uri, "--sha256", "0" * 64, code=2)
+        )
+    assert "havethewrongsha256" in wrong
 
 
 def test_check_tells_which_batch_a_range_fails_on_and_why(tmp_path: Path) -> None:

@@ -63,6 +63,12 @@ def test_a_range_that_fails_on_a_batch_is_told_with_its_reason_beside_those_that
         assert ("batch from 1 to 5" in each.failure) is (each.batch > 5)
 
 
+def test_a_model_that_draws_other_numbers_at_each_call_is_not_called_equal(tmp_path: Path) -> None:
+    model = Model("noisy", "tests.support.model_graphs:Noisy", VECTOR)
+    with pytest.raises(FactoryError, match=r"Noisy as it is gives other outputs at each call .* draws random numbers"):
+        compare(model.source(tmp_path), model.samples(BATCHES))
+
+
 def test_a_model_that_fails_as_it_is_is_told_so(tmp_path: Path) -> None:
     model = Model("refuses", "tests.support.model_graphs:RefusesMany", VECTOR)
     with pytest.raises(

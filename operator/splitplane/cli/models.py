@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -34,15 +35,26 @@ _SHAPE_ENTRY = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<size>[1-9]\d*)")
 def source_of(
     factory: str, inputs: list[str], weights: str | None, sha256: str | None, folders: list[Path] | None
 ) -> "ModelSource":
-    """Raises ``typer.BadParameter`` that says what to write instead, or what to install."""
+    """A model whose weights are on this machine, or are fetched now, and how far that is is told.
+
+    Raises ``typer.BadParameter`` that says what to write instead, or what to install.
+    """
     specs = tuple(_input(text) for text in inputs)
     try:
-        from splitplane.model import ModelSource
+        from splitplane.model import ModelError, ModelSource
+        from splitplane.model.remote import SCHEMES
+        from splitplane.model.weights import WeightsFile
     except ImportError as error:
         raise typer.BadParameter(f"{error}: pip install 'splitplane[runtime]'") from error
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # how far a download is
     sys.path[:0] = [str(folder.resolve()) for folder in folders or ()]
-    return ModelSource(factory.partition(":")[0], factory, weights, sha256.lower() if sha256 else None, specs)
+    source = ModelSource(factory.partition(":")[0], factory, weights, sha256.lower() if sha256 else None, specs)
+    if weights is not None and urlsplit(weights).scheme in SCHEMES:
+        try:
+            WeightsFile.open(source)
+        except ModelError as error:
+            raise typer.BadParameter(str(error)) from error
+    return source
 
 
 def _input(text: str) -> TensorSpec:

@@ -5,7 +5,7 @@ Drawn at random, for what is all alike is compressed as nothing real is, and hid
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from splitplane.model.graphs import ModelGraph
 
 Tensors = dict[str, torch.Tensor]
-Run = Callable[[Tensors], object]
+Run = Callable[[Tensors], Any]
 
 _SIGNALS = (torch.uint8, torch.int8, torch.int16, torch.uint16)
 """Integers that stand for pixels or sound where they look up nothing."""
