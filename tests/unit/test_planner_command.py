@@ -185,10 +185,26 @@ def test_the_frontier_is_listed_by_cost_and_no_plan_on_it_beats_another(profile:
     assert len(table) == 7
 
 
+@pytest.mark.parametrize("command", ["plan", "explain"])
+def test_overload_is_told_in_words_with_what_is_too_busy_and_the_rate_that_is_borne(profile: str, command: str):
+    output = run(command, "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "400")
+    assert "unbounded" in line(output, "chosen")
+    assert not re.search(r"\b(inf|nan)\b", output)
+    assert (
+        "Overload of chosen: link edge to cloud would be busy for 839% of the time at 400 requests/s, more than 70%:"
+        " it holds up to 33.38/s" in output
+    )
+    assert "Overload of edge-only: stage edge:0-6 would be busy for 2018% of the time" in output
+    below = run(command, "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "33.3")
+    assert "Overload of edge-only" in below
+    assert "Overload of chosen" not in below
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--rate", "40"), "No plan bears 40 requests/s: the highest rate is 33.38/s"),
+        (("--rate", "40"), "beyond, link edge to cloud of edge:0-1|cloud:1-6 int8 is the first that is too busy"),
         (("--rate", "3.5", "--without", "edge", "--without", "cloud"), "tier edge: no ready node matches its selector"),
     ],
 )
@@ -205,6 +221,12 @@ def test_where_no_plan_is_on_the_frontier_it_tells_why(
     result = CliRunner().invoke(app, [*asked, "--json"])
     assert json.loads(result.stdout) == []
     assert says in result.stderr
+
+
+def test_numbers_that_json_has_none_for_are_null(profile: str):
+    asked = ("frontier", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "0", "--json")
+    plans = json.loads(run(*asked), parse_constant=pytest.fail)
+    assert {each["costPerThousandRequests"] for each in plans} == {None}
 
 
 def test_the_frontier_is_drawn(profile: str, tmp_path: Path):

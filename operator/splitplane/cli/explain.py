@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from splitplane.cli.conditions import Conditions
-from splitplane.cli.plans import out, show, show_routes
+from splitplane.cli.plans import out, show, show_routes, told_overloads
 from splitplane.cli.recorded import About, Log, Recorded, RecordedGrants, RecordedPool, moment
 from splitplane.cli.shared import show_grants, show_pool
 from splitplane.domain.plans import Candidate
@@ -72,13 +72,15 @@ def explain(
     for line in _lines(decision):
         out.print(line, markup=False)
     chosen = decision.target or decision.best
-    rows = [("serves", decision.current), ("chosen", chosen), ("without gates", decision.best)]
     told: list[tuple[str, Candidate]] = []
-    for name, candidate in rows:
+    for name, candidate in [("serves", decision.current), ("chosen", chosen), ("without gates", decision.best)]:
         if candidate is not None and all(candidate.plan != other.plan for _, other in told):
             told.append((name, candidate))
     rate = decision.inputs.rate_per_second if decision.inputs else conditions.rate
-    show([*told, *decision.alternatives.items()], rate=rate)
+    rows = [*told, *decision.alternatives.items()]
+    show(rows, rate=rate)
+    for line in told_overloads(snapshot, policy, rows):
+        out.print(line, markup=False)
     if decision.routes:
         show_routes(decision.routes, decision.steps)
 

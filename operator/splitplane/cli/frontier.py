@@ -1,6 +1,7 @@
 """``splitplane frontier``: all plans that none other beats in p95, cost, leak and accuracy loss."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,13 +33,22 @@ def frontier(
         typer.echo(why, err=as_json)
     if as_json:
         rows = [{**to_dict(plan), "costPerThousandRequests": per_thousand(plan, conditions.rate)} for plan in plans]
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps(_finite(rows), indent=2, allow_nan=False))
     elif plans and plot is not None:
         _draw(plans, conditions.rate, plot)
         out.print(f"{len(plans)} plans drawn into {plot}", markup=False)
     elif plans:
         out.print(f"{len(plans)} plans that no other beats, by cost", markup=False)
         show([("", plan) for plan in _spread(plans, most)], rate=conditions.rate)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON has none for: a price that is unknown, a rate without a bound."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _spread(plans: Sequence[Candidate], most: int) -> list[Candidate]:

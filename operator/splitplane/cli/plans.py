@@ -8,7 +8,8 @@ from rich.table import Table
 
 from splitplane.domain.plans import Candidate, Plan, Steps, span_text
 from splitplane.domain.snapshots import Policy, Snapshot
-from splitplane.planner import indifference
+from splitplane.planner import indifference, why_overloaded
+from splitplane.planner.explain import milliseconds as milliseconds_of
 
 out = Console(highlight=False, soft_wrap=True)
 if not out.is_terminal:
@@ -47,7 +48,7 @@ def _rates(route: Candidate, steps: Steps | None, place: int) -> str:
     """What a route bears where it is the best, from the slow ends of such bandwidths to the fast; a way out: now."""
     ends = [steps.capacities[place].at(end) for span in steps.ranges(place) for end in span] if steps else []
     ends = ends or [route.predicted.max_rate_per_second]
-    return " to ".join(dict.fromkeys((f"{min(ends):.2f}", f"{max(ends):.2f}"))) + "/s"
+    return " to ".join(dict.fromkeys((rate_text(min(ends)), rate_text(max(ends)))))
 
 
 def _cells(candidate: Candidate, rate: float) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ def _cells(candidate: Candidate, rate: float) -> tuple[str, ...]:
         number(per_thousand(candidate, rate), ".3g"),
         number(predicted.leak, ".2f"),
         number(predicted.accuracy_loss, ".2%"),
-        "any" if math.isinf(predicted.max_rate_per_second) else f"{predicted.max_rate_per_second:.2f}/s",
+        rate_text(predicted.max_rate_per_second),
         ", ".join(candidate.violations),
     )
 
@@ -77,14 +78,24 @@ def told_indifference(snapshot: Snapshot, policy: Policy, plan: Plan) -> list[st
     return lines
 
 
+def rate_text(rate: float) -> str:
+    return "any" if math.isinf(rate) else f"{rate:.2f}/s"
+
+
+def told_overloads(snapshot: Snapshot, policy: Policy, rows: Iterable[tuple[str, Candidate]]) -> list[str]:
+    """What each plan that does not bear the load is too small for, a line each."""
+    told = ((name, why_overloaded(snapshot, policy, candidate)) for name, candidate in rows)
+    return [f"Overload of {name}: {why}" for name, why in told if why]
+
+
 def per_thousand(candidate: Candidate, rate: float) -> float:
     """Cost per 1,000 requests at ``rate`` requests per second; NaN without requests."""
     return candidate.predicted.cost_per_hour / (rate * 3.6) if rate > 0.0 else math.nan
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Nothing where it is not known."""
-    return "" if seconds is None else f"{seconds * 1e3:.0f} ms"
+    """Nothing where no such number is predicted; under more load than a plan bears waits have no end."""
+    return "" if seconds is None else milliseconds_of(seconds)
 
 
 def number(value: float | None, form: str) -> str:

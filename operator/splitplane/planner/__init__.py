@@ -2,7 +2,7 @@
 
 from splitplane.planner.context import ContradictionError
 from splitplane.planner.keeping import Kept
-from splitplane.planner.planning import choose, explain, frontier, indifference, plan, why_none
+from splitplane.planner.planning import choose, explain, frontier, indifference, plan, why_none, why_overloaded
 from splitplane.planner.replay import dump_call, from_dict, load_call, to_dict
 from splitplane.planner.sites import plan_sites
 
@@ -20,4 +20,5 @@ __all__ = [
     "plan_sites",
     "to_dict",
     "why_none",
+    "why_overloaded",
 ]

@@ -1,7 +1,7 @@
 """What plans would give: latency, cost, leak, accuracy, and the limits that they break, for a whole layout at once."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,7 +85,8 @@ def evaluate(
     table = context.table
     sites = [context.sites[tier] for tier in layout.tiers]
     hops = _hops(context, layout)
-    stations: list[Station] = []
+    stages = [_stage(context, site, layout, k) for k, site in enumerate(sites)]
+    stations = _stations(context, hops, stages, bandwidths)
     cost = np.zeros(len(layout))
     constant = np.zeros(len(layout))
     leak, loss = np.zeros(len(layout)), np.full(len(layout), context.lost)
@@ -93,7 +94,6 @@ def evaluate(
     leak_measured, loss_measured = np.ones(len(layout), np.bool_), np.ones(len(layout), np.bool_)
     for k, (site, hop) in enumerate(zip(sites, hops, strict=True)):
         if hop is not None:
-            stations.append(_link(bandwidths.get((hop.source, hop.target), hop.wire.bandwidth), hop.sent, hop.share))
             constant += hop.wire.delay
             cost += egress_cost(context, hop.source, hop.sent, rate * hop.share)
         if hop is not None and not site.tier.trusted:
@@ -105,19 +105,16 @@ def evaluate(
             loss = loss + table.loss[place]
             steps = steps + loss_steps(table.loss[place])
             loss_measured &= table.loss_measured[place]
-        stage = _stage(context, site, layout, k)
-        stations.append(stage)
         cost += layout.replicas[k] * context.weight(site)
         if k in layout.pay_per_use and site.tier.pay_per_use is not None:
+            stage = stages[k]
             here, service = rate * stage.share, stage.service if stage.seen is None else stage.seen
             share = overflow_share(stage.servers, here * service, context.arrival_scv)
             cost += share * use_cost(site.tier.pay_per_use, service, here)
     for hop in reversed(hops):
         if hop is not None:
             answer = np.full(len(layout), context.answer_bytes)
-            back = context.wires[hop.target, hop.source]
-            stations.append(_link(bandwidths.get((hop.target, hop.source), back.bandwidth), answer, hop.share))
-            constant += back.delay
+            constant += context.wires[hop.target, hop.source].delay
             cost += egress_cost(context, hop.target, answer, rate * hop.share)
     response = respond(stations, constant=constant, rate=rate, arrival_scv=context.arrival_scv)
     max_rate = response.capacity * context.policy.max_utilization
@@ -140,6 +137,13 @@ def evaluate(
         loss_measured=loss_measured,
         loss_steps=steps,
     )
+
+
+def stations_of(context: Context, layout: Layout) -> list[Station]:
+    """All that requests pass in turn, and answers on their way back. Raises ``KeyError`` as ``evaluate`` does."""
+    context = context.of(layout.variant)
+    stages = [_stage(context, context.sites[tier], layout, k) for k, tier in enumerate(layout.tiers)]
+    return _stations(context, _hops(context, layout), stages, {})
 
 
 def assess(context: Context, plan: Plan) -> Candidate:
@@ -288,6 +292,23 @@ class _Hop:
     codec: Ints | int
     sent: Array
     share: Array | float
+
+
+def _stations(
+    context: Context, hops: Sequence["_Hop | None"], stages: Sequence[Station], bandwidths: Mapping[Direction, Array]
+) -> list[Station]:
+    """All that a request passes in turn: to each stage over its link, if there is one, and back over these."""
+    found = []
+    for hop, stage in zip(hops, stages, strict=True):
+        if hop is not None:
+            found.append(_link(bandwidths.get((hop.source, hop.target), hop.wire.bandwidth), hop.sent, hop.share))
+        found.append(stage)
+    for hop in reversed(hops):
+        if hop is not None:
+            back = context.wires[hop.target, hop.source]
+            answer = np.full(len(hop.sent), context.answer_bytes)
+            found.append(_link(bandwidths.get((hop.target, hop.source), back.bandwidth), answer, hop.share))
+    return found
 
 
 def _hops(context: Context, layout: Layout) -> list[_Hop | None]:

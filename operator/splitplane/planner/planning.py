@@ -10,6 +10,7 @@ from splitplane.planner import gates
 from splitplane.planner.bands import Edges, endangers, relieves
 from splitplane.planner.baselines import baselines, other_split, other_variants
 from splitplane.planner.binding import binding_limits
+from splitplane.planner.bottlenecks import bottleneck, told_overload
 from splitplane.planner.causes import FORBIDDEN, reason_of_change
 from splitplane.planner.choice import gain, severity
 from splitplane.planner.context import Context, build_context
@@ -61,10 +62,21 @@ def why_none(snapshot: Snapshot, policy: Policy) -> str:
     highest = highest_rate(context)
     if not highest > 0.0:
         return f"No plan can serve: {why_nothing_fits(context)}"
+    best = best_plan(context)
+    busiest = None if best is None else bottleneck(context, best.plan)
+    first = f"; beyond, {busiest.name} of {best.plan} is the first that is too busy" if best and busiest else ""
     return (
         f"No plan bears {context.rate:g} requests/s: the highest rate is {highest:.2f}/s, with all stages and links"
-        f" busy for at most {context.policy.max_utilization:.0%} of the time"
+        f" busy for at most {context.policy.max_utilization:.0%} of the time{first}"
     )
+
+
+def why_overloaded(snapshot: Snapshot, policy: Policy, candidate: Candidate) -> str:
+    """Which stage or link of a plan the load is too much for, and which load it bears; empty where it bears it, or
+    nothing is known of it."""
+    if "utilization" not in candidate.violations:
+        return ""
+    return told_overload(build_context(snapshot, policy), candidate.plan, candidate.predicted.max_rate_per_second)
 
 
 def indifference(snapshot: Snapshot, policy: Policy, plan: Plan) -> tuple[Indifference, ...]:
