@@ -37,8 +37,14 @@ class Embedded(Site):
         self.cluster = cluster
 
     def begin(self) -> None:
-        install.install(self.cluster, helm=binaries.ensure("helm"), chart=install.find_chart(), settings=WINDOWS)
+        self.upgrade("")
         super().begin()
+
+    def upgrade(self, release: str) -> None:
+        tags = [f"image.{name}.tag={release}" for name in ("operator", "runtime") if release]
+        install.install(
+            self.cluster, helm=binaries.ensure("helm"), chart=install.find_chart(), settings=(*WINDOWS, *tags)
+        )
 
     def running(self) -> Counter[str]:
         """Pods, and processes of the whole cluster by their program."""

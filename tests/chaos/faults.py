@@ -72,17 +72,16 @@ def _scaling(site: Site, scale: float) -> str:
 
 
 def _update(site: Site, scale: float) -> str:
-    before = {pod["metadata"]["name"] for pod in site.pods("stage")}
-    for image in (site.next_image, ""):
-        site.apply(partitioning=split(1), image=image)
+    for release in (site.next_release, ""):
+        before = site.serving()
+        site.upgrade(release)
 
         def updated(old: set[str] = before) -> bool:
-            return not old & {pod["metadata"]["name"] for pod in site.pods("stage")}
+            return not old & site.serving() and len(site.gateways()) == 2
 
-        cases.wait(updated, seconds=120, what="pods of the new image only")
+        cases.wait(updated, seconds=240, what="pods of the new images only")
         site.settled(SPLIT)
-        before = {pod["metadata"]["name"] for pod in site.pods("stage")}
-    return "to a new runtime image and back"
+    return "new images of operator, gateways and stages, and back"
 
 
 def _operator_killed(site: Site, scale: float) -> str:

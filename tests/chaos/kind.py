@@ -31,21 +31,24 @@ class OnKind(Site):
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         super().__init__(cluster.kubectl, cluster.kubeconfig, folder)
-        self.cluster = cluster
+        self.cluster, self.images = cluster, images_in_use(cluster)
 
     def begin(self) -> None:
         self._clear()  # what a killed run has left
-        images = images_in_use(self.cluster)
-        self.next_image = f"{images.runtime}-next"
-        tag_on_nodes(self.cluster, images.runtime, self.next_image)
-        self.cluster.install_chart(images, *WINDOWS)
+        for image in (self.images.operator, self.images.runtime):
+            tag_on_nodes(self.cluster, image, f"{image}-{self.next_release}")
+        self.upgrade("")
         super().begin()
         (self.cloud_node,) = {pod["spec"]["nodeName"] for pod in self.pods("stage", **{"splitplane.dev/tier": "cloud"})}
 
-    def end(self, images: Images) -> None:
+    def end(self) -> None:
         """The cluster as it was, for one that stays."""
         self._clear()
-        self.cluster.install_chart(images)
+        self.cluster.install_chart(self.images)
+
+    def upgrade(self, release: str) -> None:
+        names = (f"{image}-{release}" if release else image for image in (self.images.operator, self.images.runtime))
+        self.cluster.install_chart(Images(*names), *WINDOWS)
 
     def _clear(self) -> None:
         self._kubectl("delete", "namespace", self.ns.name, "--ignore-not-found", timeout=120)
@@ -94,11 +97,11 @@ def site(say: Callable[[str], None]) -> Iterator[Site]:
         tempfile.TemporaryDirectory() as folder,
         lifecycle.running(Console(stderr=True), say=say) as cluster,
     ):
-        made, images = OnKind(cluster, Path(folder)), images_in_use(cluster)
+        made = OnKind(cluster, Path(folder))
         say("Measuring and starting the pipeline")
         try:
             made.begin()
             with made.client():
                 yield made
         finally:
-            made.end(images)
+            made.end()

@@ -44,8 +44,8 @@ class Site:
     """That one among its like, in words."""
     edge_node: str
     """One that has a stage and a gateway."""
-    next_image = "splitplane/runtime:next"
-    """Another image for stages."""
+    next_release = "next"
+    """What tells the images of another release from those that serve."""
 
     def __init__(self, kubectl: Path, kubeconfig: Path, folder: Path) -> None:
         self.kubeconfig, self.folder = kubeconfig, folder
@@ -73,10 +73,8 @@ class Site:
         self.apply(partitioning=split(1))
         self.settled(SPLIT, edge=2, cloud=2, seconds=240)
 
-    def apply(self, *, edge: int = 2, cloud: int = 2, image: str = "", **spec: Any) -> None:
+    def apply(self, *, edge: int = 2, cloud: int = 2, **spec: Any) -> None:
         model = cases.model(sha256(cases.weights()).hexdigest())
-        if image:
-            model["image"] = image
         tiers = [
             cases.tier(name, replicas={"min": count, "max": count})
             for name, count in (("edge", edge), ("cloud", cloud))
@@ -107,6 +105,10 @@ class Site:
         found = self.ns.items("pods", f"--selector={selector}")
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
+    def serving(self) -> set[str]:
+        """Names of the pods of gateways and stages that are to stay."""
+        return {pod["metadata"]["name"] for component in ("gateway", "stage") for pod in self.pods(component)}
+
     def gateways(self) -> list[str]:
         """Names of the gateway's pods that are ready."""
         return [pod["metadata"]["name"] for pod in self.pods("gateway") if _ready(pod)]
@@ -131,6 +133,10 @@ class Site:
 
     def replace_operator(self) -> None:
         """End the operator at once, without a word, and let its Deployment start another."""
+        raise NotImplementedError
+
+    def upgrade(self, release: str) -> None:
+        """Upgrade Splitplane to the images of another release; the empty one is that which serves first."""
         raise NotImplementedError
 
     def link(self, *, down: bool) -> None:
