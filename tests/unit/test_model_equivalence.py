@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from splitplane.domain.profiles import TensorSpec
 from splitplane.model import FactoryError
 from splitplane.model.equivalence import BATCHES, TOLERANCE, compare, every_segment, relative_error
 from tests.support.model_zoo import HAND_MADE, SMALL, TRAINED, VECTOR, Model
@@ -67,6 +68,20 @@ def test_a_model_that_draws_other_numbers_at_each_call_is_not_called_equal(tmp_p
     model = Model("noisy", "tests.support.model_graphs:Noisy", VECTOR)
     with pytest.raises(FactoryError, match=r"Noisy as it is gives other outputs at each call .* draws random numbers"):
         compare(model.source(tmp_path), model.samples(BATCHES))
+
+
+def test_an_encoder_is_held_against_its_layers_as_they_are_written_and_its_fast_path_is_told_of(tmp_path: Path) -> None:
+    inputs = TensorSpec("x", "FP32", (6, 64)), TensorSpec("lengths", "INT64", ())
+    model = Model("padded", "tests.support.model_graphs:Padded", inputs)
+    notes: list[str] = []
+    samples = {3: {"x": torch.randn(3, 6, 64), "lengths": torch.tensor([6, 4, 2])}}
+    differences = compare(model.source(tmp_path), samples, note=notes.append)
+    assert [each for each in differences if not each.error <= TOLERANCE] == []
+    [note] = notes
+    assert "takes torch's fast path for attention, whose answers differ" in note
+    notes.clear()
+    compare(model.source(tmp_path), {3: {**samples[3], "lengths": torch.tensor([6, 6, 6])}}, note=notes.append)
+    assert not notes
 
 
 def test_a_model_that_fails_as_it_is_is_told_so(tmp_path: Path) -> None:

@@ -112,13 +112,16 @@ def check(
 
     given: Samples | Draw = partial(drawn_batches, batches=BATCHES)
     batches: tuple[int, ...] = BATCHES
+    notes: list[str] = []
     try:
         if calibration is not None:
             real = read_calibration(calibration, source.inputs, most=max(BATCHES))
             batches = tuple(batch for batch in BATCHES if batch <= real.samples)
             given = {batch: real.first(batch).inputs for batch in batches}
         with Console(stderr=True).status(f"exporting {factory}") as status:
-            differences = compare(source, given, progress=lambda way: status.update(f"compared {way}"))
+            differences = compare(
+                source, given, progress=lambda way: status.update(f"compared {way}"), note=notes.append
+            )  # fmt: skip
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
     worst: defaultdict[str, float] = defaultdict(float)
@@ -132,7 +135,13 @@ def check(
     if as_json:
         # JSON knows no infinity, which stands for another shape, integer or NaN, and for what failed.
         told = {name: largest if largest <= sys.float_info.max else None for name, largest in worst.items()}
-        report = {"equal": right, "tolerance": TOLERANCE, "largestRelativeError": told, "failures": failures}
+        report = {
+            "equal": right,
+            "tolerance": TOLERANCE,
+            "largestRelativeError": told,
+            "failures": failures,
+            "notes": notes,
+        }
         typer.echo(json.dumps(report, indent=2))
     else:
         table = Table("divided at", f"largest error at batch {', '.join(map(str, batches))}", "")
@@ -143,6 +152,8 @@ def check(
         for name, by_batch in failures.items():
             for batch, why in by_batch.items():
                 out.print(f"{name}, batch {batch}: {why}", markup=False, soft_wrap=True)
+        for text in notes:
+            out.print(f"{factory}: {text}.", markup=False, soft_wrap=True)
     if not right:
         raise typer.Exit(1)
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from splitplane.model.errors import FactoryError, ModelError
 from splitplane.model.graphs import ModelGraph, export
@@ -37,6 +39,7 @@ Samples = Mapping[int, Mapping[str, torch.Tensor]]
 """Inputs by their batch size."""
 Draw = Callable[[ModelGraph, Run], Samples]
 """Makes inputs for a model, given its graph and what runs it as it is."""
+_Answer = TypeVar("_Answer")
 
 # A process is forked from a server that has the libraries imported, and nothing of a model in memory.
 _SERVER = multiprocessing.get_context("forkserver")
@@ -66,6 +69,14 @@ class _Given:
     failures: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """Which batches the whole did not come through, and why; and what is odd about it."""
+
+    failures: dict[int, str]
+    note: str = ""
+
+
 def every_cut(last: int) -> Iterable[Way]:
     """Both sides of every cut, and the whole model as one range."""
     yield (0, last)
@@ -83,8 +94,9 @@ def compare(
     ways: Ways = every_cut,
     *,
     progress: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[Difference]:
-    """Run a model in several ways, and as it is.
+    """Run a model in several ways, and as it is; ``note`` is told what is odd about it as it is.
 
     Raises :class:`ModelError` if it cannot be loaded or split, or fails as it is on these samples.
     """
@@ -97,8 +109,11 @@ def compare(
         worker.start()
         sender.close()
         try:
-            while isinstance(message := receiver.recv(), str):
-                progress(message)
+            while isinstance(message := receiver.recv(), str | _Whole):
+                if isinstance(message, str):
+                    progress(message)
+                elif message.note:
+                    note(message.note)
         except EOFError:
             raise RuntimeError(f"the process that exported {source.name} died, see above") from None
         finally:
@@ -116,11 +131,12 @@ def _compare(source: ModelSource, draw: Draw | None, ways: Ways, folder: Path, s
         if graph.refusal is not None:
             raise graph.refusal
         try:
-            failures = _in_process(_run_whole, graph, draw, folder / "0", folder / "whole")
+            ran = _in_process(_run_whole, graph, draw, folder / "0", folder / "whole")
         except _DiedError as error:
             raise FactoryError(f"{source.factory} as it is: {error}") from error
-        if failures:
-            told = "; ".join(f"on {batch} samples: {why}" for batch, why in failures.items())
+        sender.send(ran)
+        if ran.failures:
+            told = "; ".join(f"on {batch} samples: {why}" for batch, why in ran.failures.items())
             raise FactoryError(f"{source.factory} fails as it is, on inputs as declared, {told}")
         expected, differences = _load(folder / "whole"), []
         made: dict[Way, _Given] = {(0,): _Given(folder / "0")}
@@ -148,8 +164,8 @@ class _DiedError(Exception):
     """A process ended without a word, such as one that was killed for its memory."""
 
 
-def _in_process(target: Callable[..., dict[int, str]], *arguments: object) -> dict[int, str]:
-    """Call what runs all batches in a process of its own. Gives why it failed, for those that it did not come through.
+def _in_process(target: Callable[..., _Answer], *arguments: object) -> _Answer:
+    """Call what runs all batches in a process of its own.
 
     Raises :class:`ModelError` as the target does, and :class:`_DiedError`.
     """
@@ -165,11 +181,11 @@ def _in_process(target: Callable[..., dict[int, str]], *arguments: object) -> di
     process.join()
     if isinstance(message, ModelError):
         raise message
-    failures: dict[int, str] = message
-    return failures
+    answer: _Answer = message
+    return answer
 
 
-def _report(sender: Connection, target: Callable[..., dict[int, str]], arguments: tuple[object, ...]) -> None:
+def _report(sender: Connection, target: Callable[..., object], arguments: tuple[object, ...]) -> None:
     # Pods have no random state in common, which forked processes have.
     torch.seed()
     random.seed()
@@ -180,7 +196,9 @@ def _report(sender: Connection, target: Callable[..., dict[int, str]], arguments
         sender.send(error)
 
 
-def _run_whole(graph: ModelGraph, draw: Draw | None, given: Path, result: Path) -> dict[int, str]:
+def _run_whole(graph: ModelGraph, draw: Draw | None, given: Path, result: Path) -> _Whole:
+    # As the layers are written, and trained: torch's fast path leaves out what is padding, and part of autocast.
+    torch.backends.mha.set_fastpath_enabled(False)
     source = graph.source
     module = load_whole(source)
 
@@ -196,7 +214,22 @@ def _run_whole(graph: ModelGraph, draw: Draw | None, given: Path, result: Path) 
         _save(samples, given)
     failures = _run_each(run, given, result)
     _refuse_noise(source, run, given, result)
-    return failures
+    attends = any(isinstance(each, nn.TransformerEncoderLayer | nn.MultiheadAttention) for each in module.modules())
+    return _Whole(failures, _on_fast_path(run, given, result) if attends else "")
+
+
+def _on_fast_path(run: Run, given: Path, result: Path) -> str:
+    """What torch's fast path for attention makes of it, where that differs."""
+    torch.backends.mha.set_fastpath_enabled(True)
+    inputs = _load(given)
+    far = max((_error(run(inputs[batch]), before) for batch, before in _load(result).items()), default=0.0)
+    if far <= TOLERANCE:
+        return ""
+    told = f"by up to {far:.2g} of the largest value" if far < float("inf") else "in their form"
+    return (
+        "as it is, the model takes torch's fast path for attention, whose answers differ from those of its layers as "
+        f"they are written {told}. Parts compute what is written, and are compared with that"
+    )
 
 
 def _refuse_noise(source: ModelSource, run: Run, given: Path, result: Path) -> None:
