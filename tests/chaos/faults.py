@@ -29,8 +29,9 @@ class Lasting:
 class Fault:
     """``run`` does it and waits until the pipeline is as before; it returns a remark for the table.
 
-    ``scale`` is the share of it that a short run does. ``may_resend``: the requests that were in a gateway when it died
-    are lost to it, and their clients may send them again; in all other cases nothing reaches a client.
+    ``scale`` is the share of it that a short run does. ``may_resend``: requests that were in a gateway when it died, or
+    that met the end of their idle connection to one that left, are lost to it, and their clients may send them again;
+    in all other cases nothing reaches a client.
     """
 
     key: str
@@ -213,7 +214,7 @@ FAULTS = (
     Fault("resplits", "re-splits inside what is resident", _resplits),
     Fault("switches", "switches that move residency", _switches),
     Fault("scaling", "scale up and down", _scaling),
-    Fault("update", "rolling update", _update),
+    Fault("update", "rolling update", _update, may_resend=True),
     Fault("operator", "operator killed in a switch", _operator_killed),
     Fault("gateway", "gateway replica restarted", _gateway_restarted),
     Fault("stage", "stage pod killed", _stage_killed),
