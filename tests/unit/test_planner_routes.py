@@ -9,6 +9,7 @@ from splitplane.domain.plans import Candidate, Plan
 from splitplane.domain.snapshots import FixedPlan, Mode, PayPerUse, Preference
 from splitplane.planner import Kept, plan
 from splitplane.planner.context import build_context
+from splitplane.planner.evaluation import assess
 from splitplane.planner.routes import LIMIT, admissible, admissible_routes
 from splitplane.simulation.strategies import cloud_only
 from tests.support.planner_cases import (
@@ -71,8 +72,23 @@ def test_a_fixed_plan_gives_way_to_another_route_at_no_bandwidth_and_keeps_its_w
     for megabits in (0.1, 1, 10, 1000):
         snapshot = replace(SNAPSHOT, links=links(megabits))
         decision = plan(snapshot, replace(POLICY, mode=Mode.FIXED, fixed=fixed, codecs=("fp32",)), 0.0)
-        assert decision.steps is None
         assert [tiers(route) for route in decision.routes] == [["edge", "cloud"], ["edge"]]
+        assert decision.steps is not None
+        assert (decision.steps.starts, decision.steps.routes) == ((0.0,), (0,))
+        # Both are given what they bear at the link's bandwidth, not at that for which they were planned.
+        for there in (0.05, 2.0, 300.0):
+            context = build_context(replace(SNAPSHOT, links=links(there)), replace(POLICY, codecs=("fp32",)))
+            bear = [assess(context, route.plan).predicted.max_rate_per_second for route in decision.routes]
+            assert [each.at(there * 125e3) for each in decision.steps.capacities] == pytest.approx(bear)
+
+
+def test_a_fixed_plan_that_crosses_no_link_or_one_without_numbers_has_no_steps():
+    for stages, codecs, megabits in (
+        ((("edge", 0, 6),), (), 50),
+        ((("edge", 0, 1), ("cloud", 1, 6)), ("fp32",), Missing("no series")),
+    ):
+        policy = replace(POLICY, mode=Mode.FIXED, fixed=FixedPlan(stages, codecs), codecs=("fp32",))
+        assert plan(replace(SNAPSHOT, links=links(megabits)), policy, 0.0).steps is None
 
 
 def tiers(route: Candidate) -> list[str]:

@@ -82,11 +82,20 @@ def _admissible(context: Context, plan: Plan) -> Admissible:
     kept |= {route.plan.routing for route in spare[: max(0, LIMIT - len(kept))]}
     routes = (*first, *(route for route in others if route.plan.routing in kept))
     if not found:
-        return Admissible(routes, None)
+        return Admissible(routes, _always_first(context, plan, routes) if first else None)
     places = {route.plan.routing: place for place, route in enumerate(routes)}
     best_places = tuple(places[found.routes[each].plan.routing] for each in found.best)
     capacities = tuple(capacity(context, route.plan, found.link) for route in routes)
     return Admissible(routes, Steps(*found.link, found.starts, best_places, capacities))
+
+
+def _always_first(context: Context, plan: Plan, routes: Sequence[Candidate]) -> Steps | None:
+    """What routes bear at each bandwidth of the plan's link, of which the first is taken at any; ``None`` where nobody
+    measures that."""
+    link = next(iter(crossings(plan, context.gateway)), None)
+    if link is None or _unmeasured(context, plan):
+        return None
+    return Steps(*link, (0.0,), (0,), tuple(capacity(context, route.plan, link) for route in routes))
 
 
 def _unmeasured(context: Context, plan: Plan) -> bool:
