@@ -3,8 +3,11 @@
 A factory is ``tests.support.model_graphs:CLASS``.
 """
 
+import os
+import time
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -349,6 +352,20 @@ class Padded(nn.Module):
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return self.head(self.encoder(x, src_key_padding_mask=torch.arange(x.shape[1]) >= lengths[:, None]))
+
+
+class Slow(nn.Module):
+    """Takes a minute for its first real call, and says in which process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if type(x) is torch.Tensor and x.device.type != "meta":
+            Path(os.environ["SLOW_TEST_FOLDER"], f"running-{os.getpid()}").touch()
+            time.sleep(60)
+        return self.layers[2](torch.tanh(self.layers[1](torch.tanh(self.layers[0](x)))))
 
 
 class Blinded(nn.Module):

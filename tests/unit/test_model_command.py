@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,28 @@ def test_check_tells_how_far_a_download_of_the_weights_is(
             run("check", SKIPS.factory, "--input", "x:FP32:-1,64", "--weights", uri, "--sha256", "0" * 64, code=2)
         )
     assert "havethewrongsha256" in wrong
+
+
+def test_an_interrupted_check_ends_at_once_with_its_processes(tmp_path: Path) -> None:
+    model = Model("slow", "tests.support.model_graphs:Slow", VECTOR)
+    weights = model.source(tmp_path).weights_uri
+    assert weights is not None
+    environment = {**os.environ, "SLOW_TEST_FOLDER": str(tmp_path)}
+    program = "from splitplane.cli import app; app()"
+    arguments = ("-c", program, "model", "check", model.factory, "--input", "x:FP32:-1,64", "--weights", weights)
+    check = subprocess.Popen([sys.executable, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (running := list(tmp_path.glob("running-*"))) and check.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    check.send_signal(signal.SIGINT)
+    _, told = check.communicate(timeout=20)
+    assert check.returncode != 0
+    assert "Traceback" not in told
+    assert running
+    end = time.monotonic() + 10
+    while (alive := Path("/proc", running[0].name.removeprefix("running-")).exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive
 
 
 def test_check_tells_which_batch_a_range_fails_on_and_why(tmp_path: Path) -> None:

@@ -123,6 +123,39 @@ def test_a_server_that_cannot_resume_is_read_from_the_start(origin: Path, cache:
         server.shutdown()
 
 
+def test_a_server_in_trouble_costs_nothing_of_what_is_here_already(origin: Path, cache: Path) -> None:
+    content, ranges = origin.read_bytes(), list[str | None]()
+
+    class Troubled(http.server.BaseHTTPRequestHandler):
+        """Answers the first few requests for a range with 503, as it would any other at that time."""
+
+        def do_GET(self) -> None:
+            ranges.append(self.headers["Range"])
+            if len(ranges) <= 3:
+                self.send_response(503)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            first = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+            self.send_response(206 if first else 200)
+            self.send_header("Content-Length", str(len(content) - first))
+            if first:
+                self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            self.wfile.write(content[first:])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    cache.mkdir()
+    (cache / f"{digest_of(content)}.part").write_bytes(content[:1_234_567])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Troubled) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        check(opened(f"http://127.0.0.1:{server.server_port}/model.safetensors", origin), origin)
+        server.shutdown()
+    assert set(ranges) == {"bytes=1234567-"}
+
+
 def test_what_an_older_file_left_is_not_built_upon(origin: Path, web: int, cache: Path) -> None:
     cache.mkdir()
     (cache / f"{digest_of(origin.read_bytes())}.part").write_bytes(b"x" * 1_000_000)

@@ -7,6 +7,8 @@ the graph and no weights in memory, and draws random numbers of its own.
 
 import multiprocessing
 import random
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -116,6 +118,9 @@ def compare(
                     note(message.note)
         except EOFError:
             raise RuntimeError(f"the process that exported {source.name} died, see above") from None
+        except BaseException:  # as when the user interrupts it
+            worker.terminate()
+            raise
         finally:
             worker.join()
     if isinstance(message, ModelError):
@@ -126,6 +131,8 @@ def compare(
 
 def _compare(source: ModelSource, draw: Draw | None, ways: Ways, folder: Path, sender: Connection) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a terminal sends to all; it is for the caller to end them
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and with this one its own, which are daemons
     try:
         graph = export(source)
         if graph.refusal is not None:
@@ -170,7 +177,7 @@ def _in_process(target: Callable[..., _Answer], *arguments: object) -> _Answer:
     Raises :class:`ModelError` as the target does, and :class:`_DiedError`.
     """
     receiver, sender = _RANGES.Pipe(duplex=False)
-    process = _RANGES.Process(target=_report, args=(sender, target, arguments))
+    process = _RANGES.Process(target=_report, args=(sender, target, arguments), daemon=True)
     process.start()
     sender.close()
     try:
@@ -186,6 +193,7 @@ def _in_process(target: Callable[..., _Answer], *arguments: object) -> _Answer:
 
 
 def _report(sender: Connection, target: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Pods have no random state in common, which forked processes have.
     torch.seed()
     random.seed()

@@ -22,6 +22,8 @@ CHUNK_BYTES = 1 << 20
 _S3_KEYS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL",
 )  # fmt: skip
+_OUT_OF_RANGE = f" {HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE.value} "
+"""In what the library says of an answer."""
 _CONNECT_SECONDS, _READ_SECONDS, _TOTAL = 10, 60, "24h"
 
 
@@ -71,7 +73,7 @@ def read_credentials(folder: Path | None) -> dict[str, str]:
 def _open_object(uri: str, offset: int, credentials: Mapping[str, str]) -> Stream:
     """From a web server or an S3-compatible store."""
     import obstore
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
 
     try:
         store, path = _store(uri, credentials)
@@ -80,10 +82,11 @@ def _open_object(uri: str, offset: int, credentials: Mapping[str, str]) -> Strea
             start = offset
         except (FileNotFoundError, PermissionDeniedError, UnauthenticatedError):
             raise
-        except BaseError:
-            if not offset:
+        except BaseError as error:
+            # A server without ranges answers with the whole file, which the library takes for an error; and what is
+            # here may be longer than the file. Of any other trouble what is here already is no part.
+            if not offset or not (isinstance(error, NotSupportedError) or _OUT_OF_RANGE in str(error)):
                 raise
-            # A server without ranges answers with the whole file, which the library takes for an error.
             found, start = obstore.get(store, path), 0
     except (PermissionDeniedError, UnauthenticatedError) as error:
         advice = "check weights.secretRef"
