@@ -260,6 +260,21 @@ def test_what_was_not_used_for_longest_makes_room(
     assert [len(set(path.name)) == 1 and path.name[0] for path in cache.glob("[abc]" * 64)] == ["c"]
 
 
+def test_a_file_that_never_fits_costs_the_cache_nothing(
+    origin: Path, web: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir()
+    (cache / ("a" * 64)).write_bytes(b"x" * 4_000_000)
+
+    class Small:
+        free = 1_000_000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Small())
+    with pytest.raises(WeightsError, match=r"of 6 MB do not fit into the cache .*, where 5 MB can be had"):
+        opened(f"http://127.0.0.1:{web}/model%20v1.safetensors", origin)
+    assert (cache / ("a" * 64)).exists()
+
+
 def test_missing_files_and_refused_keys_are_told_apart(
     origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

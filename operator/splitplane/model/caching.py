@@ -156,8 +156,9 @@ class _Progress:
 def _make_room(part: Path, needed: int) -> None:
     """Delete until ``needed`` bytes are free: downloads that nobody goes on with, then files by when they were used.
 
-    Raises ``WeightsError``.
+    Raises ``WeightsError``; where all of that would not do, nothing is deleted.
     """
+    _refuse_what_never_fits(part, needed)
     for other in part.parent.glob("*.part"):
         if other != part and shutil.disk_usage(part.parent).free < needed:
             with contextlib.suppress(BlockingIOError), _alone(_lock_of(other), wait=False):
@@ -169,13 +170,24 @@ def _make_room(part: Path, needed: int) -> None:
     )
     while (free := shutil.disk_usage(part.parent).free) < needed:
         if not kept:
-            raise WeightsError(
-                f"weights of {needed / 1e6:.0f} MB do not fit into the cache {part.parent}, where {free / 1e6:.0f} MB "
-                "are free: give it more room"
-            )
+            raise _too_little(part, needed, free)
         # A process that reads such a file has it open, and loses nothing.
         log.info("removing %s from the cache, for room", kept[0])
         kept.pop(0).unlink(missing_ok=True)
+
+
+def _refuse_what_never_fits(part: Path, needed: int) -> None:
+    others = [path for path in part.parent.iterdir() if path != part and path.is_file()]
+    most = shutil.disk_usage(part.parent).free + sum(path.stat().st_size for path in others)
+    if most < needed:
+        raise _too_little(part, needed, most)
+
+
+def _too_little(part: Path, needed: int, free: int) -> WeightsError:
+    return WeightsError(
+        f"weights of {needed / 1e6:.0f} MB do not fit into the cache {part.parent}, where {free / 1e6:.0f} MB can be "
+        "had: give it more room"
+    )
 
 
 def _lock_of(file: Path) -> Path:
