@@ -139,7 +139,7 @@ async def test_the_very_first_request_is_answered_though_it_meets_a_replica_that
             began = time.monotonic()
             answer = await infer(client, timeout=6)
             np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
-            assert 2 <= time.monotonic() - began < 4, "a third of its time at the one, the rest at the other"
+            assert 2 <= time.monotonic() - began < 5, "a third of its time at the one, the rest at the other"
             await until(lambda: endpoints.pick(stage) == (well.address,), seconds=3)
             for _ in range(10):
                 await infer(client, timeout=0.7)
@@ -153,14 +153,14 @@ async def test_first_requests_stay_where_they_are_and_one_of_them_is_sent_to_ano
         endpoints = running.router.endpoints
         async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
             began = time.monotonic()
-            asked = [asyncio.create_task(infer(client, timeout=5)) for _ in range(2)]
+            asked = [asyncio.create_task(infer(client, timeout=7)) for _ in range(2)]
             await asyncio.sleep(1.0)
             assert await at_work(*replicas) == 2
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(2.2)
             assert await at_work(*replicas) == 3, "one of them at a second place"
             for answer in await asyncio.gather(*asked):
                 np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
-            assert time.monotonic() - began < 5, "it was begun anew elsewhere"
+            assert time.monotonic() - began < 6, "it was begun anew elsewhere"
             assert endpoints.ready("small-edge") == 4
             with pytest.raises(InferenceServerException):
                 await infer(client, timeout=1.5)
