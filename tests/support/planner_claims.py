@@ -25,10 +25,11 @@ def scarce(pipelines: int, nodes: int, *, seed: int = 1, priorities: int = 1) ->
         need = Need((("cpu", cores), ("memory", gib * 2**30)), rng.choice(zones))
         most = rng.randint(1, 5)
         offers = [
-            Offer({"edge": count}, min(1.0, count / most * rng.uniform(0.8, 1.1)), count >= most, count * 0.05)
+            Offer({"edge": count}, min(1.0, count / most * rng.uniform(0.8, 1.1)), count >= most, count * 0.05,
+                  behind=1.0 - count / most)
             for count in range(most, 0, -1)
-        ]
+        ]  # fmt: skip
         if rng.random() < 0.5:
-            offers.append(Offer({}, rng.uniform(0.2, 1.0), rng.random() < 0.3, 0.6))
+            offers.append(Offer({}, rng.uniform(0.2, 1.0), rng.random() < 0.3, 0.6, behind=rng.random()))
         claims.append(Claim(f"pipeline-{number}", rng.randrange(priorities), {"edge": need}, tuple(offers)))
     return claims, rooms

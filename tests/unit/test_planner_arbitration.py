@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 
 from splitplane.domain.measurements import Value
 from splitplane.domain.plans import Candidate
+from splitplane.domain.snapshots import Policy, Preference, Snapshot
 from splitplane.planner import Kept, plan
 from splitplane.planner import offers as offering
 from splitplane.planner.arbitration import Settlement, arbitrate
@@ -154,6 +156,66 @@ def test_offers_are_the_planners_own_choices_with_fewer_replicas() -> None:
     assert [offer.held for offer in found].count(True) == (6 in counts)
     # The raw input may not leave the edge, so without a replica there nothing is served at all.
     assert counts[-1] == 1
+
+
+CORE = Need((("cpu", 1.0),), frozenset({"n"}))
+
+
+def wishing(rate: float, megabits: float, prefer: Preference, p95: float, *, slots: int) -> tuple[Snapshot, Policy]:
+    """A pipeline alone on an edge with so many slots."""
+    edge: dict[str, object] = {"slots": slots, "max_replicas": slots, "min_replicas": 0}
+    snapshot = replace(
+        with_tiers(SNAPSHOT, edge=edge), arrival_rate=Value(rate), arrival_scv=1.0, links=links(megabits)
+    )
+    return snapshot, replace(POLICY, prefer=prefer, max_p95_seconds=p95, max_cost_per_hour=None)
+
+
+@pytest.mark.parametrize("prefer", list(Preference))
+def test_offers_are_worth_what_the_planner_makes_of_them(prefer: Preference) -> None:
+    """Where share and limits are equal, what is preferred decides; of those over the limit on p95, the least over."""
+    snapshot, policy = wishing(5.0, 5.0, prefer, 0.75, slots=12)
+    found = offers(snapshot, policy, ("edge",))
+    claim = Claim("p", 0, {"edge": CORE}, found)
+    worth = [claim.worth(number) for number in range(len(found))]
+    assert worth[0] == max(worth)
+    p95 = []
+    for offer in found:
+        granted = with_tiers(snapshot, edge={"granted": offer.replicas.get("edge", 0)})
+        chosen = plan(granted, policy, 0.0).target
+        assert chosen is not None
+        p95.append(chosen.predicted.p95_seconds)
+    within = [number for number, offer in enumerate(found) if offer.keeps_limits]
+    over = [number for number, offer in enumerate(found) if not offer.keeps_limits and offer.carried == 1.0]
+    assert min((worth[number] for number in within), default=2.0) > max((worth[number] for number in over), default=0.0)
+    if prefer is Preference.LATENCY:
+        assert len(within) > 2
+        assert sorted(within, key=lambda number: -worth[number]) == sorted(within, key=lambda number: p95[number])
+    assert sorted(over, key=lambda number: -worth[number]) == sorted(over, key=lambda number: p95[number])
+
+
+def test_a_higher_priority_that_prefers_latency_has_its_first_wish_before_others_have_theirs() -> None:
+    ours = offers(*wishing(5.0, 5.0, Preference.LATENCY, 0.89, slots=12), ("edge",))
+    theirs = offers(*wishing(25.0, 1.0, Preference.COST, 0.6, slots=12), ("edge",))
+    claims = [Claim("ours", 10, {"edge": CORE}, ours), Claim("theirs", 0, {"edge": CORE}, theirs)]
+    wish = ours[0].replicas["edge"]
+    assert any(offer.keeps_limits for offer in ours[1:])
+    assert theirs[0].replicas["edge"] == 12
+    assert granted(claims, 12.0) == [wish, 12 - wish]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nobody_gives_way_whose_first_wish_has_room(seed: int) -> None:
+    rng = random.Random(seed)
+    slots = rng.choice([6, 8, 10])
+    claims = []
+    for number in range(rng.randint(2, 4)):
+        rate, megabits, p95 = round(rng.uniform(2, 10), 1), rng.choice([8.0, 20.0, 50.0]), rng.uniform(0.4, 0.9)
+        found = offers(*wishing(rate, megabits, Preference.LATENCY, p95, slots=slots), ("edge",))
+        claims.append(Claim(f"p{number}", 0, {"edge": CORE}, found))
+    got = granted(claims, float(slots))
+    for claim, count in zip(claims, got, strict=True):
+        wish = claim.offers[0].replicas.get("edge", 0)
+        assert count == wish or wish - count > slots - sum(got), (got, claim)
 
 
 def test_offers_are_searched_for_again_only_where_what_they_rest_on_has_changed(

@@ -8,7 +8,7 @@ NOTHING_WORTH = -1.0
 """Of a pipeline that serves nothing: worse than the smallest share of its load."""
 
 _LEAST_SHARE = 0.01
-_LIMITS_KEPT, _MONEY, _HELD = 0.5, 0.1, 0.05
+_LIMITS_KEPT, _BEHIND, _HELD, _FIRST = 0.5, 0.1, 0.005, 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,16 @@ class Need:
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A way to serve a pipeline: replicas by tier (of shared nodes alone), the share of its load that these carry,
-    whether it keeps all limits, its cost per hour (NaN where a price is unknown), and whether it is what runs now."""
+    whether it keeps all limits, its cost per hour (NaN where a price is unknown), whether it is what runs now, and how
+    far it is ``behind`` the first wish, from 0 to 1: in what the pipeline prefers while it keeps all limits, else in
+    which limits it breaks and how badly."""
 
     replicas: Mapping[str, int]
     carried: float
     keeps_limits: bool
     cost: float = 0.0
     held: bool = False
+    behind: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,12 @@ class Claim:
 
         The logarithm of the share of the load, from 0 for a hundredth of it to 1: the sum over pipelines of one
         priority is largest where no share can grow by some per cent without another falling by more (proportional
-        fairness; Kelly 1997). Limits kept count half as much, money a tenth, and what already runs a twentieth.
+        fairness; Kelly 1997). Limits kept count half as much. How far an offer is behind the first wish counts a tenth
+        at most; that something runs now, or is the first wish, settles what would tie.
         """
         if number == len(self.offers):
             return NOTHING_WORTH
         offer = self.offers[number]
         share = 1.0 - math.log(min(1.0, max(_LEAST_SHARE, offer.carried))) / math.log(_LEAST_SHARE)
-        dearest = max((each.cost for each in self.offers if math.isfinite(each.cost)), default=0.0)
-        saved = 1.0 - offer.cost / dearest if dearest > 0.0 and math.isfinite(offer.cost) else 0.0
-        return share + _LIMITS_KEPT * offer.keeps_limits + _MONEY * saved + _HELD * offer.held
+        order = _BEHIND * (1.0 - offer.behind) + _HELD * offer.held + _FIRST * (number == 0)
+        return share + _LIMITS_KEPT * offer.keeps_limits + order

@@ -101,9 +101,8 @@ def _rather(claim: Claim, chosen: int) -> str:
     first, got = claim.offers[0], claim.offers[chosen]
     if claim.worth(chosen) < claim.worth(0):
         return "its first wish would fit, and was not found in the time that there was"
-    reasons = ["that is what runs"] if got.held and not first.held else []
-    reasons += ["that is cheaper"] if got.cost < first.cost else []
-    return f"its first wish would fit: {' and '.join(reasons) or 'this is worth as much'}"
+    runs = got.held and not first.held
+    return f"its first wish would fit: {'that is what runs' if runs else 'this is worth as much'}"
 
 
 def _named(claims: Sequence[Claim]) -> str:

@@ -6,12 +6,16 @@ from dataclasses import replace
 
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Policy, Snapshot
+from splitplane.planner.choice import gain
 from splitplane.planner.claims import Offer
 from splitplane.planner.context import Context, build_context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.frontier import weighed_by
 from splitplane.planner.keeping import Kept
 from splitplane.planner.selecting import best_plan
+
+_GRADES = 3
+"""Ways to break limits that wander: that on cost, that on p95, both."""
 
 
 def offers(snapshot: Snapshot, policy: Policy, shared: Sequence[str], *, kept: Kept | None = None) -> tuple[Offer, ...]:
@@ -38,7 +42,7 @@ def _offers(context: Context, shared: Sequence[str]) -> tuple[Offer, ...]:
     first = best_plan(context)
     if first is None:
         return ()
-    found = {_taken(first, shared): _offer(context, first, shared)}
+    found = {_taken(first, shared): _offer(context, first, shared, first)}
     for tier in shared:
         best: Candidate | None = first
         while best is not None and (count := best.plan.replicas(tier)):
@@ -46,12 +50,12 @@ def _offers(context: Context, shared: Sequence[str]) -> tuple[Offer, ...]:
             fewer = _with_slots(context, tier, count - 1)
             best = best_plan(fewer)
             if best is not None:
-                found.setdefault(_taken(best, shared), _offer(fewer, best, shared))
+                found.setdefault(_taken(best, shared), _offer(fewer, best, shared, first))
     if context.active is not None:
         current = assess(context, context.active.plan)
         taken = _taken(current, shared)
         if not current.violations or taken in found:
-            found[taken] = replace(found.get(taken) or _offer(context, current, shared), held=True)
+            found[taken] = replace(found.get(taken) or _offer(context, current, shared, first), held=True)
     return tuple(found.values())
 
 
@@ -82,7 +86,7 @@ def _taken(candidate: Candidate, shared: Sequence[str]) -> tuple[int, ...]:
     return tuple(candidate.plan.replicas(tier) for tier in shared)
 
 
-def _offer(context: Context, candidate: Candidate, shared: Sequence[str]) -> Offer:
+def _offer(context: Context, candidate: Candidate, shared: Sequence[str], first: Candidate) -> Offer:
     predicted = candidate.predicted
     replicas = {tier: candidate.plan.replicas(tier) for tier in shared}
     cost = predicted.cost_per_hour
@@ -91,4 +95,25 @@ def _offer(context: Context, candidate: Candidate, shared: Sequence[str]) -> Off
         carried=min(1.0, predicted.max_rate_per_second / context.rate),
         keeps_limits=not candidate.violations,
         cost=math.nan if math.isinf(cost) else cost,
+        behind=behind(context, first, candidate),
     )
+
+
+def behind(context: Context, first: Candidate, candidate: Candidate) -> float:
+    """How far a plan is behind the first wish in the planner's own order, from 0 to 1.
+
+    Where it keeps all limits: by what share the wish is better in what is preferred. Else by the limits that it
+    breaks, as ``choice.pick`` grades them (cost, p95, both), and within a grade by how much it is over.
+    """
+    policy, predicted = context.policy, candidate.predicted
+    if not candidate.violations:
+        loss = max(0.0, -gain(context, first, candidate))
+        return loss / (1.0 + loss)
+    slow, dear = "p95" in candidate.violations, "cost" in candidate.violations
+    if slow and policy.max_p95_seconds is not None:
+        over = 1.0 - policy.max_p95_seconds / predicted.p95_seconds
+    elif dear and policy.max_cost_per_hour is not None:
+        over = 1.0 - policy.max_cost_per_hour / predicted.cost_per_hour
+    else:
+        return 1.0  # it does not carry the load: what share it does tells more
+    return (2 * slow + dear - 1 + over) / _GRADES

@@ -1,6 +1,7 @@
 """What a pipeline's sites would do with fewer shared replicas: the pool's offers to the arbitration, as one claim."""
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.planner.claims import Offer
 from splitplane.planner.context import Context
 from splitplane.planner.keeping import Kept
+from splitplane.planner.offers import behind
 from splitplane.planner.pooling import borne_by, carried, replicas_of, serving_all
 from splitplane.planner.pools import Pool
 from splitplane.planner.site_answers import SitesPlan
@@ -28,9 +30,12 @@ def pool_offers(
     contexts = _ungranted(snapshots, policy, shared, kept)
     wanted, now = _wish(contexts, shared), held.replicas if held else 0
     found: dict[int, Offer] = {}
+    first: SitesPlan | None = None
     steps = {round(wanted * part / (MOST_OFFERS - 1)) for part in range(MOST_OFFERS)}
     for count in sorted({*steps, *({now} if now < wanted else ())}, reverse=True):
-        offer = _offer(contexts, serving_all(contexts, shared, count), shared, count)
+        planned = serving_all(contexts, shared, count)
+        first = first or planned
+        offer = replace(_offer(contexts, planned, shared, count), behind=_behind(contexts, first, planned))
         found.setdefault(offer.replicas.get(shared, 0), offer)
     return tuple(replace(offer, held=taken == now and offer.keeps_limits) for taken, offer in found.items())
 
@@ -70,4 +75,13 @@ def _offer(contexts: Mapping[str, Context], found: SitesPlan, shared: str, most:
         carried=carried(found, contexts, taken),
         keeps_limits=kept,
         cost=math.nan if math.isinf(cost) else cost,
+    )
+
+
+def _behind(contexts: Mapping[str, Context], first: SitesPlan, found: SitesPlan) -> float:
+    """How far sites are behind their plans in the first wish, in the mean (``offers.behind``); one that is not served
+    is all the way."""
+    return statistics.fmean(
+        behind(context, first.plans[name], found.plans[name]) if name in first.plans and name in found.plans else 1.0
+        for name, context in contexts.items()
     )
