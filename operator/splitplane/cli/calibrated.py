@@ -79,6 +79,8 @@ def accuracy(
     from splitplane.model.accuracy import compare_codecs
 
     cuts, inner, defence = partition.graph.cuts, _inner_cuts(partition), Defence(noise, dropout)
+    if profile is not None:
+        _write(profile, namespace, partition.graph.fingerprint, defence, None)
     try:
         with Console(stderr=True).status("comparing") as status:
             found = compare_codecs(
@@ -86,11 +88,6 @@ def accuracy(
             )  # fmt: skip
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
-    if profile is not None:
-        # fp32 loses nothing but behind a defence: a bound from so many samples would only say less.
-        losses = {(each.cut, each.codec): each.bound for each in found.agreements if defence or each.codec != "fp32"}
-        accuracy = AccuracyFound(found.metric, found.samples, found.whole, losses, given.sha256)
-        _write(profile, namespace, partition.graph.fingerprint, defence, lambda spec: with_accuracy(spec, accuracy))
     if as_json:
         rows = [
             {
@@ -101,17 +98,22 @@ def accuracy(
         ]  # fmt: skip
         told = {"metric": found.metric, "labels": found.labels, "whole": found.whole, "samples": found.samples}
         typer.echo(json.dumps({**told, "agreements": rows}, indent=2))
-        return
-    table = Table("cut", "after", "codec", "loss", "at most (95 %)", "same top-1", "cosine", "largest error")
-    for each in found.agreements:
-        table.add_row(
-            str(each.cut), cuts[each.cut].name, each.codec, f"{each.loss:.4f}", f"{each.bound:.4f}", _share(each.top1),
-            f"{each.cosine:.6f}", f"{each.max_error:.1e}",
-        )  # fmt: skip
-    out.print(table)
-    whole = "" if found.whole is None else f", of which the unsplit model gets {found.whole:.2%}"
-    against = f"labels{whole}" if found.labels else "the unsplit model's answers"
-    out.print(f"Loss of {found.metric} against {against}, on {found.samples} of {given.samples} samples.")
+    else:
+        table = Table("cut", "after", "codec", "loss", "at most (95 %)", "same top-1", "cosine", "largest error")
+        for each in found.agreements:
+            table.add_row(
+                str(each.cut), cuts[each.cut].name, each.codec, f"{each.loss:.4f}", f"{each.bound:.4f}",
+                _share(each.top1), f"{each.cosine:.6f}", f"{each.max_error:.1e}",
+            )  # fmt: skip
+        out.print(table)
+        whole = "" if found.whole is None else f", of which the unsplit model gets {found.whole:.2%}"
+        against = f"labels{whole}" if found.labels else "the unsplit model's answers"
+        out.print(f"Loss of {found.metric} against {against}, on {found.samples} of {given.samples} samples.")
+    if profile is not None:
+        # fp32 loses nothing but behind a defence: a bound from so many samples would only say less.
+        losses = {(each.cut, each.codec): each.bound for each in found.agreements if defence or each.codec != "fp32"}
+        accuracy = AccuracyFound(found.metric, found.samples, found.whole, losses, given.sha256)
+        _write(profile, namespace, partition.graph.fingerprint, defence, lambda spec: with_accuracy(spec, accuracy))
 
 
 def leak(
@@ -140,6 +142,8 @@ def leak(
 
     cuts, inner, wanted = partition.graph.cuts, _inner_cuts(partition), codec or ["fp32"]
     _check_cuts_and_codecs(cut or (), wanted, inner)
+    if profile is not None:
+        _write(profile, namespace, partition.graph.fingerprint, Defence(noise, dropout), None)
     try:
         with Console(stderr=True).status("attacking") as status:
             report = measure_leak(
@@ -148,6 +152,11 @@ def leak(
             )  # fmt: skip
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps(leak_dict(report, [each.name for each in cuts]), indent=2))
+    else:
+        out.print(leak_table(report, [each.name for each in cuts], threshold))
+        out.print(leak_controls(report))
     if profile is not None:
         if report.weakness:
             raise typer.BadParameter(
@@ -159,11 +168,6 @@ def leak(
             profile, namespace, partition.graph.fingerprint, Defence(noise, dropout),
             lambda spec: with_leakage(spec, leaks, measurement),
         )  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps(leak_dict(report, [each.name for each in cuts]), indent=2))
-        return
-    out.print(leak_table(report, [each.name for each in cuts], threshold))
-    out.print(leak_controls(report))
 
 
 def _inner_cuts(partition: "Partition") -> range:
@@ -229,7 +233,7 @@ def leak_dict(report: "LeakReport", names: Sequence[str]) -> dict[str, Any]:
         "controls": {
             "input": report.input_control, "shuffled": report.shuffled_control, "shuffledSkill": report.shuffled_skill,
         },
-        "rankCorrelation": report.rank_correlation, "attacks": rows,
+        "rankCorrelation": report.rank_correlation, "weakness": report.weakness, "attacks": rows,
     }  # fmt: skip
 
 
@@ -251,12 +255,16 @@ def leak_table(report: "LeakReport", names: Sequence[str], threshold: float = 0.
 def leak_controls(report: "LeakReport") -> str:
     """What the figures are worth."""
     rank = report.rank_correlation
+    weak = (
+        f"\nToo weak for a limit to rest on: {report.weakness}. What looks safe may not be: give more time, fewer cuts,"
+        " or more inputs."
+    )
     return (
         f"Controls: the input itself {report.input_control:.3f} (should be about 1), other inputs' activations "
         f"{report.shuffled_control:.3f}, by skill {report.shuffled_skill:.3f} (should be about 0). Skill is how much a "
         "score makes up of what a blind guess lacks of 1. Rank correlation of distance correlation and score: "
         f"{'unknown' if rank is None else f'{rank:.2f}'}.\nA lower bound, by this attack: {report.attack}; a stronger "
-        "one may see more."
+        f"one may see more.{weak if report.weakness else ''}"
     )
 
 
@@ -283,8 +291,9 @@ def _load(
 
 def _write(
     name: str, namespace: str, fingerprint: str, defence: Defence,
-    change: Callable[[ModelProfileSpec], ModelProfileSpec],
+    change: Callable[[ModelProfileSpec], ModelProfileSpec] | None,
 ) -> None:  # fmt: skip
+    """Without a ``change``, see only whether one could be written, before time is spent."""
     try:
         asyncio.run(_patch(name, namespace, fingerprint, defence, change))
     except ClusterError as error:
@@ -293,7 +302,7 @@ def _write(
 
 async def _patch(
     name: str, namespace: str, fingerprint: str, defence: Defence,
-    change: Callable[[ModelProfileSpec], ModelProfileSpec],
+    change: Callable[[ModelProfileSpec], ModelProfileSpec] | None,
 ) -> None:  # fmt: skip
     cluster = await connect(component="splitplane-cli")
     try:
@@ -310,6 +319,8 @@ async def _patch(
                 f"ModelProfile {namespace}/{name} is of a model that crosses cuts with --noise {theirs.noise:g}"
                 f" --dropout {theirs.dropout:g}, as its pipelines' objectives.defence says: measure with the same"
             )
+        if change is None:
+            return
         changed: dict[str, Any] = change(spec).dump()
         kept = {
             key: changed[key]

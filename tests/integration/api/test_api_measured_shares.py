@@ -1,5 +1,6 @@
 """What the command line measures on a user's own inputs arrives in the ModelProfile, and the planner finds it there."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,17 @@ def test_measured_shares_reach_the_planner_by_the_profile(
         body: Any = profiles.get_namespaced_custom_object(name="blobs", **WHERE)
         refused = CliRunner().invoke(app, ["model", "accuracy", *arguments(source, calibration, "other")])
         assert "isofanothermodel" in unwrapped(refused.output)
+        assert "cosine" not in refused.output  # before it is measured
+        weak = CliRunner().invoke(app, ["model", "leak", *arguments(source, calibration, "blobs"), "--steps", "2"])
+        assert weak.exit_code == 2
+        assert "Rank correlation" in weak.output  # what was got is told nevertheless
+        assert "Tooweakforalimittoreston:anattackwastrainedfor2stepsonly" in unwrapped(weak.output)
+        after: Any = profiles.get_namespaced_custom_object(name="blobs", **WHERE)
+        assert after["spec"] == body["spec"]
     spec = api.ModelProfileSpec.parse(body["spec"])
     assert spec.leak_measurement is not None
     assert spec.leak_measurement.samples == 240
+    assert spec.leak_measurement.calibration_sha256 == sha256(calibration.read_bytes()).hexdigest()
     cuts = api.to_profile(spec).cuts
     assert cuts[1].leakage["int8"] == 1.0  # nothing shallower was attacked
     assert cuts[2].leakage["fp32"] == cuts[2].leakage["int8"] < 1.0
