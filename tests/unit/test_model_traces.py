@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -137,6 +139,102 @@ def test_a_parameter_that_a_constructor_only_registers_keeps_its_values(make: Ma
     given = {"x": torch.randn(3, 64)}
     (expected,) = run_whole(source, load_whole(source), given)
     torch.testing.assert_close(partition.run(0, partition.last, given)["output_0"], expected)
+
+
+class Scratch(Table):
+    """Uses a buffer as room that each call fills before it reads it."""
+
+    room: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("room", torch.zeros(16, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.room[: x.shape[0]].copy_(self.first(x))
+        result: torch.Tensor = self.last(self.room[: x.shape[0]].relu())
+        return result
+
+
+class ReadsAll(Scratch):
+    """Reads more than it has written."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.room[: x.shape[0]].copy_(self.first(x))
+        result: torch.Tensor = self.last(x) + self.room.sum(0)
+        return result
+
+
+def test_a_buffer_that_each_call_fills_before_it_reads_it_is_no_state(make: Make) -> None:
+    source = make(Scratch)
+    partition, whole = load_partition(source, 0, None), load_whole(source)
+    assert partition.graph.refusal is None
+    for batch in (4, 2, 1, 16):
+        given = {"x": torch.randn(batch, 64)}
+        (expected,) = run_whole(source, whole, given)
+        outputs = partition.run(1, partition.last, partition.run(0, 1, given))
+        torch.testing.assert_close(outputs["output_0"], expected)
+
+
+def test_a_buffer_of_which_more_is_read_than_was_written_is_state(make: Make) -> None:
+    refusal = load_partition(make(ReadsAll), 0, None).graph.refusal
+    assert refusal is not None
+    assert "writes to room: it keeps state between calls" in refusal.reason
+
+
+class InArray(Table):
+    """Counts in an array of numpy's, too large to be written down in full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = SimpleNamespace(calls=np.zeros(5000, dtype=np.float32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept.calls = self.kept.calls + 1
+        return self.layers(x) + torch.from_numpy(self.kept.calls)[:1]
+
+    def layers(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.first(x).relu())
+        return result
+
+
+class InPlace(InArray):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept.calls += 1
+        return self.layers(x) + torch.tensor(self.kept.calls)[:1]
+
+
+@pytest.mark.parametrize("factory", [InArray, InPlace])
+def test_state_in_large_arrays_is_found(make: Make, factory: type[nn.Module]) -> None:
+    refusal = load_partition(make(factory), 0, None).graph.refusal
+    assert refusal is not None
+    assert "it keeps state between calls" in refusal.reason
+
+
+class Counted(Table):
+    """Returns how long its input is, a number of its own, and a table of sizes beside what it computes."""
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor
+    ) -> tuple[torch.Tensor, int, float, torch.Tensor]:
+        places = torch.arange(x.shape[1]).expand(x.shape[0], -1)
+        return self.last(self.first(x).relu()).mean(2), x.shape[1], 0.5, places
+
+
+def test_numbers_among_the_outputs_are_told_once_for_each_sample(make: Make) -> None:
+    source = replace(make(Counted), inputs=(TensorSpec("x", "FP32", (6, 64), ("steps", None)),))
+    partition, whole = load_partition(source, 0, None), load_whole(source)
+    assert partition.graph.refusal is None
+    assert [(each.datatype, each.declared_shape) for each in partition.graph.outputs] == [
+        ("FP32", (-1, -1)), ("INT64", (-1,)), ("FP32", (-1,)), ("INT64", (-1, -1)),
+    ]  # fmt: skip
+    given = {"x": torch.randn(3, 5, 64)}
+    expected = run_whole(source, whole, given)
+    assert expected[1].tolist() == [5, 5, 5]
+    for cut in range(1, partition.last):
+        outputs = partition.run(cut, partition.last, partition.run(0, cut, given))
+        for output, one in zip(outputs.values(), expected, strict=True):
+            torch.testing.assert_close(output, one)
 
 
 ELSEWHERE = """

@@ -32,15 +32,19 @@ _CONSTRAINED = re.compile(r"Not all values of (\w+) = ")
 
 
 def export_program(
-    source: ModelSource, module: nn.Module, arguments: Mapping[str, object], watch: CallWatch
+    source: ModelSource, module: nn.Module, arguments: Mapping[str, object], watch: CallWatch, *, unproven: bool = False
 ) -> ExportedProgram:
     """Export with every free dimension free, taking over the constraints on them that torch finds.
 
-    Where torch tells of none that it can express, larger least sizes are tried, up to the example's. Raises
-    :class:`NotSplittableError`, and :class:`FactoryError` where inputs are declared in a way that cannot be exported.
+    Where torch tells of none that it can express, larger least sizes are tried, up to the example's. With ``unproven``
+    free dimensions other than the batch need not be so by a proof of torch's: whoever asks for that has to try them.
+    Raises :class:`NotSplittableError`, and :class:`FactoryError` where inputs are declared in a way that cannot be
+    exported.
     """
     _check_free(source)
     dimensions: dict[str, Any] = {BATCH: Dim(BATCH)}
+    if unproven:
+        dimensions.update(dict.fromkeys(_free_sizes(source), Dim.AUTO))
     by_input: dict[str, Any] = {}
     for spec in source.inputs:
         names = spec.free or (None,) * len(spec.shape)
@@ -59,7 +63,8 @@ def export_program(
                 with _SHAPES.patch(backed_size_oblivious=True):
                     return _functional(program)
             except UserError as error:
-                refined = _refined(str(error), shapes) or _raised(str(error), shapes, _free_sizes(source))
+                told, sizes = str(error), _free_sizes(source)
+                refined = None if unproven else _refined(told, shapes) or _raised(told, shapes, sizes)
                 if refined is None:
                     raise NotSplittableError(
                         f"torch.export of {source.factory} failed: {describe(error)}",
@@ -68,7 +73,8 @@ def export_program(
                 shapes = refined
             except Exception as error:  # torch.export raises many types, and runs the tenant's code
                 raise NotSplittableError(
-                    f"torch.export of {source.factory} failed: {describe(error)}", line_of_operation(error)
+                    f"torch.export of {source.factory} failed: {describe(error)}",
+                    line_of_operation(*(watch.demands if isinstance(error, AssertionError) else ()), error),
                 ) from error
     raise NotSplittableError(f"torch.export of {source.factory} finds ever new constraints on its sizes: {shapes}")
 

@@ -16,6 +16,9 @@ _OWN = Path(__file__).parents[1]
 _WATCHING = Path(__file__).with_name("watching.py")
 """Notes stacks within calls of the model, so that it is innermost there."""
 _TORCH = Path(torch.__file__).parent
+_PACKING, _RECURRENT = _TORCH / "nn/utils/rnn.py", _TORCH / "nn/modules/rnn.py"
+_INTERNAL = (AssertionError, AttributeError, KeyError, TypeError)
+"""What rises where torch's own code meets something that it was not written for."""
 _DATA_DEPENDENT = (GuardOnDataDependentSymNode, DataDependentOutputException)
 _BURNT_IN = re.compile(
     r"marked (?P<name>\w+) as dynamic but your code specialized it to be a constant \((?P<size>\d+)\)"
@@ -56,8 +59,31 @@ def describe(error: Exception) -> str:
             f"its outputs hold a {unknown['type']}, which torch cannot look into: return tensors only (a model of "
             "transformers: set use_cache=False in the config that the factory makes it with)"
         )
+    if "Cannot create Dim" in str(error):
+        return (
+            "torch can prove of no range of sizes that its code holds for them, and it does something else for some: "
+            "declare them as fixed, or pad the inputs to a multiple before they are sent"
+        )
+    if _packs(error):
+        return (
+            "packed sequences are of as many steps as the values of their lengths say, which no graph can hold: give "
+            "the recurrent layer the padded sequence, and mask what it gives for the padding"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:3])[:600]}" if lines else type(error).__name__
+    told = f"{type(error).__name__}: {' '.join(lines[:3])[:600]}" if lines else type(error).__name__
+    if isinstance(error, _INTERNAL) and not _is_models(traceback.extract_tb(error.__traceback__)[-1].filename):
+        return f"torch cannot trace this call ({told})"
+    return told
+
+
+def _packs(error: Exception) -> bool:
+    """Whether it rose in, or on the way to, a recurrent layer that was given a packed sequence."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(
+        Path(frame.f_code.co_filename) == _PACKING
+        or (Path(frame.f_code.co_filename) == _RECURRENT and frame.f_locals.get("batch_sizes") is not None)
+        for frame in frames
+    )
 
 
 def line_of_operation(*causes: BaseException | traceback.StackSummary | fx.Node) -> str | None:

@@ -5,8 +5,8 @@ number, another operation, a tensor that an earlier call made of its inputs, or 
 """
 
 import copy
+import hashlib
 import traceback
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from splitplane.model.operations import REARRANGING
 from splitplane.model.weights import tensor_bytes
 
-COMPARED = 1024
-"""Elements of a tensor of constants up to which its values are looked at."""
+COMPARED = 1 << 28
+"""Bytes of a tensor of constants up to which its values are looked at."""
 
 KEEPING = REARRANGING | {
     "_to_copy", "as_strided", "copy_", "fill_", "lift_fresh_copy", "select", "split", "to", "tril", "triu", "type_as",
@@ -28,6 +28,9 @@ KEEPING = REARRANGING | {
 }  # fmt: skip
 """Operations of whose result nobody can tell how often they were done: a table that each call cuts or casts anew is the
 same one, and so is room in memory that each call fills."""
+
+OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
+"""Operations that write all of their first tensor without reading it."""
 
 
 def find_state(module: nn.Module, arguments: Mapping[str, object]) -> traceback.StackSummary | None:
@@ -37,9 +40,7 @@ def find_state(module: nn.Module, arguments: Mapping[str, object]) -> traceback.
     """
     mode = next((each.fake_mode for each in module.parameters() if isinstance(each, FakeTensor)), None)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by copy.deepcopy
-            copied = copy.deepcopy(module)
+        copied = copy.deepcopy(module)
         first = _Call(mode or FakeTensorMode(allow_non_fake_inputs=True), None)
         first.run(copied, arguments)
     except Exception:  # the tenant's code may raise anything
@@ -101,7 +102,10 @@ class _Call(TorchDispatchMode):  # type: ignore[no-untyped-call]
         told = f"{operation} {tree_map(self._tell, (args, kwargs))}"
         index = len(self.operations)
         self.operations.append(told)
-        remembered = any(id(leaf) in self._earlier and id(leaf) in self.of_inputs for leaf in leaves)
+        read = leaves[1:] if operation.overloadpacket.__name__ in OVERWRITING else leaves
+        remembered = any(
+            id(leaf) in self._earlier and id(leaf) in self.of_inputs and id(leaf) not in self.made for leaf in read
+        )
         before = self._before.operations[index : index + 1] if self._before is not None else [told]
         if self._differs is None and (remembered or before != [told]):
             self._differs = _below(traceback.extract_stack())
@@ -130,10 +134,12 @@ class _Call(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if id(value) in self._earlier:
             return self._earlier[id(value)][1]
         held = f"{value.dtype} {list(value.shape)}"
-        if isinstance(value, FakeTensor) or value.numel() > COMPARED or value.layout is not torch.strided:
+        # Parameters, of which a module built as it is may have gigabytes, are written to by operations alone.
+        looked_at = not isinstance(value, (FakeTensor, nn.Parameter)) and value.nbytes <= COMPARED
+        if not looked_at or value.layout is not torch.strided or value.is_meta:
             return held
         with unset_fake_temporarily():
-            return f"{held} {tensor_bytes(value.detach().cpu().contiguous()).tobytes().hex()}"
+            return f"{held} {hashlib.sha256(tensor_bytes(value.detach().cpu().contiguous())).hexdigest()}"
 
 
 def _below(stack: traceback.StackSummary) -> traceback.StackSummary:

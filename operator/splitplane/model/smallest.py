@@ -16,7 +16,6 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._pytree import tree_leaves
 
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model.errors import FactoryError, NotSplittableError
@@ -28,6 +27,7 @@ from splitplane.model.source import ModelSource, bind_inputs
 from splitplane.model.stand_ins import QuickProducts, stand_in
 from splitplane.model.traced import Traced, is_size
 from splitplane.model.watching import Question
+from splitplane.model.whole import answers
 
 TOLERANCE = 1e-4
 """Of the largest value: what kernels may round differently. A way that computes something else is far beyond."""
@@ -58,7 +58,7 @@ def _one_sample(
 ) -> frozenset[fx.Node]:
     """The values that have another shape for a batch of one than for more."""
     values = _values(traced)
-    reshaped = _reshaped(traced, values)
+    reshaped = reshaped_at(traced, values)
     for index, node in enumerate(traced.outputs):
         if reshaped is not None and node in reshaped:
             place = line_of_operation(next(iter(reshaped)))
@@ -67,9 +67,11 @@ def _one_sample(
                 f"batch: name the dimension that squeeze() is to drop{f' ({place})' if place else ''}"
             )
     apart = _apart(questions, values)
-    if (apart is not None or reshaped != {}) and not (agree := _agree(source, module, traced, values)):
-        if apart is None and reshaped is None and agree is None:
+    if (apart is not None or reshaped != {}) and not (same := agree(source, module, traced, values)):
+        if apart is None and reshaped is None and same is None:
             return frozenset()  # neither of them runs on made-up inputs
+        if reshaped is None and reshaped_at(traced, {**values, traced.sizes.batch: 2}) is None:
+            raise NotSplittableError(f"the graph that torch.export makes of {source.factory} runs on no batch")
         raise NotSplittableError(
             f"{source.factory} treats a batch of one apart, and does something else with it than its graph for more",
             line_of_operation(*list(reshaped or ())[:1], *([apart.place] if apart is not None else ())),
@@ -82,10 +84,10 @@ def _holds(
 ) -> bool:
     """Whether a size may be 1: for one sample, and for two."""
     one, two = ({**_values(traced), symbol: 1, traced.sizes.batch: batch} for batch in (1, 2))
-    if _reshaped(traced, two) != {} or _reshaped(traced, one) is None:
+    if reshaped_at(traced, two) != {} or reshaped_at(traced, one) is None:
         return False
     apart = next((values for values in (two, one) if _apart(questions, values) is not None), None)
-    return apart is None or _agree(source, module, traced, apart) is True
+    return apart is None or agree(source, module, traced, apart) is True
 
 
 def _values(traced: Traced) -> dict[sympy.Symbol, int]:
@@ -132,7 +134,7 @@ class _Run(fx.Interpreter):
         return result
 
 
-def _reshaped(traced: Traced, values: Values) -> dict[fx.Node, list[int]] | None:
+def reshaped_at(traced: Traced, values: Values) -> dict[fx.Node, list[int]] | None:
     """What has other shapes at these sizes than the graph says, in its order; ``None`` if the graph fails at them."""
     run = _Run(traced, values)
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
@@ -149,7 +151,7 @@ def _reshaped(traced: Traced, values: Values) -> dict[fx.Node, list[int]] | None
     return run.reshaped
 
 
-def _agree(source: ModelSource, module: nn.Module, traced: Traced, values: Values) -> bool | None:
+def agree(source: ModelSource, module: nn.Module, traced: Traced, values: Values) -> bool | None:
     """Whether module and graph give the same at these sizes; ``None`` if the module gives nothing."""
     specs = [
         TensorSpec(name, spec.datatype, tuple(_shape(traced.inputs[name].meta["val"].shape[1:], traced, values) or ()))
@@ -161,7 +163,7 @@ def _agree(source: ModelSource, module: nn.Module, traced: Traced, values: Value
         try:
             arguments = bind_inputs(source, module, {name: value.clone() for name, value in inputs.items()})
             result = torch.func.functional_call(module, weights, (), arguments)
-            expected = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            expected = answers(result, values[traced.sizes.batch])
         except Exception:  # the tenant's code may raise anything
             return None
         held = {**dict(module.named_buffers(remove_duplicate=False)), **weights}

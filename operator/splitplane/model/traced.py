@@ -75,12 +75,13 @@ def is_size(node: fx.Node, sizes: Sizes) -> bool:
     return isinstance(value := node.meta.get("val"), torch.SymInt) and sizes.knows(value)
 
 
-def classify(graph: fx.Graph, inputs: frozenset[fx.Node], sizes: Sizes) -> dict[fx.Node, Kind]:
+def classify(graph: fx.Graph, given: frozenset[fx.Node], sizes: Sizes) -> dict[fx.Node, Kind]:
+    """``given``: inputs, and outputs, for whoever gives these needs their values even if they are sizes alone."""
     kinds: dict[fx.Node, Kind] = {}
     for node in graph.nodes:
         if node.op == "output":
             continue
-        if node in inputs or is_random(node):
+        if node in given or is_random(node):
             kinds[node] = Kind.DATA
         elif is_size(node, sizes):
             # However it was reached, the tensors that cross a cut tell it.

@@ -1,5 +1,6 @@
 """From a factory to one flat graph with free dimensions, without memory for the weights."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,13 +17,16 @@ from splitplane.model.exporting import export_program
 from splitplane.model.outside import outside_kept
 from splitplane.model.refusals import line_of_operation, line_of_writing
 from splitplane.model.replaying import find_state
+from splitplane.model.scratch import is_read
 from splitplane.model.seeding import made_values, refuse_unseeded
 from splitplane.model.sizes import BATCH, Size, Sizes, expression, solve
 from splitplane.model.smallest import try_ones
 from splitplane.model.source import ModelSource, bind_inputs
 from splitplane.model.state import state_tensors, tied
 from splitplane.model.traced import Traced, classify, is_random, needed
+from splitplane.model.unproven import takes_other_sizes, tried
 from splitplane.model.watching import CallWatch
+from splitplane.model.whole import number_type
 
 TRACED_BATCH = 2
 """One would be burnt in as a constant: ``torch.export`` takes sizes 0 and 1 for fixed."""
@@ -30,10 +34,13 @@ TRACED_BATCH = 2
 
 def trace(source: ModelSource) -> Traced:
     """Build and export the model. Raises :class:`FactoryError` or :class:`NotSplittableError`."""
-    try:
-        return _built_and_traced(source, build_lean)
-    except NeedsValuesError:
-        return _built_and_traced(source, build_plainly)
+    with warnings.catch_warnings():
+        # Layers that are copied, or look at where their weights lie, get no answer that could do harm here.
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        try:
+            return _built_and_traced(source, build_lean)
+        except NeedsValuesError:
+            return _built_and_traced(source, build_plainly)
 
 
 def _built_and_traced(source: ModelSource, build: Callable[[ModelSource], nn.Module]) -> Traced:
@@ -53,9 +60,15 @@ def _traced(source: ModelSource, module: nn.Module) -> Traced:
     arguments = bind_inputs(source, module, examples)
     with outside_kept(source, module):
         repeated = find_state(module, arguments)
-    program, watch = _watched(source, module, arguments)
-    if watch.changed and watch.settle():
+    try:
         program, watch = _watched(source, module, arguments)
+        if watch.changed and watch.settle():
+            program, watch = _watched(source, module, arguments)
+    except NotSplittableError as refusal:
+        found = _unproven(source, module, arguments) if repeated is None else None
+        if found is None:
+            raise refusal from None
+        return found
     written = watch.changed if repeated is not None else watch.remembered()
     if written:
         child, name = next(iter(written))
@@ -74,16 +87,45 @@ def _traced(source: ModelSource, module: nn.Module) -> Traced:
             f"{source.factory} seeds the random numbers that it draws, which no graph holds",
             line_of_operation(*watch.seeded),
         )
+    if _are_multiples(source, traced) and takes_other_sizes(source, module):
+        found = _unproven(source, module, arguments)
+        if found is not None:
+            return found
     return try_ones(source, module, traced, watch.asked())
 
 
+def _unproven(source: ModelSource, module: nn.Module, arguments: Mapping[str, object]) -> Traced | None:
+    """A graph for free sizes of which torch cannot prove that it holds, if it does nevertheless."""
+    if not any(spec.free for spec in source.inputs):
+        return None
+    try:
+        program, watch = _watched(source, module, arguments, unproven=True)
+        traced = _read(source, module, program)
+    except NotSplittableError:
+        return None
+    if watch.changed or watch.seeded or _are_multiples(source, traced):
+        return None
+    believed = tried(source, module, traced, [*watch.guards(), *(each.asked for each in watch.asked())])
+    return None if believed is None else try_ones(source, module, believed, watch.asked())
+
+
+def _are_multiples(source: ModelSource, traced: Traced) -> bool:
+    """Whether a free dimension is none that takes any size: a multiple of one, fixed, or several under one name."""
+    symbols: dict[str, set[object]] = {}
+    for spec in source.inputs:
+        for name, size in zip(spec.free, traced.inputs[spec.name].meta["val"].shape[1:], strict=False):
+            if name is not None:
+                symbols.setdefault(name, set()).add(expression(size))
+    return any(len(each) > 1 or not all(size.is_Symbol for size in each) for each in symbols.values())  # type: ignore[attr-defined]
+
+
 def _watched(
-    source: ModelSource, module: nn.Module, arguments: Mapping[str, object]
+    source: ModelSource, module: nn.Module, arguments: Mapping[str, object], *, unproven: bool = False
 ) -> tuple[ExportedProgram, CallWatch]:
     watch = CallWatch(module)
     try:
         with outside_kept(source, module):
-            return export_program(source, module, arguments, watch), watch
+            return export_program(source, module, arguments, watch, unproven=unproven), watch
     except NotSplittableError as refusal:
         # What else refers to a parameter, or was computed from one, is such a constant.
         if "fake tensor in the exported program constant" in refusal.reason and _is_lean(module):
@@ -134,7 +176,7 @@ def _read(source: ModelSource, module: torch.nn.Module, program: ExportedProgram
     _refuse_state(source, program)
     inputs = _name_inputs(source, module, user_inputs)
     sizes = _sizes(source, program, inputs)
-    outputs = _outputs(program)
+    outputs = _outputs(program, next(iter(inputs.values())))
     _drop_unused(program.graph, inputs.values(), outputs, sizes)
     traced = Traced(
         graph=program.graph,
@@ -147,7 +189,7 @@ def _read(source: ModelSource, module: torch.nn.Module, program: ExportedProgram
         constants=constants,
         constant_names=constant_names,
         sizes=sizes,
-        kinds=classify(program.graph, frozenset(user_inputs), sizes),
+        kinds=classify(program.graph, frozenset((*user_inputs, *outputs)), sizes),
     )
     if not outputs:
         raise NotSplittableError(f"{source.factory} returns no tensor")
@@ -161,28 +203,57 @@ def _read(source: ModelSource, module: torch.nn.Module, program: ExportedProgram
     return traced
 
 
-def _outputs(program: ExportedProgram) -> tuple[fx.Node, ...]:
-    """The tensors that the caller gets, which is all that the graph is to give: an input that the model wrote to is the
-    caller's no more, for it came over a network."""
-    node, specs = program.graph.output_node(), program.graph_signature.output_specs
-    given = tuple(
-        value
-        for value, spec in zip(node.args[0], specs, strict=True)
-        if spec.kind == OutputKind.USER_OUTPUT and isinstance(_value(value), torch.Tensor)
-    )
-    node.args = (given,)
+def _outputs(program: ExportedProgram, first: fx.Node) -> tuple[fx.Node, ...]:
+    """What the caller gets, which is all that the graph is to give: an input that the model wrote to is the caller's no
+    more, for it came over a network. A number is made a tensor of one for each sample of the ``first`` input."""
+    output = program.graph.output_node()
+    with program.graph.inserting_before(output):
+        given = tuple(
+            value if isinstance(_value(value), torch.Tensor) else _repeated(value, first) for value in _given(program)
+        )
+    output.args = (given,)
     return given
 
 
+def _repeated(value: Any, first: fx.Node) -> fx.Node:
+    example, dtype = first.meta["val"], number_type(_value(value))
+    batch = first.graph.call_function(torch.ops.aten.sym_size.int, (first, 0))
+    batch.meta["val"] = example.shape[0]
+    repeated = first.graph.call_function(torch.ops.aten.full.default, ([batch], value), {"dtype": dtype})
+    with example.fake_mode:
+        repeated.meta["val"] = torch.empty(example.shape[:1], dtype=dtype)
+    return repeated
+
+
+def _given(program: ExportedProgram) -> tuple[Any, ...]:
+    """Tensors and numbers among the outputs."""
+    specs = program.graph_signature.output_specs
+    return tuple(
+        value
+        for value, spec in zip(program.graph.output_node().args[0], specs, strict=True)
+        if spec.kind == OutputKind.USER_OUTPUT
+        and (isinstance(_value(value), torch.Tensor) or number_type(_value(value)) is not None)
+    )
+
+
 def _value(node: object) -> object:
-    return node.meta.get("val") if isinstance(node, fx.Node) else None
+    return node.meta.get("val") if isinstance(node, fx.Node) else node
 
 
 def _refuse_state(source: ModelSource, program: ExportedProgram) -> None:
+    given = _given(program)
+    buffers = {
+        spec.target: node
+        for spec, node in zip(
+            program.graph_signature.input_specs, program.graph.find_nodes(op="placeholder"), strict=True
+        )
+        if spec.kind == InputKind.BUFFER
+    }
     mutated = {
         spec.arg.name: str(spec.target or spec.arg.name)
         for spec in program.graph_signature.output_specs
         if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.USER_INPUT_MUTATION)
+        and not (spec.kind == OutputKind.BUFFER_MUTATION and not is_read(buffers[spec.target], given))
     }
     if mutated:
         (writer, *_) = (node for node in program.graph.nodes if node.name in mutated)

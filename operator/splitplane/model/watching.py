@@ -85,6 +85,12 @@ class CallWatch:
             return []
         return [replace(each, asked=self._shapes.replace(each.asked)) for each in self.questions]
 
+    def guards(self) -> list[sympy.Basic]:
+        """What was found true of the free sizes of the example, in the trace and in what was made of it since."""
+        if self._shapes is None:
+            return []
+        return [self._shapes.replace(guard.expr) for guard in self._shapes.guards]
+
     def end(self) -> None:
         _RANDOM.default_generator = _GENERATOR
         for hook in self._hooks:

@@ -72,7 +72,7 @@ def check_fits(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def run_whole(source: ModelSource, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Call the module; gives its tensors in the order in which they lie in what it returns.
+    """Call the module; gives its tensors in the order in which they lie in what it returns (:func:`answers`).
 
     It may write to what it is given and compute gradients, as models of energy do for forces: it gets copies, and is
     not called in inference mode, within which there are no gradients even where the module asks for them.
@@ -80,7 +80,25 @@ def run_whole(source: ModelSource, module: nn.Module, tensors: Mapping[str, torc
     with torch.inference_mode(mode=False), torch.no_grad():
         given = {name: tensor.clone() for name, tensor in tensors.items()}
         result = module(**bind_inputs(source, module, given))
-    return tuple(leaf.detach() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+    return answers(result, next(iter(tensors.values())).shape[0])
+
+
+def answers(result: object, batch: int) -> tuple[torch.Tensor, ...]:
+    """The tensors in what a module returns; a number is told once for each sample, as INT64 or FP32."""
+    return tuple(
+        leaf.detach() if isinstance(leaf, torch.Tensor) else torch.full((batch,), leaf, dtype=number_type(leaf))
+        for leaf in tree_leaves(result)
+        if isinstance(leaf, torch.Tensor) or number_type(leaf) is not None
+    )
+
+
+def number_type(value: object) -> torch.dtype | None:
+    """How a number among the outputs is told; ``None`` of anything else, such as a flag or a name."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, torch.SymInt)):
+        return torch.int64
+    return torch.float32 if isinstance(value, (float, torch.SymFloat)) else None
 
 
 @dataclass(frozen=True, slots=True)
