@@ -268,7 +268,7 @@ def test_a_program_begins_again_where_a_trace_left_what_nothing_puts_back(tmp_pa
             sys.executable, "-c", command, "model", "inspect", "keeping:Model", "--path", str(tmp_path),
             "--input", "x:FP32:-1,4",
         ],
-        env=os.environ, capture_output=True, text=True, check=False, timeout=120,
+        env=os.environ, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert inspected.returncode == 0, inspected.stderr
     assert "keeping:Model cannot be split, and is served whole: " in inspected.stdout
