@@ -1,6 +1,7 @@
 """The search against full enumerations in plain Python, and against the minimum cut where that is exact."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -21,7 +22,7 @@ from splitplane.planner.bars import CHEAPEST, FASTEST, Aim
 from splitplane.planner.choice import pick
 from splitplane.planner.context import ContradictionError, build_context
 from splitplane.planner.cover import Cover
-from splitplane.planner.evaluation import assess
+from splitplane.planner.evaluation import assess, weighed_key
 from splitplane.planner.frontier import contenders, frontier_of_lines, in_the_running
 from splitplane.planner.pareto import nondominated
 from tests.support.planner_cases import MEBIBYTE, POLICY, SNAPSHOT, cut
@@ -145,6 +146,25 @@ def test_the_best_of_all_plans_that_carry_the_load_is_the_best_of_the_frontier()
             assert picked == best, seed
             compared += len(whole) > len(found)
     assert compared > 50
+
+
+@pytest.mark.parametrize("case", [random_case, with_use])
+def test_a_plan_that_was_weighed_among_all_is_predicted_as_it_is_alone(case: Callable[[int], tuple[Snapshot, Policy]]):
+    """Also where its stations can't carry the load, and where tiers can't hold all its replicas now."""
+    read = 0
+    for seed in range(60):
+        snapshot, policy = case(seed)
+        among, alone = build_context(snapshot, policy), build_context(snapshot, policy)
+        contenders(among, among.rate, Aim.of(policy))
+        weighed = among.kept.result(weighed_key(among, among.rate))
+        for table in weighed.tables if weighed else ():
+            for row in range(0, len(table.layout), 3):
+                fewer = table.layout.plan(alone, row)
+                more = replace(fewer, stages=tuple(replace(each, replicas=99) for each in fewer.stages))
+                for each in (fewer, more):
+                    assert assess(among, each) == assess(alone, each), seed
+                    read += 1
+    assert read > 500
 
 
 @pytest.mark.parametrize(("few", "chunk", "sample"), [(0, 7, 3), (0, 2, 1), (100_000, 100_000, 1)])

@@ -1,7 +1,7 @@
 """What plans would give: latency, cost, leak, accuracy, and the limits that they break, for a whole layout at once."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,8 @@ from splitplane.domain.snapshots import Mode
 from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Direction, Site, Wire, crossings
 from splitplane.planner.exits import seen, share_at
-from splitplane.planner.layouts import Layout, layout_of
+from splitplane.planner.keys import numbers
+from splitplane.planner.layouts import Every, Layout, layout_of
 from splitplane.planner.options import LOSS_STEP, loss_steps
 from splitplane.planner.queueing import Response, Station, overflow_share, respond
 from splitplane.planner.residency import fits, trusted
@@ -68,6 +69,29 @@ class Table:
             leak=float(self.leak[row]) if self.leak_measured[row] else None,
             accuracy_loss=float(self.loss[row]) if self.loss_measured[row] else None,
         )
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Predictions of all plans that may be chosen, those that are too much for their stations included."""
+
+    every: Every
+    tables: tuple[Table, ...]
+    able: tuple[Table, ...]
+    """Without those, and without tables of no plan."""
+
+    def find(self, context: Context, plan: Plan) -> tuple[Table, int] | None:
+        """Where a plan is, with no more replicas than the tiers can hold now."""
+        replicas = tuple(min(stage.replicas, context.sites[stage.tier].high) for stage in plan.stages)
+        paid = frozenset(place for place, stage in enumerate(plan.stages) if stage.pay_per_use)
+        tiers = tuple(stage.tier for stage in plan.stages)
+        place = self.every.places.get((tiers, plan.cuts, plan.codecs, replicas, paid))
+        return None if place is None else (self.tables[place[0]], place[1])
+
+
+def weighed_key(context: Context, rate: float) -> Hashable:
+    """What the predictions of all plans of a context at a rate are kept by (``Weighed``)."""
+    return ("weighed", numbers(context), rate)
 
 
 def evaluate(
@@ -160,9 +184,11 @@ def assess(context: Context, plan: Plan) -> Candidate:
         return Candidate(plan, Prediction(math.inf, math.inf, math.nan, 0.0), hard)
     if any(pair not in context.wires for pair in crossings(plan, context.gateway)):
         return Candidate(plan, Prediction(math.nan, math.nan, math.nan, 0.0), hard)
-    table = evaluate(context, held_by_nodes(context, layout_of(context, plan)))
+    weighed: Weighed | None = context.kept.result(weighed_key(context, context.rate))
+    found = None if weighed is None else weighed.find(context, plan)
+    table, row = found or (evaluate(context, held_by_nodes(context, layout_of(context, plan))), 0)
     over = zip(("utilization", "p95", "cost"), broken(context, table), strict=True)
-    return Candidate(plan, table.prediction(0), (*hard, *(name for name, mask in over if mask[0])))
+    return Candidate(plan, table.prediction(row), (*hard, *(name for name, mask in over if mask[row])))
 
 
 def held_by_nodes(context: Context, layout: Layout) -> Layout:

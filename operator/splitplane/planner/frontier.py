@@ -1,7 +1,7 @@
 """The frontier: plans that no other beats or equals in cost, p95, leak and accuracy loss."""
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -13,8 +13,9 @@ from splitplane.planner.bars import Aim
 from splitplane.planner.columns import joined, taken
 from splitplane.planner.context import Context
 from splitplane.planner.cover import Cover
-from splitplane.planner.evaluation import Table, broken, evaluate
-from splitplane.planner.layouts import Layout, layout_of
+from splitplane.planner.evaluation import Table, Weighed, broken, evaluate, weighed_key
+from splitplane.planner.keys import limits, numbers
+from splitplane.planner.layouts import Every, Layout, layout_of
 from splitplane.planner.lines import TRICKLE, Line, build_lines
 from splitplane.planner.options import Options
 from splitplane.planner.pareto import nondominated
@@ -50,7 +51,7 @@ class Frontier:
 
 def frontier_of_lines(context: Context, rate: float, without: Collection[Plan] = ()) -> Frontier:
     """The frontier at ``rate`` requests per second over all plans that the hard limits allow, but for some."""
-    key = (_numbers(context), rate, frozenset(plan.digest for plan in without))
+    key = (numbers(context), rate, frozenset(plan.digest for plan in without))
     known = context.kept.result(key)
     if isinstance(known, Frontier):
         return known
@@ -62,24 +63,23 @@ def frontier_of_lines(context: Context, rate: float, without: Collection[Plan] =
 def contenders(context: Context, rate: float, aim: Aim, without: Collection[Plan] = ()) -> Frontier:
     """What of the frontier is in the running for an aim, or where that is quicker all plans that carry the load: the
     best plan of either is the frontier's."""
-    layouts = None if without else _all_plans(context)
-    if layouts is None:
+    every = None if without else _every_plan(context)
+    if every is None:
         return in_the_running(context, rate, aim, without)
-    key = ("contenders", _numbers(context), rate)
-    known = context.kept.result(key)
-    if isinstance(known, Frontier):
-        return known
-    tables = [evaluate(context, layout, rate=rate) for layout in layouts]
-    over = [broken(context, table)[0] for table in tables]
-    able = [table.where(~mask) if mask.any() else table for table, mask in zip(tables, over, strict=True)]
-    found = _assembled([table for table in able if len(table.layout)])
-    context.kept.keep(key, found, plans=len(found))
-    return found
+    key = weighed_key(context, rate)
+    known: Weighed | None = context.kept.result(key)
+    if known is None:
+        tables = [evaluate(context, layout, rate=rate) for layout in every.layouts]
+        over = [broken(context, table)[0] for table in tables]
+        able = (table.where(~mask) if mask.any() else table for table, mask in zip(tables, over, strict=True))
+        known = Weighed(every, tuple(tables), tuple(table for table in able if len(table.layout)))
+        context.kept.keep(key, known, plans=sum(map(len, every.layouts)))
+    return _assembled(known.able)
 
 
 def in_the_running(context: Context, rate: float, aim: Aim, without: Collection[Plan] = ()) -> Frontier:
     """The plans of the frontier that ``choice.pick`` may take, and some others."""
-    key = ("in the running", _numbers(context), rate, aim, frozenset(plan.digest for plan in without))
+    key = ("in the running", numbers(context), rate, aim, frozenset(plan.digest for plan in without))
     known = context.kept.result(key)
     if isinstance(known, Frontier):
         return known
@@ -88,17 +88,17 @@ def in_the_running(context: Context, rate: float, aim: Aim, without: Collection[
     return found
 
 
-def _all_plans(context: Context) -> list[Layout] | None:
+def _every_plan(context: Context) -> Every | None:
     """Every plan that the hard limits allow, whatever the load; ``None`` if they may be more than a few. These don't
     depend on rates, prices and how fast links are, and are kept."""
     if _most_plans(context) > _FEW:
         return None
     usable = frozenset(pair for pair, wire in context.wires.items() if not wire.remembered)
-    key = ("all plans", usable, _limits(context))
-    known: list[Layout] | None = context.kept.result(key)
+    key = ("every plan", usable, limits(context))
+    known: Every | None = context.kept.result(key)
     if known is None:
-        known = [_every_plan(context, line) for line in build_lines(context, TRICKLE)]
-        context.kept.keep(key, known, plans=sum(map(len, known)))
+        known = Every(context.table.codecs, tuple(_all_rows(context, line) for line in build_lines(context, TRICKLE)))
+        context.kept.keep(key, known, plans=sum(map(len, known.layouts)))
     return known
 
 
@@ -113,7 +113,7 @@ def _most_plans(context: Context) -> float:
     return sum(ways) + len(context.options) * splits
 
 
-def _every_plan(context: Context, line: Line) -> Layout:
+def _all_rows(context: Context, line: Line) -> Layout:
     """All rows of a line of one or two tiers with all numbers of replicas."""
     ends = [context.sites[tier] for tier in line.tiers]
     ranges = [
@@ -258,42 +258,3 @@ def same_plan(layout: Layout, other: Layout) -> Bools:
     )
     same: Bools = np.logical_and.reduce([mine == theirs for mine, theirs in columns])
     return same
-
-
-def _limits(context: Context) -> Hashable:
-    """What rules out plans whatever the numbers, besides the profile."""
-    policy = context.policy
-    return (
-        (context.gateway, policy.raw_input_stays_trusted, policy.max_leak, policy.max_accuracy_loss),
-        (policy.codecs, policy.max_partitions, context.variant, context.lost),
-        tuple(
-            (
-                (tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes),
-                (tier.pay_per_use, tier.min_replicas, tier.shared),
-            )
-            for tier in context.tiers.values()
-        ),
-        tuple((site.name, site.low, site.high) for site in context.sites.values() if context.affordable(site)),
-    )
-
-
-def weighed_by(context: Context) -> Hashable:
-    """All that predictions and their limits depend on, besides the profile."""
-    policy = context.policy
-    return _numbers(context), context.rate, policy, tuple(context.tiers.values()), tuple(context.sites)
-
-
-def _numbers(context: Context) -> Hashable:
-    """All that a search among lines depends on, besides the profile and the rate."""
-    return (
-        _limits(context),
-        (context.arrival_scv, context.policy.max_utilization, context.passing),
-        (context.samples, context.policy.max_p95_seconds if context.samples > 1 else None),
-        tuple(tier.egress_price_per_gib for tier in context.tiers.values()),
-        tuple(
-            (site.correction, site.overhead_seconds, site.price if site.price == site.price else None)
-            for site in context.sites.values()
-            if context.affordable(site)
-        ),
-        tuple(context.wires.items()),
-    )

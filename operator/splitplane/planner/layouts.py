@@ -1,6 +1,8 @@
 """Plans as columns for one pass of numpy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -47,6 +49,33 @@ class Layout:
             stages.append(Stage(tier, first, last, *resident, replicas, pay_per_use=k in self.pay_per_use))
         codecs = tuple(context.table.codecs[int(codec[row])] for codec in self.codecs)
         return Plan(tuple(stages), codecs, self.variant)
+
+
+Named = tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...], tuple[int, ...], frozenset[int]]
+"""A plan by tiers, cuts, codecs, replicas and the stages that are paid by the use: all that predictions depend on."""
+
+
+@dataclass(frozen=True)
+class Every:
+    """All plans that may be chosen, and where each is; ``codecs`` names them as the layouts number them."""
+
+    codecs: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+
+    @cached_property
+    def places(self) -> dict[Named, tuple[int, int]]:
+        """The layout and the row of each plan."""
+        found: dict[Named, tuple[int, int]] = {}
+        for number, layout in enumerate(self.layouts):
+            columns = (_by_row(part, len(layout)) for part in (layout.bounds[1:-1], layout.codecs, layout.replicas))
+            for row, (cuts, codecs, replicas) in enumerate(zip(*columns, strict=True)):
+                names = tuple(self.codecs[codec] for codec in codecs)
+                found[layout.tiers, cuts, names, replicas, layout.pay_per_use] = number, row
+        return found
+
+
+def _by_row(columns: Sequence[Ints], rows: int) -> list[tuple[int, ...]]:
+    return list(zip(*(column.tolist() for column in columns), strict=True)) if columns else [()] * rows
 
 
 def one_stage(context: Context, site: Site, *, pay_per_use: bool = False) -> Layout:

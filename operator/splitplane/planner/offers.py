@@ -10,8 +10,8 @@ from splitplane.planner.choice import gain
 from splitplane.planner.claims import Offer
 from splitplane.planner.context import Context, build_context
 from splitplane.planner.evaluation import assess
-from splitplane.planner.frontier import weighed_by
 from splitplane.planner.keeping import Kept
+from splitplane.planner.keys import weighed_by
 from splitplane.planner.selecting import best_plan
 
 _GRADES = 3

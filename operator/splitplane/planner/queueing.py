@@ -31,9 +31,13 @@ _TINY, _NEXT_TO_NOTHING = 1e-12, 1e-300
 _ROUNDING = (1 << DROPPED_BITS) - 1
 
 # Frequency factors of Pearson's type III distribution: percentiles in standard deviations above the mean, by skewness.
-_SKEWNESS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
-_P50 = (0.0, -0.083, -0.164, -0.24, -0.307, -0.36, -0.396, -0.413, -0.379, -0.33, -0.25, -0.2, -0.167, -0.133, -0.1)
-_P99 = (2.326, 2.686, 3.023, 3.33, 3.605, 3.845, 4.051, 4.368, 4.573, 4.687, 4.705, 4.527, 4.221, 3.632, 2.551)
+_SKEWNESS = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0])
+_P50 = np.array(
+    [0.0, -0.083, -0.164, -0.24, -0.307, -0.36, -0.396, -0.413, -0.379, -0.33, -0.25, -0.2, -0.167, -0.133, -0.1]
+)
+_P99 = np.array(
+    [2.326, 2.686, 3.023, 3.33, 3.605, 3.845, 4.051, 4.368, 4.573, 4.687, 4.705, 4.527, 4.221, 3.632, 2.551]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +81,14 @@ class Response:
     utilization: Array
     capacity: Array
 
-    def where(self, places: Bools | Ints) -> "Response":
+    def where(self, places: Bools | Ints | slice) -> "Response":
         return Response(*(getattr(self, field.name)[places] for field in fields(self)))
 
     def p50(self, row: int) -> float:
-        return float(self.where(np.array([row])).p50s[0])
+        return float(self.where(slice(row, row + 1)).p50s[0])
 
     def p99(self, row: int) -> float:
-        return float(self.where(np.array([row])).p99s[0])
+        return float(self.where(slice(row, row + 1)).p99s[0])
 
     @property
     def p50s(self) -> Array:
@@ -188,7 +192,8 @@ def _median(mean: Array, variance: Array, third: Array, least: Array) -> Array:
     """The median of a gamma distribution with these cumulants; not below ``least``, and none above the mean."""
     deviation = np.sqrt(variance)
     skewness = third / np.maximum(deviation * variance, _NEXT_TO_NOTHING)
-    return np.maximum(mean + deviation * np.interp(skewness, _SKEWNESS, _P50), least)
+    median: Array = mean + deviation * np.interp(skewness, _SKEWNESS, _P50)
+    return np.maximum(median, least)
 
 
 def _seen(stations: Sequence[Station], shape: tuple[int, ...]) -> tuple[Array, Array, Array]:

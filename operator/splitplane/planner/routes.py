@@ -16,7 +16,7 @@ from splitplane.domain.snapshots import Mode, Preference
 from splitplane.planner.arrays import Ints
 from splitplane.planner.context import Context, crossings
 from splitplane.planner.evaluation import Table, assess, evaluate, held_by_nodes, leak_of, violations
-from splitplane.planner.frontier import weighed_by
+from splitplane.planner.keys import weighed_by
 from splitplane.planner.layouts import Layout, layout_of
 from splitplane.planner.options import LOSS_STEP
 from splitplane.planner.residency import trusted

@@ -31,7 +31,7 @@ def best_plan(context: Context) -> Candidate | None:
         if found is None:
             return None
         found = replace(found, plan=with_likely_residency(context.of(found.plan.variant), found.plan, _plan_at))
-        if found.plan.digest not in context.set_aside:
+        if not context.set_aside or found.plan.digest not in context.set_aside:
             return found
         without.append(found.plan)
 

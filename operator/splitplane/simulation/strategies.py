@@ -14,6 +14,7 @@ from splitplane.planner.context import IDLE_RATE, Context, build_context
 from splitplane.planner.evaluation import assess, evaluate
 from splitplane.planner.frontier import contenders
 from splitplane.planner.gates import cooling_down
+from splitplane.planner.keys import numbers
 from splitplane.planner.layouts import with_replicas
 from splitplane.planner.overload import highest_rate_of_lines
 
@@ -96,7 +97,19 @@ def _fastest(context: Context, rate: float) -> Plan | None:
 
 
 def _provided(context: Context, cut: Plan) -> tuple[Choice | None, bool]:
-    """A cut with the cheapest replicas that bear the load, and whether any do; if not, those that are least busy."""
+    """A cut with the cheapest replicas that bear the load, and whether any do; if not, those that are least busy.
+
+    Kept, as two strategies mostly ask for the same.
+    """
+    key = ("provided", cut, numbers(context), context.rate)
+    known: tuple[Choice | None, bool] | None = context.kept.result(key)
+    if known is None:
+        known = _replicated(context, cut)
+        context.kept.keep(key, known, plans=1)
+    return known
+
+
+def _replicated(context: Context, cut: Plan) -> tuple[Choice | None, bool]:
     layout = with_replicas(context, cut)
     if layout is None:
         return None, False
