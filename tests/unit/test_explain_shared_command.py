@@ -124,7 +124,7 @@ def test_what_keeps_a_pool_from_what_its_sites_would_take_is_named():
     assert held.pooling.pool is not None
     assert (held.wanted, held.pooling.pool.replicas) == (3, 2)
     assert (cases["room"][1].wanted, cases["room"][1].pooling.pool) == (4, Pool(1, 6, 1))
-    assert cases["headroom"][1].enough == 6 > cases["headroom"][1].wanted
+    assert cases["headroom"][1].enough >= 6 > cases["headroom"][1].wanted
 
 
 def test_how_long_fewer_replicas_would_have_done_is_told(log: Path):

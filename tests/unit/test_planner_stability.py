@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from splitplane.domain.measurements import Value
+from splitplane.domain.measurements import Value, known
 from splitplane.domain.snapshots import Action, Decision, Policy, Preference, Snapshot
 from splitplane.planner import choose
 from splitplane.planner.choice import severity
@@ -105,6 +105,41 @@ def test_noise_alternates_no_plans_in_random_cases(seed: int):
     rng = random.Random(1000 + seed)
     snapshot, policy = some_case(rng)
     assert_settled(changes(snapshot, policy, ticks=40, every=60.0, noise=rng))
+
+
+@pytest.mark.parametrize("prefer", Preference)
+@pytest.mark.parametrize("seed", [83, 124, 137, 358])
+def test_noise_alternates_no_plans_of_random_pipelines(seed: int, prefer: Preference):
+    """With 124 edge and cloud bound two plans at nearly the same load: as stages wander each bears it by turns."""
+    snapshot, policy = random_case(seed)
+    for number in range(2):
+        noise = random.Random(1000 * (number + 1) + seed)
+        assert_settled(changes(snapshot, replace(policy, prefer=prefer), ticks=60, every=60.0, noise=noise))
+
+
+@pytest.mark.parametrize("load", [0.97, 1.0, 1.04])
+def test_noise_at_its_worst_alternates_no_plans_that_just_bear_the_load(load: float):
+    """Each number is 5 % too high or too low, and nothing between."""
+
+    class Extremes(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            return self.choice((a, b))
+
+    snapshot, policy = random_case(124)
+    snapshot = replace(snapshot, arrival_rate=Value(load * (known(snapshot.arrival_rate) or 0.0)))
+    for seed in range(2):
+        assert_settled(changes(snapshot, policy, ticks=60, every=60.0, noise=Extremes(seed)))
+
+
+def test_a_load_that_is_not_borne_is_mended_at_once_where_another_plan_bears_it_for_sure_or_waits_have_no_end():
+    for rate, ceiling in ((3.7, 0.7), (5.1, 0.97)):
+        busy = replace(at(rate, 50.0, 1.0), active=serving(edge_only(2), since=0.0))
+        decision = choose(busy, replace(both(Preference.LATENCY, 9.0, 9.0), max_utilization=ceiling), 1.0)
+        assert decision.current is not None
+        assert "utilization" in decision.current.violations
+        assert decision.action is Action.SWITCH
+        assert decision.target is not None
+        assert decision.target.violations == ()
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -5,6 +5,7 @@ there is more load, links are slower and the limit on p95 is closer; at the *nea
 plan keeps a limit for sure if it does at the far edge, and breaks it for sure if it does at the near one.
 """
 
+import math
 from functools import cached_property
 
 from splitplane.domain.plans import Candidate, Plan
@@ -80,14 +81,15 @@ class Edges:
 def relieves(edges: Edges, current: Candidate, best: Candidate) -> bool:
     """Whether ``best``, which breaks lesser limits than the active plan, is to be taken at once.
 
-    It is where it mends a limit that does not wander, or carries a load that the active plan can't. Otherwise the one
-    that it mends must be broken now or kept then for sure, or become clearly less, and no graver one may be put at
-    risk for it.
+    It is where it mends a limit that does not wander, or ends a wait without a bound. Otherwise the one that it mends
+    must be broken now or kept then for sure, or become clearly less, and no graver one may be put at risk for it: of
+    two plans that bear the load by turns, as the noise has it, either stays.
     """
     mended = _gravest_mended(current, best)
     if mended is None:
         return False
-    if mended not in _WANDERING or mended == _WANDERING[-1]:
+    endless = mended == _WANDERING[-1] and math.isinf(current.predicted.p95_seconds)
+    if mended not in _WANDERING or endless:
         return True
     old, new = current.plan, best.plan
     graver = _WANDERING[_WANDERING.index(mended) + 1 :]
