@@ -200,6 +200,27 @@ def test_overload_is_told_in_words_with_what_is_too_busy_and_the_rate_that_is_bo
     assert "Overload of chosen" not in below
 
 
+@pytest.mark.parametrize("command", ["plan", "explain", "frontier"])
+def test_a_tier_that_no_plan_uses_is_named_with_what_it_lacks(profile: str, tmp_path: Path, command: str):
+    asked = (command, "-f", PIPELINE, "--profile", profile, "--rate", "3.5")
+    told = "Not weighed: tier cloud: the link to it is unmeasured (--bandwidth states links, --price prices)"
+    assert told in run(*asked).splitlines()
+    assert "Not weighed" not in run(*asked, "--bandwidth", FAST)
+    nowhere = run(*asked, "--without", "edge", "--without", "cloud")
+    assert nowhere.count("tier cloud: no ready node matches its selector") == 1
+    pipeline = yaml.safe_load(Path(PIPELINE).read_text())
+    edge, cloud = pipeline["spec"]["tiers"]
+    del cloud["pricePerHour"]
+    pipeline["spec"]["tiers"] = [edge, {**cloud, "name": "fog", "pricePerHour": "0.10"}, cloud]
+    three = tmp_path / "three.yaml"
+    three.write_text(yaml.safe_dump(pipeline))
+    output = run(command, "-f", str(three), *asked[3:], "--bandwidth", "edge:fog=50Mbit", "--max-partitions", "3")
+    assert "Not weighed: tier cloud: its price is unknown; the link from tier fog to tier cloud is unmeasured" in output
+    dear = ("--price", "cloud=0.30")
+    output = run(command, "-f", str(three), *asked[3:], "--bandwidth", "edge:fog=50Mbit", *dear)
+    assert "Not weighed: tier cloud: the link to it is unmeasured" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

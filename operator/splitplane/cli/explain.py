@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from splitplane.cli.conditions import Conditions
-from splitplane.cli.plans import out, show, show_routes, told_overloads
+from splitplane.cli.plans import out, show, show_routes, told_left_out, told_overloads
 from splitplane.cli.recorded import About, Log, Recorded, RecordedGrants, RecordedPool, moment
 from splitplane.cli.shared import show_grants, show_pool
 from splitplane.domain.plans import Candidate
@@ -79,6 +79,8 @@ def explain(
     rate = decision.inputs.rate_per_second if decision.inputs else conditions.rate
     rows = [*told, *decision.alternatives.items()]
     show(rows, rate=rate)
+    for line in told_left_out(snapshot, policy, decision.message, stated=call is None):
+        out.print(line, markup=False)
     for line in told_overloads(snapshot, policy, rows):
         out.print(line, markup=False)
     if decision.routes:

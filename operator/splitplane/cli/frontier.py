@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from splitplane.cli.conditions import Conditions
-from splitplane.cli.plans import out, per_thousand, show
+from splitplane.cli.plans import out, per_thousand, show, told_left_out
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.plans import Candidate
 from splitplane.planner import frontier as find
@@ -27,10 +27,11 @@ def frontier(
     try:
         plans = find(snapshot, policy)
         why = "" if plans else why_none(snapshot, policy)
+        lines = [why] * bool(why) + told_left_out(snapshot, policy, why)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if why:
-        typer.echo(why, err=as_json)
+    for line in lines:
+        typer.echo(line, err=as_json)
     if as_json:
         rows = [{**to_dict(plan), "costPerThousandRequests": per_thousand(plan, conditions.rate)} for plan in plans]
         typer.echo(json.dumps(_finite(rows), indent=2, allow_nan=False))

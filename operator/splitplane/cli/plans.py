@@ -8,7 +8,7 @@ from rich.table import Table
 
 from splitplane.domain.plans import Candidate, Plan, Steps, span_text
 from splitplane.domain.snapshots import Policy, Snapshot
-from splitplane.planner import indifference, why_overloaded
+from splitplane.planner import indifference, left_out, why_overloaded
 from splitplane.planner.explain import milliseconds as milliseconds_of
 
 out = Console(highlight=False, soft_wrap=True)
@@ -86,6 +86,15 @@ def told_overloads(snapshot: Snapshot, policy: Policy, rows: Iterable[tuple[str,
     """What each plan that does not bear the load is too small for, a line each."""
     told = ((name, why_overloaded(snapshot, policy, candidate)) for name, candidate in rows)
     return [f"Overload of {name}: {why}" for name, why in told if why]
+
+
+def told_left_out(snapshot: Snapshot, policy: Policy, told: str = "", *, stated: bool = True) -> list[str]:
+    """What tiers lack that no plan uses, as one line, but for what is ``told`` already; and how to mend that, where
+    conditions are ``stated``."""
+    clauses = [clause for clause in left_out(snapshot, policy) if clause not in told]
+    unknown = any(clause.endswith(("unmeasured", "unknown")) for clause in clauses)
+    hint = " (--bandwidth states links, --price prices)" if unknown and stated else ""
+    return [f"Not weighed: {'; '.join(clauses)}{hint}"] if clauses else []
 
 
 def per_thousand(candidate: Candidate, rate: float) -> float:

@@ -2,7 +2,16 @@
 
 from splitplane.planner.context import ContradictionError
 from splitplane.planner.keeping import Kept
-from splitplane.planner.planning import choose, explain, frontier, indifference, plan, why_none, why_overloaded
+from splitplane.planner.planning import (
+    choose,
+    explain,
+    frontier,
+    indifference,
+    left_out,
+    plan,
+    why_none,
+    why_overloaded,
+)
 from splitplane.planner.replay import dump_call, from_dict, load_call, to_dict
 from splitplane.planner.sites import plan_sites
 
@@ -15,6 +24,7 @@ __all__ = [
     "from_dict",
     "frontier",
     "indifference",
+    "left_out",
     "load_call",
     "plan",
     "plan_sites",

@@ -1,4 +1,6 @@
-"""Why no plan can serve at all, for a user who has to mend it."""
+"""Why no plan can serve at all, or none over some tier, for a user who has to mend it."""
+
+from itertools import combinations
 
 from splitplane.domain.snapshots import Mode
 from splitplane.planner.binding import lifted
@@ -21,6 +23,16 @@ def why_nothing_fits(context: Context) -> str:
     if context.set_aside:
         clauses.append(f"{len(context.set_aside)} plans are set aside after failing")
     return "; ".join(clauses)
+
+
+def left_out(context: Context) -> tuple[str, ...]:
+    """What tiers lack that no plan uses, and which links plans of three partitions lack, a clause each."""
+    clauses = [*_unusable(context), *_unaffordable(context)]
+    if context.policy.max_partitions > 2:
+        inner = [name for name in context.order if name in context.sites and name != context.gateway]
+        unmeasured = [pair for pair in combinations(inner, 2) if pair not in context.wires]
+        clauses += [f"the link from tier {source} to tier {target} is unmeasured" for source, target in unmeasured]
+    return tuple(clauses)
 
 
 def _unusable(context: Context) -> list[str]:

@@ -17,6 +17,7 @@ from splitplane.planner.context import Context, build_context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.explain import conditions, describe
 from splitplane.planner.keeping import Kept
+from splitplane.planner.lacking import left_out as left_out_of
 from splitplane.planner.lacking import why_nothing_fits
 from splitplane.planner.paying import Indifference
 from splitplane.planner.paying import indifference as indifference_of
@@ -77,6 +78,11 @@ def why_overloaded(snapshot: Snapshot, policy: Policy, candidate: Candidate) -> 
     if "utilization" not in candidate.violations:
         return ""
     return told_overload(build_context(snapshot, policy), candidate.plan, candidate.predicted.max_rate_per_second)
+
+
+def left_out(snapshot: Snapshot, policy: Policy) -> tuple[str, ...]:
+    """Which tiers no plan may use, whatever its limits, and what each lacks; empty where all are weighed."""
+    return left_out_of(build_context(snapshot, policy))
 
 
 def indifference(snapshot: Snapshot, policy: Policy, plan: Plan) -> tuple[Indifference, ...]:
