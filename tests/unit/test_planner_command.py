@@ -287,6 +287,49 @@ def test_a_condition_that_cannot_be_read_is_refused_with_an_example(
     assert unwrapped(says) in unwrapped(result.output)
 
 
+@pytest.mark.parametrize(
+    ("option", "texts", "says"),
+    [
+        ("--price", ("edge=0.05", "edge=9"), "--price is given 2 times for edge"),
+        ("--bandwidth", ("20Mbit", "5Mbit"), "--bandwidth is given 2 times for all links"),
+        ("--bandwidth", ("edge:cloud=20Mbit", "edge:cloud=5Mbit"), "--bandwidth is given 2 times for edge:cloud"),
+        ("--pay-per-use", ("cloud=0.1", "cloud=0.2/s"), "--pay-per-use is given 2 times for cloud"),
+    ],
+)
+def test_what_says_two_things_of_the_same_is_refused(profile: str, option: str, texts: tuple[str, str], says: str):
+    given = [part for text in texts for part in (option, text)]
+    result = CliRunner().invoke(app, ["plan", "-f", PIPELINE, "--profile", profile, *given])
+    assert result.exit_code == 2
+    assert unwrapped(says) in unwrapped(result.output)
+
+
+def test_what_is_stated_of_one_link_holds_before_what_is_of_all_in_either_order(profile: str):
+    both = ("--bandwidth", "50Mbit,2ms", "--bandwidth", "edge:cloud=3Mbit,2ms")
+    asked = ("plan", "-f", PIPELINE, "--profile", profile, "--rate", "3.5", "--scv", "0")
+    assert (
+        run(*asked, *both)
+        == run(*asked, *both[2:], *both[:2])
+        == run(*asked, *both[2:], "--bandwidth", "cloud:edge=50Mbit,2ms")
+    )
+
+
+def test_what_the_operator_does_otherwise_with_a_pipeline_is_told_beside_the_plan(profile: str, tmp_path: Path):
+    pipeline = yaml.safe_load(Path(PIPELINE).read_text())
+    pipeline["spec"]["sites"] = {"topologyKey": "topology.kubernetes.io/zone", "sharedTier": "cloud"}
+    pipeline["spec"]["suspend"] = True
+    special = tmp_path / "special.yaml"
+    special.write_text(yaml.safe_dump(pipeline))
+    for command in (("plan", "--record"), ("frontier", "--json"), ("explain",)):
+        asked = [*command, "--profile", profile, "--bandwidth", FAST, "-f"]
+        result = CliRunner().invoke(app, [*asked, str(special)])
+        assert result.exit_code == 0
+        assert result.stdout == CliRunner().invoke(app, [*asked, PIPELINE]).stdout
+        first, second, third = result.stderr.splitlines()
+        assert "one of them alone" in first
+        assert "tier cloud for all sites together" in second
+        assert "suspended" in third
+
+
 def test_a_file_of_another_kind_is_refused(profile: str):
     result = CliRunner().invoke(app, ["plan", "-f", profile, "--profile", profile])
     assert result.exit_code == 2

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 import typer
 import yaml
 
-from splitplane.cli.stated import stated
+from splitplane.cli.stated import Stated, stated
 from splitplane.domain.measurements import MOST_SCV
 from splitplane.domain.snapshots import Policy, Snapshot
 
@@ -98,17 +98,26 @@ class Conditions:
 
     def arguments(self) -> tuple[Snapshot, Policy]:
         """What the planner would be asked. Raises ``typer.BadParameter``, saying what to write instead."""
+        found = self.read()
+        return found.snapshot, found.policy
+
+    def read(self) -> Stated:
+        """All that is stated. Tells on standard error what the operator does otherwise. Raises as ``arguments``."""
         if self.file is None or self.profile is None:
             raise typer.BadParameter("give both --file and --profile")
         try:
-            snapshot, policy = stated(
+            found = stated(
                 self.file, self.profile, rate=self.rate, scv=self.scv, bandwidths=self.bandwidth or (),
                 prices=self.price or (), without=self.without or (), per_use=self.per_use or (),
                 exits=self.early or (), variants=self.variants or (),
             )  # fmt: skip
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise typer.BadParameter(str(error)) from error
-        return snapshot, policy if self.partitions is None else replace(policy, max_partitions=self.partitions)
+        for remark in found.remarks:
+            typer.echo(remark, err=True)
+        if self.partitions is None:
+            return found
+        return replace(found, policy=replace(found.policy, max_partitions=self.partitions))
 
 
 _FILES = ("file", "profile")

@@ -2,8 +2,9 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from splitplane.api.fields import Model
-from splitplane.api.pipelines import InferencePipeline
+from splitplane.api.pipelines import InferencePipeline, InferencePipelineSpec
 from splitplane.api.policies import spec_price, to_policy, to_tier
 from splitplane.api.profiles import ModelProfile, ModelProfileSpec, to_profile
 from splitplane.domain.measurements import Value
@@ -24,22 +25,48 @@ M = TypeVar("M", bound=Model)
 _UNLIMITED_BYTES_PER_SECOND = 1.25e11
 
 
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """The planner's arguments, and what of the pipeline they do not hold."""
+
+    snapshot: Snapshot
+    policy: Policy
+    interval_seconds: float
+    """How often the operator plans."""
+    remarks: tuple[str, ...] = ()
+    """What the operator does otherwise with this pipeline, a sentence each."""
+
+
 def stated(
     file: Path, profile: Path, *,
     rate: float, scv: float, bandwidths: Sequence[str], prices: Sequence[str], without: Sequence[str],
     per_use: Sequence[str], exits: Sequence[str], variants: Sequence[str],
-) -> tuple[Snapshot, Policy]:  # fmt: skip
-    """The planner's arguments, from files and texts of options.
+) -> Stated:  # fmt: skip
+    """What the planner would be asked, from files and texts of options.
 
     Raises ``ValueError``, saying what to write instead, ``OSError`` or ``yaml.YAMLError``.
     """
     pipeline, measured = _read(InferencePipeline, file), _profile(profile)
     snapshot = _snapshot(pipeline, measured, rate, scv, bandwidths, prices, without, per_use)
-    return replace(
+    snapshot = replace(
         snapshot,
         reach=_reach(exits, len(measured.cuts)),
         variants=tuple(_variant(text, measured) for text in variants),
-    ), to_policy(pipeline.spec)
+    )
+    interval = float(pipeline.spec.replanning.interval_seconds)
+    return Stated(snapshot, to_policy(pipeline.spec), interval, _remarks(pipeline.spec))
+
+
+def _remarks(spec: InferencePipelineSpec) -> tuple[str, ...]:
+    remarks = []
+    if spec.sites is not None:
+        shared = spec.sites.shared_tier
+        remarks.append("The pipeline has sites: this is one of them alone, which may spend all of maxCostPerHour")
+        if shared is not None:
+            remarks.append(f"The operator sizes replicas in tier {shared} for all sites together, not for one")
+    if spec.suspend:
+        remarks.append("The pipeline is suspended: the operator keeps what serves, and makes no plan")
+    return tuple(remarks)
 
 
 def _profile(path: Path) -> Profile:
@@ -96,6 +123,9 @@ def _snapshot(
     bandwidths: Sequence[str], prices: Sequence[str], without: Sequence[str], per_use: Sequence[str],
 ) -> Snapshot:  # fmt: skip
     names = [tier.name for tier in pipeline.spec.tiers]
+    _once("--price", [text.partition("=")[0] for text in prices])
+    _once("--pay-per-use", [text.partition("=")[0] for text in per_use])
+    _once("--bandwidth", [text.rpartition("=")[0] for text in bandwidths])
     stated = {}
     for text in prices:
         tier, _, amount = text.partition("=")
@@ -104,7 +134,9 @@ def _snapshot(
     for name in (*stated, *without, *offers):
         if name not in names:
             raise ValueError(f"the pipeline has no tier {name!r}: its tiers are {', '.join(names)}")
-    links = {(link.source, link.target): link for text in bandwidths for link in _links(text, names)}
+    # What is stated of one link holds before what is of all.
+    general_first = sorted(bandwidths, key=lambda text: "=" in text)
+    links = {(link.source, link.target): link for text in general_first for link in _links(text, names)}
     return Snapshot(
         pipeline=pipeline.metadata.name,
         time=0.0,
@@ -125,6 +157,13 @@ def _snapshot(
         arrival_rate=Value(rate),
         arrival_scv=scv,
     )
+
+
+def _once(option: str, names: Sequence[str]) -> None:
+    """Raises ``ValueError`` where an option says two things of the same; an empty name is all."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ValueError(f"{option} is given {times} times for {name or 'all links'}: give it once")
 
 
 def _links(text: str, tiers: Sequence[str]) -> list[Link]:
