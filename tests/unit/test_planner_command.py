@@ -357,6 +357,26 @@ def test_hours_of_load_are_replayed_under_the_planner_and_its_rivals(profile: st
     assert again == output
 
 
+def test_a_replay_asks_as_often_as_the_pipeline_says_and_tells_where_bins_are_too_long_for_that(
+    profile: str, tmp_path: Path
+):
+    pipeline = yaml.safe_load(Path(PIPELINE).read_text())
+    link = tmp_path / "link.txt"
+    link.write_text("".join(f"{30 * place} {50 if place % 4 < 2 else 2}\n" for place in range(60)))
+    switches = {}
+    for seconds in (15, 60, 900):
+        pipeline["spec"]["replanning"] |= {"intervalSeconds": seconds, "scaleDownWindowSeconds": 900}
+        path = tmp_path / "pipeline.yaml"
+        path.write_text(yaml.safe_dump(pipeline))
+        conditions = ("-f", str(path), "--profile", profile, "--bandwidth", FAST, "--rate", "3.5", "--hours", "0.5")
+        output = run("simulate", *conditions, "--load", "steady", "--link", str(link))
+        switches[seconds] = int(line(output, "splitplane").split()[-3])
+        told = "All are asked every 30 s, as bins have 30 s, not every 15 s (intervalSeconds)"
+        assert (told in output) is (seconds == 15)
+    assert switches[15] > 2 * max(1, switches[900])
+    assert switches[60] > switches[900]
+
+
 def test_regret_is_of_cost_where_that_is_preferred_and_requests_may_be_replayed_one_by_one(
     profile: str, tmp_path: Path
 ):

@@ -55,13 +55,15 @@ def simulate(
     plot: Annotated[Path | None, typer.Option(help="Draw the replay over time into a file (PNG, SVG or PDF).")] = None,
 ) -> None:
     """Replay load and links, and tell what each way of planning would have served, at which cost."""
-    snapshot, policy = conditions.arguments()
+    stated = conditions.read()
+    snapshot, policy = stated.snapshot, stated.policy
     bins = max(2, round(hours * 3600.0 / BIN_SECONDS))
     try:
         link_trace = _link(link, _median(snapshot, policy), seed=seed + 1, bins=bins)
         replayed = min(bins, len(link_trace))
         load_trace = _load(load, conditions, function=function, seed=seed, bins=replayed)
-        scenario = Scenario(snapshot, policy, load_trace, link_trace)
+        every = max(1, round(stated.interval_seconds / BIN_SECONDS))
+        scenario = Scenario(snapshot, policy, load_trace, link_trace, every)
         ground = Ground(scenario)
         found = compare(ground)
         single = {name: _by_request(metrics) if events else () for name, metrics in found.items()}
@@ -73,6 +75,9 @@ def simulate(
         table.add_row(name, *_cells(metrics, priced=priced), *single[name])
     told = _told(load, scenario, conditions)
     out.print(f"{scenario.bins * BIN_SECONDS / 3600.0:.1f} hours{told}", markup=False)
+    if every * BIN_SECONDS != stated.interval_seconds:
+        asked = f"every {every * BIN_SECONDS:g} s, as bins have {BIN_SECONDS:g} s"
+        out.print(f"All are asked {asked}, not every {stated.interval_seconds:g} s (intervalSeconds)", markup=False)
     out.print(table)
     ours = found["splitplane"]
     if not ours.plans:
