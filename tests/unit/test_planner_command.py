@@ -400,6 +400,7 @@ def test_regret_is_of_cost_where_that_is_preferred_and_requests_may_be_replayed_
         (("--bandwidth", FAST, "--link", "/nowhere.txt"), "nowhere.txt"),
         (("--bandwidth", FAST, "--hours", "inf"), "hours"),
         (("--bandwidth", FAST, "--function", "4f"), "a file of Azure's functions"),
+        (("--bandwidth", FAST, "--repeat"), "--repeat is of files"),
         ((), "state how fast links are"),
     ],
 )
@@ -451,6 +452,30 @@ def test_a_file_of_load_is_replayed_as_it_is_or_scaled_to_a_rate_that_is_stated(
     steady = run("simulate", *conditions, "--load", "steady", "--rate", "3.5").splitlines()
     assert told[2][1:] == told[3][1:] == steady[1:]
     assert told[0][1:] != told[1][1:] != steady[1:]
+
+
+def test_a_file_that_ends_before_the_hours_do_is_named_and_repeated_on_request(profile: str, tmp_path: Path):
+    link, load = tmp_path / "link.txt", tmp_path / "load.jsonl"
+    link.write_text("".join(f"{30 * place} {20 if place % 2 else 2}\n" for place in range(10)))
+    load.write_text("".join(f'{{"timestamp": {1000 * place}}}\n' for place in range(180)))
+    conditions = ("simulate", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--hours", "0.25")
+    half = run(*conditions, "--link", str(link)).splitlines()
+    assert half[0] == "0.1 hours"
+    assert half[1] == f"{link} ends after 300 s: --repeat begins it anew"
+    quarter = run(*conditions, "--link", str(link), "--load", str(load)).splitlines()
+    assert quarter[1] == f"{load} ends after 180 s: --repeat begins it anew"
+    longer = tmp_path / "longer.txt"
+    longer.write_text("".join(f"{30 * place} {20 if place % 2 else 2}\n" for place in range(30)))
+    whole = [
+        run(*conditions, "--load", "bursty", "--link", str(file), *more)
+        for file, more in ((link, ["--repeat"]), (longer, []))
+    ]
+    assert whole[0] == whole[1]
+    assert whole[0].startswith("0.2 hours")
+    assert "--repeat" not in whole[0]
+    both = run(*conditions, "--link", str(link), "--load", str(load), "--repeat")
+    assert "1 requests/s in the mean" in both.splitlines()[0]
+    assert "--repeat" not in both
 
 
 @pytest.mark.parametrize(

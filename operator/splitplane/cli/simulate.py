@@ -14,6 +14,7 @@ from splitplane.cli.plans import out
 from splitplane.cli.plots import new_figure, save
 from splitplane.domain.measurements import known
 from splitplane.domain.snapshots import Policy, Preference, Snapshot
+from splitplane.planner.arrays import Array
 from splitplane.simulation.clairvoyant import cheapest_cost
 from splitplane.simulation.events import by_request
 from splitplane.simulation.replaying import Ground, Metrics, Scenario, compare
@@ -48,6 +49,9 @@ def simulate(
     hours: Annotated[
         float, typer.Option(help="Length of the replay; of files the first hours.", min=0.1, max=8784.0)
     ] = 24.0,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="Begin files anew that are shorter than that; else the replay ends there.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of generated traces.")] = 1,
     events: Annotated[
         bool, typer.Option("--events", help="Also replay each request by itself, which takes some seconds a day.")
@@ -59,9 +63,11 @@ def simulate(
     snapshot, policy = stated.snapshot, stated.policy
     bins = max(2, round(hours * 3600.0 / BIN_SECONDS))
     try:
-        link_trace = _link(link, _median(snapshot, policy), seed=seed + 1, bins=bins)
+        if repeat and not (_is_file(load) or _is_file(link)):
+            raise ValueError("--repeat is of files: give one as --load or --link")
+        link_trace = _link(link, _median(snapshot, policy), seed=seed + 1, bins=bins, repeat=repeat)
         replayed = min(bins, len(link_trace))
-        load_trace = _load(load, conditions, function=function, seed=seed, bins=replayed)
+        load_trace = _load(load, conditions, function=function, seed=seed, bins=replayed, repeat=repeat)
         every = max(1, round(stated.interval_seconds / BIN_SECONDS))
         scenario = Scenario(snapshot, policy, load_trace, link_trace, every)
         ground = Ground(scenario)
@@ -75,6 +81,9 @@ def simulate(
         table.add_row(name, *_cells(metrics, priced=priced), *single[name])
     told = _told(load, scenario, conditions)
     out.print(f"{scenario.bins * BIN_SECONDS / 3600.0:.1f} hours{told}", markup=False)
+    if scenario.bins < bins:
+        ended = load if len(load_trace) < replayed else link
+        out.print(f"{ended} ends after {scenario.bins * BIN_SECONDS:g} s: --repeat begins it anew", markup=False)
     if every * BIN_SECONDS != stated.interval_seconds:
         asked = f"every {every * BIN_SECONDS:g} s, as bins have {BIN_SECONDS:g} s"
         out.print(f"All are asked {asked}, not every {stated.interval_seconds:g} s (intervalSeconds)", markup=False)
@@ -106,13 +115,13 @@ def _regret(ground: Ground, found: Mapping[str, Metrics]) -> str:
     return f"{told}splitplane's regret is {ours.cost_per_hour / best - 1.0:.0%}"
 
 
-def _load(what: str, conditions: Conditions, *, function: str, seed: int, bins: int) -> Trace:
+def _load(what: str, conditions: Conditions, *, function: str, seed: int, bins: int, repeat: bool) -> Trace:
     """What arrives: of a file the first bins, scaled if a rate is stated."""
     if not _is_file(what):
         if function:
             raise ValueError("--function is of a file of Azure's functions: give that as --load")
         return arrivals(what, conditions.rate, seed=seed, bins=bins)
-    read = read_arrivals(Path(what), function=function).values[:bins]
+    read = _first(read_arrivals(Path(what), function=function), bins, repeat=repeat)
     mean = float(read.mean())
     if mean > MOST_RATE:
         raise ValueError(f"{what} has {mean:g} requests/s in the mean, and no more than {MOST_RATE:g} can be replayed")
@@ -123,10 +132,15 @@ def _load(what: str, conditions: Conditions, *, function: str, seed: int, bins: 
     return Trace(read * (conditions.stated_rate / mean))
 
 
-def _link(what: str, median: float, *, seed: int, bins: int) -> Trace:
+def _link(what: str, median: float, *, seed: int, bins: int, repeat: bool) -> Trace:
     if not _is_file(what):
         return bandwidths(what, median, seed=seed, bins=bins)
-    return Trace(read_bandwidths(Path(what)).values[:bins])
+    return Trace(_first(read_bandwidths(Path(what)), bins, repeat=repeat))
+
+
+def _first(read: Trace, bins: int, *, repeat: bool) -> Array:
+    """The first bins of what a file holds: fewer where it is shorter, unless it is repeated."""
+    return np.resize(read.values, bins) if repeat else read.values[:bins]
 
 
 def _is_file(what: str) -> bool:
