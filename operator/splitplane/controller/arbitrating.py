@@ -225,7 +225,7 @@ def _settle(
     claims = {
         key: Claim(
             pipeline="/".join(key), priority=standing.priority, needs={tier: standing.needs[tier] for tier in tiers},
-            offers=standing.offers(tiers),
+            offers=standing.offers(tiers), before=before[key].replicas if key in before else {},
         )
         for key, (standing, tiers) in contested.items()
     }  # fmt: skip
@@ -267,17 +267,12 @@ def _stage_of(pod: Object) -> Key | None:
 
 
 def _grants(claims: Mapping[Key, Claim], settled: Settlement) -> dict[Key, Grant]:
-    """Grants by pipeline; none at all where everybody gets its first wish."""
-    if not any(settled.chosen):
-        return {}
+    """Grants by pipeline; none at all where everybody may have its first wish."""
     found = {}
-    for (key, claim), number in zip(claims.items(), settled.chosen, strict=True):
-        chosen = claim.offers[number].replicas if number < len(claim.offers) else {}
+    for (key, claim), granted in zip(claims.items(), settled.granted, strict=True):
         asked = claim.offers[0].replicas if claim.offers else {}
         less = [
-            f"{tier}: {chosen.get(tier, 0)} of {count} replicas"
-            for tier, count in asked.items()
-            if chosen.get(tier, 0) < count
+            f"{tier}: {granted[tier]} of {count} replicas" for tier, count in asked.items() if granted[tier] < count
         ]
         others = [
             f"{other.pipeline} (priority {other.priority})"
@@ -290,5 +285,5 @@ def _grants(claims: Mapping[Key, Claim], settled: Settlement) -> dict[Key, Grant
         why = (
             f"{'; '.join(less)}, as it shares nodes with {named}; its own priority is {claim.priority}" if less else ""
         )
-        found[key] = Grant({tier: chosen.get(tier, 0) for tier in claim.needs}, why)
-    return found
+        found[key] = Grant(granted, why)
+    return found if any(grant.why for grant in found.values()) else {}

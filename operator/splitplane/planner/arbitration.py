@@ -8,7 +8,7 @@ part of it. But for that time limit, equal arguments give equal answers.
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,9 @@ from splitplane.planner.arrays import Array, Ints
 from splitplane.planner.claims import Claim, Need, Room
 from splitplane.planner.packing import Packing, Placed
 
-TIME_LIMIT_SECONDS = 1.5
+TIME_LIMIT_SECONDS = 1.0
 _LEAST_SECONDS = 0.05
+_SAME = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,13 @@ class Class:
     """Claims of one priority as columns over their offers, "nothing" included as each claim's last.
 
     ``replicas[o, k]`` counts what offer ``o`` takes of need ``k``. Claim ``c`` has the offers ``[starts[c],
-    starts[c + 1])``.
+    starts[c + 1])``. ``held`` is what runs, an offer by claim: "nothing" where none of its offers does.
     """
 
     starts: Ints
     worth: Array
     replicas: Ints
+    held: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ Solver = Callable[[Class, Packing, float], Bound | None]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Whose answer was taken for the claims of one priority, ``greedy`` or ``solver``, and the gap of that alone.
+    """Whose answer was taken for the claims of one priority, and the gap of that alone: ``held`` (what runs, and what
+    has room beside it), ``greedy`` or ``solver``.
 
     Where a solver was ``stopped`` by the time limit, another run with equal arguments may answer otherwise.
     """
@@ -66,6 +69,8 @@ class Answer:
 class Settlement:
     """``chosen`` is each claim's offer by number (one past the last: none), ``nodes`` the names of the nodes by tier.
 
+    ``granted`` is how many replicas each may have by tier: those of its offer, and what has room beside all others' of
+    what runs, of its first wish, and of what was granted before: its own gates take or leave these.
     ``gap`` is how much more all might be worth at most, relative to what they are worth now: at most this much is lost.
     ``answers`` tells of each priority who answered.
     """
@@ -74,6 +79,7 @@ class Settlement:
     nodes: tuple[dict[str, tuple[str, ...]], ...]
     gap: float
     answers: tuple[Answer, ...] = ()
+    granted: tuple[dict[str, int], ...] = ()
 
 
 def arbitrate(
@@ -92,7 +98,13 @@ def arbitrate(
         columns = _columns([claims[number] for number in members], needs)
         most = float(sum(part.max() for part in np.split(columns.worth, columns.starts[1:-1])))
         before = packing.free.copy()
-        best = greedy = _Fill(columns, packing).run()
+        answer_of = {}
+        if bool((columns.held < columns.starts[1:] - 1).any()):
+            # What runs is left only for what is worth more: no answer of a solver within its gap moves anything.
+            answer_of["held"] = _Fill(columns, packing).run(held=True)
+            packing.free[:] = before
+        answer_of["greedy"] = _Fill(columns, packing).run()
+        best = max(answer_of.values(), key=lambda each: each.value)
         stopped = False
         if best.value < most - 1e-9 and solver is not None:
             packing.free[:] = before
@@ -100,15 +112,17 @@ def arbitrate(
             stopped = found is None or found.stopped
             if found is not None:
                 most = min(most, found.value)
-                mended = _Fill(columns, packing).run(found)
-                best = max(best, mended, key=lambda each: each.value)
+                answer_of["solver"] = _Fill(columns, packing).run(found)
+        by = max(answer_of, key=lambda name: answer_of[name].value - _SAME * (name != "held"))
+        best = answer_of[by]
         packing.free[:] = best.free
         bound, value = bound + most, value + best.value
-        answers.append(Answer(priority, "greedy" if best is greedy else "solver", _gap(most, best.value), stopped))
+        answers.append(Answer(priority, by, _gap(most, best.value), stopped))
         for place, number in enumerate(members):
             chosen[number] = int(best.chosen[place] - columns.starts[place])
             placed[number] = best.placed[place]
     by_need = {need: number for number, need in enumerate(needs)}
+    granted = _granted(claims, chosen, packing, by_need)
     names = [room.name for room in rooms]
     nodes = tuple(
         {
@@ -117,7 +131,29 @@ def arbitrate(
         }
         for claim, where in zip(claims, placed, strict=True)
     )
-    return Settlement(tuple(chosen), nodes, _gap(bound, value), tuple(answers))
+    return Settlement(tuple(chosen), nodes, _gap(bound, value), tuple(answers), granted)
+
+
+def _granted(
+    claims: Sequence[Claim], chosen: Sequence[int], packing: Packing, by_need: Mapping[Need, int]
+) -> tuple[dict[str, int], ...]:
+    """What each may have: its offer, and what still has room of what runs, then of first wishes, then of what was
+    granted before, so that wishes that come and go change no grants. Higher priorities come first."""
+    granted = []
+    for claim, number in zip(claims, chosen, strict=True):
+        offer = claim.offers[number].replicas if number < len(claim.offers) else {}
+        granted.append({tier: offer.get(tier, 0) for tier in claim.needs})
+    order = sorted(range(len(claims)), key=lambda place: -claims[place].priority)
+    running = [(place, offer.replicas) for place in order for offer in claims[place].offers if offer.held]
+    wished = [(place, claims[place].offers[0].replicas) for place in order if claims[place].offers]
+    before = [(place, claims[place].before) for place in order]
+    for place, replicas in (*running, *wished, *before):
+        for tier, need in ((tier, by_need[need]) for tier, need in claims[place].needs.items()):
+            count = replicas.get(tier, 0)
+            if count > granted[place][tier]:
+                room = packing.take_most(need, count - granted[place][tier], np.flatnonzero(packing.may[need]))
+                granted[place][tier] += len(room.nodes)
+    return tuple(granted)
 
 
 def _gap(bound: float, value: float) -> float:
@@ -128,17 +164,20 @@ def _columns(claims: Sequence[Claim], needs: Sequence[Need]) -> Class:
     by_need = {need: number for number, need in enumerate(needs)}
     starts: list[int] = [0]
     worth: list[float] = []
+    held: list[int] = []
     rows: list[tuple[int, int, int]] = []
     for claim in claims:
         for number in range(len(claim.offers) + 1):
             offer = claim.offers[number].replicas if number < len(claim.offers) else {}
             rows += [(len(worth), by_need[claim.needs[tier]], count) for tier, count in offer.items() if count]
             worth.append(claim.worth(number))
+        running = (starts[-1] + number for number, offer in enumerate(claim.offers) if offer.held)
+        held.append(next(running, len(worth) - 1))
         starts.append(len(worth))
     replicas = np.zeros((len(worth), len(needs)), dtype=np.int64)
     for offer_row, need, count in rows:
         replicas[offer_row, need] += count
-    return Class(np.array(starts), np.array(worth), replicas)
+    return Class(np.array(starts), np.array(worth), replicas, np.array(held))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +197,11 @@ class _Fill:
         self.chosen = columns.starts[1:] - 1
         self.placed: list[list[Placed]] = [[] for _ in self.chosen]
 
-    def run(self, wanted: Bound | None = None) -> _Filled:
-        """Fill up from nothing, or from a choice as far as that fits."""
+    def run(self, wanted: Bound | None = None, *, held: bool = False) -> _Filled:
+        """Fill up from nothing, or from a choice or what is held, as far as that fits."""
+        if held:
+            for claim in np.argsort(-self.size[self.columns.held], kind="stable").tolist():
+                self._move(claim, int(self.columns.held[claim]))
         if wanted is not None:
             self._begin(wanted)
         queue = [step for claim in range(len(self.chosen)) for step in self._steps(claim)]

@@ -15,7 +15,7 @@ from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.gates import is_scale_down, relax, stress
 
-_WANDERING = ("cost", "p95", "utilization")
+WANDERING = ("cost", "p95", "utilization")
 """Limits that hang on such numbers, the gravest last (as in ``choice.LIMITS``)."""
 
 _CLEARLY = 0.10
@@ -88,11 +88,11 @@ def relieves(edges: Edges, current: Candidate, best: Candidate) -> bool:
     mended = _gravest_mended(current, best)
     if mended is None:
         return False
-    endless = mended == _WANDERING[-1] and math.isinf(current.predicted.p95_seconds)
-    if mended not in _WANDERING or endless:
+    endless = mended == WANDERING[-1] and math.isinf(current.predicted.p95_seconds)
+    if mended not in WANDERING or endless:
         return True
     old, new = current.plan, best.plan
-    graver = _WANDERING[_WANDERING.index(mended) + 1 :]
+    graver = WANDERING[WANDERING.index(mended) + 1 :]
     lasting = edges.keeps(new, mended) or edges.breaks(old, mended) or edges.less(new, old, mended)
     return lasting and not edges.at_risk(old, new, graver)
 
@@ -104,7 +104,7 @@ def endangers(edges: Edges, current: Candidate, target: Candidate) -> bool:
     is undone by the next breath.
     """
     old, new = current.plan, target.plan
-    if edges.at_risk(old, new, _WANDERING):
+    if edges.at_risk(old, new, WANDERING):
         return True
     broken = set(current.violations) & set(target.violations)
     if "utilization" in broken or not broken & {"p95", "cost"}:

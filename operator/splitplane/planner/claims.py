@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 NOTHING_WORTH = -1.0
 """Of a pipeline that serves nothing: worse than the smallest share of its load."""
@@ -46,13 +46,15 @@ class Offer:
 class Claim:
     """Offers of a pipeline, the one that it would choose alone first; serving nothing is always possible, too.
 
-    Claims of a higher ``priority`` are settled before lower ones. ``needs`` are those of a replica by tier.
+    Claims of a higher ``priority`` are settled before lower ones. ``needs`` are those of a replica by tier, ``before``
+    how many replicas were granted last.
     """
 
     pipeline: str
     priority: int
     needs: Mapping[str, Need]
     offers: tuple[Offer, ...]
+    before: Mapping[str, int] = field(default_factory=dict)
 
     def worth(self, number: int) -> float:
         """What offer ``number`` is worth; one past the last is to serve nothing.

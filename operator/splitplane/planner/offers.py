@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Policy, Snapshot
+from splitplane.planner.bands import WANDERING
 from splitplane.planner.choice import gain
 from splitplane.planner.claims import Offer
 from splitplane.planner.context import Context, build_context
 from splitplane.planner.evaluation import assess
+from splitplane.planner.gates import relax, stress
 from splitplane.planner.keeping import Kept
 from splitplane.planner.keys import weighed_by
 from splitplane.planner.selecting import best_plan
@@ -20,7 +22,7 @@ _GRADES = 3
 
 def offers(snapshot: Snapshot, policy: Policy, shared: Sequence[str], *, kept: Kept | None = None) -> tuple[Offer, ...]:
     """The best plan with as many replicas as the tiers' slots allow, and those with fewer on each ``shared`` tier that
-    it uses, down to none; what serves now, if it still keeps all limits. Dearest in replicas first, none twice.
+    it uses, down to none; what serves now. Dearest in replicas first, then what serves, none twice.
 
     While nothing has changed that they rest on, those ``kept`` are the answer. Raises ``ContradictionError`` as
     ``plan`` does.
@@ -42,7 +44,7 @@ def _offers(context: Context, shared: Sequence[str]) -> tuple[Offer, ...]:
     first = best_plan(context)
     if first is None:
         return ()
-    found = {_taken(first, shared): _offer(context, first, shared, first)}
+    plans = {_taken(first, shared): (first, _offer(context, first, shared, first))}
     for tier in shared:
         best: Candidate | None = first
         while best is not None and (count := best.plan.replicas(tier)):
@@ -50,13 +52,46 @@ def _offers(context: Context, shared: Sequence[str]) -> tuple[Offer, ...]:
             fewer = _with_slots(context, tier, count - 1)
             best = best_plan(fewer)
             if best is not None:
-                found.setdefault(_taken(best, shared), _offer(fewer, best, shared, first))
-    if context.active is not None:
-        current = assess(context, context.active.plan)
-        taken = _taken(current, shared)
-        if not current.violations or taken in found:
-            found[taken] = replace(found.get(taken) or _offer(context, current, shared, first), held=True)
+                plans.setdefault(_taken(best, shared), (best, _offer(fewer, best, shared, first)))
+    running = _running(context, shared, first)
+    found = {taken: offer for taken, (_, offer) in plans.items()}
+    if running is None:
+        return tuple(found.values())
+    taken, held = running
+    if held.keeps_limits:
+        # Nor is what keeps its limits left for what may break them at the next breath.
+        far = stress(context)
+        for place, (candidate, offer) in plans.items():
+            if offer.keeps_limits and assess(far, candidate.plan).violations:
+                found[place] = replace(offer, keeps_limits=False)
+    found[taken] = _better(held, found[taken]) if taken in found else held
     return tuple(found.values())
+
+
+def _running(context: Context, shared: Sequence[str], first: Candidate) -> tuple[tuple[int, ...], Offer] | None:
+    """What serves now, unless it breaks a limit that does not wander, as a failing node's.
+
+    It is looked at from the near edge of the band, and all else as things are: noise of 5 % does not turn round whether
+    it is left for another, so that what was left for more worth is not come back to.
+    """
+    active = context.active
+    if active is None or active.plan.digest in context.set_aside:
+        return None
+    if not set(assess(context, active.plan).violations) <= set(WANDERING):
+        return None
+    near = relax(context)
+    current = assess(near, active.plan)
+    return _taken(current, shared), replace(_offer(near, current, shared, first), held=True)
+
+
+def _better(one: Offer, other: Offer) -> Offer:
+    """Two plans with as many replicas: who is granted these may have either."""
+    return replace(
+        one,
+        carried=max(one.carried, other.carried),
+        keeps_limits=one.keeps_limits or other.keeps_limits,
+        behind=min(one.behind, other.behind),
+    )
 
 
 def wish(snapshot: Snapshot, policy: Policy, *, kept: Kept | None = None) -> Candidate | None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.planner.claims import Offer
 from splitplane.planner.context import Context
+from splitplane.planner.gates import relax
 from splitplane.planner.keeping import Kept
 from splitplane.planner.offers import behind
 from splitplane.planner.pooling import borne_by, carried, replicas_of, serving_all
@@ -32,12 +33,14 @@ def pool_offers(
     found: dict[int, Offer] = {}
     first: SitesPlan | None = None
     steps = {round(wanted * part / (MOST_OFFERS - 1)) for part in range(MOST_OFFERS)}
-    for count in sorted({*steps, *({now} if now < wanted else ())}, reverse=True):
+    for count in sorted(steps, reverse=True):
         planned = serving_all(contexts, shared, count)
         first = first or planned
         offer = replace(_offer(contexts, planned, shared, count), behind=_behind(contexts, first, planned))
         found.setdefault(offer.replicas.get(shared, 0), offer)
-    return tuple(replace(offer, held=taken == now and offer.keeps_limits) for taken, offer in found.items())
+    if first is not None and now <= _most(contexts, shared):
+        found[now] = _running(contexts, shared, now, first)
+    return tuple(found.values())
 
 
 def pool_wish(
@@ -48,8 +51,21 @@ def pool_wish(
 
 
 def _wish(contexts: Mapping[str, Context], shared: str) -> int:
-    most = min((context.sites[shared].high for context in contexts.values() if shared in context.sites), default=0)
+    most = _most(contexts, shared)
     return min(most, replicas_of(serving_all(contexts, shared, most), shared))
+
+
+def _most(contexts: Mapping[str, Context], shared: str) -> int:
+    return min((context.sites[shared].high for context in contexts.values() if shared in context.sites), default=0)
+
+
+def _running(contexts: Mapping[str, Context], shared: str, count: int, first: SitesPlan) -> Offer:
+    """As many replicas as there are, from the near edge of the band (``offers.offers``)."""
+    near = {name: relax(context) for name, context in contexts.items()}
+    planned = serving_all(near, shared, count)
+    offer = _offer(near, planned, shared, count)
+    replicas = {shared: count} if count else {}
+    return replace(offer, replicas=replicas, held=True, behind=_behind(near, first, planned))
 
 
 def _ungranted(

@@ -88,7 +88,7 @@ def load_settling(line: str) -> Settling:
         claims = tuple(
             Claim(
                 each["pipeline"], each["priority"], {tier: needs[number] for tier, number in each["needs"]},
-                from_dict(tuple[Offer, ...], each["offers"]),
+                from_dict(tuple[Offer, ...], each["offers"]), each.get("before", {}),
             )
             for each in data["claims"]
         )  # fmt: skip
