@@ -8,14 +8,17 @@ import aiohttp
 
 
 class Client:
-    """Sends at a constant rate from an address of its own, each request with a deadline; counts what came in time."""
+    """Sends at a constant rate from an address of its own; counts what came within the deadline.
 
-    def __init__(self, url: str, source: str, *, deadline: float, width: int) -> None:
+    ``tells``: the requests carry it, else only the client knows it.
+    """
+
+    def __init__(self, url: str, source: str, *, deadline: float, width: int, tells: bool = True) -> None:
         self._url, self._source, self._deadline = url, source, deadline
         # Binary, so that reading it costs the gateway little beside what the stage takes.
         size = {"binary_data_size": 4 * width}
         frames = {"name": "frames", "datatype": "FP32", "shape": [1, width], "parameters": size}
-        timeout = {"timeout": int(deadline * 1e6)}
+        timeout = {"timeout": int(deadline * 1e6)} if tells else {}
         header = json.dumps({"inputs": [frames], "parameters": timeout}).encode()
         self._headers = {"Inference-Header-Content-Length": str(len(header))}
         self._body = header + bytes(4 * width)

@@ -38,7 +38,22 @@ def test_a_request_that_cannot_make_its_deadline_is_told_when_to_come_again():
     with pytest.raises(InferenceError, match=r"has 0\.4 s left") as caught:
         throughput.check(3, 0.4, 2.0)
     assert caught.value.failure is Failure.RESOURCE_EXHAUSTED
-    assert caught.value.retry_seconds == pytest.approx(0.1)
+    assert caught.value.retry_seconds == pytest.approx(0.075)
+
+
+def test_what_is_slow_also_tells_how_many_there_can_be_and_is_asked_again_when_nothing_is_under_way():
+    throughput = steady(servers=1, seconds=15.0, requests=TELLING)
+    now = 15.0 * TELLING + 1.0
+    assert throughput.expected_seconds(3, now) == pytest.approx(60.0)
+    with pytest.raises(InferenceError):
+        throughput.check(4, 60.0, now)
+    throughput.check(0, 15.0, now)
+    assert throughput.expected_seconds(0, now + STALE_SECONDS) is None
+
+
+def test_a_model_that_takes_nearly_all_the_time_there_is_is_asked_again():
+    throughput = steady(servers=1, seconds=50.0, requests=TELLING)
+    throughput.check(0, 60.0, 50.0 * TELLING + 1.0)
 
 
 def test_neither_requests_that_were_alone_nor_the_first_after_a_stall_tell_how_many_there_can_be():

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,35 @@ async def test_overload_is_answered_at_once_with_what_to_do(
     assert 'outcome="rejected",pipeline="small"} 2.0' in text
     assert 'outcome="success",pipeline="small"} 2.0' in text
     assert 'splitplane_active_generation{namespace="default",pipeline="small"} 2.0' in text
+
+
+async def test_who_gives_no_deadline_is_held_to_the_tables(
+    cluster: MemoryCluster, tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    """A stage of 100 ms, and two seconds for a request: of 60 that come at once, it can answer 20."""
+    slow = StageProcess("small-slow", "edge", (0, 3), seconds=0.1)
+    with stages(slow):
+        cluster.put(POD, slow.pod)
+        spec: dict[str, Any] = {
+            "stages": ["small-slow"],
+            "queue": {"maxInFlight": 512, "timeoutMilliseconds": 2_000},
+        }
+        cluster.put(ROUTE_TABLE, table(1, route(("small-slow", "edge", 0, 3)), **spec))
+        async with gateway(cluster, tmp_path) as running:
+            await until(running.forwarder.ready)
+
+            async def ask() -> int:
+                async with http.post(rest_url(running), json=rest_body()) as answer:
+                    await answer.read()
+                    return answer.status
+
+            for _ in range(3):
+                assert set(await asyncio.gather(*(ask() for _ in range(4)))) == {200}, "now it knows how long they take"
+            statuses = Counter(await asyncio.gather(*(ask() for _ in range(60))))
+    assert set(statuses) <= {200, 429, 504}
+    assert statuses[200] >= 8
+    assert statuses[429] >= 20, "most are refused, where they would have waited in vain"
+    assert statuses[504] < statuses[429] / 2
 
 
 async def test_requests_refused_for_want_of_memory_are_told_when_to_come_again_and_are_demand(

@@ -21,10 +21,13 @@ from splitplane.runtime.inference import Failure, InferenceError
 SAMPLES = 32
 STALE_SECONDS = 10.0
 """Older answers tell nothing: a request that seems hopeless is let in again to see."""
+STALE_ANSWERS = 16
+"""Where so many answers, one after another, take longer than that, they may be so old: else what is slow would never
+have given enough of them to tell how many there can be."""
 TELLING = 8
 """So many answers to requests that were not alone tell how many there can be; the first after a stall tell of that."""
 MARGIN = 1.25
-"""A request is let in when so many times its expected duration is within its deadline."""
+"""A request is let in when it makes its deadline also if those before it take so many times what is expected."""
 NARROWEST, WIDEST = 8, 128
 """Bounds of the window for each replica of a route's narrowest stage; the widest is what a stage lets wait."""
 LONGEST_RETRY_SECONDS = 30.0
@@ -37,6 +40,10 @@ class _Sample:
     unqueued: float
     alone: bool
     """No other request was under way: its rate is what there can be at least, not at most."""
+
+    @property
+    def fresh_seconds(self) -> float:
+        return max(STALE_SECONDS, STALE_ANSWERS * self.unqueued)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +71,23 @@ class Throughput:
         rate = (self._answered - mark.answered) / max(now - mark.at, 1e-6)
         self._samples.append(_Sample(now, rate, unqueued_seconds, mark.alone))
 
-    def expected_seconds(self, ahead: int, now: float) -> float | None:
+    def expected_seconds(self, ahead: int, now: float, margin: float = 1.0) -> float | None:
         """What a request will take that has ``ahead`` others before it; ``None`` when nothing was answered lately."""
-        recent = [sample for sample in self._samples if now - sample.at <= STALE_SECONDS]
-        if not recent:
+        recent = [sample for sample in self._samples if now - sample.at <= sample.fresh_seconds]
+        if not recent or (ahead == 0 and now - recent[-1].at > STALE_SECONDS):
             return None
         enough = sum(not sample.alone for sample in recent) >= TELLING
         rate = max(sample.rate for sample in recent) if enough else inf
-        return max((ahead + 1) / rate, min(sample.unqueued for sample in recent))
+        return max((margin * ahead + 1) / rate, min(sample.unqueued for sample in recent))
 
-    def check(self, ahead: int, remaining: float, now: float) -> None:
+    def check(self, ahead: int, remaining: float, now: float, *, margin: float = MARGIN) -> None:
         """Raises :class:`InferenceError` when a request cannot be answered within ``remaining`` seconds."""
-        expected = self.expected_seconds(ahead, now)
-        if expected is not None and MARGIN * expected > remaining:
+        expected = self.expected_seconds(ahead, now, margin)
+        if expected is not None and expected > remaining:
             raise overloaded(
                 f"an answer takes about {expected:.3g} s with {ahead} requests before it, and this request has "
                 f"{max(remaining, 0.0):.3g} s left; try again shortly",
-                MARGIN * expected - remaining,
+                expected - remaining,
             )
 
     def retry_seconds(self, inside: int, now: float) -> float:

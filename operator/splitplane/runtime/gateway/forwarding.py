@@ -103,16 +103,13 @@ class Forwarder:
         if client != request.client:
             request = replace(request, client=client)
         try:
-            table = self._admit(request)
+            deadline = self._admit(request)
         except InferenceError as error:
             metrics.completed("invalid" if error.failure is Failure.INVALID_ARGUMENT else "rejected")
             raise
         metrics.admitted()
         admitted = router.clock()
         mark = self._throughput.begin(admitted, alone=self._line.under_way == 0)
-        deadline = admitted + table.timeout_seconds
-        if request.deadline is not None:
-            deadline = min(deadline, request.deadline)
         self._budget.request()
         outcome = "error"
         with router.flights.admitted():
@@ -135,8 +132,12 @@ class Forwarder:
                 metrics.completed(outcome, seconds=seconds)
                 metrics.in_flight.set(router.flights.inside - 1)
 
-    def _admit(self, request: InferRequest) -> Table:
-        """The table to serve by, if the request may come in. What is no request of this model counts as no demand."""
+    def _admit(self, request: InferRequest) -> float:
+        """When the request's time is up, if it may come in. What is no request of this model counts as no demand.
+
+        Who gives no deadline has the table's, and is held to it: else a queue would fill with requests that all have
+        just too little time left when their turn comes.
+        """
         router = self._router
         if router.table is not None:
             check_inputs(request.inputs, router.table.model.inputs)
@@ -145,8 +146,11 @@ class Forwarder:
             raise InferenceError(Failure.DEADLINE_EXCEEDED, "the request's time was up before it came in")
         router.metrics.arrived()
         table, inside = self._table(), router.flights.inside
-        if request.deadline is not None and router.can_serve():
-            self._throughput.check(self._line.ahead(request.client), request.deadline - now, now)
+        deadline = now + table.timeout_seconds
+        if request.deadline is not None:
+            deadline = min(deadline, request.deadline)
+        if router.can_serve():
+            self._throughput.check(self._line.ahead(request.client), deadline - now, now)
         if inside >= table.max_in_flight:
             full = overloaded(
                 f"{table.max_in_flight} requests are under way, as many as this pipeline takes; try again shortly",
@@ -154,7 +158,7 @@ class Forwarder:
             )
             if not self._line.make_room(request.client, full):
                 raise full
-        return table
+        return deadline
 
     def _table(self) -> Table:
         if self._router.table is None:
@@ -172,6 +176,9 @@ class Forwarder:
                     await stack.enter_async_context(turn)
             except TimeoutError:
                 raise self._too_late(journey, "others wait before it") from None
+            # It may have waited longer than was expected; what a stage cannot end in time is not begun there.
+            ahead, now = self._line.under_way - 1, self._router.clock()
+            self._throughput.check(ahead, journey.deadline - now, now, margin=1.0)
             return await self._travel(journey)
 
     async def _travel(self, journey: _Journey) -> InferResponse:
