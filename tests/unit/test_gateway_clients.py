@@ -17,9 +17,14 @@ import grpc.aio
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2
 from tritonclient.utils import InferenceServerException
 
+from splitplane import x509_certificates as certificates
 from splitplane.adapters.kinds import ROUTE_TABLE
 from splitplane.api.gateways import ClientAuth
 from splitplane.api.pods import LocalReference
@@ -392,6 +397,33 @@ async def test_holders_of_certificates_take_turns_over_either_protocol(stage, tm
             assert await https(found.settings.pod_ip, files[name], body=body) == 200
             await named(found.settings.pod_ip, files[name], method="ModelInfer", data=message.SerializeToString())
     assert taken == [f"certificate {name}" for name in names for _ in range(2)]
+
+
+async def test_a_certificate_whose_alternative_names_are_no_texts_is_known_by_its_own_name(
+    stage, tmp_path, monkeypatch
+):
+    authority, key = new_authority("both", now=NOW), certificates.new_key()
+    issuer, signer = x509.load_pem_x509_certificate(authority.certificate), certificates.load_key(authority.key)
+    directory = x509.Name([x509.NameAttribute(NameOID.COUNTRY_NAME, "US")])
+    other = x509.OtherName(x509.ObjectIdentifier("1.3.6.1.4.1.311.20.2.3"), b"\x0c\x03one")
+    made = (
+        x509.CertificateBuilder(issuer.subject, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client.one")]))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + dt.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DirectoryName(directory), other]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, SHA256())
+    )
+    files = pem(tmp_path / "client", authority, "client.one", server=authority)
+    for kind, content in {"crt": made.public_bytes(Encoding.PEM), "key": certificates.key_pem(key)}.items():
+        (tmp_path / "client" / kind).write_bytes(content)
+    body = {"inputs": [{"name": "frames", "datatype": "FP32", "shape": frames().shape, "data": frames().tolist()}]}
+    async with running(stage, tmp_path, client_tls_dir=shown(tmp_path / "tls", authority, authority)) as found:
+        taken = turns(found, monkeypatch)
+        assert await https(found.settings.pod_ip, files, body=body) == 200
+    assert taken == ["certificate client.one"]
 
 
 async def test_a_gateway_without_usable_credentials_does_not_start(tmp_path):

@@ -29,6 +29,7 @@ from splitplane.runtime.inference import (
     invalid,
 )
 from splitplane.runtime.oip_grpc import EXTENSIONS, SERVER_NAME, VERSION, off_loop_above
+from splitplane.runtime.rest_errors import ACCEPTED, ENCODINGS, NOT_TAKEN
 from splitplane.runtime.tensors import size_of
 from splitplane.runtime.vitals import Condition
 
@@ -38,6 +39,8 @@ TIMEOUT = "Grpc-Timeout"
 """A request's time, as gRPC's own header has it and gateways from REST to gRPC take it."""
 _TIMEOUT_FORM = re.compile(r"0*([1-9][0-9]*)([HMSmun])")
 _UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_NAME_KINDS = frozenset({"DNS", "URI", "email", "IP Address"})
+"""Of alternative names, as ``ssl`` calls them."""
 _MOST_SIZE_DIGITS = 18
 _MOST_DIGITS = 8
 
@@ -81,6 +84,7 @@ def make_app(
     async def infer(request: web.Request) -> web.Response:
         with tracing.serving("infer", request.headers):
             declared, deadline = check(model, *_named(request)).inputs, _deadline(request)
+            _require_known_encoding(request)
             async with bodies.of(request, deadline) as body:
                 return await _infer(request, body, declared, deadline)
 
@@ -121,6 +125,7 @@ def make_app(
     async def predict(request: web.Request) -> web.Response:
         with tracing.serving("predict", request.headers):
             metadata, deadline = check(model, *_named(request)), _deadline(request)
+            _require_known_encoding(request)
             async with bodies.of(request, deadline) as body:
                 return await _predict(request, body, metadata, deadline)
 
@@ -150,7 +155,7 @@ def make_app(
     for path in ("/v1/models", "/v2/models"):
         app.router.add_get(path, model_list)
     app.router.add_get("/", alive)
-    app.router.add_get("/v1/models/{name}", model_ready)
+    app.router.add_get("/v1/models/{name:[^/:]+}", model_ready)  # what follows a colon is asked for by POST
     if inference:
         app.router.add_post("/v1/models/{name}:predict", predict)
     app.router.add_get("/metrics", metrics)
@@ -160,10 +165,15 @@ def make_app(
 def _sent_by(inference: InferRequest, request: web.Request) -> InferRequest:
     forwarded = ",".join(request.headers.getall(hdrs.X_FORWARDED_FOR, ()))
     shown = request.get_extra_info("peercert") or {}
-    names = [name for _, name in shown.get("subjectAltName", ())] or [
-        value for part in shown.get("subject", ()) for kind, value in part if kind == "commonName"
-    ]
-    return replace(inference, client=request.remote or "", forwarded=forwarded, identity=tuple(names))
+    return replace(inference, client=request.remote or "", forwarded=forwarded, identity=_names(shown))
+
+
+def _names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Who shows it, as gRPC tells it: names that are texts, else the common name. Else the whole subject."""
+    names = tuple(str(name) for kind, name in certificate.get("subjectAltName", ()) if kind in _NAME_KINDS)
+    subject = [(kind, str(value)) for part in certificate.get("subject", ()) for kind, value in part]
+    common = tuple(value for kind, value in subject if kind == "commonName")
+    return names or common or tuple(f"{kind}={value}" for kind, value in subject)
 
 
 @web.middleware
@@ -175,8 +185,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        allowed = {"Allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else {}
-        return _error(f"{error.reason}: {request.method} {request.path}", error.status, allowed)
+        kept = (hdrs.ALLOW, hdrs.ACCEPT_ENCODING)
+        told: dict[str, str] = {name: error.headers[name] for name in kept if name in error.headers}
+        text = NOT_TAKEN if error.status == web.HTTPUnsupportedMediaType.status_code else error.reason
+        return _error(f"{text}: {request.method} {request.path}", error.status, told)
     except web.RequestPayloadError:
         return _error("the body is not compressed as its Content-Encoding says", Failure.INVALID_ARGUMENT.http_status)
     except Exception as error:
@@ -197,6 +209,12 @@ def _error(message: str, status: int, headers: Mapping[str, str] | None = None) 
 
 def _named(request: web.Request) -> tuple[str, str]:
     return request.match_info["name"], request.match_info.get("version", "")
+
+
+def _require_known_encoding(request: web.Request) -> None:
+    """aiohttp passes over those that it does not know, and hands the body on as it came."""
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() not in ("identity", "", *ENCODINGS):
+        raise web.HTTPUnsupportedMediaType(headers=ACCEPTED)
 
 
 def _deadline(request: web.Request) -> float | None:

@@ -14,6 +14,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from splitplane.runtime.rest_errors import Connection
+
 LINGER_SECONDS = 0.5
 """How long open connections are kept when no new ones are taken any more: the last may not have been used yet."""
 LOOK_SECONDS = 0.02
@@ -44,7 +46,7 @@ class Server:
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
         """Raises ``OSError`` when the port (0: any) is taken."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, ssl_context=tls).start()
+        await _Site(self._runner, host, port, ssl_context=tls).start()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -104,6 +106,21 @@ class Server:
             return response
         finally:
             self._busy.discard(request.protocol)
+
+
+class _Site(web.TCPSite):
+    """Whose connections are :class:`Connection`."""
+
+    __slots__ = ()
+
+    async def start(self) -> None:
+        await web.BaseSite.start(self)
+        loop, manager = asyncio.get_running_loop(), self._runner.server
+        assert manager is not None  # the runner is set up
+        self._server = await loop.create_server(
+            lambda: Connection(manager, loop=loop, access_log=None),  # type: ignore[arg-type]
+            self._host, self._port, ssl=self._ssl_context, backlog=self._backlog,
+        )  # fmt: skip
 
 
 async def serve(app: web.Application, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> Server:
