@@ -411,6 +411,7 @@ async def test_null_stands_for_what_is_not_there(server):
     body = {"inputs": [{**entry, "parameters": None} for entry in INPUTS]}
     absent = await post(server, {"inputs": INPUTS})
     assert await post(server, {**body, "id": None, "outputs": None, "parameters": None}) == absent
+    assert await post(server, {**body, "parameters": {"priority": None}}) == absent
     status, answer = await post(server, {**body, "outputs": [{"name": "sum", "parameters": None}]})
     assert (status, [output["name"] for output in answer["outputs"]]) == (200, ["sum"])
 
@@ -461,6 +462,7 @@ def with_input(**changes: Any) -> dict[str, Any]:
         ),
         ({"inputs": INPUTS, "outputs": [{"name": "product"}]}, "output 'product' does not exist"),
         ({"inputs": INPUTS, "outputs": [{}]}, "an output has no 'name'"),
+        ({"inputs": INPUTS, "parameters": {"n": {}}}, "'parameters' must be an object of numbers"),
     ],
 )
 async def test_a_wrong_body_is_refused_with_what_is_wrong(server, body, says):
@@ -536,6 +538,38 @@ async def test_a_wrong_binary_body_is_refused_with_what_is_wrong(server, body, s
     assert says in answer["error"]
 
 
+def asked(module: Any, ask: str) -> dict[str, Any]:
+    """Inputs and outputs of a request by which one of Triton's clients asks for an extension."""
+    inputs = [module.InferInput("a", [1, 2], "FP32"), module.InferInput("b", [1, 2], "INT64")]
+    for each, kind in zip(inputs, (np.float32, np.int64), strict=True):
+        each.set_data_from_numpy(np.zeros((1, 2), kind))
+    output = module.InferRequestedOutput("sum", class_count=2 if ask == "classification" else 0)
+    if ask == "output's memory":
+        output.set_shared_memory("region", 8)
+    if ask == "input's memory":
+        inputs[1].set_shared_memory("region", 16)
+    return {"inputs": inputs, "outputs": [output]}
+
+
+@pytest.mark.parametrize("module", [tritonclient.grpc, tritonclient.http], ids=["grpc", "http"])
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        ("classification", "output 'sum' asks for 'classification'"),
+        ("output's memory", "output 'sum' asks for 'shared_memory_region'"),
+        ("input's memory", "input 'b' asks for 'shared_memory_region'"),
+    ],
+)
+def test_an_extension_that_is_not_served_is_refused_and_not_passed_over(server, module, ask, says):
+    address = server.grpc_address if module is tritonclient.grpc else server.http_address
+    with (
+        module.InferenceServerClient(address) as client,
+        pytest.raises(tritonclient.utils.InferenceServerException, match=says) as caught,
+    ):
+        client.infer("adder", **asked(module, ask))
+    assert caught.value.status() in ("StatusCode.INVALID_ARGUMENT", "400")
+
+
 async def test_unknown_models_paths_and_methods_are_errors_in_the_protocols_form(server):
     assert await post(server, {"inputs": []}, "/v2/models/none/infer") == (
         404,
@@ -547,11 +581,10 @@ async def test_unknown_models_paths_and_methods_are_errors_in_the_protocols_form
     )
     assert await post(server, {}, "/v3") == (404, {"error": "Not Found: POST /v3"})
     assert await post(server, {}, "/v2/health/live") == (405, {"error": "Method Not Allowed: POST /v2/health/live"})
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"http://{server.http_address}/v2/models/adder/infer") as answer,
-    ):
-        assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+    async with aiohttp.ClientSession() as session:
+        for path in ("/v2/models/adder/infer", "/v1/models/adder:predict"):
+            async with session.get(f"http://{server.http_address}{path}") as answer:
+                assert (answer.status, answer.headers["Allow"]) == (405, "POST")
 
 
 def test_json_integers_of_any_size_are_read_exactly():

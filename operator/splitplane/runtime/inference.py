@@ -18,6 +18,10 @@ RESERVED = "splitplane_"
 """So begin the names of parameters that only gateways and stages give, to each other."""
 
 
+UNSERVED = ("classification", "shared_memory_region")
+"""Parameters by which Triton's clients ask for extensions of the protocol that only Triton has."""
+
+
 class Failure(Enum):
     """Why a request failed: (gRPC status name, HTTP status)."""
 
@@ -166,6 +170,16 @@ def check(model: Model, name: str, version: str, outputs: Iterable[str] = ()) ->
     if metadata.outputs:  # else it is not known yet
         _require_outputs(name, outputs, [output.name for output in metadata.outputs])
     return metadata
+
+
+def require_served(parameters: Parameters, where: str) -> None:
+    """Raises :class:`InferenceError` for a tensor that asks for an extension by its parameters.
+
+    Left aside, they would give a client other data than it takes them for, or have it read old ones.
+    """
+    for name in UNSERVED:
+        if parameters.get(name):
+            raise invalid(f"{where} asks for '{name}', an extension that is not served here: leave it out")
 
 
 def select(response: InferResponse, wanted: tuple[str, ...]) -> tuple[Tensor, ...]:

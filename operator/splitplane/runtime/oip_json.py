@@ -23,6 +23,7 @@ from splitplane.runtime.inference import (
     TensorMetadata,
     deadline_of,
     invalid,
+    require_served,
 )
 from splitplane.runtime.tensors import (
     BF16,
@@ -89,7 +90,9 @@ def read_request(
     names = [_text(output, "name", "an output") for output in outputs]
     named = {}
     for name, output in zip(names, outputs, strict=True):
-        wish = _parameters(output, f"output '{name}'").get(BINARY)
+        wishes = _parameters(output, f"output '{name}'")
+        require_served(wishes, f"output '{name}'")
+        wish = wishes.get(BINARY)
         if wish is not None:
             named[name] = bool(wish)
     request = InferRequest(
@@ -166,6 +169,7 @@ def _read_input(
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise invalid(f"input '{name}': 'shape' must be a list of sizes, not {shape!r}")
     parameters = _parameters(entry, f"input '{name}'")
+    require_served(parameters, f"input '{name}'")
     size = parameters.get(BINARY_SIZE)
     if size is None:
         return _from_json(name, datatype, tuple(shape), entry, _without_transport(parameters)), rest
@@ -282,8 +286,9 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _parameters(record: Mapping[str, Any], where: str) -> Parameters:
-    parameters = _given(record, "parameters", {})
-    if not isinstance(parameters, dict) or not all(
+    given = _given(record, "parameters", {})
+    parameters = {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else {}
+    if not isinstance(given, dict) or not all(
         isinstance(value, bool | int | float | str) for value in parameters.values()
     ):
         raise invalid(f"{where}: 'parameters' must be an object of numbers, texts, true and false")

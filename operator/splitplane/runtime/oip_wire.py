@@ -21,6 +21,7 @@ from splitplane.runtime.inference import (
     Tensor,
     deadline_of,
     invalid,
+    require_served,
 )
 from splitplane.runtime.oip_contents import read_contents
 from splitplane.runtime.protobuf_fields import LENGTH_DELIMITED, Data, FormError, fields, varint
@@ -82,6 +83,8 @@ def read_request(
     header, tensors, contents = message if isinstance(message, Parts) else split_request(message)
     parsed = parse(oip_pb2.ModelInferRequest, header)
     parameters = _read_parameters(parsed.parameters)
+    for output in parsed.outputs:
+        require_served(_read_parameters(output.parameters), f"output '{output.name}'")
     return InferRequest(
         model_name=parsed.model_name,
         model_version=parsed.model_version,
@@ -224,7 +227,10 @@ def _read_tensors(
     for tensor in tensors:
         header, count, found = _split(tensor, (_CONTENTS,), fields_left)
         fields_left -= count
-        entries.append(parse(form, header))
+        entry = parse(form, header)
+        if kind == "input" and entry.parameters:
+            require_served(_read_parameters(entry.parameters), f"input '{entry.name}'")
+        entries.append(entry)
         typed.append(found[_CONTENTS])
     if contents and len(contents) != len(entries):
         raise invalid(
