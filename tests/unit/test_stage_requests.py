@@ -12,12 +12,13 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
+from splitplane.api.routes import QueueSpec
 from splitplane.domain.codecs import encoded_bytes
 from splitplane.domain.defences import Defence
 from splitplane.domain.profiles import CODECS, Cut, TensorSpec
 from splitplane.runtime import codecs, oip_grpc
 from splitplane.runtime.gateway.pacing import RETRYABLE
-from splitplane.runtime.hops import Channels, call
+from splitplane.runtime.hops import RETIRE_SECONDS, UNREACHED, Channels, call
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, Tensor
 from splitplane.runtime.metrics import StageMetrics
 from splitplane.runtime.routes import GENERATION, ROUTE, SCHEMA, TRACE, Hop, decode_trace, encode_route
@@ -310,9 +311,44 @@ async def test_closing_a_channel_under_a_call_is_no_cancelling_of_the_caller():
         await asyncio.sleep(0.1)
         await channels.get(edge.address).close(None)
         assert (await waiting).address == cloud.address
-        with pytest.raises(InferenceError, match="is gone"):
+        with pytest.raises(InferenceError, match="is gone") as caught:
             await alone
+        assert edge.address not in caught.value.message, "which goes to the client"
+        assert edge.address in str(caught.value), "which goes to the log"
         await channels.close()
+
+
+async def test_a_stage_that_cannot_be_reached_is_named_to_logs_and_not_to_clients():
+    channels = Channels()
+    with pytest.raises(InferenceError) as caught:
+        await call(channels, ("127.0.0.1:1",), request())
+    assert (caught.value.failure, caught.value.message) == (Failure.UNAVAILABLE, UNREACHED)
+    assert "127.0.0.1:1" in str(caught.value)
+    await channels.close()
+
+
+def test_a_connection_with_an_older_certificate_may_be_used_for_as_long_as_any_request_may_take():
+    longest = QueueSpec.model_json_schema()["properties"]["timeoutMilliseconds"]["maximum"]
+    assert longest <= 1000 * RETIRE_SECONDS
+
+
+async def test_what_is_still_under_way_over_a_retired_channel_goes_on_and_ends_with_all_channels():
+    async with running() as stage:
+        stage.partition.seconds = 0.3
+        channels = Channels()
+        first = asyncio.ensure_future(call(channels, (stage.address,), request()))
+        await asyncio.sleep(0.1)
+        channels.drop(stage.address, grace_seconds=RETIRE_SECONDS)
+        assert (await first).response.outputs
+        stage.partition.seconds = 3.0
+        second = asyncio.ensure_future(call(channels, (stage.address,), request()))
+        await asyncio.sleep(0.1)
+        channels.drop(stage.address, grace_seconds=RETIRE_SECONDS)
+        started = time.perf_counter()
+        await channels.close()
+        assert time.perf_counter() - started < 2.0
+        with pytest.raises(InferenceError):
+            await second
 
 
 async def test_a_caller_that_is_cancelled_stays_cancelled():

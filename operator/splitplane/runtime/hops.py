@@ -31,12 +31,14 @@ CHANNEL_OPTIONS = (
     ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MILLISECONDS),
 )
 MAX_CHANNELS = 256
-RETIRE_SECONDS = 120.0
-"""How long calls under way may go on over a connection that began with an older certificate."""
+RETIRE_SECONDS = 3600.0
+"""How long calls under way may go on over a connection that began with an older certificate: as long as a request may
+take by any route table. It is closed when the last of them ends."""
 GONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 """A replica is gone, or ended its grace with the call inside; the caller's own cancelling shows differently."""
 NOT_REACHED = "failed to connect"
 """So gRPC's text begins where there was no connection to send a call over."""
+UNREACHED = "a stage cannot be reached, or was lost while it had the request"
 
 Method = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
@@ -63,7 +65,7 @@ class Channels:
         self._identity = identity
         self._credentials = None if identity is None else identity.current()
         self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
     def get(self, address: str) -> grpc.aio.Channel:
         if self._identity is not None and (newest := self._identity.current()) is not self._credentials:
@@ -90,13 +92,18 @@ class Channels:
         channel = self._channels.pop(address, None)
         if channel is not None:
             task = asyncio.ensure_future(channel.close(grace=grace_seconds))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing[task] = channel
+            task.add_done_callback(self._closing.pop)
 
     async def close(self) -> None:
-        channels = list(self._channels.values())
+        """Close all at once, those too that get a while."""
+        closing = dict(self._closing)
+        for task in closing:
+            task.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
+        channels = [*self._channels.values(), *closing.values()]
         self._channels.clear()
-        await asyncio.gather(*(channel.close() for channel in channels), *self._closing)
+        await asyncio.gather(*(channel.close() for channel in channels))
 
 
 async def call(channels: Channels, addresses: Sequence[str], request: InferRequest) -> Call:
@@ -130,7 +137,7 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
             # Not the caller: the channel was closed, because its address is gone.
             if attempt < len(addresses[:2]):
                 continue
-            raise InferenceError(Failure.UNAVAILABLE, f"the stage at {address} is gone", lost=tuple(lost)) from None
+            raise InferenceError(Failure.UNAVAILABLE, "a stage is gone", detail=address, lost=tuple(lost)) from None
         seconds = time.perf_counter() - started
         return Call(oip_wire.read_response(answer), address, seconds, len(data), len(answer))
     raise InferenceError(Failure.UNAVAILABLE, "the route names no address to hand the request to")
@@ -149,9 +156,13 @@ def _failure(error: grpc.aio.AioRpcError, address: str, lost: Sequence[str]) -> 
     name = error.code().name
     failure = Failure[name] if name in Failure.__members__ else Failure.INTERNAL
     told = {key: str(value) for key, value in error.trailing_metadata() or ()}
+    details = error.details() or f"it answered {name}"
+    # What is gRPC's own text, and no stage's, names addresses.
+    is_own = error.code() in GONE and not told
     return InferenceError(
         failure,
-        error.details() or f"the stage at {address} answered {name}",
+        UNREACHED if is_own else error.details() or f"a stage answered {name}",
+        detail=f"{address}: {details}" if is_own else address,
         origin=told.get(ORIGIN, address),
         lost=(*lost, *filter(None, told.get(LOST, "").split(","))),
     )

@@ -56,6 +56,7 @@ class InferenceError(Exception):
         failure: Failure,
         message: str,
         *,
+        detail: str = "",
         retry_seconds: float | None = None,
         origin: str = "",
         lost: tuple[str, ...] = (),
@@ -63,6 +64,8 @@ class InferenceError(Exception):
         super().__init__(message)
         self.failure = failure
         self.message = message
+        self.detail = detail
+        """What only logs tell: the addresses of pods."""
         self.origin = origin
         """Address of the stage that answered so, where it is known. Among a pipeline's pods only."""
         self.lost = lost
@@ -71,6 +74,10 @@ class InferenceError(Exception):
             retry_seconds = RETRY_SECONDS
         self.retry_seconds = retry_seconds
         """When it makes sense to try again; ``None`` where it makes none."""
+
+    def __str__(self) -> str:
+        """For logs."""
+        return f"{self.message} ({self.detail})" if self.detail else self.message
 
 
 def invalid(message: str) -> InferenceError:

@@ -121,7 +121,9 @@ class Forwarder:
                 self._throughput.answered(mark, router.clock(), journey.unqueued_seconds)
                 return response
             except InferenceError as error:
-                error.origin, error.lost = "", ()  # the addresses of pods are nothing for clients
+                if error.detail:  # as all else that holds the addresses of pods, it is nothing for clients
+                    logger.info("a request failed: %s: %s", error.failure.name, error)
+                error.origin, error.lost = "", ()
                 raise
             except asyncio.CancelledError:
                 # gRPC cancels also what is overdue: then it is we who have failed the client.
@@ -393,4 +395,5 @@ class Forwarder:
     def _too_late(self, journey: _Journey, why: str) -> InferenceError:
         """What a client hears whose time is up: the last failure if there was one, else what was waited for."""
         last = f"; the last of {journey.attempts} attempts: {journey.last.message}" if journey.last else ""
-        return InferenceError(Failure.DEADLINE_EXCEEDED, f"the request's time is up: {why}{last}")
+        detail = journey.last.detail if journey.last else ""
+        return InferenceError(Failure.DEADLINE_EXCEEDED, f"the request's time is up: {why}{last}", detail=detail)

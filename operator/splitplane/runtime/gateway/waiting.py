@@ -39,9 +39,11 @@ MISSED_SECONDS = 0.1
 class OverdueError(InferenceError):
     """An attempt was given up: its endpoints are dead, or it took far too long and another way is free."""
 
-    def __init__(self, message: str, at: frozenset[str] = frozenset(), *, are_dead: bool = False) -> None:
+    def __init__(
+        self, message: str, at: frozenset[str] = frozenset(), *, are_dead: bool = False, detail: str = ""
+    ) -> None:
         """``at`` are the endpoints that it should not go over again."""
-        super().__init__(Failure.UNAVAILABLE, message)
+        super().__init__(Failure.UNAVAILABLE, message, detail=detail)
         self.at = at
         self.are_dead = are_dead
 
@@ -135,9 +137,10 @@ class Waiting:
                             at = frozenset(choice.addresses)
                     if at and self._way_round(at):
                         raise OverdueError(
-                            f"no answer over {choice.route.name}; dead: {sorted(dead) or 'none'}",
+                            f"no answer over {choice.route.name}",
                             at,
                             are_dead=bool(dead),
+                            detail=f"dead: {', '.join(sorted(dead)) or 'none'}",
                         )
         finally:
             if doubt is not None:
