@@ -85,6 +85,21 @@ def test_one_function_is_taken_by_as_much_of_its_hash_as_tells_it_apart(tmp_path
         read_arrivals(llm, function="4f1")
 
 
+def test_invocations_of_functions_count_when_they_began(tmp_path: Path):
+    path = tmp_path / "two-weeks.csv"
+    rows = ["a,4f1,95.5,0.5", "a,4f1,101.25,42", "a,4f2,59.9,0.9", "b,90c,119.0,0.25", "c,90c,120.0,0"]
+    path.write_text("\n".join(["app,func,end_timestamp,duration", *rows]))
+    assert counted(path) == [2.0, 2.0, 1.0]
+    assert (read_arrivals(path, function="4f1").values * 30.0).round(6).tolist() == [1.0, 1.0]
+    for prefix, says in (
+        ("4f", "2 functions whose funcs begin"),
+        ("90c", "2 functions"),
+        ("ff", "no function whose func"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            read_arrivals(path, function=prefix)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
@@ -95,6 +110,9 @@ def test_one_function_is_taken_by_as_much_of_its_hash_as_tells_it_apart(tmp_path
         ("load.csv", f"{FUNCTIONS}\n{of_function('c', 'x')}\n", ":2 has a count of requests that is no number"),
         ("load.csv", f"{FUNCTIONS}\na,b,c,http,1\n", ":2 has cells for 5 columns, not 1444"),
         ("load.csv", f"{FUNCTIONS}\n", "nothing to replay"),
+        ("load.csv", "app,func,end_timestamp,duration\na,b,1.0,0.1\na,b,soon,0.1\n", ":3 has an end_timestamp or"),
+        ("load.csv", "app,func,end_timestamp,duration\na,b,1.0,-0.1\n", ":2 has an end_timestamp or a duration"),
+        ("load.csv", "app,func,end_timestamp,duration\n", "nothing to replay"),
         ("load.csv", f"TIMESTAMP\n{'x' * 200_000}\n", "no CSV"),
         ("load.jsonl", '{"timestamp": 1}\nnot json\n', ":2 is no JSON"),
         ("load.jsonl", '{"timestamp": null}\n', ":1 has no timestamp"),

@@ -40,7 +40,7 @@ def simulate(
     function: Annotated[
         str,
         typer.Option(
-            metavar="HASH", help="Of a file of Azure's functions the one whose HashFunction begins so, not all of them."
+            metavar="HASH", help="Of a file of Azure's functions the one whose HashFunction (func) begins so."
         ),
     ] = "",
     link: Annotated[

@@ -20,6 +20,7 @@ MOST_PER_MINUTE = 6e10
 """Requests: what is more is no count."""
 
 _MINUTES = [str(minute) for minute in range(1, 1441)]
+_INVOCATIONS = ("app", "func", "end_timestamp", "duration")
 _FOREVER = 1e300
 _BYTES_PER_MEGABIT = 125_000.0
 
@@ -31,9 +32,10 @@ def read_arrivals(path: Path, *, function: str = "") -> Trace:
     """Requests per second from a public format, told by its header or its name.
 
     Azure's LLM inference traces (CSV with ``TIMESTAMP``, a request per row; a time without a zone is in UTC), Azure's
-    functions (CSV with columns ``1`` to ``1440``: requests per minute, summed over the rows, or over those of the one
-    whose ``HashFunction`` begins with ``function``), Mooncake's JSONL (``timestamp`` in milliseconds). Raises
-    ``ValueError`` for anything else.
+    functions of 2019 (CSV with columns ``1`` to ``1440``: requests per minute, summed over the rows, or over those of
+    the one whose ``HashFunction`` begins with ``function``) and of 2021 (CSV with ``app``, ``func``, ``end_timestamp``
+    and ``duration``, both in seconds: an invocation per row, of all or of the one whose ``func`` begins so), Mooncake's
+    JSONL (``timestamp`` in milliseconds). Raises ``ValueError`` for anything else.
     """
     if path.suffix == ".jsonl":
         _refuse(path, function)
@@ -46,7 +48,11 @@ def read_arrivals(path: Path, *, function: str = "") -> Trace:
         return _counted(path, (_moment(_at(path, line), row[column]) for line, row in rows))
     if set(_MINUTES) <= set(names):
         return Trace(np.repeat(_per_minute(path, names, rows, function) / 60.0, round(60.0 / BIN_SECONDS)))
-    raise ValueError(f"{path} is none of: Azure LLM inference CSV, Azure functions CSV, Mooncake JSONL")
+    if set(_INVOCATIONS) <= set(names):
+        return _counted(path, _invoked(path, names, rows, function))
+    raise ValueError(
+        f"{path} is none of: Azure LLM inference CSV, Azure functions CSV (of 2019 or 2021), Mooncake JSONL"
+    )
 
 
 def read_bandwidths(path: Path) -> Trace:
@@ -99,12 +105,38 @@ def _per_minute(path: Path, names: Sequence[str], rows: Iterable[Row], function:
         if row[name].startswith(function):
             taken.add(row[name])
             minutes += _counts(_at(path, line), [row[column] for column in columns])
-    if function and len(taken) != 1:
-        many = f"{len(taken)} functions whose HashFunctions begin" if taken else "no function whose HashFunction begins"
-        raise ValueError(f"{path} has {many} with {function!r}: --function takes as much of one as tells it apart")
+    _check_one(path, "HashFunction", function, len(taken))
     if not taken:
         raise ValueError(_nothing(path))
     return minutes
+
+
+def _invoked(path: Path, names: Sequence[str], rows: Iterable[Row], function: str) -> Iterator[float]:
+    """The moment in seconds at which each invocation began, of all functions or of one."""
+    app, name, end, duration = (names.index(column) for column in _INVOCATIONS)
+    taken = set()
+    for line, row in rows:
+        if row[name].startswith(function):
+            taken.add((row[app], row[name]))
+            yield _began(_at(path, line), row[end], row[duration])
+    _check_one(path, "func", function, len(taken))
+
+
+def _began(where: str, end: str, duration: str) -> float:
+    try:
+        ended, took = float(end), float(duration)
+    except ValueError as error:
+        raise ValueError(f"{where} has an end_timestamp or a duration that is no number: {error}") from error
+    if not (abs(ended) < _FOREVER and 0.0 <= took < _FOREVER):
+        raise ValueError(f"{where} has an end_timestamp or a duration that is no number of seconds")
+    return ended - took
+
+
+def _check_one(path: Path, column: str, function: str, found: int) -> None:
+    """Raises ``ValueError`` where a function is asked for and the file has none, or several."""
+    if function and found != 1:
+        many = f"{found} functions whose {column}s begin" if found else f"no function whose {column} begins"
+        raise ValueError(f"{path} has {many} with {function!r}: --function takes as much of one as tells it apart")
 
 
 def _counts(where: str, cells: Sequence[str]) -> Array:
