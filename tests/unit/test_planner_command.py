@@ -200,6 +200,24 @@ def test_overload_is_told_in_words_with_what_is_too_busy_and_the_rate_that_is_bo
     assert "Overload of chosen" not in below
 
 
+def test_ways_out_that_bear_less_are_told_at_what_they_bear_and_their_costs_are_by_requests_that_they_serve(
+    profile: str,
+):
+    asked = ("plan", "-f", PIPELINE, "--profile", profile, "--bandwidth", "20Mbit")
+    busy = run(*asked, "--rate", "40")
+    ways = [row for row in busy.splitlines() if row.startswith("way out")]
+    assert ways
+    assert "A way out that bears less than 40/s is sent no more than that" in busy
+    for row in ways:
+        cost, thousand = (float(cell) for cell in re.findall(r" ms +([0-9.]+) +([0-9.]+) ", row)[0])
+        borne = float(re.findall(r"([0-9.]+)/s", row)[0])
+        assert borne < 40.0
+        assert thousand == pytest.approx(cost / (3.6 * borne), rel=0.01)
+    cost, thousand = (float(cell) for cell in line(busy, "edge-only").split()[6:8])
+    assert thousand == pytest.approx(cost / (3.6 * 40.0), rel=0.01)  # all others are told at the rate that is stated
+    assert "is sent no more" not in run(*asked, "--rate", "2")
+
+
 @pytest.mark.parametrize("command", ["plan", "explain", "frontier"])
 def test_a_tier_that_no_plan_uses_is_named_with_what_it_lacks(profile: str, tmp_path: Path, command: str):
     asked = (command, "-f", PIPELINE, "--profile", profile, "--rate", "3.5")

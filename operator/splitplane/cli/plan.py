@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from splitplane.cli.conditions import Conditions
-from splitplane.cli.plans import out, show, told_indifference, told_left_out, told_overloads
+from splitplane.cli.plans import WAY_OUT, out, show, told_indifference, told_left_out, told_overloads
 from splitplane.planner import dump_call
 from splitplane.planner import plan as decide
 
@@ -28,7 +28,7 @@ def plan(
         raise typer.BadParameter(str(error)) from error
     out.print(f"{decision.reason}: {decision.message}", markup=False)
     chosen = [("chosen", decision.target)] if decision.target else []
-    ways_out = [("way out", route) for route in decision.routes[1:]]
+    ways_out = [(WAY_OUT, route) for route in decision.routes[1:]]
     show([*chosen, *ways_out, *decision.alternatives.items()], rate=conditions.rate)
     for line in told_left_out(snapshot, policy, decision.message):
         out.print(line, markup=False)

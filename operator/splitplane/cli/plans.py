@@ -18,6 +18,9 @@ if not out.is_terminal:
 _COLUMNS = ("PLAN", "REPLICAS", "P50", "P95", "P99", "COST/H", "PER 1000", "LEAK", "LOSS", "MAX RATE", "BREAKS")
 
 
+WAY_OUT = "way out"
+
+
 def new_table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -26,11 +29,17 @@ def new_table(*columns: str) -> Table:
 
 
 def show(rows: Iterable[tuple[str, Candidate]], *, rate: float) -> None:
-    """Print plans, each with a word on what it is; ``rate`` is that of requests per second."""
-    table = new_table("", *_COLUMNS)
+    """Print plans, each with a word on what it is; ``rate`` is that of requests per second. A ``WAY_OUT`` that bears
+    less was predicted at the rate that it bears, which is told."""
+    table, fewer = new_table("", *_COLUMNS), False
     for name, candidate in rows:
-        table.add_row(name, *_cells(candidate, rate))
+        borne = candidate.predicted.max_rate_per_second if name == WAY_OUT else rate
+        fewer = fewer or borne < rate
+        table.add_row(name, *_cells(candidate, min(rate, borne)))
     out.print(table)
+    if fewer:
+        told = f"A {WAY_OUT} that bears less than {rate:g}/s is sent no more than it bears"
+        out.print(f"{told}: its numbers are those at its MAX RATE", markup=False)
 
 
 def show_routes(routes: Sequence[Candidate], steps: Steps | None) -> None:
