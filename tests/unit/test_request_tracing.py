@@ -14,12 +14,14 @@ import aiohttp
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton_grpc
+from aiohttp import web
 from multidict import CIMultiDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from splitplane.adapters.kinds import ROUTE_TABLE
 from splitplane.runtime import tracing
+from splitplane.runtime.inference import Failure, InferenceError, invalid
 from tests.support.gateway_rig import (
     PIPELINE,
     SPLIT,
@@ -145,6 +147,36 @@ async def test_a_request_is_one_trace_from_its_caller_over_gateway_and_stages(
         steps = [spans[f"splitplane-stage {tier}", name] for name in ("queue", "decode", "compute", "encode")]
         assert {step.parent_span_id for step in steps} == {inside.span_id}
         assert all(one.end_time_unix_nano == two.start_time_unix_nano for one, two in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_error"),
+    [
+        (invalid("a wrong input"), False),
+        (InferenceError(Failure.NOT_FOUND, "no such model"), False),
+        (InferenceError(Failure.RESOURCE_EXHAUSTED, "a full queue"), False),
+        (web.HTTPRequestTimeout(), False),
+        (InferenceError(Failure.UNAVAILABLE, "no route"), True),
+        (InferenceError(Failure.DEADLINE_EXCEEDED, "late"), True),
+        (web.HTTPServiceUnavailable(), True),
+        (ZeroDivisionError(), True),
+    ],
+    ids=lambda value: "" if isinstance(value, bool) else f"{type(value).__name__} {value}",
+)
+def test_a_servers_span_is_an_error_where_the_server_is_at_fault(collector, monkeypatch, error, is_error):
+    monkeypatch.setenv(tracing.ENDPOINT, collector.url)
+    tracing.begin({tracing.ENDPOINT: collector.url}, service="server")
+    try:
+        with (
+            pytest.raises(type(error)),
+            tracing.serving("infer", {"traceparent": f"00-{TRACE}-{PARENT}-01"}),
+        ):
+            raise error
+    finally:
+        tracing.end()
+    span = collector.of(TRACE)["server", "infer"]
+    assert (span.status.code == Status.STATUS_CODE_ERROR) is is_error
+    assert bool(span.events) is is_error
 
 
 @pytest.mark.parametrize(

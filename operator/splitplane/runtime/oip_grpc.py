@@ -119,12 +119,15 @@ def _service(model: Model, receiving: Receiving, condition: Condition) -> grpc.G
         await message.held.grow(size_of(request.inputs))
         return fitting(oip_wire.write_response(answer(request, await model.infer(request))), "the answer")
 
-    async def traced_infer(_messages: Any, context: Context) -> bytes:
+    async def received_infer(context: Context) -> bytes:
         async with receiving.message(context) as message:
-            if not tracing.on():
-                return await infer(message, context)
-            with tracing.serving("ModelInfer", context.invocation_metadata() or ()):
-                return await infer(message, context)
+            return await infer(message, context)
+
+    async def traced_infer(_messages: Any, context: Context) -> bytes:
+        if not tracing.on():
+            return await received_infer(context)
+        with tracing.serving("ModelInfer", context.invocation_metadata() or ()):
+            return await received_infer(context)
 
     async def server_live(_request: Any, _context: Context) -> Any:
         return oip_pb2.ServerLiveResponse(live=condition.live())

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from splitplane.runtime.inference import Failure, InferenceError
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Tracer
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 """OpenTelemetry's own variable, as are those for samplers and headers, which its library reads."""
 PARENT, STATE = "traceparent", "tracestate"
+_SERVERS_OWN = {Failure.INTERNAL, Failure.UNIMPLEMENTED, Failure.UNAVAILABLE, Failure.DEADLINE_EXCEEDED}
 
 _tracer: "Tracer | None" = None
 _provider: "TracerProvider | None" = None
@@ -57,8 +60,23 @@ def serving(name: str, headers: Mapping[str, str] | Iterable[Any]) -> Iterator[N
     from opentelemetry.trace.propagation import tracecontext
 
     context = tracecontext.TraceContextTextMapPropagator().extract(_carrier(headers))
-    with _tracer.start_as_current_span(name, context, trace.SpanKind.SERVER):
-        yield
+    with _tracer.start_as_current_span(
+        name, context, trace.SpanKind.SERVER, record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield
+        except Exception as error:
+            if _is_servers_own(error):
+                span.record_exception(error)
+                span.set_status(trace.StatusCode.ERROR, type(error).__name__)
+            raise
+
+
+def _is_servers_own(error: Exception) -> bool:
+    """Whether a server's span is an error, as OpenTelemetry has it: not where the client's request or load is."""
+    if isinstance(error, InferenceError):
+        return error.failure in _SERVERS_OWN
+    return int(getattr(error, "status", 500)) >= 500  # aiohttp's own
 
 
 def _carrier(headers: Mapping[str, str] | Iterable[Any]) -> dict[str, str]:
