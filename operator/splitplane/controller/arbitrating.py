@@ -31,6 +31,9 @@ from splitplane.planner.shared_replay import dump_settling
 _log = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 10.0
+_CALM_SECONDS = 30.0
+"""How long nobody must be short before grants are taken back: a wish may come back with the next breath of noise."""
+
 _WAIT_SECONDS = 0.25
 """How long a round of planning waits for a settlement; what takes longer is granted in a later one."""
 
@@ -80,7 +83,7 @@ class Arbiter:
         self._telemetry = telemetry
         self._standing: dict[Key, _Standing] = {}
         self._grants: dict[Key, Grant] = {}
-        self._settled_at = 0.0
+        self._settled_at = self._short_at = 0.0
         self._settling: asyncio.Task[_Settled] | None = None
 
     def grant(self, key: Key) -> Grant | None:
@@ -140,11 +143,16 @@ class Arbiter:
         )
 
     async def settle(self, now: float) -> None:
-        """Grant anew, if somebody is short and the last time is long enough ago; take grants back if nobody is.
+        """Grant anew, if somebody is short and the last time is long enough ago; take grants back if nobody has been
+        for some time.
 
         Waits for no more than a fraction of a second. What is not settled by then is granted by a later call.
         """
-        if not any(standing.short for standing in self._standing.values()):
+        if any(standing.short for standing in self._standing.values()):
+            self._short_at = now
+        elif self._grants and now - self._short_at < _CALM_SECONDS:
+            return
+        else:
             if self._grants:
                 _log.info("Grants are taken back, as nobody is short any more")
             self._grants.clear()
