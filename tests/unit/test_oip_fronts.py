@@ -663,3 +663,16 @@ async def test_watchers_of_health_do_not_hold_up_a_server_that_stops():
         await asyncio.wait_for(server.stop(60), 10)
         assert (await call.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert await call.read() is grpc.aio.EOF
+
+
+async def test_a_silent_stream_of_reflection_does_not_hold_up_a_server_that_stops():
+    server = oip_grpc.Server(Adder())
+    port = server.bind("127.0.0.1", 0)
+    await server.start()
+    async with untyped(grpc.aio.insecure_channel(f"127.0.0.1:{port}")) as channel:
+        call = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")()
+        await call.write(b"")
+        assert await call.read() != grpc.aio.EOF
+        await asyncio.wait_for(server.stop(60), 10)
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK

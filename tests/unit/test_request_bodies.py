@@ -156,7 +156,7 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str | None]:
 
 async def test_messages_over_grpc_share_the_budget_with_bodies_until_they_are_answered(monkeypatch):
     monkeypatch.setattr(grpc_receiving, "LEAST_BYTES", 1)
-    monkeypatch.setattr(grpc_receiving, "FIRST_BYTES", 1)
+    monkeypatch.setattr(grpc_receiving, "FIRST_SHARE", 1 << 20)
     model, budget, data = Slow(), Budget(350_000), message(100_000)
     async with both(model, budget) as (grpc_address, address), grpc.aio.insecure_channel(grpc_address) as channel:
         held = [asyncio.ensure_future(method(channel)(data)) for _ in range(3)]
@@ -269,21 +269,64 @@ async def test_calls_that_send_nothing_leave_room_for_others_and_end_soon():
         await until(lambda: budget.free == 8 << 20)
 
 
-async def test_only_requests_for_what_is_served_teach_how_large_messages_are():
+async def test_every_message_teaches_how_large_those_of_its_address_are():
     budget, data = Budget(64 << 20), message(2_000_000)
     unknown = data.replace(b"echo", b"ohce", 1)
     async with both(Echo(), budget) as (grpc_address, _), grpc.aio.insecure_channel(grpc_address) as channel:
-        for sent, code, lent in ((unknown, grpc.StatusCode.NOT_FOUND, 1 << 20), (data, None, len(data))):
-            if code is None:
-                await method(channel)(sent)
-            else:
-                assert (await refusal(method(channel)(sent)))[0] is code
-            await until(lambda: budget.free == 64 << 20)
+
+        async def lent() -> int:
             idle = streamed(channel)()
             await until(lambda: budget.free < 64 << 20)
-            assert (64 << 20) - budget.free == lent
+            found = (64 << 20) - budget.free
             idle.cancel()
             await until(lambda: budget.free == 64 << 20)
+            return found
+
+        assert await lent() == 4 << 20
+        assert (await refusal(method(channel)(unknown)))[0] is grpc.StatusCode.NOT_FOUND
+        await until(lambda: budget.free == 64 << 20)
+        assert await lent() == len(data)
+        await method(channel)(message(4_000))
+        await until(lambda: budget.free == 64 << 20)
+        assert await lent() == round(0.9 * len(data))
+
+
+def refuse_all(pipe: Any, capacity: int) -> None:
+    """A server process's whole life, which knows no model but one, with a budget."""
+
+    async def run() -> None:
+        async with both(Echo(), Budget(capacity, lent_share=4)) as (address, _):
+            pipe.send(address)
+            await asyncio.to_thread(pipe.recv)
+
+    asyncio.run(run())
+
+
+async def test_a_flood_of_large_messages_that_are_refused_takes_little_and_not_more_each_time():
+    ours, theirs = FORKED.Pipe()
+    process = FORKED.Process(target=refuse_all, args=(theirs, 128 << 20), daemon=True)
+    process.start()
+    try:
+        address, server = await asyncio.to_thread(ours.recv), psutil.Process(process.pid)
+        data = message(24 << 20).replace(b"echo", b"ohce", 1)
+        options = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
+        start, most = server.memory_info().rss, []
+        for _ in range(3):
+            channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(16)]
+            calls = asyncio.gather(*(refusal(method(channel)(data)) for channel in channels))
+            most.append(0)
+            while not calls.done():
+                most[-1] = max(most[-1], server.memory_info().rss - start)
+                await asyncio.sleep(0.01)
+            assert {code for code, _ in calls.result()} == {grpc.StatusCode.NOT_FOUND}
+            for channel in channels:
+                await channel.close()
+        assert max(most) < 10 * len(data), [size >> 20 for size in most]
+    finally:
+        with suppress(OSError):
+            ours.send("end")
+        await asyncio.to_thread(process.join, 30)
+        process.kill()
 
 
 async def test_a_budget_gives_in_turn_waits_for_what_is_lent_only_and_loses_nothing():

@@ -1,36 +1,39 @@
 """Requests that come over gRPC, counted against the same budget as the bodies of those over REST.
 
 gRPC takes a call's message in once the server asks for it, and hands it over whole. So it is asked for only when there
-is room for one as large as those before it have been, and its own size counts from then to the answer.
+is room for one as large as those before it from the same address have been, and its own size counts from then to the
+answer.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc.aio
 
+from splitplane import freed_memory
 from splitplane.runtime.budgets import TOTAL_SECONDS, Budget, Held
 from splitplane.runtime.connections import Silences, peer_of
 from splitplane.runtime.inference import Failure, InferenceError, invalid
 
-FIRST_BYTES, LEAST_BYTES = 1 << 20, 64 << 10
-"""What a message on its way counts as before any has come, and at least. Some 64 kB gRPC takes in unasked."""
+FIRST_SHARE, LEAST_BYTES = 16, 64 << 10
+"""A message on its way counts as one of so many parts of the budget before any has come from its address, and as so
+much at least. Some 64 kB gRPC takes in unasked."""
 FADING = 0.9
 """Of what is expected, as much stays when a smaller message has come."""
+KNOWN_ADDRESSES = 4096
+"""Of so many is known what to expect; the one that was silent longest is forgotten."""
+LARGE_BYTES, FREED_BYTES = 8 << 20, 128 << 20
+"""After so much of messages as large as that, free memory goes back to the kernel. What comes next pays for it with
+page faults, so not after smaller ones."""
 
 
-class Received:
+class Received(NamedTuple):
     """A message that has come."""
 
-    def __init__(self, data: bytes, held: Held, receiving: "Receiving") -> None:
-        self.data, self.held = data, held
-        self._receiving = receiving
-
-    def accepted(self) -> None:
-        """It is a request for what is served here: others will be alike."""
-        self._receiving.expect(len(self.data))
+    data: bytes
+    held: Held
 
 
 class Receiving:
@@ -44,11 +47,24 @@ class Receiving:
         self._budget = budget
         self._idle_seconds, self._total_seconds = idle_seconds, total_seconds
         self._silences = Silences()
-        self._expected = FIRST_BYTES
+        self._expected: dict[str, int] = {}
+        """By address, the one that sent last at the end."""
+        self._freed = 0
+        """Of large messages, since free memory was given back."""
 
-    def expect(self, size: int) -> None:
-        """Messages of that size come."""
-        self._expected = max(size, round(FADING * self._expected), LEAST_BYTES)
+    def _expect(self, address: str, size: int) -> None:
+        """Messages of that size come from there, whether they are requests or not: both take memory."""
+        before = self._expected.pop(address, 0)
+        self._expected[address] = max(size, round(FADING * before), LEAST_BYTES)
+        if len(self._expected) > KNOWN_ADDRESSES:
+            del self._expected[next(iter(self._expected))]
+
+    def _free(self, size: int) -> None:
+        """A message is needed no longer."""
+        self._freed += size if size >= LARGE_BYTES else 0
+        if self._freed >= FREED_BYTES:
+            self._freed = 0
+            asyncio.get_running_loop().run_in_executor(None, freed_memory.give_back)
 
     @contextlib.asynccontextmanager
     async def message(self, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Received]:
@@ -57,19 +73,24 @@ class Receiving:
         Raises :class:`InferenceError` when there is no room (``RESOURCE_EXHAUSTED``), or it does not come.
         """
         data = await self._read(context)
-        held = Held(self._budget, len(data))
+        size = len(data)
+        received = Received(data, Held(self._budget, size))
+        del data
         try:
-            yield Received(data, held, self)
+            yield received
         finally:
-            held.release()
+            received.held.release()
+            self._free(size)
 
     async def _read(self, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         peer = context.peer()
-        address, lent, size = peer_of(peer)[0], self._expected, 0
+        address, size = peer_of(peer)[0], 0
+        lent = self._expected.get(address, self._budget.capacity // FIRST_SHARE)
         await self._budget.borrow(lent, address)
         try:
             data = await self._whole(context, peer)
             size = len(data)
+            self._expect(address, size)
         finally:
             self._budget.settle(lent, size, address)
         return data

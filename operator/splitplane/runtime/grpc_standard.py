@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from splitplane.runtime import oip_pb2
 from splitplane.runtime.inference import Model
@@ -58,10 +58,44 @@ def health(model: Model, stopping: asyncio.Event, *services: str) -> grpc.Generi
     return grpc.method_handlers_generic_handler(HEALTH, methods)
 
 
-def reflect(server: grpc.aio.Server, *services: str) -> None:
-    """Let clients ask which services and messages there are; for tools such as grpcurl."""
+class _Reflection(reflection.aio.ReflectionServicer):  # type: ignore[misc]
+    """Ends its streams once the server stops: a silent one would hold up that until its grace is over."""
+
+    def __init__(self, services: Sequence[str], pool: DescriptorPool, stopping: asyncio.Event) -> None:
+        super().__init__(services, pool=pool)
+        self._stopping = stopping
+
+    async def ServerReflectionInfo(  # noqa: N802 - gRPC's name
+        self, questions: AsyncIterator[Any], context: Any
+    ) -> AsyncIterator[Any]:
+        async for answer in super().ServerReflectionInfo(_until(self._stopping, questions), context):
+            yield answer
+
+
+async def _until(stopping: asyncio.Event, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The messages that come before that."""
+    stopped = asyncio.ensure_future(stopping.wait())
+    iterator = aiter(messages)
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(iterator, None))
+            await asyncio.wait((coming, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                coming.cancel()
+                await asyncio.wait((coming,))
+                return
+            if coming.result() is None:
+                return
+            yield coming.result()
+    finally:
+        stopped.cancel()
+
+
+def reflect(server: grpc.aio.Server, stopping: asyncio.Event, *services: str) -> None:
+    """Let clients ask which services and messages there are, until ``stopping``; for tools such as grpcurl."""
     # The protocol's messages live in a pool of their own (runtime.generate), so one with all of them is made here.
     pool = DescriptorPool()
     for module in (oip_pb2, health_pb2, reflection_pb2):
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    reflection.enable_server_reflection((*services, HEALTH, reflection.SERVICE_NAME), server, pool=pool)
+    servicer = _Reflection((*services, HEALTH, reflection.SERVICE_NAME), pool, stopping)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)

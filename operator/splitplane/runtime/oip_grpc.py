@@ -77,7 +77,7 @@ class Server:
         health = grpc_standard.health(model, self._stopping, SERVICE)
         served = _service(model, receiving or Receiving(Budget()), condition or Condition())
         self._server.add_generic_rpc_handlers((served, health))
-        grpc_standard.reflect(self._server, SERVICE)
+        grpc_standard.reflect(self._server, self._stopping, SERVICE)
 
     def bind(self, host: str, port: int, *, identity: Identity | None = None) -> int:
         """As :func:`bind` does it."""
@@ -87,7 +87,7 @@ class Server:
         await self._server.start()
 
     async def stop(self, grace_seconds: float | None) -> None:
-        """Refuse new calls; those inside get ``grace_seconds`` to end, and watchers of health end at once."""
+        """Refuse new calls; those inside get ``grace_seconds`` to end, those that watch health or reflect none."""
         self._stopping.set()
         await self._server.stop(grace_seconds)
 
@@ -115,7 +115,6 @@ def _service(model: Model, receiving: Receiving, condition: Condition) -> grpc.G
             lambda: oip_wire.read_request(parts, deadline=deadline, client=client, forwarded=forwarded, identity=names),
         )
         check(model, request.model_name, request.model_version, request.outputs)
-        message.accepted()
         await message.held.grow(size_of(request.inputs))
         return fitting(oip_wire.write_response(answer(request, await model.infer(request))), "the answer")
 
@@ -209,9 +208,14 @@ def _answering(handler: Handler) -> Handler:
         try:
             return await handler(request, context)
         except InferenceError as error:
-            await context.abort(status_code(error.failure), error.message, _trailing(error))
+            refusal = status_code(error.failure), error.message, _trailing(error)
+            # The message lives in the frames that the error passed, which refer to the error: a circle of megabytes.
+            error.__traceback__ = error.__context__ = None
         except Exception as error:
             FAULTS.tell(error)
-            await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the server's log says more")
+            refusal = grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the server's log says more", ()
+            error.__traceback__ = error.__context__ = None
+        # Outside, where the error that ends the call has no other as its context.
+        return await context.abort(*refusal)
 
     return handle
