@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from splitplane.afresh import temporary_folder
 from splitplane.cli.plots import check_picture, save
 from splitplane.domain.leaks import spread
 from splitplane.domain.profiles import BASE_CODECS, ZSTD
@@ -61,8 +61,8 @@ def own_weights(source: "ModelSource") -> Iterator["ModelSource"]:
         return
     from splitplane.model.whole import save_own_weights
 
-    with tempfile.TemporaryDirectory(prefix="splitplane-profile-") as folder:
-        path = Path(folder) / "own.safetensors"
+    with temporary_folder("splitplane-profile-") as folder:
+        path = folder / "own.safetensors"
         save_own_weights(source, path)
         yield replace(source, weights_uri=path.as_uri())
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import sympy  # type: ignore[import-untyped]
@@ -175,13 +175,18 @@ def export(source: ModelSource) -> ModelGraph:
 
 
 def _told(source: ModelSource, refusal: NotSplittableError) -> str:
-    return json.dumps([repr(source), refusal.reason, refusal.location])
+    return json.dumps([_model(source), refusal.reason, refusal.location])
 
 
 def _found_earlier(source: ModelSource) -> NotSplittableError | None:
     """Why this model cannot be split, if this program found out before it began again."""
     model, *refusal = json.loads(afresh.told() or "[null]")
-    return NotSplittableError(*refusal) if model == repr(source) else None
+    return NotSplittableError(*refusal) if model == _model(source) else None
+
+
+def _model(source: ModelSource) -> str:
+    # A trace reads no weights, and where they lie may differ the next time: in a temporary folder.
+    return repr(replace(source, weights_uri=None))
 
 
 def _whole(source: ModelSource, digest: str, refusal: NotSplittableError, *, again: bool = False) -> ModelGraph:
