@@ -200,6 +200,26 @@ def test_dads_is_neurosurgeon_until_that_cut_does_not_bear_the_load_and_then_the
         assert assess(build_context(at(1.03 * borne, megabits), CHEAP), heavy).violations == ()
 
 
+@pytest.mark.parametrize("strategy", [neurosurgeon, dads])
+@pytest.mark.parametrize(("rate", "megabits"), [(2.0, 2.0), (3.5, 10.0), (6.0, 10.0)])
+def test_published_cuts_are_given_the_fewest_replicas_that_keep_the_limit_on_p95(
+    strategy: Strategy, rate: float, megabits: float
+):
+    context = build_context(at(rate, megabits), CHEAP)
+    plan = published(strategy, at(rate, megabits))
+    assert assess(context, plan).violations == ()
+    edge, *away = plan.stages
+    fewer = assess(context, replace(plan, stages=(replace(edge, replicas=edge.replicas - 1), *away)))
+    assert fewer.violations == ("p95",)
+
+
+def test_published_cuts_that_no_replicas_serve_in_time_are_sized_for_the_load():
+    slow = replace(CHEAP, max_p95_seconds=0.01)
+    choice = neurosurgeon(at(3.5, 10.0), slow, 0.0, Kept(POISSON.profile))
+    assert choice is not None
+    assert assess(build_context(at(3.5, 10.0), slow), choice.plan).violations == ("p95",)
+
+
 def test_the_best_plan_that_never_changes_is_the_cheapest_that_serves_as_many_of_all_that_there_are():
     steady = Trace(np.repeat([2.0, 4.0], 20)), Trace(np.full(40, 2.5e6))
     ground = Ground(Scenario(POISSON, replace(CHEAP, max_cost_per_hour=None), *steady))

@@ -11,7 +11,7 @@ from splitplane.domain.snapshots import Decision, Policy, Preference, Snapshot
 from splitplane.planner import Kept, choose
 from splitplane.planner.bars import FASTEST
 from splitplane.planner.context import IDLE_RATE, Context, build_context
-from splitplane.planner.evaluation import assess, evaluate
+from splitplane.planner.evaluation import assess, broken, evaluate
 from splitplane.planner.frontier import contenders
 from splitplane.planner.gates import cooling_down
 from splitplane.planner.keys import numbers
@@ -57,7 +57,7 @@ def cloud_only(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Ch
 
 def neurosurgeon(snapshot: Snapshot, policy: Policy, _now: float, kept: Kept) -> Choice | None:
     """The cut of least latency for one request alone (Kang et al., "Neurosurgeon", ASPLOS 2017), anew each time.
-    Replicas, of which it says nothing, as the load asks."""
+    Replicas, of which it says nothing, as the load and the limit on p95 ask."""
     context = _as_published(snapshot, policy, kept)
     cut = _fastest(context, IDLE_RATE)
     return None if cut is None else _provided(context, cut)[0]
@@ -97,11 +97,12 @@ def _fastest(context: Context, rate: float) -> Plan | None:
 
 
 def _provided(context: Context, cut: Plan) -> tuple[Choice | None, bool]:
-    """A cut with the cheapest replicas that bear the load, and whether any do; if not, those that are least busy.
+    """A cut with the cheapest replicas that bear the load, and keep the limit on p95 where any do, and whether any bear
+    it; if not, those that are least busy.
 
     Kept, as two strategies mostly ask for the same.
     """
-    key = ("provided", cut, numbers(context), context.rate)
+    key = ("provided", cut, numbers(context), context.rate, context.policy.max_p95_seconds)
     known: tuple[Choice | None, bool] | None = context.kept.result(key)
     if known is None:
         known = _replicated(context, cut)
@@ -114,7 +115,9 @@ def _replicated(context: Context, cut: Plan) -> tuple[Choice | None, bool]:
     if layout is None:
         return None, False
     table = evaluate(context, layout)
-    able = np.flatnonzero(table.utilization <= context.policy.max_utilization)
+    overloaded, late, _ = broken(context, table)
+    failing = overloaded | late
+    able = np.flatnonzero(~overloaded if failing.all() else ~failing)
     row = able[np.argmin(table.cost[able])] if len(able) else np.argmin(table.utilization)
     return Choice(layout.plan(context, int(row))), len(able) > 0
 
