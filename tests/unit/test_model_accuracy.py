@@ -232,6 +232,74 @@ def test_numbers_are_judged_by_the_variance_that_they_explain_and_tokens_one_by_
     assert metric.errors(answers, metric.truth(answers, labels)).tolist() == pytest.approx([0.0, 2 / 3])
 
 
+def relabelled(calibration: Calibration, labels: torch.Tensor) -> Calibration:
+    return Calibration(calibration.inputs, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16])
+def test_samples_without_a_label_prove_nothing(
+    dtype: torch.dtype, partition: Partition, calibration: Calibration
+) -> None:
+    assert calibration.labels is not None
+    labels = calibration.labels.to(dtype, copy=True)
+    labels[:30] = -100
+    report = compare_codecs(partition, relabelled(calibration, labels), {"all": codec(torch.clone)}, [1])
+    assert report.samples == 10
+    assert report.agreements[0].bound == pytest.approx(1.645**2 / (10 + 1.645**2))
+    whole = compare_codecs(partition, calibration.at(slice(30, None)), {"all": codec(torch.clone)}, [1]).whole
+    assert report.whole == whole
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((SAMPLES,), -100), "all labels are -100"),
+        (torch.full((SAMPLES,), -1), "there are labels of -1: classes count from 0"),
+        (torch.tensor([0, -7] * (SAMPLES // 2)), "there are labels of -7"),
+    ],
+)
+def test_labels_by_which_nothing_could_be_lost_are_refused(
+    labels: torch.Tensor, message: str, partition: Partition, calibration: Calibration
+) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        compare_codecs(partition, relabelled(calibration, labels), {"all": codec(torch.clone)}, [1])
+
+
+def test_labels_of_which_the_unsplit_model_gets_none_are_refused(
+    partition: Partition, calibration: Calibration
+) -> None:
+    answers = partition.run(0, partition.last, calibration.inputs)["output_0"].argmax(1)
+    with pytest.raises(CalibrationError, match=f"gets none of {SAMPLES} labels right"):
+        compare_codecs(partition, relabelled(calibration, (answers + 1) % 4), {"all": codec(torch.clone)}, [1])
+
+
+class Words(nn.Module):
+    """A table of 50 words, whose second output is empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.last = nn.Embedding(50, 16), nn.Linear(16, 16), nn.Linear(16, 8)
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = self.last(torch.relu(self.first(self.table(ids).mean(1))))
+        return scores, scores[:, :0]
+
+
+def test_words_that_a_table_lacks_are_told_and_outputs_without_elements_say_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "weights.safetensors"
+    save_file(dict(Words().state_dict()), path)
+    source = ModelSource("m", f"{__name__}:Words", path.as_uri(), None, (TensorSpec("ids", "INT64", (6,)),))
+    partition, codecs = load_partition(source, 0, None), {"bf16": wire_codecs()["bf16"]}
+    [found] = compare_codecs(
+        partition, Calibration({"ids": torch.randint(0, 50, (30, 6))}, None), codecs, [1]
+    ).agreements
+    assert found.cosine > 0.999
+    assert 0.0 < found.max_error < 0.1
+    with pytest.raises(CalibrationError, match=r"Words fails on the calibration inputs, .*IndexError"):
+        compare_codecs(partition, Calibration({"ids": torch.full((30, 6), 60)}, None), codecs, [1])
+
+
 def test_samples_cross_apart_as_requests_of_one_do(partition: Partition, calibration: Calibration) -> None:
     sizes = []
 

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 import torch
 
 from splitplane.model.calibration import Calibration
+from splitplane.model.errors import CalibrationError
 from splitplane.model.memory import available_bytes, grown
-from splitplane.model.metrics import Metric, Tensors, choose, cosines, differences
+from splitplane.model.metrics import Metric, Tensors, choose, cosines, differences, labelled
 from splitplane.model.partitions import Partition
 from splitplane.model.profile import Codec
 
 BATCH = 16
+TELLING = 10
+"""Samples of which a model that does what it should gets one right."""
 COPIES = 4
 """Of the largest tensors, that are held at once, beside what a run takes: what left, what arrived, what both give."""
 
@@ -68,15 +71,17 @@ def compare_codecs(
 
     Samples are taken in random order, the same each time, but for the first only as many as can be compared before
     ``end`` (on ``time.monotonic``), and so many at once as ``memory_bytes`` hold (by default half of what is there).
-    ``metric`` is a ``domain.calibrations.Metric``, or empty (``metrics.choose``). Raises
-    :class:`CalibrationError` where it does not fit.
+    ``metric`` is a ``domain.calibrations.Metric``, or empty (``metrics.choose``). Samples without a label that counts
+    are left out. Raises :class:`CalibrationError` where the metric, the labels or the inputs do not fit.
     """
-    wanted, last, samples = sorted(set(cuts)), partition.last, calibration.samples
-    order = calibration.order()
+    wanted, last = sorted(set(cuts)), partition.last
     memory = available_bytes() // 2 if memory_bytes is None else memory_bytes
     one = {name: value[:1] for name, value in calibration.inputs.items()}
-    taken = grown(lambda: partition.run(0, last, one))
-    judged = [Judged(each) for each in choose(metric, partition.run(0, last, one), calibration.labels)]
+    taken = grown(lambda: _run(partition, 0, last, one))
+    judged = [Judged(each) for each in choose(metric, _run(partition, 0, last, one), calibration.labels)]
+    if calibration.labels is not None:
+        calibration = calibration.at(labelled(judged[0].metric, calibration.labels))
+    samples, order = calibration.samples, calibration.order()
     largest = max(cut.wire_bytes["fp32"] for cut in partition.graph.cuts)
     together = max(1, min(BATCH, memory // (taken + COPIES * largest)))
     sums = {(cut, codec): _Sums(tuple([] for _ in judged)) for cut in wanted for codec in codecs}
@@ -91,26 +96,42 @@ def compare_codecs(
         some = order[done : done + size]
         batch = {name: value[some] for name, value in calibration.inputs.items()}
         labels = None if calibration.labels is None else calibration.labels[some]
-        expected = partition.run(0, last, batch)
+        expected = _run(partition, 0, last, batch)
         for each in judged:
             each.take(expected, labels)
         here, tensors = 0, batch
         for cut in wanted:
             if cut > here:
-                tensors, here = partition.run(here, cut, tensors), cut
+                tensors, here = _run(partition, here, cut, tensors), cut
             for name, codec in codecs.items():
-                outputs = partition.run(cut, last, crossed(tensors, codec))
+                outputs = _run(partition, cut, last, crossed(tensors, codec))
                 sums[cut, name].add(outputs, expected, judged)
         done += size
         progress(f"accuracy: {done} of {samples} samples")
-    labelled = calibration.labels is not None and any(each.metric.name != "cosine" for each in judged)
+    by_labels = calibration.labels is not None and any(each.metric.name != "cosine" for each in judged)
+    whole = judged[0].whole() if by_labels else None
+    if whole == 0.0 and done >= TELLING and not judged[0].metric.by_variance:
+        raise CalibrationError(
+            f"the unsplit model gets none of {done} labels right, so that no loss could show: correct the weights, or "
+            "the file's inputs or labels, whose classes count from 0"
+        )
     return AccuracyReport(
         metric=" and ".join(sorted({each.metric.name for each in judged}, reverse=True)),
-        labels=labelled,
-        whole=judged[0].whole() if labelled else None,
+        labels=by_labels,
+        whole=whole,
         samples=done,
         agreements=tuple(each.result(cut, name, done, judged) for (cut, name), each in sums.items()),
     )
+
+
+def _run(partition: Partition, first: int, last: int, tensors: Tensors) -> dict[str, torch.Tensor]:
+    try:
+        return partition.run(first, last, tensors)
+    except Exception as error:  # the tenant's code may raise anything, such as of a token that its table lacks
+        raise CalibrationError(
+            f"{partition.graph.source.factory} fails on the calibration inputs, between cuts {first} and {last}: "
+            f"{type(error).__name__}: {error}. Correct the file, or what it is made for"
+        ) from error
 
 
 def crossed(tensors: Tensors, codec: Codec) -> dict[str, torch.Tensor]:
@@ -170,6 +191,8 @@ class _Sums:
             same = outputs[scores].argmax(1) == expected[scores].argmax(1)
             self.same = (self.same or 0.0) + float(same.sum())
         for name, want in expected.items():
+            if not want.numel():
+                continue
             self.cosine[name] = self.cosine.get(name, 0.0) + float(cosines(outputs[name], want).sum())
             errors = differences(outputs[name], want).abs()
             self.error[name] = max(self.error.get(name, 0.0), float(errors.nan_to_num(math.inf).max()))

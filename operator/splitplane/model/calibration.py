@@ -43,13 +43,14 @@ class Calibration:
 
     def sample(self, most: int) -> "Calibration":
         """At most so many, drawn at random, in random order."""
-        return self._at(self.order()[:most])
+        return self.at(self.order()[:most])
 
     def first(self, samples: int) -> "Calibration":
         """The first so many."""
-        return self._at(slice(samples))
+        return self.at(slice(samples))
 
-    def _at(self, chosen: slice | torch.Tensor) -> "Calibration":
+    def at(self, chosen: slice | torch.Tensor) -> "Calibration":
+        """Those of a slice, of indices, or where a mask ``[samples]`` is true."""
         labels = None if self.labels is None else self.labels[chosen]
         return Calibration({name: value[chosen] for name, value in self.inputs.items()}, labels, self.sha256)
 

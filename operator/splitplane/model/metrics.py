@@ -56,7 +56,7 @@ class TopClass:
         if labels is None:
             return answers if self.classes is None else answers.argmax(self.classes)
         places = answers.shape if self.classes is None else answers.select(self.classes, 0).shape
-        return labels.reshape(places)
+        return labels.reshape(places).long()  # small unsigned ones cannot be compared with IGNORED
 
     def errors(self, outputs: Tensors, truth: torch.Tensor) -> torch.Tensor:
         answers = outputs[self.output]
@@ -139,6 +139,7 @@ def choose(name: str, outputs: Tensors, labels: torch.Tensor | None) -> list[Met
     number per sample by ``r2``, integers by ``top1``, all else by ``cosine``. Raises :class:`CalibrationError` where
     nothing fits.
     """
+    outputs = {output: value for output, value in outputs.items() if value[0].numel()}  # the others say nothing
     if name in ("", "cosine") and (labels is None or name):
         found = [each for output in outputs for each in _unlabelled(name, output, outputs[output])]
     else:
@@ -149,6 +150,29 @@ def choose(name: str, outputs: Tensors, labels: torch.Tensor | None) -> list[Met
     if not found:
         raise CalibrationError(_misfit(name, outputs, labels))
     return found
+
+
+def labelled(metric: Metric, labels: torch.Tensor) -> torch.Tensor:
+    """``[samples]``: which of them have a label that counts.
+
+    Raises :class:`CalibrationError` where none has, and where labels name no class, by which nothing would ever be
+    right, so that nothing could be lost.
+    """
+    if not isinstance(metric, TopClass):
+        return torch.ones(len(labels), dtype=torch.bool)
+    places = labels.reshape(len(labels), -1).long()
+    counted = places != IGNORED
+    if metric.classes is not None and bool((places[counted] < 0).any()):
+        raise CalibrationError(
+            f"there are labels of {int(places[counted].min())}: classes count from 0, and what has no label is "
+            f"{IGNORED}. Correct the file's labels"
+        )
+    if not bool(counted.any()):
+        raise CalibrationError(
+            f"all labels are {IGNORED}, which leaves out what has none: give labels, or a file without the tensor, to "
+            "be judged by the unsplit model's answers"
+        )
+    return counted.any(1)
 
 
 def _unlabelled(name: str, output: str, value: torch.Tensor) -> list[Metric]:
