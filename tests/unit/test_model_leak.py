@@ -21,6 +21,7 @@ from splitplane.domain.leaks import choose_cuts, spread
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import CalibrationError, ModelSource, inversion, leak, load_partition, scores
 from splitplane.model.calibration import Calibration, read_calibration
+from splitplane.model.defending import defend
 from splitplane.model.inversion import _Standardised, draw
 from splitplane.model.leak import defended, measure_leak
 from splitplane.model.targets import targets_of
@@ -89,6 +90,27 @@ def test_what_was_not_attacked_leaks_as_much_as_fp32_at_the_nearest_shallower_cu
     # Nor is int4 computed from int8, or anything from a coarse codec of a shallower cut alone.
     assert leaks[2]["int4"] == 0.8
     assert spread({(1, "int4"): 0.2}, 3)[2] == dict.fromkeys(leaks[0], 1.0)
+
+
+def test_a_defence_leaves_what_masks_as_it_is_and_scales_noise_by_the_rest() -> None:
+    masked = torch.randn(2, 64)
+    masked[0, 5], masked[0, 6], masked[1, 7] = -torch.inf, torch.nan, torch.finfo(torch.float32).min
+    plain = masked.nan_to_num(0.0, 0.0, 0.0).clamp_min(-10.0)
+    plain[1, 7] = 0.0
+    for defence in (Defence(noise=0.5), Defence(dropout=0.3), Defence(noise=0.5, dropout=0.3)):
+        given = {"mask": masked, "whole": torch.randint(0, 9, (2, 4))}
+        got = defend(given, defence, torch.Generator().manual_seed(0))
+        assert torch.equal(got["whole"], given["whole"])
+        left = ~plain.eq(0.0)
+        assert torch.equal(got["mask"][~left].nan_to_num(7.0), masked[~left].nan_to_num(7.0))
+        assert bool(got["mask"][left].isfinite().all())
+        assert float((got["mask"] != masked)[left].float().mean()) > 0.25
+    noisy = defend({"mask": masked}, Defence(noise=0.5), torch.Generator().manual_seed(0))["mask"]
+    noise = (noisy - masked)[left]
+    assert float(noise.std()) == pytest.approx(0.5 * float(masked[left].std()), rel=0.25)
+    halves = {"large": torch.full((2, 64), 60_000.0).half() * torch.tensor([1, -1] * 32)}
+    for defence in (Defence(noise=5.0), Defence(dropout=0.3)):
+        assert bool(defend(halves, defence, torch.Generator().manual_seed(0))["large"].isfinite().all())
 
 
 def test_noise_that_is_made_afresh_at_each_cut_tells_nothing_of_deeper_ones() -> None:

@@ -12,7 +12,8 @@ def defend(
 ) -> dict[str, torch.Tensor]:
     """The tensors ``[samples, ...]`` as they may leave; integers and booleans as they are.
 
-    A sample's noise is scaled by its own deviation, so it does not matter which others it is computed with.
+    A sample's noise is scaled by its own deviation, so it does not matter which others it is computed with. What masks
+    (infinities, a type's extremes) or is no number has no part in that, and stays as it is; nothing else becomes such.
     """
     return {name: _defended(value, defence, generator) for name, value in tensors.items()}
 
@@ -20,11 +21,23 @@ def defend(
 def _defended(value: torch.Tensor, defence: Defence, generator: torch.Generator) -> torch.Tensor:
     if not value.is_floating_point() or not value.numel():
         return value
+    limit = torch.finfo(value.dtype).max
+    told = value.abs() < limit
+    defended = value if value.dtype is torch.float64 else value.float()
     if defence.noise:
-        deviation = value.float().flatten(1).std(1, correction=0) if value.ndim > 1 else value.float().abs()
-        scale = defence.noise * deviation.reshape(-1, *(1,) * (value.ndim - 1))
-        value = value + (scale * torch.randn(value.shape, generator=generator)).to(value.dtype)
+        noise = torch.randn(value.shape, generator=generator)
+        defended = defended + defence.noise * _deviation(defended, told) * noise
     if defence.dropout:
         kept = torch.rand(value.shape, generator=generator) >= defence.dropout
-        value = value * kept / (1.0 - defence.dropout)
-    return value
+        defended = torch.where(kept, defended / (1.0 - defence.dropout), 0.0)
+    return torch.where(told, defended.clamp(-limit, limit).to(value.dtype), value)
+
+
+def _deviation(value: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    """Of each sample, of its elements that are ``told``, ``[samples, 1, ...]``; of a sample of one its size."""
+    if value.ndim == 1:
+        return value.abs()
+    others = tuple(range(1, value.ndim))
+    count = told.sum(others, keepdim=True).clamp_min(1)
+    mean = value.where(told, 0.0).sum(others, keepdim=True) / count
+    return ((value - mean).where(told, 0.0).pow(2).sum(others, keepdim=True) / count).sqrt()
