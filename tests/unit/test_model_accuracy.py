@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from splitplane.cli import app
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import CalibrationError, ModelSource, Partition, accuracy, load_partition
+from splitplane.model import calibration as calibration_module
 from splitplane.model.accuracy import Judged, compare_codecs
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.metrics import choose
@@ -325,6 +326,23 @@ def test_calibration_files_that_do_not_fit_are_refused(tensors: dict[str, Any], 
     np.savez(tmp_path / "inputs.npz", allow_pickle=True, **tensors)
     with pytest.raises(CalibrationError, match=message):
         read_calibration(tmp_path / "inputs.npz", blobs.INPUTS)
+
+
+def test_inputs_that_are_replaced_while_they_are_read_are_refused(
+    files: tuple[ModelSource, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / "inputs", calibration_module._read
+    path.write_bytes(files[1].read_bytes())
+
+    def replaced(*arguments: Any) -> Calibration:
+        found = read(*arguments)
+        (tmp_path / "other").write_bytes(files[1].read_bytes())
+        (tmp_path / "other").replace(path)
+        return found
+
+    monkeypatch.setattr(calibration_module, "_read", replaced)
+    with pytest.raises(CalibrationError, match="was replaced or written to"):
+        read_calibration(path, blobs.INPUTS)
 
 
 def test_the_command_tells_loss_for_each_cut_and_codec(files: tuple[ModelSource, Path]) -> None:

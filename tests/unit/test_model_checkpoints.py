@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import ModelSource, WeightsError
@@ -63,6 +64,37 @@ def test_a_pickle_that_runs_code_is_refused_with_the_way_out(tmp_path: Path) -> 
     with pytest.raises(WeightsError, match="holds list, not a mapping"):
         opened(path).read(["weight"], {})
     assert not Path("/tmp/splitplane-evil").exists()
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("way", ["replaced", "written", "gone"])
+def test_a_file_that_is_another_one_when_it_is_read_is_refused(suffix: str, way: str, tmp_path: Path) -> None:
+    path, other = tmp_path / f"model.{suffix}", tmp_path / f"other.{suffix}"
+    save: Callable[[object, Path], None] = save_file if suffix == "safetensors" else torch.save  # type: ignore[assignment]
+    save({"weight": torch.ones(4)}, path)
+    save({"weight": torch.zeros(4)}, other)
+    file = opened(path)
+    read = file.each(["weight"], {})
+    assert file.read(["weight"], {})["weight"].tolist() == [1, 1, 1, 1]
+    if way == "replaced":
+        other.replace(path)
+    elif way == "written":
+        path.write_bytes(other.read_bytes())
+    else:
+        path.unlink()
+    with pytest.raises(WeightsError, match="was replaced, removed or written to"):
+        dict(read)
+
+
+def test_a_file_that_changes_between_two_tensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(4), "b": torch.ones(4)}, path)
+    read = opened(path).each(["a", "b"], {})
+    assert next(read)[0] == "a"
+    save_file({"a": torch.zeros(4), "b": torch.zeros(4)}, tmp_path / "other")
+    path.write_bytes((tmp_path / "other").read_bytes())
+    with pytest.raises(WeightsError, match="was replaced, removed or written to while it was read"):
+        dict(read)
 
 
 STATE = {"weight": torch.arange(6.0).reshape(2, 3).T, "bias": torch.ones(4)}

@@ -64,15 +64,30 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splitplane" / "weights"
 
 
+FileState = tuple[int, int, int]
+"""Inode, bytes, and time of change in ns: another one, where a file is replaced or written to."""
+
+
+def state_of(file: Path | int) -> FileState:
+    """Of a path, or of an open file's descriptor. Raises ``OSError``."""
+    status = os.fstat(file) if isinstance(file, int) else file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def sha256_of(path: Path) -> str:
     """Digest of a file, read once for each of its states. Raises ``OSError``."""
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
+    return sha256_and_state(path)[0]
+
+
+def sha256_and_state(path: Path) -> tuple[str, FileState]:
+    """With the state that a file has to be in still, once it was read, if the digest is to be of what was read."""
+    state = state_of(path)
+    return _sha256(path, state), state
 
 
 @lru_cache(maxsize=8)
-def _sha256(path: Path, _size: int, _modified: int) -> str:
-    # Size and time of change are part of the key: a file that is replaced is hashed anew.
+def _sha256(path: Path, _state: FileState) -> str:
+    # The state is part of the key: a file that is replaced is hashed anew.
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         return hashlib.file_digest(file, "sha256").hexdigest()

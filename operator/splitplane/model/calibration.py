@@ -4,7 +4,7 @@ import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from splitplane.domain.profiles import TensorSpec
-from splitplane.model.caching import sha256_of
+from splitplane.model.caching import sha256_and_state, state_of
 from splitplane.model.datatypes import torch_datatype
 from splitplane.model.errors import CalibrationError
 
@@ -83,8 +83,11 @@ def read_calibration(
     """
     try:
         with ExitStack() as stack:
-            held = _held(path, stack)
-            return _read(path, held, specs, most, most_bytes)
+            digest, state = sha256_and_state(path)
+            read = _read(path, _held(path, stack), specs, most, most_bytes)
+            if state_of(path) != state:
+                raise CalibrationError(f"{path} was replaced or written to while it was read: measure again")
+            return replace(read, sha256=digest)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CalibrationError(
             f"cannot read calibration inputs from {path}: {error}: give .safetensors or .npz"
@@ -131,5 +134,4 @@ def _read(
     return Calibration(
         {spec.name: held[spec.name].read(samples).to(torch_datatype(spec.datatype)) for spec in specs},
         None if labels is None else labels.read(samples),
-        sha256_of(path),
     )

@@ -6,6 +6,7 @@ The file is read, not mapped: every tensor lies in aligned memory of this proces
 in place changes nothing in a pod that runs.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from splitplane.domain.addresses import without_secrets
-from splitplane.model.caching import fetched, sha256_of
+from splitplane.model.caching import FileState, fetched, sha256_and_state, state_of
 from splitplane.model.checkpoints import is_checkpoint, load_checkpoint
 from splitplane.model.errors import WeightsError
 from splitplane.model.remote import SCHEMES
@@ -37,17 +38,18 @@ _PREFIXES = "module.", "_orig_mod."
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A verified weights file."""
+    """A verified weights file; ``state`` is what it was in when it was."""
 
     path: Path
     sha256: str
+    state: FileState
 
     @classmethod
     def open(cls, source: ModelSource) -> "WeightsFile":
         """Find and verify the file of a model. Raises :class:`WeightsError`."""
         path = _local_path(source)
         try:
-            digest = sha256_of(path)
+            digest, state = sha256_and_state(path)
         except OSError as error:
             raise WeightsError(
                 f"cannot read the weights {source.told_uri}: {error.strerror} ({path}): check weights.uri, and "
@@ -58,14 +60,18 @@ class WeightsFile:
                 f"weights {source.told_uri} have the wrong sha256: expected {source.weights_sha256}, got {digest}: "
                 "restore the file, or correct weights.sha256"
             )
-        return cls(path, digest)
+        return cls(path, digest, state)
 
     def read(self, names: Iterable[str], aliases: Mapping[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
         """Read the named tensors, tied ones under whichever of their names the file holds. Raises as :meth:`each`."""
         return dict(self.each(names, aliases))
 
     def each(self, names: Iterable[str], aliases: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """As :meth:`read`, one after another. Raises :class:`WeightsError` that lists all that are missing."""
+        """As :meth:`read`, one after another.
+
+        Raises :class:`WeightsError` that lists all that are missing, and after the last one where the file is not in
+        the state any more in which it was verified.
+        """
         held = self._held()
         found = {
             name: next((alias for alias in (name, *aliases.get(name, ())) if alias in held), None) for name in names
@@ -84,8 +90,10 @@ class WeightsFile:
         return dict(self._tensors({name: held[name] for name in names if name in held}))
 
     def _held(self) -> Mapping[str, "_Entry | torch.Tensor"]:
+        self._check_state(self.path)
         held: Mapping[str, _Entry | torch.Tensor]
         held = load_checkpoint(self.path) if is_checkpoint(self.path) else self._entries()
+        self._check_state(self.path)
         for prefix in _PREFIXES:
             if held and all(name.startswith(prefix) for name in held):
                 return {**held, **{name.removeprefix(prefix): value for name, value in held.items()}}
@@ -108,7 +116,10 @@ class WeightsFile:
 
     def _tensors(self, wanted: Mapping[str, "_Entry | torch.Tensor"]) -> Iterator[tuple[str, torch.Tensor]]:
         # Tensors of a checkpoint are mapped; they are copied, so that the mapping goes with the last of them.
-        yield from ((name, value.clone()) for name, value in wanted.items() if isinstance(value, torch.Tensor))
+        mapped = {name: value for name, value in wanted.items() if isinstance(value, torch.Tensor)}
+        yield from ((name, value.clone()) for name, value in mapped.items())
+        if mapped:
+            self._check_state(self.path)
         entries = {name: value for name, value in wanted.items() if isinstance(value, _Entry)}
         with self.path.open("rb", buffering=0) as file:
             for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
@@ -122,6 +133,17 @@ class WeightsFile:
                 if left:
                     raise WeightsError(f"{self.path} ends within tensor {name}: it was shortened while it was read")
                 yield name, tensor
+            self._check_state(file.fileno())
+
+    def _check_state(self, file: Path | int) -> None:
+        # A volume may be updated at any time, and what was read is what was verified only if it was not.
+        with contextlib.suppress(OSError):  # it may not be there any more
+            if state_of(file) == self.state:
+                return
+        raise WeightsError(
+            f"{self.path} was replaced, removed or written to while it was read, so that it is no longer the file with "
+            f"sha256 {self.sha256}: load the model again once the file stays as it is"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,10 @@ def _inputs(source: ModelSource, request: CalibrationRequest, most_bytes: int) -
         file = WeightsFile.open(replace(source, weights_uri=request.uri, weights_sha256=request.sha256))
     except WeightsError as error:
         raise CalibrationError(str(error).replace("weights", "calibration")) from error
-    return read_calibration(file.path, source.inputs, most=MOST_SAMPLES, most_bytes=most_bytes)
+    given = read_calibration(file.path, source.inputs, most=MOST_SAMPLES, most_bytes=most_bytes)
+    if given.sha256 != file.sha256:
+        raise CalibrationError(f"{file.path} was replaced after it was verified: measure again")
+    return given
 
 
 def work(environment: Mapping[str, str], publisher: Publisher) -> Mapping[str, object]:
