@@ -93,9 +93,9 @@ def test_encoded_bytes_of_one_sample(datatype: str, codec: str, expected: int) -
     assert encoded_bytes(TensorSpec("x", datatype, (128, 16)), codec) == expected
 
 
-def test_int8_scales_are_shared_by_the_batch() -> None:
+def test_int8_scales_each_sample_of_a_batch_by_itself() -> None:
     spec = TensorSpec("x", "FP32", (128, 16))
-    assert encoded_bytes(spec, "int8", batch=8) == 8 * math.prod(spec.shape) + 8 * 128
+    assert encoded_bytes(spec, "int8", batch=8) == 8 * (math.prod(spec.shape) + 8 * 128)
 
 
 def test_unknown_codec_and_datatype_are_refused() -> None:

@@ -67,8 +67,8 @@ def affine_groups(spec: TensorSpec, codec: str) -> int | None:
 def encoded_bytes(spec: TensorSpec, codec: str, *, batch: int = 1) -> int:
     """Payload bytes of ``batch`` samples under a codec, headers excluded; of one that compresses, the most it can be.
 
-    fp16 and bf16 store two bytes per element, int8 one, int4 half of one; the scales and offsets of the last two (see
-    :func:`affine_groups`) are shared by the whole batch. Tensors that would not shrink travel raw, as all do whose
+    fp16 and bf16 store two bytes per element, int8 one, int4 half of one, and the last two scales and offsets for each
+    sample (see :func:`affine_groups`). Tensors that would not shrink travel raw, as all do whose
     datatype is not floating point. Raises ``ValueError`` on an unknown codec or datatype.
     """
     raw = raw_bytes(spec, batch=batch)
@@ -77,8 +77,8 @@ def encoded_bytes(spec: TensorSpec, codec: str, *, batch: int = 1) -> int:
     base = base_codec(codec)
     if base == "fp32" or spec.datatype not in FLOATING:
         return raw
-    packed = batch * packed_bytes(spec, base)
+    packed = packed_bytes(spec, base)
     if base not in AFFINE_BITS:
-        return min(raw, packed)
+        return min(raw, batch * packed)
     groups = affine_groups(spec, base)
-    return raw if groups is None else packed + AFFINE_BYTES * groups
+    return raw if groups is None else batch * (packed + AFFINE_BYTES * groups)

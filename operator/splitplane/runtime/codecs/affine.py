@@ -1,10 +1,10 @@
 """int8 and int4: equal steps over the extent of a channel, or of the whole tensor.
 
-Affine and shared by the batch, per channel (dimension 1) or, where channels have few elements, for the whole tensor
+Affine, for each sample by itself, per channel (dimension 1) or, where channels have few elements, for the whole sample
 (``domain.codecs.affine_groups``): element ``x`` becomes ``q = round((x - offset) / scale)`` in 0..255 (int8) or 0..15
-(int4) with ``offset`` the group's minimum and ``scale`` its extent / 255 or / 15, so the error is at most half a scale.
-Scales and offsets travel as a companion tensor ``<name>:affine``, FP32 of shape [2, channels] or [2, 1], whose shape
-tells the receiver which it is.
+(int4) with ``offset`` the group's minimum and ``scale`` its extent / 255 or / 15, so the error is at most half a scale,
+whichever samples it crosses with. Scales and offsets travel as a companion tensor ``<name>:affine``, FP32 of shape
+[batch, 2, channels] or [batch, 2, 1], whose shape tells the receiver which it is.
 
 int4 packs two elements into a byte: the first half of a sample's elements are the low nibbles, the second half the
 high ones, so that packing and unpacking walk through memory in order.
@@ -37,14 +37,14 @@ class Affine:
         if groups is None:
             return None
         grouped = value.to(torch.float32).reshape(value.shape[0], groups, -1)
-        low, high = grouped.amin(dim=(0, 2)), grouped.amax(dim=(0, 2))
+        low, high = grouped.amin(dim=2, keepdim=True), grouped.amax(dim=2, keepdim=True)
         scale = (high - low) / self._steps
         if not bool(torch.isfinite(scale).all()):  # NaN and infinity reach the extremes
             return None
         divisor = torch.where(scale > 0, scale, 1.0)
-        codes = grouped.sub(low[:, None]).div_(divisor[:, None]).round_().clamp_(0, self._steps).to(torch.uint8)
+        codes = grouped.sub(low).div_(divisor).round_().clamp_(0, self._steps).to(torch.uint8)
         codes = codes.reshape(value.shape) if self._bits == 8 else _pack(codes.reshape(value.shape[0], -1))
-        affine = torch.stack((scale, low))
+        affine = torch.stack((scale.squeeze(2), low.squeeze(2)), dim=1)
         return [encoded(name, codes, self._name, value), from_torch(name + AFFINE, affine)]
 
     def decode(self, tensor: Tensor, companion: Tensor | None) -> torch.Tensor:
@@ -52,24 +52,26 @@ class Affine:
             raise malformed(tensor, f"{self._name} needs its scales and offsets in a tensor '{tensor.name}{AFFINE}'")
         codes, affine, shape = view_torch(tensor), view_torch(companion), original_shape(tensor)
         channels = shape[1] if len(shape) > 1 else 1
-        if affine.shape not in ((2, channels), (2, 1)) or affine.dtype != torch.float32 or not shape:
+        batch = shape[0] if shape else 0
+        if affine.shape not in ((batch, 2, channels), (batch, 2, 1)) or affine.dtype != torch.float32 or not shape:
             raise malformed(
                 companion,
-                f"expected FP32 of shape [2, {channels}] or [2, 1], not {companion.datatype} {list(affine.shape)}",
+                f"expected FP32 of shape [{batch}, 2, {channels}] or [{batch}, 2, 1], not {companion.datatype} "
+                f"{list(affine.shape)}",
             )
         elements = math.prod(shape[1:])
         packed = elements if self._bits == 8 else -(-elements // 2)
-        if codes.dtype != torch.uint8 or not 0 < shape[0] * packed == codes.numel():
+        if codes.dtype != torch.uint8 or not 0 < batch * packed == codes.numel():
             raise malformed(
                 tensor,
-                f"{self._name} of shape {list(shape)} takes {shape[0] * packed} UINT8, "
+                f"{self._name} of shape {list(shape)} takes {batch * packed} UINT8, "
                 f"not {codes.numel()} {tensor.datatype}",
             )
-        scale, low = affine
+        scale, low = affine[:, 0, :, None], affine[:, 1, :, None]
         if self._bits == 4:
-            codes = _unpack(codes.reshape(shape[0], packed), elements)
-        grouped = codes.reshape(shape[0], len(scale), -1).to(torch.float32)
-        return grouped.mul_(scale[:, None]).add_(low[:, None]).reshape(shape).to(original_dtype(tensor))
+            codes = _unpack(codes.reshape(batch, packed), elements)
+        grouped = codes.reshape(batch, scale.shape[1], -1).to(torch.float32)
+        return grouped.mul_(scale).add_(low).reshape(shape).to(original_dtype(tensor))
 
 
 def _pack(codes: torch.Tensor) -> torch.Tensor:
