@@ -38,6 +38,27 @@ def told(world: World) -> tuple[str, str, str]:
     return condition["status"], condition["reason"], condition["message"]
 
 
+async def test_a_weaker_attack_on_the_same_inputs_makes_no_cut_safer() -> None:
+    def attacked(scores: dict[tuple[int, str], float], sha256: str = "c" * 64) -> CalibrationResult:
+        leak = LeakFound("an attack", "SSIM", 100, 0.99, 0.14, 0.02, "", scores, sha256)
+        return CalibrationResult(crepe().fingerprint, None, leak)
+
+    def shares(profile: ModelProfileSpec) -> list[float]:
+        return [float({each.codec: each.share for each in cut.leakage}["fp32"]) for cut in profile.cuts][:5]
+
+    world = World(calibrated=found)
+    world.apply(**limited())
+    await world.step(25)
+    [resource] = world.cluster.of("ModelProfile").values()
+    fresh = ModelProfileSpec.parse(resource["spec"]).model_copy(update={"leak_measurement": None})
+    long = calibrating.with_result(fresh, attacked({(1, "fp32"): 0.8, (3, "fp32"): 0.4}))
+    again = calibrating.with_result(long, attacked({(1, "fp32"): 0.5, (2, "fp32"): 0.6, (3, "fp32"): 0.5}))
+    assert shares(again) == [1.0, 0.8, 0.6, 0.5, 0.5]
+    # Another file of inputs is another question.
+    other = calibrating.with_result(again, attacked({(1, "fp32"): 0.3}, "d" * 64))
+    assert shares(other) == [1.0, 0.3, 0.3, 0.3, 0.3]
+
+
 async def test_without_real_inputs_the_user_is_told_what_to_run() -> None:
     world = World()
     world.apply(**limited(None))

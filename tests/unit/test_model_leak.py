@@ -233,6 +233,46 @@ def test_deeper_cuts_and_noise_leak_less_and_the_controls_tell_that_the_attack_w
     assert replace(report, input_control=0.95).weakness == ""
 
 
+def test_a_blind_guess_of_what_may_have_been_read_wrongly_is_no_score() -> None:
+    def attack(cut: int, skill: float, *, target: str = "image", sure: bool = False) -> leak.Attack:
+        return leak.Attack(cut, "fp32", "small", 0.3, skill, None, 0.0, 500, target, sure)
+
+    def report(*attacks: leak.Attack) -> leak.LeakReport:
+        return leak.LeakReport("SSIM", 300, 1.0, 0.2, 0.0, attacks, {}, None)
+
+    some = report(attack(1, 0.0), attack(2, 0.3), attack(3, 0.0, sure=True))
+    assert (some.worst(), some.weakness) == ({(2, "fp32"): 0.3, (3, "fp32"): 0.3}, "")
+    # What is got of another input is more than a shallower cut may have shown.
+    assert report(attack(1, 0.0), attack(1, 0.4, target="words")).worst() == {(1, "fp32"): 1.0}
+    assert "not known" not in some.weakness
+    assert "known how its numbers are arranged" in report(attack(1, 0.0), attack(2, 0.01)).weakness
+
+
+class Counting(nn.Module):
+    """One number for each sample crosses, and goes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, step: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.table(step)))
+
+
+def test_one_number_for_each_sample_is_attacked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(Counting().state_dict(), tmp_path / "weights.safetensors")
+    inputs = (TensorSpec("step", "INT64", ()),)
+    uri = (tmp_path / "weights.safetensors").as_uri()
+    partition = load_partition(ModelSource("m", f"{__name__}:Counting", uri, None, inputs), 0, None)
+    given = Calibration({"step": torch.arange(240) % 9}, None)
+    codecs = {"fp32": wire_codecs()["fp32"]}
+    report = measure_leak(partition, given, codecs, [1], budget_seconds=UNHURRIED, steps=60, threads=1)
+    assert report.samples == 240
+    assert report.worst()[1, "fp32"] > 0.9
+
+
 def test_too_few_inputs_are_refused(files: tuple[ModelSource, Path]) -> None:
     partition = load_partition(files[0], 0, None)
     few = read_calibration(files[1], blobs.INPUTS).first(199)

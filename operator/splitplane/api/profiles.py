@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from splitplane.api.defences import CutDefence
@@ -23,6 +24,7 @@ from splitplane.api.fields import (
 )
 from splitplane.api.tensors import Datatype, Tensors
 from splitplane.domain.calibrations import AccuracyFound, LeakFound
+from splitplane.domain.leaks import spread
 from splitplane.domain.profiles import CODECS, CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
 
 KIND = "ModelProfile"
@@ -30,6 +32,7 @@ PLURAL = "modelprofiles"
 
 _Text = Annotated[str, at_most(256)]
 _MAX_CUTS = 1025
+_MAX_ATTACKED = 256
 _Small = Annotated[int, between(1, 4096)]
 
 
@@ -97,7 +100,7 @@ class LeakMeasurement(Model):
     """How much of what a blind guess lacks of 1 that attack made up: about 0. Older versions did not tell."""
     calibration_sha256: Annotated[str, at_most(64)] = ""
     """SHA-256 of the file with these inputs; measured anew where ``spec.model.calibration`` names another."""
-    attacked: Annotated[tuple[AttackedCut, ...], ordered(most=256)] = ()
+    attacked: Annotated[tuple[AttackedCut, ...], ordered(most=_MAX_ATTACKED)] = ()
     """What was attacked; all else counts as leaking what a shallower cut or a finer codec leaks."""
 
 
@@ -246,10 +249,17 @@ def with_accuracy(spec: ModelProfileSpec, found: AccuracyFound) -> ModelProfileS
     return _with_shares(spec, "accuracy_loss", losses).model_copy(update={"accuracy_measurement": measurement})
 
 
-def with_leakage(
-    spec: ModelProfileSpec, leaks: Sequence[Mapping[str, float]], measurement: LeakMeasurement
-) -> ModelProfileSpec:
-    """The profile with the leak of each cut by codec, and how it was measured."""
+def with_leakage(spec: ModelProfileSpec, found: LeakFound) -> ModelProfileSpec:
+    """The profile with what an attack got. What earlier ones got of the same (cut, codec), on the same file of inputs,
+    stands where it is more: a weaker attack makes no cut safer."""
+    before, scores = spec.leak_measurement, dict(found.scores)
+    if before is not None and found.sha256 and before.calibration_sha256 == found.sha256:
+        for each in sorted(before.attacked, key=lambda each: -float(each.score)):
+            key = each.cut, each.codec
+            if key in scores or len(scores) < _MAX_ATTACKED:
+                scores[key] = max(scores.get(key, 0.0), float(each.score))
+    leaks = spread(scores, len(spec.cuts), defended=spec.defence is not None)
+    measurement = leak_measurement(replace(found, scores=scores))
     return _with_shares(spec, "leakage", leaks).model_copy(update={"leak_measurement": measurement})
 
 

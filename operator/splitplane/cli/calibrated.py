@@ -18,12 +18,12 @@ from splitplane.adapters.cluster import ClusterError
 from splitplane.adapters.connecting import connect
 from splitplane.adapters.kinds import MODEL_PROFILE
 from splitplane.api.defences import to_defence
-from splitplane.api.profiles import ModelProfileSpec, leak_measurement, with_accuracy, with_leakage
+from splitplane.api.profiles import ModelProfileSpec, with_accuracy, with_leakage
 from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
 from splitplane.cli.plans import out
 from splitplane.domain.calibrations import AccuracyFound, Metric
 from splitplane.domain.defences import Defence
-from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
+from splitplane.domain.leaks import MOST_CUTS, choose_cuts
 from splitplane.domain.profiles import BASE_CODECS, ZSTD
 
 if TYPE_CHECKING:
@@ -162,11 +162,10 @@ def leak(
             raise typer.BadParameter(
                 f"{report.weakness}: too weak for a limit to rest on. Give a larger --budget, fewer cuts, more inputs"
             )
-        measurement = leak_measurement(report.found(given.sha256))
-        leaks = spread(report.worst(), len(cuts), defended=bool(noise or dropout))
+        found = report.found(given.sha256)
         _write(
             profile, namespace, partition.graph.fingerprint, Defence(noise, dropout),
-            lambda spec: with_leakage(spec, leaks, measurement),
+            lambda spec: with_leakage(spec, found),
         )  # fmt: skip
 
 
@@ -224,7 +223,7 @@ def leak_dict(report: "LeakReport", names: Sequence[str]) -> dict[str, Any]:
         {
             "cut": each.cut, "name": names[each.cut], "codec": each.codec, "input": each.target,
             "decoder": each.decoder, "score": each.score, "skill": each.skill, "psnr": each.psnr, "above": each.above,
-            "steps": each.steps, "distanceCorrelation": report.correlations[each.cut],
+            "steps": each.steps, "tells": each.tells, "distanceCorrelation": report.correlations[each.cut],
         }
         for each in report.attacks
     ]  # fmt: skip
@@ -259,12 +258,15 @@ def leak_controls(report: "LeakReport") -> str:
         f"\nToo weak for a limit to rest on: {report.weakness}. What looks safe may not be: give more time, fewer cuts,"
         " or more inputs."
     )
+    untold = sorted({(cut, codec) for cut, codec, _ in report.untold()})
+    where = ", ".join(f"{cut} ({codec})" for cut, codec in untold)
+    blind = f"\nAt a blind guess, where it is not known how numbers are arranged, which says nothing: cut {where}."
     return (
         f"Controls: the input itself {report.input_control:.3f} (should be about 1), other inputs' activations "
         f"{report.shuffled_control:.3f}, by skill {report.shuffled_skill:.3f} (should be about 0). Skill is how much a "
         "score makes up of what a blind guess lacks of 1. Rank correlation of distance correlation and score: "
         f"{'unknown' if rank is None else f'{rank:.2f}'}.\nA lower bound, by this attack: {report.attack}; a stronger "
-        f"one may see more.{weak if report.weakness else ''}"
+        f"one may see more.{blind if untold else ''}{weak if report.weakness else ''}"
     )
 
 

@@ -11,14 +11,13 @@ from splitplane.api.profiles import (
     AccuracyMeasurement,
     LeakMeasurement,
     ModelProfileSpec,
-    leak_measurement,
     with_accuracy,
     with_leakage,
 )
 from splitplane.controller.pods import CALIBRATION_PATH, compute_threads
 from splitplane.domain.addresses import without_secrets
 from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult
-from splitplane.domain.leaks import MOST_CUTS, choose_cuts, spread
+from splitplane.domain.leaks import MOST_CUTS, choose_cuts
 from splitplane.domain.plans import Plan
 from splitplane.domain.profiles import BASE_CODECS, Profile, base_codec
 from splitplane.domain.snapshots import Policy, Snapshot
@@ -150,8 +149,7 @@ def with_result(profile: ModelProfileSpec, result: CalibrationResult) -> ModelPr
         profile = with_accuracy(profile, result.accuracy)
     leak = result.leak
     if leak is not None and not leak.weakness:
-        leaks = spread(leak.scores, len(profile.cuts), defended=profile.defence is not None)
-        profile = with_leakage(profile, leaks, leak_measurement(leak))
+        profile = with_leakage(profile, leak)
     return profile
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from splitplane.model.arrangements import NUMBERS, Reading, at_places, best_of, readings
+
 WIDTHS = {"small": 8, "large": 24}
 """Channels of the two decoders."""
 STEPS, BATCH, LEARNING_RATE = 1000, 32, 3e-3
@@ -23,8 +25,9 @@ _COPIES_IN_STEP = 3
 """Of what a step keeps for its gradients: that, the gradients, and how what is given was made."""
 _HIDDEN = 16
 """Hidden units of a guesser of tokens, for each of its width."""
-_MOST_ANYWHERE = 8192
-"""Larger tensors without places (such as masks) are left out when tokens are guessed."""
+_MOST_ANYWHERE, _AVERAGED = 8192, 1024
+"""Of what belongs to a place, or to none, so many numbers are looked at when tokens are guessed; more are averaged, to
+as many as that each step is short."""
 _SLOPE = 0.02
 """Of what is drawn outside of 0..1, in training."""
 _REACHES = (5, 3, 1)
@@ -43,10 +46,14 @@ _JUDGED_BY, _MOST_JUDGED_BY = 8, 64
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a trained decoder draws of the held-out samples, and the steps it was trained for."""
+    """What a trained decoder draws of the held-out samples, and the steps it was trained for.
+
+    ``sure`` is whether each tensor was read in a way that is surely one that it may be meant in.
+    """
 
     guesses: torch.Tensor
     steps: int
+    sure: bool = True
 
 
 def draw(
@@ -56,13 +63,29 @@ def draw(
     """Train on all but the last ``held_out`` samples, draw those. ``targets`` are ``[n, channels, *places]`` in 0..1.
 
     Some of the known ones are set aside: by these the decoder is judged before and after it was trained, so that one
-    which has learnt its samples by heart isn't kept. Training ends after ``steps`` or ``seconds``, whichever comes
+    which has learnt its samples by heart isn't kept, and by these it is found which dimensions of a tensor are places.
+    Training ends after ``steps`` or ``seconds``, whichever comes
     first. A step takes about ``memory_bytes`` at most.
     """
     known, places = len(targets) - held_out, tuple(targets.shape[2:])
     trained = known - min(_MOST_JUDGED_BY, -(-known // _JUDGED_BY))
     most = max(1, int(min(memory_bytes / (2 * _BYTES_OF_WEIGHT * _BOTTLENECK), 2**31)))
-    given = [_Standardised(_coarser(value, places, most), known) for value in tensors.values()]
+    judging = torch.arange(trained, known)
+    given: list[_Standardised] = []
+    sure = True
+    for value in tensors.values():
+        may = readings(value.shape[1:], len(places))
+        sure = sure and may.sure
+        grids = best_of(may.grids, value, targets, judging)
+        given += [_Standardised(_coarser(value, each, places, most), known) for each in grids[:1]]
+        # Further readings are made when they are asked for: what crosses is held no more often than without them.
+        given += [
+            _Standardised(value, known, partial(_made_coarser, reading=each, places=places)) for each in grids[1:]
+        ]
+        if grids and grids[0].leaves(value):
+            given.append(_Standardised(_coarser(grids[0].beside(value), NUMBERS, places, most), known))
+        if may.numbers:
+            given.append(_Standardised(_coarser(value, NUMBERS, places, most), known))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         decoder = _Decoder([tuple(each[:1].shape[1:]) for each in given], targets[:trained].mean(0), width)
@@ -75,7 +98,6 @@ def draw(
         clamped = drawn.clamp(0, 1) + _SLOPE * (drawn - drawn.clamp(0, 1))
         return functional.mse_loss(clamped, targets[:known][chosen])
 
-    judging = torch.arange(trained, known)
     together = _together(loss, memory_bytes)
     at_first = {name: value.clone() for name, value in decoder.state_dict().items()}
     first = _mean(loss, judging, together)
@@ -86,7 +108,7 @@ def draw(
     with torch.inference_mode():
         asked = torch.split(torch.arange(known, len(targets)), together)
         parts = [decoder([each[part] for each in given]) for part in asked]
-    return Drawn(torch.cat(parts).clamp(0, 1), done)
+    return Drawn(torch.cat(parts).clamp(0, 1), done, sure)
 
 
 def guess_tokens(
@@ -95,11 +117,18 @@ def guess_tokens(
 ) -> Drawn:  # fmt: skip
     """As :func:`draw`, for classes ``[n, places]``: the guesses are those of the held-out samples."""
     known, classes, places = len(targets) - held_out, int(targets.max()) + 1, targets.shape[1]
-    parts = [
-        _Standardised(value, known, partial(_at_places, places=places))
-        for value in tensors.values()
-        if _has_places(value, places) or value[0].numel() <= _MOST_ANYWHERE
-    ]
+    parts: list[_Standardised] = []
+    sure = True
+    for value in tensors.values():
+        found, certain = at_places(value, places, _MOST_ANYWHERE)
+        sure = sure and certain
+        flattened = not found and value[0].numel() > places and value[0].numel() % places == 0
+        if not found and not (flattened and value[0].numel() > _MOST_ANYWHERE):
+            found = [NUMBERS]
+        parts += [_Standardised(value, known, partial(_at_each, reading=each, places=places)) for each in found]
+        if flattened:  # maybe
+            value = value.reshape(len(value), places, -1)
+            parts.append(_Standardised(value, known, partial(_at_each, reading=Reading((1,)), places=places)))
 
     def given(chosen: torch.Tensor) -> torch.Tensor:
         """``[chosen, places, numbers]``: the place itself, what belongs to it, what belongs to none."""
@@ -121,18 +150,17 @@ def guess_tokens(
     with torch.inference_mode():
         asked = torch.split(torch.arange(known, len(targets)), together)
         guesses = [decoder(given(part)).argmax(2) for part in asked]
-    return Drawn(torch.cat(guesses), done)
+    return Drawn(torch.cat(guesses), done, sure)
 
 
-def _has_places(value: torch.Tensor, places: int) -> bool:
-    return value.ndim == 3 and value.shape[1] == places
-
-
-def _at_places(value: torch.Tensor, *, places: int) -> torch.Tensor:
-    """``[n, numbers, places]``: what belongs to a place, or to none and so to each."""
-    if _has_places(value, places):
-        return value.transpose(1, 2)
-    return value.flatten(1)[:, :, None].expand(-1, -1, places)
+def _at_each(value: torch.Tensor, *, reading: Reading, places: int) -> torch.Tensor:
+    """``[n, numbers, places]``: what belongs to a place, or to none and so to each; of too many numbers, averages."""
+    found = reading(value)
+    found = found[:, :, None].expand(-1, -1, places) if found.ndim == 2 else found.reshape(*found.shape[:2], places)
+    if found.shape[1] <= _MOST_ANYWHERE:
+        return found
+    averaged = functional.interpolate(found.movedim(1, 2).float(), (_AVERAGED,), mode="area")
+    return averaged.movedim(1, 2)
 
 
 class _Standardised:
@@ -162,23 +190,30 @@ class _Standardised:
         return self._form(self._value[chosen].float().nan_to_num(0.0, 0.0, 0.0))
 
 
-def _coarser(value: torch.Tensor, places: tuple[int, ...], most: int) -> torch.Tensor:
+def _coarser(value: torch.Tensor, reading: Reading, places: tuple[int, ...], most: int) -> torch.Tensor:
     """Samples as a grid no finer than the target, else averaged, as the target was, or as numbers, ``most`` at most.
 
     A decoder that begins with finer grids would take many times as long and as much memory, for the same target.
     """
-    formed = partial(_grid, dims=len(places))
-    one = formed(value[:1])
-    shape = tuple(one.shape[2:]) if one.ndim > 2 else tuple(one.shape[1:])
-    wanted = tuple(min(size, limit) for size, limit in zip(shape, places if one.ndim > 2 else (most,), strict=True))
-    if wanted == shape:
-        return formed(value)
-    averaged = torch.empty(len(value), *one.shape[1 : one.ndim - len(wanted)], *wanted)
+    one = reading(value[:1])
+    made = _made_coarser(value[:1].float(), reading=reading, places=places, most=most)
+    if made.shape == one.shape:
+        return reading(value)
+    averaged = torch.empty(len(value), *made.shape[1:])
     for chosen in torch.split(torch.arange(len(value)), _at_once(one)):
-        part = formed(value[chosen]).float().nan_to_num(0.0, 0.0, 0.0)
-        grid = part if one.ndim > 2 else part[:, None]
-        averaged[chosen] = functional.interpolate(grid, wanted, mode="area").reshape(len(part), *averaged.shape[1:])
+        part = value[chosen].float().nan_to_num(0.0, 0.0, 0.0)
+        averaged[chosen] = _made_coarser(part, reading=reading, places=places, most=most)
     return averaged
+
+
+def _made_coarser(
+    value: torch.Tensor, *, reading: Reading, places: tuple[int, ...], most: int = _MOST_ANYWHERE
+) -> torch.Tensor:
+    grid = reading(value)
+    if grid.ndim == 2:
+        return grid if grid.shape[1] <= most else functional.interpolate(grid[:, None], (most,), mode="area")[:, 0]
+    wanted = tuple(min(size, limit) for size, limit in zip(grid.shape[2:], places, strict=True))
+    return grid if wanted == tuple(grid.shape[2:]) else functional.interpolate(grid, wanted, mode="area")
 
 
 def _at_once(one: torch.Tensor) -> int:
@@ -227,21 +262,6 @@ def _train(
         done += 1
         spent = max(done / steps, (time.monotonic() - began) / max(seconds, 1e-9))
     return done
-
-
-def _grid(value: torch.Tensor, *, dims: int) -> torch.Tensor:
-    """``[n, channels, *places]`` where there are places, else ``[n, numbers]``."""
-    if value.ndim > dims + 2:  # such as a convolution along one dimension, written in two
-        kept = [size for size in value.shape[1:] if size > 1]
-        value = value.reshape(len(value), *kept)
-    if value.ndim == dims + 2 and min(value.shape[2:]) > 1:
-        return value
-    if dims == 2 and value.ndim == 3:  # patches of a transformer, maybe with a token for the class before them
-        for extra in (0, 1):
-            side = math.isqrt(value.shape[1] - extra)
-            if side > 1 and side**2 == value.shape[1] - extra:
-                return value[:, extra:].transpose(1, 2).reshape(len(value), -1, side, side)
-    return value.flatten(1)
 
 
 class _Decoder(nn.Module):

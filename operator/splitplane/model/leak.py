@@ -15,6 +15,7 @@ from splitplane.domain.calibrations import LeakFound
 from splitplane.domain.defences import Defence
 from splitplane.model import scores
 from splitplane.model.accuracy import crossed
+from splitplane.model.arrangements import NUMBERS
 from splitplane.model.calibration import Calibration
 from splitplane.model.defending import defend
 from splitplane.model.errors import CalibrationError
@@ -44,6 +45,8 @@ HELD_OUT = 5
 """One sample in so many is kept for scoring."""
 WEAKEST_CONTROL, FEWEST_STEPS = 0.9, 100
 """Attacks that score less on the input itself, or were trained for less, are too weak for a limit to rest on them."""
+LEAST_SKILL = 0.05
+"""Who gets less is at a blind guess."""
 CORRELATED_SAMPLES = 400
 
 
@@ -59,7 +62,8 @@ class Attack:
 
     ``score`` is the mean SSIM of images, the mean share of tokens recovered, or the mean share of variance explained of
     other inputs; ``skill`` how much of what a blind guess lacks of 1 that makes up; ``psnr`` in dB, not of tokens;
-    ``above`` the share of samples whose score exceeds the threshold.
+    ``above`` the share of samples whose score exceeds the threshold; ``sure`` whether what crosses was surely read in a
+    way that it may be meant in.
     """
 
     cut: int
@@ -71,6 +75,12 @@ class Attack:
     above: float
     steps: int
     target: str = ""
+    sure: bool = True
+
+    @property
+    def tells(self) -> bool:
+        """Whether the score says anything: a blind guess of what may have been read in a wrong way doesn't."""
+        return self.sure or self.skill >= LEAST_SKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,11 @@ class LeakReport:
         if not self.input_control >= WEAKEST_CONTROL:
             return f"the attack gets only {self.input_control:.2f} of the input itself"
         fewest = min((attack.steps for attack in self.attacks if attack.decoder != RAW), default=FEWEST_STEPS)
-        return f"an attack was trained for {fewest} steps only, not {FEWEST_STEPS}" if fewest < FEWEST_STEPS else ""
+        if fewest < FEWEST_STEPS:
+            return f"an attack was trained for {fewest} steps only, not {FEWEST_STEPS}"
+        if self.attacks and not self.worst():
+            return "of no cut is it known how its numbers are arranged, and the attack is at a blind guess at each"
+        return ""
 
     def found(self, sha256: str) -> LeakFound:
         """What a profile keeps of it; ``sha256`` is that of the file of inputs."""
@@ -108,12 +122,30 @@ class LeakReport:
         )  # fmt: skip
 
     def worst(self) -> dict[tuple[int, str], float]:
-        """By (cut, codec), the score of the decoder that did best, of the input that it did best on."""
+        """By (cut, codec), the score of the decoder that did best, of the input that it did best on.
+
+        Where the attack tells nothing of any input, that is left out, as if it had not been attacked; where it tells
+        something of some inputs only, all counts as shown.
+        """
         found: dict[tuple[int, str], float] = {}
         for attack in self.attacks:
             key = attack.cut, attack.codec
             found[key] = max(found.get(key, 0.0), attack.score)
-        return found
+        untold = self.untold()
+        told = {(cut, codec) for cut, codec, _ in {_key(each) for each in self.attacks} - untold}
+        partly = {(cut, codec) for cut, codec, _ in untold}
+        return {key: 1.0 if key in partly else score for key, score in found.items() if key in told}
+
+    def untold(self) -> set[tuple[int, str, str]]:
+        """The (cut, codec, input) where the attack tells nothing."""
+        told: dict[tuple[int, str, str], bool] = {}
+        for attack in self.attacks:
+            told[_key(attack)] = told.get(_key(attack), False) or attack.tells
+        return {key for key, tells in told.items() if not tells}
+
+
+def _key(attack: Attack) -> tuple[int, str, str]:
+    return attack.cut, attack.codec, attack.target
 
 
 def measure_leak(
@@ -231,6 +263,7 @@ def _measure(
         result = Attack(
             cut, codec, decoder, score=score, skill=scores.skill(score, got.blind), psnr=got.psnr,
             above=float((got.scores > threshold).float().mean()), steps=got.steps, target=secret,
+            sure=got.sure,
         )  # fmt: skip
         progress(f"leak: cut {cut} {codec} {decoder}: {result.score:.2f} of {secret}; {left} attacks to go")
         return result
@@ -291,7 +324,7 @@ def _share(each: torch.Tensor, unknown: float) -> float:
 
 
 def _flat(tensors: Mapping[str, torch.Tensor], samples: int) -> torch.Tensor:
-    return torch.cat([value[:samples].float().flatten(1).nan_to_num(0.0, 0.0, 0.0) for value in tensors.values()], 1)
+    return torch.cat([NUMBERS(value[:samples].float()).nan_to_num(0.0, 0.0, 0.0) for value in tensors.values()], 1)
 
 
 def defended(codec: Codec, defence: Defence, *, seed: int = 0) -> Codec:

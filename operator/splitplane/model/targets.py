@@ -30,12 +30,14 @@ class Got:
     """Of each held-out sample, a score from 0 to 1; ``psnr`` in dB where there is one, on average.
 
     ``blind`` is the mean score of who draws the same each time: the mean of the known samples, or the commonest tokens.
+    ``sure`` is whether what crosses was surely read in a way that it may be meant in.
     """
 
     scores: torch.Tensor
     blind: float
     psnr: float | None
     steps: int
+    sure: bool = True
 
 
 class Target(Protocol):
@@ -90,7 +92,7 @@ class Drawing:
         compare = scores.ssim if truth.ndim == 4 else scores.explained
         blind = compare(numbers[:-held_out].mean(0).expand_as(truth), truth)
         psnr = scores.psnr(drawn.guesses, truth)
-        return Got(compare(drawn.guesses, truth), float(blind.mean()), float(psnr.mean()), drawn.steps)
+        return Got(compare(drawn.guesses, truth), float(blind.mean()), float(psnr.mean()), drawn.steps, drawn.sure)
 
     def _coarse(self, values: torch.Tensor) -> torch.Tensor:
         values = _finite(values.float())
@@ -155,7 +157,7 @@ class Tokens:
             return each[scored]
 
         blind = torch.stack([self._commonest(place) for place in classes[:-held_out].T])
-        return Got(right(drawn.guesses), float(right(blind).mean()), None, drawn.steps)
+        return Got(right(drawn.guesses), float(right(blind).mean()), None, drawn.steps, drawn.sure)
 
     def _commonest(self, place: torch.Tensor) -> torch.Tensor:
         """Of a place's tokens the commonest that is asked for."""
