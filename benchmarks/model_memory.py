@@ -41,6 +41,8 @@ def _measured(source: ModelSource, what: str) -> dict[str, int]:
 
 
 def _measure(source: ModelSource, what: str) -> dict[str, int]:
+    import torch
+
     from splitplane.model import export, libraries, load_weights
     from splitplane.model.memory import peak_bytes, reset_peak, resident_bytes
     from splitplane.model.samples import sample, table_rows
@@ -48,7 +50,9 @@ def _measure(source: ModelSource, what: str) -> dict[str, int]:
 
     libraries.use_threads(1)
     if what == "empty":
-        importlib.import_module(source.factory.partition(":")[0])
+        module, _, name = source.factory.partition(":")
+        with torch.device("meta"):  # no graph and no weights, but a factory may import its libraries only when called
+            getattr(importlib.import_module(module), name)()
         return {"peak": peak_bytes(), "weights": 0, "activations": 0}
     graph = export(source)
     assert graph.program is not None
