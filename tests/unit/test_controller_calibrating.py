@@ -173,6 +173,16 @@ async def test_pipelines_that_name_different_files_do_not_have_a_model_measured_
     assert len(world.requests) == 2
 
 
+async def test_another_file_is_measured_with_the_codecs_of_others_too_whose_losses_fall_away_with_it() -> None:
+    world = World(calibrated=found)
+    world.apply(**limited())
+    await world.step(25)
+    world.apply(**limited(CHANGED, partitioning={"codecs": ["fp32", "fp16"]}))
+    await world.step(25)
+    assert [request.sha256 for _, request in world.requests] == ["c" * 64, "d" * 64]
+    assert {codec for _, codec in world.requests[1][1].accuracy} == {"fp16", "int8"}
+
+
 async def test_a_weak_attack_on_another_file_leaves_what_is_known_as_it_is() -> None:
     world = World(calibrated=found)
     world.apply(**limited())

@@ -128,7 +128,7 @@ def _cells(row: Granted) -> tuple[str, ...]:
         row.claim.pipeline,
         str(row.claim.priority),
         _counted(row.asked),
-        _counted(offer.replicas) if offer else "nothing",
+        _counted(row.got) if any(row.got.values()) else "nothing",
         f"{offer.carried:.0%}" if offer else "0%",
         number(offer.cost, ".2f") if offer else "-",
         "yes" if offer and offer.keeps_limits else "no",

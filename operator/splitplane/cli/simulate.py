@@ -83,7 +83,7 @@ def simulate(
     out.print(f"{scenario.bins * BIN_SECONDS / 3600.0:.1f} hours{told}", markup=False)
     if scenario.bins < bins:
         ended = load if len(load_trace) < replayed else link
-        out.print(f"{ended} ends after {scenario.bins * BIN_SECONDS:g} s: --repeat begins it anew", markup=False)
+        out.print(f"{ended} ends after {scenario.bins * BIN_SECONDS:.0f} s: --repeat begins it anew", markup=False)
     if every * BIN_SECONDS != stated.interval_seconds:
         asked = f"every {every * BIN_SECONDS:g} s, as bins have {BIN_SECONDS:g} s"
         out.print(f"All are asked {asked}, not every {stated.interval_seconds:g} s (intervalSeconds)", markup=False)

@@ -112,7 +112,9 @@ def request(
     untrusted = {each.name for each in pipeline.spec.tiers if not each.trusted}
     cuts, shown = _crossings(_plans(snapshot, policy), untrusted)
     inner = range(1, snapshot.profile.segments)
-    lossy = _lossy(pipeline)
+    # Losses on another file fall away with the first result: those of codecs that only others asked for are made again.
+    held = {codec for cut in snapshot.profile.cuts for codec in cut.accuracy_loss}
+    lossy = [codec for codec in BASE_CODECS if codec in {*_lossy(pipeline), *held}]
     tried = choose_cuts(sorted(cuts), _MOST_ACCURACY_CUTS)
     # Other pipelines of this model, or this one under another load, may want other cuts.
     others = [cut for cut in inner if cut not in tried]

@@ -5,6 +5,7 @@ Attacks that were too weak are told and not tried again, until the file, the bud
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from splitplane.adapters.cluster import Cluster
 from splitplane.adapters.kinds import JOB
@@ -114,7 +115,7 @@ class Calibrations:
                 text = f"{what} failed: {message.rstrip('.')}. Mend spec.model.calibration or what the message names"
                 this.limits = Verdict(LIMITS, "False", "MeasuringFailed", f"{text}; it is tried again by itself.")
             case Collect():
-                await self._collect(this, tier, job_name, name, profile)
+                await self._collect(this, tier, job_name, name, profile, lacking)
 
     async def _start(
         self, this: Round, memory: Memory, tier: TierSpec, job_name: str, name: str, attempt: int, lacking: Shares,
@@ -133,12 +134,14 @@ class Calibrations:
             self._view.remember(await self._cluster.apply(body))
 
     async def _collect(
-        self, this: Round, tier: TierSpec, job_name: str, name: str, profile: ModelProfileSpec
+        self, this: Round, tier: TierSpec, job_name: str, name: str, profile: ModelProfileSpec, lacking: Shares
     ) -> None:  # fmt: skip
         """Write what was found into the ModelProfile. The job of attacks that were too weak stays, to tell of them."""
         namespace = this.key[0]
         try:
             result = CalibrationResult.from_dict(read_json(self._view.config_map((namespace, job_name))))
+            if not lacking.accuracy:  # of a job that stays it was written before, and may since be of another file
+                result = replace(result, accuracy=None)
             changed = with_result(profile, result)
         except ValueError as error:
             this.limits = Verdict(LIMITS, "False", "ResultUnusable", str(error))

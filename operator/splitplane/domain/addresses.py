@@ -17,9 +17,10 @@ def without_secrets(address: str) -> str:
 
 
 def hide(text: str, address: str) -> str:
-    """What a library or a server said of an address, without the queries and the values of its query in there."""
+    """What a library or a server said of an address, without the queries, its query and the values of that in there."""
     hidden = _QUERY.sub(f"?{HIDDEN}", text)
-    for _, value in parse_qsl(urlsplit(address).query):
+    query = urlsplit(address).query
+    for value in (query, *(value for _, value in parse_qsl(query))):
         if len(value) >= _LEAST_SECRET:
             hidden = hidden.replace(value, HIDDEN)
     return hidden

@@ -92,7 +92,10 @@ def _imported_by(name: str, path: Path) -> Iterator[str]:
         elif not node.level:
             found = [f"{node.module}.{each.name}" for each in node.names]
         else:
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            try:
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:  # the module itself provides for that, or fails by itself
+                continue
             found = [f"{base}.{each.name}" for each in node.names]
         for each in found:  # a package is run before what lies in it
             parts = each.split(".")

@@ -135,8 +135,8 @@ class _Call(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._earlier[id(value)][1]
         held = f"{value.dtype} {list(value.shape)}"
         # Parameters, of which a module built as it is may have gigabytes, are written to by operations alone.
-        looked_at = not isinstance(value, (FakeTensor, nn.Parameter)) and value.nbytes <= COMPARED
-        if not looked_at or value.layout is not torch.strided or value.is_meta:
+        strided = value.layout is torch.strided and not value.is_meta  # others have no bytes to ask for
+        if not strided or isinstance(value, (FakeTensor, nn.Parameter)) or value.nbytes > COMPARED:
             return held
         with unset_fake_temporarily():
             return f"{held} {hashlib.sha256(tensor_bytes(value.detach().cpu().contiguous())).hexdigest()}"

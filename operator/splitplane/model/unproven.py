@@ -24,10 +24,8 @@ from splitplane.model.traced import Traced
 
 KINDS = 12
 """Of sizes: with more of them none is believed."""
-EACH = 2
-"""Sizes of a kind that are tried: the least and the greatest of those up to twice the example."""
 BEYOND = tuple(power + rest for power in (1 << exponent for exponent in range(6, 15)) for rest in (-1, 0, 1, 5))
-"""Sizes that are too large to be tried: they must be of a kind that was."""
+"""Sizes that are too large to be tried: they must be of a kind that was, and all below the first that is not."""
 
 
 def takes_other_sizes(source: ModelSource, module: nn.Module) -> bool:
@@ -109,5 +107,8 @@ def _limits(
         return None
     right = kinds.keys() - wrong
     limit = min((number for number in BEYOND if number > highest and kind(number) not in right), default=None)
+    if limit is not None:
+        known = max((number for number in BEYOND if highest < number < limit), default=highest)
+        limit = next(number for number in range(known + 1, limit + 1) if kind(number) not in right)
     bounds = [each for each in (size.highest, None if limit is None else limit - 1) if each is not None]
     return replace(size, lowest=lowest, highest=min(bounds, default=None))

@@ -14,10 +14,12 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What a claim asked for first and got, both replicas by tier. ``offer`` is ``None`` where it serves nothing."""
+    """What a claim asked for first and got, both replicas by tier. ``offer`` is what was chosen of it, ``None`` where
+    it serves nothing; what it ``got`` may be more, where there is room."""
 
     claim: Claim
     offer: Offer | None
+    got: Mapping[str, int]
     nodes: Mapping[str, tuple[str, ...]]
     why: str
 
@@ -63,7 +65,8 @@ def told(claims: Sequence[Claim], rooms: Sequence[Room], settled: Settlement) ->
             } - {place}  # fmt: skip
             why = _why(claim, chosen, room, [claims[other] for other in sorted(beside)])
         offer = claim.offers[chosen] if chosen < len(claim.offers) else None
-        found.append(Granted(claim, offer, settled.nodes[place], why))
+        got = settled.granted[place] if settled.granted else (offer.replicas if offer else {})
+        found.append(Granted(claim, offer, got, settled.nodes[place], why))
     return tuple(found)
 
 

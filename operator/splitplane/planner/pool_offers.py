@@ -38,7 +38,7 @@ def pool_offers(
         first = first or planned
         offer = replace(_offer(contexts, planned, shared, count), behind=_behind(contexts, first, planned))
         found.setdefault(offer.replicas.get(shared, 0), offer)
-    if first is not None and now <= _most(contexts, shared):
+    if held is not None and first is not None and now <= _most(contexts, shared):
         found[now] = _running(contexts, shared, now, first)
     return tuple(found.values())
 

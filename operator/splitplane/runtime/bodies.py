@@ -13,7 +13,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from splitplane.runtime.budgets import IDLE_SECONDS, MAX_MESSAGE_BYTES, TOTAL_SECONDS, Budget, Held
-from splitplane.runtime.inference import Failure, InferenceError
+from splitplane.runtime.inference import Failure, InferenceError, invalid
 from splitplane.runtime.json_sizes import footprint, too_large
 from splitplane.runtime.oip_grpc import OFF_LOOP_BYTES, off_loop_above
 
@@ -96,6 +96,8 @@ class Bodies:
                     patience.reschedule(min(clock() + self._idle_seconds, end))
         except TimeoutError:
             raise web.HTTPRequestTimeout from None
+        except web.RequestPayloadError:
+            raise invalid("the body is not compressed as its Content-Encoding says") from None
 
 
 @contextlib.asynccontextmanager

@@ -79,9 +79,11 @@ async def _until(stopping: asyncio.Event, messages: AsyncIterator[Any]) -> Async
     try:
         while True:
             coming = asyncio.ensure_future(anext(iterator, None))
-            await asyncio.wait((coming, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
+            try:
+                await asyncio.wait((coming, stopped), return_when=asyncio.FIRST_COMPLETED)
+            finally:  # also where the call ends meanwhile
                 coming.cancel()
+            if not coming.done():
                 await asyncio.wait((coming,))
                 return
             if coming.result() is None:

@@ -162,7 +162,7 @@ def _failure(error: grpc.aio.AioRpcError, address: str, lost: Sequence[str]) -> 
     return InferenceError(
         failure,
         UNREACHED if is_own else error.details() or f"a stage answered {name}",
-        detail=f"{address}: {details}" if is_own else address,
+        detail=f"{address}: {details}" if is_own else told.get(ORIGIN, address),
         origin=told.get(ORIGIN, address),
         lost=(*lost, *filter(None, told.get(LOST, "").split(","))),
     )

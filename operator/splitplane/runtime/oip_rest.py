@@ -189,8 +189,6 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         told: dict[str, str] = {name: error.headers[name] for name in kept if name in error.headers}
         text = NOT_TAKEN if error.status == web.HTTPUnsupportedMediaType.status_code else error.reason
         return _error(f"{text}: {request.method} {request.path}", error.status, told)
-    except web.RequestPayloadError:
-        return _error("the body is not compressed as its Content-Encoding says", Failure.INVALID_ARGUMENT.http_status)
     except Exception as error:
         FAULTS.tell(error)
         return _error(f"{type(error).__name__}; the server's log says more", Failure.INTERNAL.http_status)

@@ -1,7 +1,8 @@
 """What could have been had at best by someone who knew the traces: a dynamic programme over time.
 
-It pays for switches as everyone does, and chooses at the same times among the plans that any strategy held and the best
-ones for many moments of the traces. Requests that pile up are late only while they do, so it is a little too good.
+It pays for switches as everyone does, and chooses as often, but at least each minute, among the plans that any strategy
+held and the best ones for many moments of the traces. Requests that pile up are late only while they do, so it is a
+little too good.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from splitplane.simulation.replaying import SWITCH_SECONDS, Ground
 
 _MOMENTS, _MOST = 48, 32
 _HALVINGS = 24
+_MOST_BINS = 2
 
 
 def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
@@ -27,7 +29,7 @@ def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
     if not plans:
         return np.nan
     cost, late, requests = _outcomes(ground, plans)
-    share = SWITCH_SECONDS / (ground.scenario.every * ground.width)
+    share = SWITCH_SECONDS / (_every(ground) * ground.width)
     moves = np.array([[share * moves_pods(old, new) for new in plans] for old in plans])
     most = (1.0 - within + 1e-9) * requests
     # The price of a late request is searched at which the cheapest schedule serves just enough.
@@ -48,6 +50,11 @@ def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
     return best / ground.hours
 
 
+def _every(ground: Ground) -> int:
+    """Bins from one choice to the next: no more than a minute, as strategies may also move when the load leaps."""
+    return min(_MOST_BINS, ground.scenario.every)
+
+
 def _plans(ground: Ground, held: Sequence[Plan]) -> list[Plan]:
     scenario, found = ground.scenario, dict.fromkeys(held)
     for place in np.linspace(0, scenario.bins - 1, min(_MOMENTS, scenario.bins)).astype(int):
@@ -59,7 +66,7 @@ def _plans(ground: Ground, held: Sequence[Plan]) -> list[Plan]:
 
 def _outcomes(ground: Ground, plans: Sequence[Plan]) -> tuple[Array, Array, float]:
     """Money and late requests by (step, plan), and how many requests there are."""
-    starts = np.arange(0, ground.scenario.bins, ground.scenario.every)
+    starts = np.arange(0, ground.scenario.bins, _every(ground))
     requests = ground.rates * ground.width
     cost, late = np.zeros((len(starts), len(plans))), np.zeros((len(starts), len(plans)))
     for column, each in enumerate(plans):

@@ -78,7 +78,9 @@ class Throughput:
             return None
         enough = sum(not sample.alone for sample in recent) >= TELLING
         rate = max(sample.rate for sample in recent) if enough else inf
-        return max((margin * ahead + 1) / rate, min(sample.unqueued for sample in recent))
+        # What one takes is told by late ones alone: a slow answer is known for longer than quick ones after it.
+        lately = (sample.unqueued for sample in recent if now - sample.at <= STALE_SECONDS)
+        return max((margin * ahead + 1) / rate, min(lately, default=0.0))
 
     def check(self, ahead: int, remaining: float, now: float, *, margin: float = MARGIN) -> None:
         """Raises :class:`InferenceError` when a request cannot be answered within ``remaining`` seconds."""

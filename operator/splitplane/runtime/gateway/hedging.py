@@ -56,8 +56,8 @@ class Race:
                     return self.going[task], task.result()
                 except InferenceError as failure:
                     errors.append((self.going[task], failure))
-            for choice, error in errors:
-                if error.failure not in RETRYABLE or not pending:
+            for place, (choice, error) in enumerate(errors, 1):
+                if error.failure not in RETRYABLE or not (pending or errors[place:]):
                     return choice, error
                 self.failed(choice, error)
 
