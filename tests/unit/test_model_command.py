@@ -108,11 +108,15 @@ def test_an_interrupted_check_ends_at_once_with_its_processes(tmp_path: Path) ->
     program = "from splitplane.cli import app; app()"
     arguments = ("-c", program, "model", "check", model.factory, "--input", "x:FP32:-1,64", "--weights", weights)
     check = subprocess.Popen([sys.executable, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while not (running := list(tmp_path.glob("running-*"))) and check.poll() is None and time.monotonic() < end:
-        time.sleep(0.1)
-    check.send_signal(signal.SIGINT)
-    _, told = check.communicate(timeout=20)
+    end = time.monotonic() + 240
+    try:
+        while not (running := list(tmp_path.glob("running-*"))) and check.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+        check.send_signal(signal.SIGINT)
+        _, told = check.communicate(timeout=60)
+    finally:
+        check.kill()
+        check.wait()
     assert check.returncode != 0
     assert "Traceback" not in told
     assert running

@@ -54,7 +54,7 @@ def test_every_step_of_the_scenario_comes_out_of_the_planner():
         "slow link": ("edge:0-2|cloud:2-6 int8 x2+1", Action.SWITCH, "LinkChanged"),
         "fast link": ("edge:0-1|cloud:1-6 int8 x2+1", Action.SWITCH, "LinkChanged"),
         "more demand": ("edge:0-1|cloud:1-6 int8 x2+2", Action.SWITCH, "DemandGrew"),
-        "higher price": ("edge:0-2|cloud:2-6 int8 x6+1", Action.SWITCH, "PriceChanged"),
+        "higher price": ("edge:0-2|cloud:2-6 int8 x7+1", Action.SWITCH, "PriceChanged"),
         "cloud gone": ("edge:0-6 x7", Action.SWITCH, "NodeLost"),
     }
     assert all(decision.feasible and not decision.target.violations for decision in decisions.values())
