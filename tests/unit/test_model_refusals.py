@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,24 +19,13 @@ from splitplane.domain.profiles import TensorSpec
 from splitplane.model import FactoryError, ModelSource, export, load_partition
 from splitplane.model.building import build_plainly
 from splitplane.model.code import source_lines
-
-Make = Callable[[Callable[[], nn.Module]], ModelSource]
+from tests.support.made_models import Make, made_in
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """Turns a class into a source: a factory module, and its initial weights on disk."""
-    module = ModuleType("models_under_test")
-    sys.modules[module.__name__] = module
-
-    def source(factory: Callable[[], nn.Module]) -> ModelSource:
-        path = tmp_path / "weights.safetensors"
-        save_file(dict(factory().state_dict()), path)
-        module.build = factory  # type: ignore[attr-defined]
-        return ModelSource("test", f"{module.__name__}:build", path.as_uri(), None, (TensorSpec("x", "FP32", (64,)),))
-
-    yield source
-    del sys.modules[module.__name__]
+    with made_in(tmp_path, "models_under_test") as make:
+        yield make
 
 
 class Base(nn.Module):

@@ -8,34 +8,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from splitplane.domain.profiles import TensorSpec
-from splitplane.model import ModelSource, load_partition
+from splitplane.model import load_partition
 from splitplane.model.whole import load_whole, run_whole
-
-Make = Callable[[Callable[[], nn.Module]], ModelSource]
+from tests.support.made_models import Make, made_in
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    module = ModuleType("models_with_tables")
-    sys.modules[module.__name__] = module
-
-    def source(factory: Callable[[], nn.Module]) -> ModelSource:
-        path = tmp_path / "weights.safetensors"
-        save_file(dict(factory().state_dict()), path)
-        module.build = factory  # type: ignore[attr-defined]
-        return ModelSource("test", f"{module.__name__}:build", path.as_uri(), None, (TensorSpec("x", "FP32", (64,)),))
-
-    yield source
-    del sys.modules[module.__name__]
+    with made_in(tmp_path, "models_with_tables") as make:
+        yield make
 
 
 def remembered(function: Callable[[int], torch.Tensor]) -> Callable[[int], torch.Tensor]:

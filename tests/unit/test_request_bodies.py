@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -291,6 +291,25 @@ async def test_every_message_teaches_how_large_those_of_its_address_are():
         assert await lent() == round(0.9 * len(data))
 
 
+APART = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
+"""Options of a channel that sends any size, over a connection of its own."""
+
+
+@asynccontextmanager
+async def apart(serve: Callable[[Any, int], None], budget_bytes: int) -> AsyncIterator[tuple[str, psutil.Process]]:
+    """A server in a process of its own, with a budget: its address, and the process."""
+    ours, theirs = FORKED.Pipe()
+    process = FORKED.Process(target=serve, args=(theirs, budget_bytes), daemon=True)
+    process.start()
+    try:
+        yield await asyncio.to_thread(ours.recv), psutil.Process(process.pid)
+    finally:
+        with suppress(OSError):
+            ours.send("end")
+        await asyncio.to_thread(process.join, 30)
+        process.kill()
+
+
 def refuse_all(pipe: Any, capacity: int) -> None:
     """A server process's whole life, which knows no model but one, with a budget."""
 
@@ -303,16 +322,11 @@ def refuse_all(pipe: Any, capacity: int) -> None:
 
 
 async def test_a_flood_of_large_messages_that_are_refused_takes_little_and_not_more_each_time():
-    ours, theirs = FORKED.Pipe()
-    process = FORKED.Process(target=refuse_all, args=(theirs, 128 << 20), daemon=True)
-    process.start()
-    try:
-        address, server = await asyncio.to_thread(ours.recv), psutil.Process(process.pid)
+    async with apart(refuse_all, 128 << 20) as (address, server):
         data = message(24 << 20).replace(b"echo", b"ohce", 1)
-        options = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
         start, most = server.memory_info().rss, []
         for _ in range(3):
-            channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(16)]
+            channels = [grpc.aio.insecure_channel(address, options=APART) for _ in range(16)]
             calls = asyncio.gather(*(refusal(method(channel)(data)) for channel in channels))
             most.append(0)
             while not calls.done():
@@ -322,11 +336,6 @@ async def test_a_flood_of_large_messages_that_are_refused_takes_little_and_not_m
             for channel in channels:
                 await channel.close()
         assert max(most) < 10 * len(data), [size >> 20 for size in most]
-    finally:
-        with suppress(OSError):
-            ours.send("end")
-        await asyncio.to_thread(process.join, 30)
-        process.kill()
 
 
 async def test_a_budget_gives_in_turn_waits_for_what_is_lent_only_and_loses_nothing():
@@ -422,14 +431,9 @@ def serve_small(pipe: Any, budget_bytes: int) -> None:
 
 
 async def test_many_clients_with_large_messages_do_not_make_a_server_grow_without_bound():
-    ours, theirs = FORKED.Pipe()
-    process = FORKED.Process(target=serve_small, args=(theirs, 64 << 20), daemon=True)
-    process.start()
-    try:
-        address, server = await asyncio.to_thread(ours.recv), psutil.Process(process.pid)
+    async with apart(serve_small, 64 << 20) as (address, server):
         data, most = message(24 << 20), 0
-        options = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
-        channels: list[Any] = [grpc.aio.insecure_channel(address, options=options) for _ in range(20)]
+        channels: list[Any] = [grpc.aio.insecure_channel(address, options=APART) for _ in range(20)]
         # What is expected of a message follows those before it, the first of which this one is.
         start = server.memory_info().rss
         first = asyncio.ensure_future(method(channels[0])(data))
@@ -448,8 +452,3 @@ async def test_many_clients_with_large_messages_do_not_make_a_server_grow_withou
             await channel.close()
         # One more is held, and had come in one at a time, into gRPC's own memory first.
         assert most - before < 6 * len(data)
-    finally:
-        with suppress(OSError):
-            ours.send("end")
-        await asyncio.to_thread(process.join, 30)
-        process.kill()

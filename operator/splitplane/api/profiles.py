@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated
 
 from splitplane.api.defences import CutDefence
@@ -23,8 +22,6 @@ from splitplane.api.fields import (
     rules,
 )
 from splitplane.api.tensors import Datatype, Tensors
-from splitplane.domain.calibrations import AccuracyFound, LeakFound
-from splitplane.domain.leaks import spread
 from splitplane.domain.profiles import CODECS, CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
 
 KIND = "ModelProfile"
@@ -32,7 +29,7 @@ PLURAL = "modelprofiles"
 
 _Text = Annotated[str, at_most(256)]
 _MAX_CUTS = 1025
-_MAX_ATTACKED = 256
+MAX_ATTACKED = 256
 _Small = Annotated[int, between(1, 4096)]
 
 
@@ -100,7 +97,7 @@ class LeakMeasurement(Model):
     """How much of what a blind guess lacks of 1 that attack made up: about 0. Older versions did not tell."""
     calibration_sha256: Annotated[str, at_most(64)] = ""
     """SHA-256 of the file with these inputs; measured anew where ``spec.model.calibration`` names another."""
-    attacked: Annotated[tuple[AttackedCut, ...], ordered(most=_MAX_ATTACKED)] = ()
+    attacked: Annotated[tuple[AttackedCut, ...], ordered(most=MAX_ATTACKED)] = ()
     """What was attacked; all else counts as leaking what a shallower cut or a finer codec leaks."""
 
 
@@ -206,69 +203,9 @@ def share_string(share: float) -> str:
     return decimal_string(math.ceil(min(1.0, share) * 1e4 - 1e-6) / 1e4, digits=4)
 
 
-def leak_measurement(found: LeakFound) -> LeakMeasurement:
-    """How a leak was measured, and what of by (cut, codec)."""
-    return LeakMeasurement.model_validate(
-        {
-            "attack": found.attack, "score": found.score, "samples": found.samples,
-            "inputControl": decimal_string(found.input_control, digits=4),
-            "shuffledControl": decimal_string(found.shuffled_control, digits=4),
-            "shuffledSkill": decimal_string(found.shuffled_skill, digits=4),
-            "calibrationSha256": found.sha256,
-            "attacked": [
-                {"cut": cut, "codec": codec, "score": share_string(value)}
-                for (cut, codec), value in sorted(found.scores.items())
-            ],
-        }
-    )  # fmt: skip
-
-
 def codec_shares(shares: Mapping[str, float]) -> list[dict[str, str]]:
     """Shares by codec as the resource has them."""
     return [{"codec": codec, "share": share_string(share)} for codec, share in sorted(shares.items())]
-
-
-def with_accuracy(spec: ModelProfileSpec, found: AccuracyFound) -> ModelProfileSpec:
-    """The profile with these accuracy losses beside those known; in their stead if they are by another metric, or on
-    another file of inputs."""
-    measurement = AccuracyMeasurement.model_validate(
-        {
-            "metric": found.metric,
-            "samples": found.samples,
-            "whole": None if found.whole is None else share_string(found.whole),
-            "calibrationSha256": found.sha256,
-        }
-    )
-    before = spec.accuracy_measurement
-    kept = before is not None and (before.metric, before.calibration_sha256) == (found.metric, found.sha256)
-    losses: list[dict[str, float]] = [
-        {each.codec: float(each.share) for each in cut.accuracy_loss} if kept else {} for cut in spec.cuts
-    ]
-    for (cut, codec), loss in found.losses.items():
-        losses[cut][codec] = loss
-    return _with_shares(spec, "accuracy_loss", losses).model_copy(update={"accuracy_measurement": measurement})
-
-
-def with_leakage(spec: ModelProfileSpec, found: LeakFound) -> ModelProfileSpec:
-    """The profile with what an attack got. What earlier ones got of the same (cut, codec), on the same file of inputs,
-    stands where it is more: a weaker attack makes no cut safer."""
-    before, scores = spec.leak_measurement, dict(found.scores)
-    if before is not None and found.sha256 and before.calibration_sha256 == found.sha256:
-        for each in sorted(before.attacked, key=lambda each: -float(each.score)):
-            key = each.cut, each.codec
-            if key in scores or len(scores) < _MAX_ATTACKED:
-                scores[key] = max(scores.get(key, 0.0), float(each.score))
-    leaks = spread(scores, len(spec.cuts), defended=spec.defence is not None)
-    measurement = leak_measurement(replace(found, scores=scores))
-    return _with_shares(spec, "leakage", leaks).model_copy(update={"leak_measurement": measurement})
-
-
-def _with_shares(spec: ModelProfileSpec, field: str, shares: Sequence[Mapping[str, float]]) -> ModelProfileSpec:
-    cuts = tuple(
-        cut.model_copy(update={field: tuple(CodecShare.model_validate(each) for each in codec_shares(found))})
-        for cut, found in zip(spec.cuts, shares, strict=True)
-    )
-    return spec.model_copy(update={"cuts": cuts})
 
 
 def to_profile(spec: ModelProfileSpec) -> Profile:

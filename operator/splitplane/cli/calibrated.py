@@ -18,7 +18,8 @@ from splitplane.adapters.cluster import ClusterError
 from splitplane.adapters.connecting import connect
 from splitplane.adapters.kinds import MODEL_PROFILE
 from splitplane.api.defences import to_defence
-from splitplane.api.profiles import ModelProfileSpec, with_accuracy, with_leakage
+from splitplane.api.measured import with_accuracy, with_leakage
+from splitplane.api.profiles import ModelProfileSpec
 from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
 from splitplane.cli.plans import out
 from splitplane.domain.calibrations import AccuracyFound, Metric

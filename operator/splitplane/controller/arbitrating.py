@@ -150,14 +150,11 @@ class Arbiter:
         """
         if any(standing.short for standing in self._standing.values()):
             self._short_at = now
-        elif self._grants and now - self._short_at < _CALM_SECONDS:
-            self._settling = None  # what comes of one that still runs would be late when somebody is short again
-            return
         else:
-            if self._grants:
+            self._settling = None  # what comes of one that still runs would be late when somebody is short again
+            if self._grants and now - self._short_at >= _CALM_SECONDS:
                 _log.info("Grants are taken back, as nobody is short any more")
-            self._grants.clear()
-            self._settling = None
+                self._grants.clear()
             return
         if self._settling is None:
             if now - self._settled_at < _EVERY_SECONDS:

@@ -6,14 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from splitplane.api.defences import to_defence
+from splitplane.api.measured import with_accuracy, with_leakage
 from splitplane.api.pipelines import InferencePipeline, TierSpec
-from splitplane.api.profiles import (
-    AccuracyMeasurement,
-    LeakMeasurement,
-    ModelProfileSpec,
-    with_accuracy,
-    with_leakage,
-)
+from splitplane.api.profiles import AccuracyMeasurement, LeakMeasurement, ModelProfileSpec
 from splitplane.controller.pods import CALIBRATION_PATH, compute_threads
 from splitplane.domain.addresses import without_secrets
 from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult
