@@ -72,6 +72,54 @@ async def test_a_measurement_whose_node_is_lost_is_made_anew() -> None:
     assert any(reason == "Profiled" and " ms for the whole of it" in text for _, reason, text in world.cluster.events)
 
 
+async def test_a_failed_job_goes_when_the_pods_that_it_measured_with_are_changed() -> None:
+    world = World(unmeasurable=frozenset({"edge-device"}))
+    world.apply(tiers=[tier("edge")], gateway={"tier": "edge"})
+    await world.step(3)
+    [failed] = world.cluster.of("Job")
+    assert world.condition("Degraded") == ("True", "ProfileFailed")
+    world.unmeasurable = frozenset()
+    more = {"requests": {"cpu": "1", "memory": "2Gi"}}
+    world.apply(tiers=[tier("edge", resources=more)], gateway={"tier": "edge"})
+    await world.step(1, settle=False)
+    [again] = world.cluster.of("Job")
+    assert again != failed
+    assert {name for kind in ("ConfigMap", "Role", "ServiceAccount") for name in world.cluster.of(kind)} >= {again}
+    assert failed not in {name for kind in ("ConfigMap", "Role", "ServiceAccount") for name in world.cluster.of(kind)}
+    await world.step(10)
+    assert world.condition("ModelMeasured") == ("True", "Measured")
+    assert not world.cluster.of("Job")
+
+
+async def test_a_result_that_was_deleted_is_measured_again() -> None:
+    world = World()
+    world.apply(tiers=[tier("edge")], gateway={"tier": "edge"})
+    await world.step(1)
+    [name] = world.cluster.of("Job")
+    world.cluster.remove("ConfigMap", name, KEY[0])
+    await world.step(1, settle=False)
+    assert world.condition("Degraded") == ("True", "ProfileFailed")
+    await world.step(10, seconds=5)
+    assert world.condition("ModelMeasured") == ("True", "Measured")
+
+
+async def test_a_new_attempt_tells_nothing_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telling, "_OBSERVED_EVERY_SECONDS", 0.0)
+    world = World(unmeasurable=frozenset({"edge-device"}))
+    world.apply(tiers=[tier("edge")], gateway={"tier": "edge"})
+    await world.step(1, settle=False)
+    [(name, job)] = world.cluster.of("Job").items()
+    left = scheduled(job, "e1")
+    ended = {"terminated": {"exitCode": 1, "message": "out of luck"}}
+    world.cluster.put({**left, "status": {"phase": "Failed", "containerStatuses": [{"state": ended}]}})
+    world.cluster.put({**world.cluster.of("ConfigMap")[name], "data": {"progress": "57%: prefixes"}})
+    await world.step(1)
+    world.busy, world.unmeasurable = world.unmeasurable, frozenset()
+    await world.step(20, seconds=5)
+    told = next(each["message"] for each in world.status["conditions"] if each["type"] == "Progressing")
+    assert told == "measuring the model on tier edge (device class edge-device)"
+
+
 async def test_what_a_lost_node_holds_keeps_nobody_waiting() -> None:
     world = World()
     job = {"metadata": {"name": "gone-profile-edge", "uid": "u-9", "labels": {}}}

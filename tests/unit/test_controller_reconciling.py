@@ -313,8 +313,8 @@ async def test_a_failed_measurement_is_told_in_the_jobs_own_words_and_tried_agai
         "metadata": {
             "name": f"{name}-x", "namespace": "shop",
             "labels": {
-                "batch.kubernetes.io/job-name": name, "app.kubernetes.io/component": "profile",
-                "splitplane.dev/pipeline": "tracker",
+                "batch.kubernetes.io/controller-uid": job["metadata"]["uid"], "splitplane.dev/pipeline": "tracker",
+                "app.kubernetes.io/component": "profile",
             },
         },
         "spec": {"containers": []}, "status": {"containerStatuses": [{"state": {"terminated": ended}}]},

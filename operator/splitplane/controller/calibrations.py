@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from splitplane.adapters.cluster import Cluster
-from splitplane.adapters.kinds import JOB
 from splitplane.api.pipelines import TierSpec
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.controller.calibrating import (
@@ -123,9 +122,8 @@ class Calibrations:
     ) -> None:  # fmt: skip
         assert memory.asked is not None
         namespace = this.key[0]
-        if replaces:  # a Job cannot be changed, only made again
-            await self._cluster.delete(JOB, job_name, namespace)
-            self._view.forget("Job", (namespace, job_name))
+        if replaces:
+            await self._profiles.clear(namespace, job_name)
         asked = request(this.pipeline, tier, lacking, memory.asked)
         bodies = calibration_objects(
             this.pipeline, tier, asked, name=job_name, profile=name, attempt=attempt, settings=self._settings

@@ -47,7 +47,7 @@ class Nodes:
         Such a pod stays for ever: nobody confirms that it has ended, and until then its Job doesn't fail. A node counts
         as lost once the control plane has not heard from it for some 40 seconds.
         """
-        own = [pod for pod in pods if _belongs(pod, job)] if job["kind"] == "Job" else [job]
+        own = [pod for pod in pods if belongs(pod, job)] if job["kind"] == "Job" else [job]
         running = [pod for pod in own if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
         answering = {
             node["metadata"]["name"] for node in self.nodes if condition_of(node, "Ready").get("status") != "Unknown"
@@ -60,7 +60,7 @@ class Nodes:
         return None if not found or "" in found else found
 
 
-def _belongs(pod: Object, job: Object) -> bool:
+def belongs(pod: Object, job: Object) -> bool:
     """Whether a pod is a Job's, and not one that an earlier Job of that name has left."""
     uid: str = job["metadata"].get("uid", "")
     return labels_of(pod).get("batch.kubernetes.io/controller-uid") == uid

@@ -38,7 +38,7 @@ from splitplane.controller.profiling import (
     next_steps,
     queued_first,
     read_result,
-    stale_jobs,
+    wanted_jobs,
 )
 from splitplane.controller.settings import Settings
 from splitplane.controller.switching import Note
@@ -128,7 +128,8 @@ class Profiles:
             for step in steps:
                 await self._carry_out(step, pipeline, name, outcome)
         self._estimate(pipeline, name, steps, outcome, active=active, ready_nodes=ready_nodes, now=now)
-        for job in stale_jobs(jobs, profile_name=name):
+        # Of another model, for other pods than the spec asks for now, or of a class that others measured meanwhile.
+        for job in sorted(jobs.keys() - wanted_jobs(pipeline, name, profiled, self._settings).keys()):
             await self.remove(namespace, job)
         mine = {
             key_of(body)[1]
@@ -250,9 +251,8 @@ class Profiles:
 
     async def _start(self, pipeline: InferencePipeline, step: Create, name: str) -> None:
         namespace = pipeline.metadata.namespace
-        if step.replaces:  # a Job cannot be changed, only made again
-            await self._cluster.delete(JOB, step.name, namespace)
-            self._view.forget("Job", (namespace, step.name))
+        if step.replaces:
+            await self.clear(namespace, step.name)
         for body in profile_objects(
             pipeline, step.tier, name=step.name, profile=name, attempt=step.attempt, settings=self._settings
         ):
@@ -350,9 +350,14 @@ class Profiles:
             )
         return known
 
+    async def clear(self, namespace: str, name: str) -> None:
+        """Delete a job, which cannot be changed but only made again, and what it has told."""
+        for kind in (JOB, CONFIG_MAP):
+            await self._cluster.delete(kind, name, namespace)
+            self._view.forget(kind.name, (namespace, name))
+
     async def remove(self, namespace: str, name: str) -> None:
         """Delete a job and what was made for it."""
-        for kind in (JOB, CONFIG_MAP, ROLE_BINDING, ROLE, SERVICE_ACCOUNT):
+        await self.clear(namespace, name)
+        for kind in (ROLE_BINDING, ROLE, SERVICE_ACCOUNT):
             await self._cluster.delete(kind, name, namespace)
-        self._view.forget("Job", (namespace, name))
-        self._view.forget("ConfigMap", (namespace, name))

@@ -14,7 +14,7 @@ from splitplane.controller.children import (
     PROFILE_LABEL,
     profile_template,
 )
-from splitplane.controller.machines import Machines, Nodes, Running, share
+from splitplane.controller.machines import Machines, Nodes, Running, belongs, share
 from splitplane.controller.naming import profile_job_name
 from splitplane.controller.objects import (
     COMPONENT_LABEL,
@@ -32,6 +32,7 @@ from splitplane.domain.profiles_io import PROGRESS, RESULT, ProfileResult, from_
 from splitplane.domain.times import instant
 
 QUEUED = "ProfileQueued"
+_NO_RESULT = f"the job ended without writing {RESULT}; its runtime image may be of another release"
 _FIRST_RETRY_SECONDS = 30.0
 _LAST_RETRY_SECONDS = 900.0
 
@@ -95,13 +96,8 @@ def next_steps(
     ``others`` is all that measures now.
     """
     steps: list[Step] = []
-    seen = set(profiled)
     created: list[Machines] = []
-    for tier in pipeline.spec.tiers:
-        if tier.device_class in seen:
-            continue
-        seen.add(tier.device_class)
-        name = profile_job_name(pipeline.metadata.name, tier, profile_name, profile_template(pipeline, tier, settings))
+    for name, tier in wanted_jobs(pipeline, profile_name, profiled, settings).items():
         job = jobs.get(name)
         step: Step = Create(tier, name, attempt=1)
         if job is not None:
@@ -120,6 +116,18 @@ def next_steps(
                 created.append(machines)
         steps.append(step)
     return steps
+
+
+def wanted_jobs(
+    pipeline: InferencePipeline, profile_name: str, profiled: frozenset[str], settings: Settings
+) -> dict[str, TierSpec]:
+    """Names of the jobs that measure what is not ``profiled`` yet: one for each device class, on its first tier."""
+    tiers = {tier.device_class: tier for tier in reversed(pipeline.spec.tiers) if tier.device_class not in profiled}
+    return {
+        profile_job_name(pipeline.metadata.name, tier, profile_name, profile_template(pipeline, tier, settings)): tier
+        for tier in pipeline.spec.tiers
+        if tiers.get(tier.device_class) is tier
+    }
 
 
 def ahead_of(
@@ -185,22 +193,17 @@ def _job_key(pod: Object) -> Key:
     return pod["metadata"].get("namespace", ""), job_of(pod)
 
 
-def stale_jobs(jobs: Mapping[str, Object], *, profile_name: str) -> list[str]:
-    """Jobs of this pipeline that measure a model which it no longer has."""
-    return [name for name, job in jobs.items() if labels_of(job).get(PROFILE_LABEL) != profile_name]
-
-
 def job_step(
     tier: TierSpec, name: str, job: Object, pods: Sequence[Object], config_map: Object | None,
     *, what: str, nodes: Nodes, now: float,
 ) -> Step:  # fmt: skip
     """What a job's state means; ``what`` it does is told while it is under way. One whose node is lost is made anew."""
-    own = [pod for pod in pods if job_of(pod) == name]
-    if is_true(job, "Complete"):
+    own = [pod for pod in pods if belongs(pod, job)]
+    if is_true(job, "Complete") and RESULT in _data(config_map):
         return Collect(tier, name)
     attempt = int(annotations_of(job).get(ATTEMPT_ANNOTATION, "1"))
-    if is_true(job, "Failed"):
-        failed = condition_of(job, "Failed")
+    if is_true(job, "Failed") or is_true(job, "Complete"):
+        failed = condition_of(job, "Failed") or {**condition_of(job, "Complete"), "message": _NO_RESULT}
         since = instant(failed.get("lastTransitionTime")) or now
         retry = since + min(_LAST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
         words = next((text for pod in own if (text := last_words(pod))), "")
@@ -254,7 +257,7 @@ def read_json(config_map: Object | None) -> Mapping[str, Any]:
     """What a job left. Raises ``ValueError`` that says what is wrong with it."""
     text = _data(config_map).get(RESULT)
     if not text:
-        raise ValueError(f"the job ended without writing {RESULT}; its runtime image may be of another release")
+        raise ValueError(_NO_RESULT)
     found: Mapping[str, Any] = json.loads(text)
     return found
 
