@@ -1,12 +1,13 @@
 """Limits on leak and accuracy loss: who measures what they need, where, what is told meanwhile, and who shares it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.controller import calibrating, telling
-from splitplane.domain.calibrations import AccuracyFound, CalibrationRequest, CalibrationResult, LeakFound
+from splitplane.domain.calibrations import UNREAD, AccuracyFound, CalibrationRequest, CalibrationResult, LeakFound
 from splitplane.domain.defences import Defence
 from tests.support.controller_cases import pipeline, pipeline_body, tier
 from tests.support.controller_world import KEY, World, measured
@@ -195,6 +196,33 @@ async def test_a_weak_attack_on_another_file_leaves_what_is_known_as_it_is() -> 
     [profile] = world.cluster.of("ModelProfile").values()
     assert profile["spec"]["leakMeasurement"]["calibrationSha256"] == "c" * 64
     assert len(world.requests) == 2
+
+
+async def test_wrong_labels_leave_the_leak_measured_and_are_told_until_the_file_changes() -> None:
+    def mislabelled(request: CalibrationRequest) -> CalibrationResult:
+        return replace(found(request), accuracy=None, refusal="the unsplit model gets none of 70 labels right")
+
+    world = World(calibrated=mislabelled)
+    world.apply(**limited())
+    await world.step(25)
+    assert told(world)[1] == "MeasuringFailed"
+    assert "Accuracy loss was not measured: the unsplit model gets none of 70 labels right." in told(world)[2]
+    [profile] = world.cluster.of("ModelProfile").values()
+    assert "leakMeasurement" in profile["spec"]
+    assert len(world.requests) == 1
+    world.calibrated = found
+    world.apply(**limited(CHANGED))
+    await world.step(25)
+    assert told(world)[:2] == ("True", "Measured")
+
+
+async def test_no_budget_is_advised_where_the_attack_cannot_read_what_crosses() -> None:
+    world = World(calibrated=lambda request: found(request, weakness=UNREAD))
+    world.apply(**limited())
+    await world.step(25)
+    assert told(world)[1] == "AttackTooWeak"
+    assert "No budget mends that: attack other cuts" in told(world)[2]
+    assert "budgetCoreSeconds" not in told(world)[2]
 
 
 async def test_accuracy_is_measured_by_the_metric_that_the_pipeline_names() -> None:

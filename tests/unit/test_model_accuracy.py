@@ -15,8 +15,9 @@ from splitplane.cli import app
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import CalibrationError, ModelSource, Partition, accuracy, load_partition
 from splitplane.model import calibration as calibration_module
-from splitplane.model.accuracy import Judged, compare_codecs
+from splitplane.model.accuracy import TELLING, Judged, compare_codecs
 from splitplane.model.calibration import Calibration, read_calibration
+from splitplane.model.leak import measure_leak
 from splitplane.model.metrics import choose
 from splitplane.model.profile import Codec
 from splitplane.runtime.profiling import wire_codecs
@@ -266,12 +267,27 @@ def test_labels_by_which_nothing_could_be_lost_are_refused(
         compare_codecs(partition, relabelled(calibration, labels), {"all": codec(torch.clone)}, [1])
 
 
-def test_labels_of_which_the_unsplit_model_gets_none_are_refused(
+def test_labels_of_which_the_unsplit_model_gets_none_are_refused_before_anything_crosses(
     partition: Partition, calibration: Calibration
 ) -> None:
     answers = partition.run(0, partition.last, calibration.inputs)["output_0"].argmax(1)
-    with pytest.raises(CalibrationError, match=f"gets none of {SAMPLES} labels right"):
-        compare_codecs(partition, relabelled(calibration, (answers + 1) % 4), {"all": codec(torch.clone)}, [1])
+    twice = torch.arange(2 * SAMPLES) % SAMPLES
+    wrong = relabelled(calibration, (answers + 1) % 4).at(twice)
+    crossed: list[torch.Tensor] = []
+
+    def watch(value: torch.Tensor) -> torch.Tensor:
+        crossed.append(value)
+        return value
+
+    with pytest.raises(CalibrationError, match=f"gets none of {TELLING} labels right"):
+        compare_codecs(partition, wrong, {"watched": codec(watch)}, [1])
+    assert crossed == []
+    assert wrong.labels is not None
+    wrong.labels[wrong.order()[TELLING - 1]] = answers[twice][wrong.order()[TELLING - 1]]
+    assert compare_codecs(partition, wrong, {"all": codec(torch.clone)}, [1]).whole == pytest.approx(1 / len(twice))
+    # So few labels exclude little, whoever is wrong.
+    [few] = compare_codecs(partition, wrong.first(SAMPLES), {"all": codec(torch.clone)}, [1]).agreements
+    assert few.bound > 0.03
 
 
 class Words(nn.Module):
@@ -297,8 +313,12 @@ def test_words_that_a_table_lacks_are_told_and_outputs_without_elements_say_noth
     ).agreements
     assert found.cosine > 0.999
     assert 0.0 < found.max_error < 0.1
-    with pytest.raises(CalibrationError, match=r"Words fails on the calibration inputs, .*IndexError"):
-        compare_codecs(partition, Calibration({"ids": torch.full((30, 6), 60)}, None), codecs, [1])
+    unknown = Calibration({"ids": torch.full((200, 6), 60)}, None)
+    told = r"fails on the calibration inputs, .* given ids \(int64 \[1, 6\] from 60 to 60\): IndexError: .*Correct"
+    with pytest.raises(CalibrationError, match=told):
+        compare_codecs(partition, unknown, codecs, [1])
+    with pytest.raises(CalibrationError, match=told):
+        measure_leak(partition, unknown, codecs, [1], threads=1)
 
 
 def test_samples_cross_apart_as_requests_of_one_do(partition: Partition, calibration: Calibration) -> None:

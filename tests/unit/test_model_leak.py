@@ -510,3 +510,10 @@ def test_a_calibration_job_measures_what_it_is_asked_for_and_nothing_else(
     wrong = replace(settings, request=replace(request, sha256="0" * 64))
     with pytest.raises(CalibrationError, match="wrong sha256"):
         calibrate(wrong, told.append)
+    unfitting = replace(settings, request=replace(request, metric="r2"))
+    result = calibrate(unfitting, told.append)
+    assert result.accuracy is None
+    assert "the metric r2 does not fit" in result.refusal
+    assert result.leak is not None
+    with pytest.raises(CalibrationError, match="the metric r2 does not fit"):
+        calibrate(replace(unfitting, request=replace(unfitting.request, leak=())), told.append)

@@ -22,7 +22,7 @@ from splitplane.api.measured import with_accuracy, with_leakage
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
 from splitplane.cli.plans import out
-from splitplane.domain.calibrations import AccuracyFound, Metric
+from splitplane.domain.calibrations import UNREAD, AccuracyFound, Metric
 from splitplane.domain.defences import Defence
 from splitplane.domain.leaks import MOST_CUTS, choose_cuts
 from splitplane.domain.profiles import BASE_CODECS, ZSTD
@@ -160,9 +160,7 @@ def leak(
         out.print(leak_controls(report))
     if profile is not None:
         if report.weakness:
-            raise typer.BadParameter(
-                f"{report.weakness}: too weak for a limit to rest on. Give a larger --budget, fewer cuts, more inputs"
-            )
+            raise typer.BadParameter(f"{report.weakness}: too weak for a limit to rest on. {_remedy(report.weakness)}")
         found = report.found(given.sha256)
         _write(
             profile, namespace, partition.graph.fingerprint, Defence(noise, dropout),
@@ -256,8 +254,7 @@ def leak_controls(report: "LeakReport") -> str:
     """What the figures are worth."""
     rank = report.rank_correlation
     weak = (
-        f"\nToo weak for a limit to rest on: {report.weakness}. What looks safe may not be: give more time, fewer cuts,"
-        " or more inputs."
+        f"\nToo weak for a limit to rest on: {report.weakness}. What looks safe may not be. {_remedy(report.weakness)}."
     )
     untold = sorted({(cut, codec) for cut, codec, _ in report.untold()})
     where = ", ".join(f"{cut} ({codec})" for cut, codec in untold)
@@ -269,6 +266,15 @@ def leak_controls(report: "LeakReport") -> str:
         f"{'unknown' if rank is None else f'{rank:.2f}'}.\nA lower bound, by this attack: {report.attack}; a stronger "
         f"one may see more.{blind if untold else ''}{weak if report.weakness else ''}"
     )
+
+
+def _remedy(weakness: str) -> str:
+    if weakness == UNREAD:
+        return (
+            "No budget mends that: attack other cuts (--cut), or let the model hand on what is read (docs/privacy.md,"
+            ' "Leak"), such as [n, channels, height, width] or [n, tokens, channels]'
+        )
+    return "Give a larger --budget, fewer cuts, or more inputs"
 
 
 def _load(

@@ -195,11 +195,14 @@ def profile(
                 given, "this-machine", say=progress.say, progress=progress.measured, budget_seconds=seconds,
                 batches=tuple(sorted({1, *(batch or (4, 16))})),
             )  # fmt: skip
-            leaked = None
+            leaked, refusal = None, ""
             if calibration is not None:
-                leaked = leak_along(
-                    given, calibration, budget_seconds=leak_seconds, threads=most, progress=progress.measured
-                )
+                try:
+                    leaked = leak_along(
+                        given, calibration, budget_seconds=leak_seconds, threads=most, progress=progress.measured
+                    )
+                except ModelError as error:  # what was measured by then is told all the same
+                    refusal = str(error)
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
     names = [cut.name for cut in result.profile.cuts]
@@ -215,3 +218,5 @@ def profile(
     if draw is not None:
         draw(result, leaked)
         typer.echo(f"drawn: {plot}", err=True)
+    if refusal:
+        raise typer.BadParameter(f"the leak was not measured: {refusal}")

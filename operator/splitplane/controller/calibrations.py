@@ -32,7 +32,7 @@ from splitplane.controller.profiling import Collect, Create, Failed, Wait, job_s
 from splitplane.controller.rounds import Memory, Round
 from splitplane.controller.settings import Settings
 from splitplane.controller.view import View
-from splitplane.domain.calibrations import CalibrationResult
+from splitplane.domain.calibrations import UNREAD, CalibrationResult, LeakFound
 
 
 class Calibrations:
@@ -134,28 +134,29 @@ class Calibrations:
     async def _collect(
         self, this: Round, tier: TierSpec, job_name: str, name: str, profile: ModelProfileSpec, lacking: Shares
     ) -> None:  # fmt: skip
-        """Write what was found into the ModelProfile. The job of attacks that were too weak stays, to tell of them."""
+        """Write what was found into the ModelProfile. A job that could not measure all stays, to tell why."""
         namespace = this.key[0]
         try:
             result = CalibrationResult.from_dict(read_json(self._view.config_map((namespace, job_name))))
-            if not lacking.accuracy:  # of a job that stays it was written before, and may since be of another file
-                result = replace(result, accuracy=None)
+            # What a job that stays has found was written before, and may since be of another file.
+            result = replace(
+                result,
+                accuracy=result.accuracy if lacking.accuracy else None,
+                leak=result.leak if lacking.leak else None,
+            )
             changed = with_result(profile, result)
         except ValueError as error:
             this.limits = Verdict(LIMITS, "False", "ResultUnusable", str(error))
             return
         if changed != profile:
             await self._profiles.write((namespace, name), changed)
-        weakness = result.leak.weakness if result.leak is not None else ""
-        if weakness:
-            samples = result.leak.samples if result.leak is not None else 0
-            advice = (
-                "Raise spec.model.calibration.budgetCoreSeconds, or give more inputs; if memory holds no more of them,"
-                f" raise that of tier {tier.name}."
-            )
-            counts = "counts as unmeasured" if profile.leak_measurement is None else "counts as before"
-            text = f"The leak {counts}: on {samples} inputs, {weakness}; no limit may rest on it. {advice}"
-            this.limits = Verdict(LIMITS, "False", "AttackTooWeak", text)
+        refused = ""
+        if result.refusal and lacking.accuracy:
+            refused = f"Accuracy loss was not measured: {result.refusal.rstrip('.')}."
+        weak = _weak(result.leak, tier, counted=profile.leak_measurement is not None)
+        if refused or weak:
+            reason = "MeasuringFailed" if refused else "AttackTooWeak"
+            this.limits = Verdict(LIMITS, "False", reason, " ".join(filter(None, (refused, weak))))
             return
         this.limits = Verdict(LIMITS, "True", "Measured", told_of(this.pipeline, changed, limited(this.pipeline)))
         await self._profiles.remove(namespace, job_name)
@@ -163,6 +164,23 @@ class Calibrations:
     async def _remove_all(self, this: Round, jobs: Mapping[str, Object]) -> None:
         for name in jobs:
             await self._profiles.remove(this.key[0], name)
+
+
+def _weak(leak: LeakFound | None, tier: TierSpec, *, counted: bool) -> str:
+    """Why no limit may rest on attacks, and what to do; empty if one may. ``counted`` is whether others were made."""
+    if leak is None or not leak.weakness:
+        return ""
+    advice = (
+        "Raise spec.model.calibration.budgetCoreSeconds, or give more inputs; if memory holds no more of them,"
+        f" raise that of tier {tier.name}."
+    )
+    if leak.weakness == UNREAD:
+        advice = (
+            "No budget mends that: attack other cuts by splitplane model leak --cut, or let the model hand on what is"
+            ' read (docs/privacy.md, "Leak"), such as [n, channels, height, width] or [n, tokens, channels].'
+        )
+    counts = "counts as before" if counted else "counts as unmeasured"
+    return f"The leak {counts}: on {leak.samples} inputs, {leak.weakness}; no limit may rest on it. {advice}"
 
 
 def _state(lacking: Shares, old: Shares) -> str:

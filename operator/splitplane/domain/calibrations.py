@@ -13,8 +13,11 @@ Metric = Literal["top1", "top5", "r2", "cosine"]
 """What answers are judged by: the share of right classes among the one or the five highest scores, the coefficient of
 determination, the cosine between an output and that of the unsplit model."""
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the form changes in a way that an older reader would misread."""
+
+UNREAD = "of no cut is it known how its numbers are arranged, and the attack is at a blind guess at each"
+"""A weakness of attacks that neither time nor inputs mend (``model.arrangements``)."""
 
 Shares = Mapping[tuple[int, str], float]
 """By (cut, codec), from 0 to 1."""
@@ -93,14 +96,19 @@ class LeakFound:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationResult:
-    """Of the model with ``fingerprint``: what its codecs lose, and what crossing it shows."""
+    """Of the model with ``fingerprint``: what its codecs lose, and what crossing it shows.
+
+    ``refusal`` says why accuracy loss could not be measured though it was asked for, such as by wrong labels, and what
+    to do; it is empty if it could.
+    """
 
     fingerprint: str
     accuracy: AccuracyFound | None
     leak: LeakFound | None
+    refusal: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"format": FORMAT, "fingerprint": self.fingerprint}
+        found: dict[str, Any] = {"format": FORMAT, "fingerprint": self.fingerprint, "refusal": self.refusal}
         if self.accuracy is not None:
             found["accuracy"] = {
                 "metric": self.accuracy.metric, "samples": self.accuracy.samples, "whole": self.accuracy.whole,
@@ -129,6 +137,7 @@ class CalibrationResult:
                 str(data["fingerprint"]),
                 None if accuracy is None else _accuracy(accuracy),
                 None if leak is None else _leak(leak),
+                str(data["refusal"]),
             )
         except KeyError as error:
             raise ValueError(f"calibration result lacks {error}") from error

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -135,3 +135,32 @@ def _read(
         {spec.name: held[spec.name].read(samples).to(torch_datatype(spec.datatype)) for spec in specs},
         None if labels is None else labels.read(samples),
     )
+
+
+class Runs(Protocol):
+    """What gives what crosses a cut: a wholly resident partition."""
+
+    def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
+
+
+def run_on(partition: Runs, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Run ``[first, last)`` on calibration inputs, or what came of them.
+
+    Raises :class:`CalibrationError` that tells the tensors, where the model fails on them.
+    """
+    try:
+        return partition.run(first, last, tensors)
+    except Exception as error:  # the tenant's code may raise anything, such as of a token that its table lacks
+        given = ", ".join(_told(name, value) for name, value in tensors.items())
+        raise CalibrationError(
+            f"the model fails on the calibration inputs, between cuts {first} and {last}, given {given}: "
+            f"{type(error).__name__}: {error}. Correct the file's values, or name the file of this model"
+        ) from error
+
+
+def _told(name: str, value: torch.Tensor) -> str:
+    span = ""
+    if value.numel() and not value.is_complex():
+        low, high = (end.item() for end in (value.double() if value.is_floating_point() else value.long()).aminmax())
+        span = f" from {low:.15g} to {high:.15g}"
+    return f"{name} ({str(value.dtype).removeprefix('torch.')} {list(value.shape)}{span})"

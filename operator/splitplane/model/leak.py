@@ -7,16 +7,15 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from splitplane.domain.calibrations import LeakFound
+from splitplane.domain.calibrations import UNREAD, LeakFound
 from splitplane.domain.defences import Defence
 from splitplane.model import scores
 from splitplane.model.accuracy import crossed
 from splitplane.model.arrangements import NUMBERS
-from splitplane.model.calibration import Calibration
+from splitplane.model.calibration import Calibration, Runs, run_on
 from splitplane.model.defending import defend
 from splitplane.model.errors import CalibrationError
 from splitplane.model.inversion import STEPS, WIDTHS
@@ -48,12 +47,6 @@ WEAKEST_CONTROL, FEWEST_STEPS = 0.9, 100
 LEAST_SKILL = 0.05
 """Who gets less is at a blind guess."""
 CORRELATED_SAMPLES = 400
-
-
-class Runs(Protocol):
-    """What gives what crosses a cut: a wholly resident partition."""
-
-    def run(self, first: int, last: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +104,7 @@ class LeakReport:
         if fewest < FEWEST_STEPS:
             return f"an attack was trained for {fewest} steps only, not {FEWEST_STEPS}"
         if self.attacks and not self.worst():
-            return "of no cut is it known how its numbers are arranged, and the attack is at a blind guess at each"
+            return UNREAD
         return ""
 
     def found(self, sha256: str) -> LeakFound:
@@ -195,14 +188,14 @@ def _affordable(
             f"{calibration.samples}"
         )
     one = {name: value[:1] for name, value in calibration.inputs.items()}
-    taken = grown(lambda: partition.run(0, max(cuts), one)) if cuts else 0
+    taken = grown(lambda: run_on(partition, 0, max(cuts), one)) if cuts else 0
     together = max(1, min(TRIED, int(WORKING * memory / max(1, taken))))
     few = {name: value[:together] for name, value in calibration.inputs.items()}
     largest, spent = 0, 0.0
     for cut in cuts:
-        partition.run(0, cut, few)  # which compiles it
+        run_on(partition, 0, cut, few)  # which compiles it
         started = time.monotonic()
-        raw = partition.run(0, cut, few)
+        raw = run_on(partition, 0, cut, few)
         for codec in codecs.values():
             crossed(raw, codec)
         spent += time.monotonic() - started
@@ -340,7 +333,7 @@ def defended(codec: Codec, defence: Defence, *, seed: int = 0) -> Codec:
 def _activations(partition: Runs, calibration: Calibration, cut: int, together: int) -> dict[str, torch.Tensor]:
     """What crosses a cut, ``[samples, ...]``."""
     return _in_parts(
-        lambda part: partition.run(0, cut, {name: value[part] for name, value in calibration.inputs.items()}),
+        lambda part: run_on(partition, 0, cut, {name: value[part] for name, value in calibration.inputs.items()}),
         calibration.samples,
         together,
     )

@@ -57,28 +57,40 @@ class Settings:
 
 
 def calibrate(settings: Settings, progress: Callable[[str], None]) -> CalibrationResult:
-    """Measure what is asked for. Raises :class:`ModelError`."""
+    """Measure what is asked for; where labels are wrong, the leak alone. Raises :class:`ModelError`."""
     source, request = ModelSource.from_json(settings.model), settings.request
     partition = load_partition(source, 0, None)
     started, memory = time.monotonic(), available_bytes() // 2
     given = _inputs(source, request, memory // 8)
-    accuracy = None
+    accuracy, refusal = None, ""
     if request.accuracy:
         share = ACCURACY_SHARE if request.leak else 1.0
-        cuts, codecs = _asked(request.accuracy, request.defence)
-        found = compare_codecs(
-            partition, given, codecs, cuts, metric=request.metric, end=started + share * request.seconds,
-            memory_bytes=memory, progress=progress,
-        )  # fmt: skip
-        accuracy = AccuracyFound(
-            found.metric, found.samples, found.whole, {(each.cut, each.codec): each.bound for each in found.agreements},
-            given.sha256,
-        )  # fmt: skip
+        try:
+            accuracy = _accuracy(partition, given, request, started + share * request.seconds, memory, progress)
+        except CalibrationError as error:
+            if not request.leak:
+                raise
+            refusal = str(error)
+            progress(f"accuracy was not measured: {refusal}")
     leak = None
     if request.leak:
         left = request.seconds - (time.monotonic() - started)
         leak = _leak(partition, given, request, max(1.0, left), settings.threads, memory, progress)
-    return CalibrationResult(partition.graph.fingerprint, accuracy, leak)
+    return CalibrationResult(partition.graph.fingerprint, accuracy, leak, refusal)
+
+
+def _accuracy(
+    partition: Partition, given: Calibration, request: CalibrationRequest, end: float, memory: int,
+    progress: Callable[[str], None],
+) -> AccuracyFound:  # fmt: skip
+    cuts, codecs = _asked(request.accuracy, request.defence)
+    found = compare_codecs(
+        partition, given, codecs, cuts, metric=request.metric, end=end, memory_bytes=memory, progress=progress
+    )
+    return AccuracyFound(
+        found.metric, found.samples, found.whole, {(each.cut, each.codec): each.bound for each in found.agreements},
+        given.sha256,
+    )  # fmt: skip
 
 
 def _leak(
