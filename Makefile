@@ -9,6 +9,8 @@ UV := $(shell command -v uv 2>/dev/null || echo build/uv/bin/uv)
 export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Real processes and clocks on a machine that is used for other things, too: what failed is done once more, and listed as RERUN.
+ONCE_MORE := --reruns 1 -rfER
 
 .PHONY: help demo test test-unit lint format crds generate bench bench-planner lock env binaries clean peers fuzz chaos bench-data-plane bench-predictions bench-leak bench-model sweep-models kind-up kind-down kind-demo demo-table kind-chaos kind-test manifest bench-startup bench-peers
 
@@ -19,8 +21,8 @@ demo: env binaries  ## Split a trained model between edge and cloud nodes, and w
 	@PYTHONPATH=examples $(BIN)/python -m demo $(DEMO_ARGS)
 
 test: env binaries peers  ## Run all tests: unit, integration on the embedded control plane, end to end
-	@$(BIN)/python -m pytest tests/unit tests/integration $(SIDE_BY_SIDE) $(PYTEST_ARGS)
-	@$(BIN)/python -m pytest tests/timing tests/e2e $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/unit tests/integration $(SIDE_BY_SIDE) $(ONCE_MORE) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/timing tests/e2e $(ONCE_MORE) $(PYTEST_ARGS)
 
 test-unit: env binaries peers  ## Run the tests that start no cluster
 	@$(BIN)/python -m pytest tests/unit $(SIDE_BY_SIDE) $(PYTEST_ARGS)
@@ -135,7 +137,7 @@ kind-chaos: env  ## Do the faults that real kubelets may take another way to a k
 	@UV="$(abspath $(UV))" PYTHONPATH=hack/kind-node $(BIN)/python -m tests.chaos --on kind --write $(CHAOS_ARGS)
 
 kind-test: env  ## Run the tests that need real kubelets, on a kind cluster
-	@UV="$(abspath $(UV))" $(BIN)/python -m pytest tests/kind $(PYTEST_ARGS)
+	@UV="$(abspath $(UV))" $(BIN)/python -m pytest tests/kind $(ONCE_MORE) $(PYTEST_ARGS)
 
 clean:  ## Remove what make built in this folder (caches of the user stay)
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
