@@ -93,6 +93,15 @@ def _sha256(path: Path, _state: FileState) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def wrong_digest(told: str, expected: str, got: str, size: int) -> str:
+    """That a file is not the one that is meant. Its ``size`` in bytes tells a page that asks for a password, or what
+    Git keeps in place of a large file."""
+    return (
+        f"weights {told} have the wrong sha256: expected {expected}, got {got} ({size:,} bytes): restore the file, or "
+        "correct weights.sha256"
+    )
+
+
 def _download(uri: str, sha256: str, target: Path, credentials: Mapping[str, str]) -> None:
     part = target.with_suffix(".part")
     resumed = part.exists()
@@ -105,11 +114,9 @@ def _download(uri: str, sha256: str, target: Path, credentials: Mapping[str, str
         part.unlink()
         digest = _receive(uri, sha256, part, credentials)
     if digest != sha256:
+        got = part.stat().st_size
         part.unlink()
-        raise WeightsError(
-            f"weights {without_secrets(uri)} have the wrong sha256: expected {sha256}, got {digest}: restore the "
-            "file, or correct weights.sha256"
-        )
+        raise WeightsError(wrong_digest(without_secrets(uri), sha256, digest, got))
     part.replace(target)
 
 
@@ -179,10 +186,7 @@ def _make_room(part: Path, needed: int) -> None:
             with contextlib.suppress(BlockingIOError), _alone(_lock_of(other), wait=False):
                 log.info("removing the unfinished %s from the cache, for room", other)
                 other.unlink(missing_ok=True)
-    kept = sorted(
-        (path for path in part.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name)),
-        key=lambda path: path.stat().st_atime_ns,
-    )
+    kept = sorted(_kept(part.parent, ""), key=lambda path: path.stat().st_atime_ns)
     while (free := shutil.disk_usage(part.parent).free) < needed:
         if not kept:
             raise _too_little(part, needed, free)
@@ -192,10 +196,15 @@ def _make_room(part: Path, needed: int) -> None:
 
 
 def _refuse_what_never_fits(part: Path, needed: int) -> None:
-    others = [path for path in part.parent.iterdir() if path != part and path.is_file()]
+    others = [path for path in _kept(part.parent, "([.]part)?") if path != part]
     most = shutil.disk_usage(part.parent).free + sum(path.stat().st_size for path in others)
     if most < needed:
         raise _too_little(part, needed, most)
+
+
+def _kept(folder: Path, suffix: str) -> list[Path]:
+    """Downloads whose names have this ending (a pattern): whatever else is in the folder is somebody's own."""
+    return [path for path in folder.iterdir() if re.fullmatch(f"[0-9a-f]{{64}}{suffix}", path.name)]
 
 
 def _too_little(part: Path, needed: int, free: int) -> WeightsError:

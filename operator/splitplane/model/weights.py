@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from splitplane.domain.addresses import without_secrets
-from splitplane.model.caching import FileState, fetched, sha256_and_state, state_of
+from splitplane.model.caching import FileState, fetched, sha256_and_state, state_of, wrong_digest
 from splitplane.model.checkpoints import is_checkpoint, load_checkpoint
 from splitplane.model.errors import WeightsError
 from splitplane.model.remote import SCHEMES
@@ -56,10 +56,7 @@ class WeightsFile:
                 "that the volume is mounted on this node"
             ) from error
         if source.weights_sha256 not in (None, digest):
-            raise WeightsError(
-                f"weights {source.told_uri} have the wrong sha256: expected {source.weights_sha256}, got {digest}: "
-                "restore the file, or correct weights.sha256"
-            )
+            raise WeightsError(wrong_digest(source.told_uri, str(source.weights_sha256), digest, state[1]))
         return cls(path, digest, state)
 
     def read(self, names: Iterable[str], aliases: Mapping[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
