@@ -153,7 +153,7 @@ async def test_grants_end_with_a_line_once_everybodys_wish_fits_what_it_was_gran
     shared = explained(caplog.messages)
     assert "Made again: the same, bit for bit" in shared
     row = next(line for line in shared.splitlines() if line.startswith("shop/tracker"))
-    assert "beside shop/viewer (10) of higher priority" in row
+    assert "beside shop/viewer (priority 10)" in row
     world.metrics = busy(tracker=0.5, viewer=0.5)
     await world.step(20, keys=BOTH)
     assert not any("taken back" in line for line in caplog.messages), "wishes may come back with the next measurement"

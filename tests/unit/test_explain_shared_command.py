@@ -168,14 +168,10 @@ def test_each_claim_is_told_with_what_it_asked_for_and_got_and_why(log: Path):
     assert rows["shop/first"].rstrip().endswith("its first wish")
     assert "edge: 3" in rows["shop/second"]
     assert "edge: 1" in rows["shop/second"]
-    assert (
-        rows["shop/second"]
-        .rstrip()
-        .endswith("edge has room for 1 of 3 replicas beside shop/first (10) of higher priority")
-    )
+    assert rows["shop/second"].rstrip().endswith("edge has room for 1 of 3 replicas beside shop/first (priority 10)")
     assert "nothing" in rows["shop/third"]
     assert (
-        "edge has room for 0 of 2 replicas beside shop/first (10) of higher priority and beside shop/second (0)"
+        "edge has room for 0 of 2 replicas beside shop/first (priority 10) and beside shop/second (priority 0)"
         in (rows["shop/third"])
     )
     alone = explained(log, log.read_text(), "--pipeline", "shop/third").splitlines()

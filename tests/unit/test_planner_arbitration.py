@@ -142,6 +142,17 @@ def test_of_two_equal_answers_the_one_that_moves_nothing_is_taken() -> None:
         assert granted(claims, 4.0)[holder] == 3
 
 
+def test_who_breaks_a_limit_has_what_mends_it_before_lower_priorities_if_all_of_it_has_room_beside_equals() -> None:
+    needy = counted("a", 4, priority=1, held=3)
+    mends, held, *fewer = needy.offers
+    ways = replace(mends, keeps_limits=False, mends=True), replace(held, keeps_limits=True), *fewer
+    needy = replace(needy, offers=ways)
+    assert granted([counted("b", 3), needy], 6.0) == [2, 4]
+    assert granted([counted("b", 3, priority=1), needy], 6.0) == [3, 3]
+    far = replace(needy, offers=(replace(ways[0], replicas={"edge": 8}), *ways[1:]))
+    assert granted([counted("b", 3), far], 6.0) == [3, 3]
+
+
 def test_offers_are_the_planners_own_choices_with_fewer_replicas() -> None:
     busy = replace(
         with_tiers(SNAPSHOT, edge={"min_replicas": 0}), arrival_rate=Value(12.0), active=serving(edge_only(6))

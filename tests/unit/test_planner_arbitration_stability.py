@@ -14,7 +14,17 @@ from splitplane.planner.claims import Claim, Need, Room
 from splitplane.planner.highs import solve
 from splitplane.planner.keeping import Kept
 from splitplane.planner.offers import offers
-from tests.support.planner_cases import POLICY, SNAPSHOT, follow, links, shape, with_noise, with_tiers
+from tests.support.planner_cases import (
+    POLICY,
+    SNAPSHOT,
+    edge_only,
+    follow,
+    links,
+    serving,
+    shape,
+    with_noise,
+    with_tiers,
+)
 
 EVERY = 60.0
 CORE = (("cpu", 1.0),)
@@ -86,16 +96,26 @@ def step(pipelines: Sequence[Pipeline], slots: int, now: float, *, noise: random
 
 
 # Seeds whose plans alternated before what runs was always offered, and others.
-@pytest.mark.parametrize(("seed", "count", "slots"), [
-    (0, 3, 8), (1, 2, 6), (1, 3, 8), (5, 3, 8), (6, 3, 8), (6, 4, 8), (7, 2, 6), (7, 3, 8), (8, 2, 6), (8, 4, 8),
+@pytest.mark.parametrize(("seed", "count", "slots", "priorities"), [
+    (0, 3, 8, [0]), (1, 2, 6, [0]), (1, 3, 8, [0]), (5, 3, 8, [0]), (6, 3, 8, [0]), (6, 4, 8, [0, 10]),
+    (7, 2, 6, [0, 10]), (7, 3, 8, [0, 5, 10]), (8, 2, 6, [0, 10]), (8, 4, 8, [0, 10]),
 ])  # fmt: skip
-def test_noise_brings_no_plan_back_that_was_left(seed: int, count: int, slots: int) -> None:
+def test_noise_brings_no_plan_back_that_was_left(seed: int, count: int, slots: int, priorities: list[int]) -> None:
     rng = random.Random(seed)
     pipelines = some(rng, count, slots)
+    for number, each in enumerate(pipelines):
+        each.priority = priorities[number % len(priorities)]
     for tick in range(40):
         step(pipelines, slots, EVERY * tick, noise=rng)
     for each in pipelines:
         assert len(each.plans) == len(set(each.plans)), each.plans
+
+
+def test_a_breach_within_the_band_is_mended_before_a_lower_priority_takes_what_is_free() -> None:
+    urgent, other = (pipeline(6.0, 2.0, 0.6, Preference.COST, slots=8, priority=priority) for priority in (10, 0))
+    urgent.now = replace(urgent.calm, active=serving(edge_only(4)))  # slow by less than noise may make it
+    step([other, urgent], 8, 0.0)
+    assert [other.replicas(), urgent.replicas()] == [3, 5]
 
 
 @pytest.fixture

@@ -49,6 +49,21 @@ def test_what_was_granted_before_is_left_out_of_account_and_what_is_held_is_amon
     assert [offer.held for offer in held] == [True, *(False for _ in held[1:])]
 
 
+def test_a_pool_that_keeps_its_limits_is_not_left_for_what_may_break_them_and_one_that_breaks_them_has_what_mends():
+    calm, busy = (
+        {name: replace(each, arrival_rate=Value(load * each.arrival_rate.value)) for name, each in LOADED.items()}
+        for load in (0.8, 0.9)
+    )
+    fewer = pool_offers(calm, CHEAP, "cloud", held=None)[0]
+    assert (fewer.replicas, fewer.keeps_limits) == ({"cloud": 3}, True)
+    unsure, *_, held = pool_offers(calm, CHEAP, "cloud", held=Pool(0, 6, 4))
+    assert (unsure.replicas, unsure.keeps_limits) == ({"cloud": 3}, False)
+    assert (held.held, held.keeps_limits) == (True, True)
+    more, *others = pool_offers(busy, CHEAP, "cloud", held=Pool(0, 6, 3))
+    assert (more.replicas, more.mends) == ({"cloud": 4}, True)
+    assert not any(offer.mends for offer in others)
+
+
 @pytest.mark.parametrize("prefer", ["Cost", "Latency", "Privacy"])
 def test_many_sites_make_few_offers_whatever_is_preferred(prefer: str):
     policy = replace(CHEAP, prefer=type(CHEAP.prefer)(prefer))

@@ -23,6 +23,7 @@ from splitplane.domain.snapshots import Mode, Policy, Snapshot
 from splitplane.planner import Kept
 from splitplane.planner.arbitration import Settlement, arbitrate
 from splitplane.planner.claims import Claim, Need, Offer, Room
+from splitplane.planner.granting import named
 from splitplane.planner.offers import offers, wish
 from splitplane.planner.pool_offers import pool_offers, pool_wish
 from splitplane.planner.pools import Pool
@@ -37,7 +38,6 @@ _CALM_SECONDS = 30.0
 _WAIT_SECONDS = 0.25
 """How long a round of planning waits for a settlement; what takes longer is granted in a later one."""
 
-_MOST_NAMED = 5
 _MOST_RECORDED = 1 << 20
 """Bytes of a line of the log: of a thousand pipelines it would be one of megabytes, every few seconds."""
 
@@ -275,21 +275,15 @@ def _stage_of(pod: Object) -> Key | None:
 def _grants(claims: Mapping[Key, Claim], settled: Settlement) -> dict[Key, Grant]:
     """Grants by pipeline; none at all where everybody may have its first wish."""
     found = {}
+    by_priority = sorted(claims.items(), key=lambda item: (-item[1].priority, item[0]))
     for (key, claim), granted in zip(claims.items(), settled.granted, strict=True):
         asked = claim.offers[0].replicas if claim.offers else {}
         less = [
             f"{tier}: {granted[tier]} of {count} replicas" for tier, count in asked.items() if granted[tier] < count
         ]
-        others = [
-            f"{other.pipeline} (priority {other.priority})"
-            for name, other in sorted(claims.items(), key=lambda item: (-item[1].priority, item[0]))
-            if name != key
-        ]
-        named = ", ".join(others[:_MOST_NAMED]) + (
-            f" and {len(others) - _MOST_NAMED} more" if others[_MOST_NAMED:] else ""
-        )
-        why = (
-            f"{'; '.join(less)}, as it shares nodes with {named}; its own priority is {claim.priority}" if less else ""
-        )
+        why = ""
+        if less:
+            others = named([other for name, other in by_priority if name != key])
+            why = f"{'; '.join(less)}, as it shares nodes with {others}; its own priority is {claim.priority}"
         found[key] = Grant(granted, why)
     return found if any(grant.why for grant in found.values()) else {}

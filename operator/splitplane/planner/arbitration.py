@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splitplane.planner.arrays import Array, Ints
+from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.claims import Claim, Need, Room
 from splitplane.planner.packing import Packing, Placed
 
@@ -27,13 +27,15 @@ class Class:
     """Claims of one priority as columns over their offers, "nothing" included as each claim's last.
 
     ``replicas[o, k]`` counts what offer ``o`` takes of need ``k``. Claim ``c`` has the offers ``[starts[c],
-    starts[c + 1])``. ``held`` is what runs, an offer by claim: "nothing" where none of its offers does.
+    starts[c + 1])``. ``held`` is what runs, an offer by claim: "nothing" where none of its offers does. ``mends`` tells
+    which offers mend a limit that what runs breaks now.
     """
 
     starts: Ints
     worth: Array
     replicas: Ints
     held: Ints
+    mends: Bools
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,8 @@ def arbitrate(
                 most = min(most, found.value)
                 answer_of["solver"] = _Fill(columns, packing).run(found)
         by = max(answer_of, key=lambda name: answer_of[name].value - _SAME * (name != "held"))
-        best = answer_of[by]
-        packing.free[:] = best.free
+        packing.free[:] = answer_of[by].free
+        best = _Fill(columns, packing).mended(answer_of[by])
         bound, value = bound + most, value + best.value
         answers.append(Answer(priority, by, _gap(most, best.value), stopped))
         for place, number in enumerate(members):
@@ -165,19 +167,21 @@ def _columns(claims: Sequence[Claim], needs: Sequence[Need]) -> Class:
     starts: list[int] = [0]
     worth: list[float] = []
     held: list[int] = []
+    mends: list[bool] = []
     rows: list[tuple[int, int, int]] = []
     for claim in claims:
         for number in range(len(claim.offers) + 1):
             offer = claim.offers[number].replicas if number < len(claim.offers) else {}
             rows += [(len(worth), by_need[claim.needs[tier]], count) for tier, count in offer.items() if count]
             worth.append(claim.worth(number))
+            mends.append(number < len(claim.offers) and claim.offers[number].mends)
         running = (starts[-1] + number for number, offer in enumerate(claim.offers) if offer.held)
         held.append(next(running, len(worth) - 1))
         starts.append(len(worth))
     replicas = np.zeros((len(worth), len(needs)), dtype=np.int64)
     for offer_row, need, count in rows:
         replicas[offer_row, need] += count
-    return Class(np.array(starts), np.array(worth), replicas, np.array(held))
+    return Class(np.array(starts), np.array(worth), replicas, np.array(held), np.array(mends))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +215,23 @@ class _Fill:
             if self.chosen[claim] == before and self._move(claim, offer):
                 for step in self._steps(claim):
                     heapq.heappush(queue, step)
+        return self._filled()
+
+    def mended(self, filled: _Filled) -> _Filled:
+        """The same once those that would stay at what runs, though that breaks a limit now, have what mends it, where
+        all of that has room. What runs counts for more than it is worth now (``offers``), so that nobody gives way for
+        another's breach within the band; free room needs no such care, and lower priorities come after."""
+        self.chosen, self.placed = filled.chosen, filled.placed
+        needy = np.logical_or.reduceat(self.columns.mends, self.columns.starts[:-1])
+        for claim in np.flatnonzero(needy & (self.chosen == self.columns.held)).tolist():
+            start, end = self.columns.starts[claim : claim + 2].tolist()
+            able = start + np.flatnonzero(self.columns.mends[start:end])
+            for offer in able[np.argsort(-self.columns.worth[able], kind="stable")].tolist():
+                if self._move(claim, offer):
+                    break
+        return self._filled()
+
+    def _filled(self) -> _Filled:
         worth = float(self.columns.worth[self.chosen].sum())
         return _Filled(self.chosen, self.placed, self.packing.free.copy(), worth)
 

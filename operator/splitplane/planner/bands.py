@@ -10,10 +10,10 @@ from functools import cached_property
 
 from splitplane.domain.plans import Candidate, Plan
 from splitplane.planner.bars import COST_TIE, LATENCY_TIE
-from splitplane.planner.choice import LIMITS
+from splitplane.planner.choice import LIMITS, gain, severity
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess
-from splitplane.planner.gates import is_scale_down, relax, stress
+from splitplane.planner.gates import DEAD_BAND, is_scale_down, relax, stress
 
 WANDERING = ("cost", "p95", "utilization")
 """Limits that hang on such numbers, the gravest last (as in ``choice.LIMITS``)."""
@@ -27,17 +27,17 @@ class Edges:
     """A context at both edges of the band, and plans there; each is found once, when it is asked for."""
 
     def __init__(self, context: Context) -> None:
-        self._context = context
+        self.context = context
         self._far: dict[Plan, Candidate] = {}
         self._near: dict[Plan, Candidate] = {}
 
     @cached_property
     def far_context(self) -> Context:
-        return stress(self._context)
+        return stress(self.context)
 
     @cached_property
     def near_context(self) -> Context:
-        return relax(self._context)
+        return relax(self.context)
 
     def far(self, plan: Plan) -> Candidate:
         if plan not in self._far:
@@ -79,12 +79,16 @@ class Edges:
 
 
 def relieves(edges: Edges, current: Candidate, best: Candidate) -> bool:
-    """Whether ``best``, which breaks lesser limits than the active plan, is to be taken at once.
+    """Whether ``best`` mends a limit that the active plan breaks, or eases an overload that nothing ends, and so is to
+    be taken at once.
 
     It is where it mends a limit that does not wander, or ends a wait without a bound. Otherwise the one that it mends
     must be broken now or kept then for sure, or become clearly less, and no graver one may be put at risk for it: of
     two plans that bear the load by turns, as the noise has it, either stays.
     """
+    if severity(best) >= severity(current):
+        overloaded = "utilization" in current.violations and "utilization" in best.violations
+        return overloaded and gain(edges.context, current, best) >= DEAD_BAND
     mended = _gravest_mended(current, best)
     if mended is None:
         return False

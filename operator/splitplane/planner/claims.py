@@ -32,7 +32,8 @@ class Offer:
     """A way to serve a pipeline: replicas by tier (of shared nodes alone), the share of its load that these carry,
     whether it keeps all limits, its cost per hour (NaN where a price is unknown), whether it is what runs now, and how
     far it is ``behind`` the first wish, from 0 to 1: in what the pipeline prefers while it keeps all limits, else in
-    which limits it breaks and how badly."""
+    which limits it breaks and how badly. One that ``mends`` is taken at once by the pipeline's own gates, as what runs
+    breaks a limit now."""
 
     replicas: Mapping[str, int]
     carried: float
@@ -40,6 +41,7 @@ class Offer:
     cost: float = 0.0
     held: bool = False
     behind: float = 0.0
+    mends: bool = False
 
 
 @dataclass(frozen=True, slots=True)

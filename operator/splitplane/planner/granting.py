@@ -92,8 +92,8 @@ def _why(claim: Claim, chosen: int, room: Mapping[str, int], beside: Sequence[Cl
         return _rather(claim, chosen)
     higher = [each for each in beside if each.priority > claim.priority]
     equal = [each for each in beside if each.priority == claim.priority]
-    parts = [f"beside {_named(higher)} of higher priority"] if higher else []
-    parts += [f"beside {_named(equal)} of the same, with whom all are worth most so"] if equal else []
+    parts = [f"beside {named(higher)}"] if higher else []
+    parts += [f"beside {named(equal)}, with whom all are worth most so"] if equal else []
     return f"{', '.join(short)}{' ' if parts else ''}{' and '.join(parts)}"
 
 
@@ -108,7 +108,8 @@ def _rather(claim: Claim, chosen: int) -> str:
     return f"its first wish would fit: {'that is what runs' if runs else 'this is worth as much'}"
 
 
-def _named(claims: Sequence[Claim]) -> str:
-    names = ", ".join(f"{each.pipeline} ({each.priority})" for each in claims[:_MOST_NAMED])
+def named(claims: Sequence[Claim]) -> str:
+    """Claims by name and priority, the first few of many."""
+    names = ", ".join(f"{each.pipeline} (priority {each.priority})" for each in claims[:_MOST_NAMED])
     more = len(claims) - _MOST_NAMED
     return f"{names} and {more} more" if more > 0 else names

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from splitplane.domain.plans import Candidate
 from splitplane.domain.snapshots import Policy, Snapshot
-from splitplane.planner.bands import WANDERING
+from splitplane.planner.bands import WANDERING, Edges, relieves
 from splitplane.planner.choice import gain
 from splitplane.planner.claims import Offer
 from splitplane.planner.context import Context, build_context
 from splitplane.planner.evaluation import assess
-from splitplane.planner.gates import relax, stress
+from splitplane.planner.gates import relax
 from splitplane.planner.keeping import Kept
 from splitplane.planner.keys import weighed_by
 from splitplane.planner.selecting import best_plan
@@ -57,31 +57,37 @@ def _offers(context: Context, shared: Sequence[str]) -> tuple[Offer, ...]:
     found = {taken: offer for taken, (_, offer) in plans.items()}
     if running is None:
         return tuple(found.values())
-    taken, held = running
-    if held.keeps_limits:
+    taken, held, current = running
+    edges = Edges(context)
+    for place, (candidate, offer) in plans.items():
         # Nor is what keeps its limits left for what may break them at the next breath.
-        far = stress(context)
-        for place, (candidate, offer) in plans.items():
-            if offer.keeps_limits and assess(far, candidate.plan).violations:
-                found[place] = replace(offer, keeps_limits=False)
+        unsure = held.keeps_limits and offer.keeps_limits and edges.far(candidate.plan).violations
+        found[place] = replace(
+            offer,
+            keeps_limits=offer.keeps_limits and not unsure,
+            mends=place != taken and relieves(edges, current, candidate),
+        )
     found[taken] = _better(held, found[taken]) if taken in found else held
     return tuple(found.values())
 
 
-def _running(context: Context, shared: Sequence[str], first: Candidate) -> tuple[tuple[int, ...], Offer] | None:
-    """What serves now, unless it breaks a limit that does not wander, as a failing node's.
+def _running(
+    context: Context, shared: Sequence[str], first: Candidate
+) -> tuple[tuple[int, ...], Offer, Candidate] | None:  # fmt: skip
+    """What serves now, as an offer and as it is, unless it breaks a limit that does not wander, as a failing node's.
 
-    It is looked at from the near edge of the band, and all else as things are: noise of 5 % does not turn round whether
-    it is left for another, so that what was left for more worth is not come back to.
+    The offer is looked at from the near edge of the band, and all else as things are: noise of 5 % does not turn round
+    whether it is left for another, so that what was left for more worth is not come back to.
     """
     active = context.active
     if active is None or active.plan.digest in context.set_aside:
         return None
-    if not set(assess(context, active.plan).violations) <= set(WANDERING):
+    current = assess(context, active.plan)
+    if not set(current.violations) <= set(WANDERING):
         return None
     near = relax(context)
-    current = assess(near, active.plan)
-    return _taken(current, shared), replace(_offer(near, current, shared, first), held=True)
+    offer = _offer(near, assess(near, active.plan), shared, first)
+    return _taken(current, shared), replace(offer, held=True), current
 
 
 def _better(one: Offer, other: Offer) -> Offer:

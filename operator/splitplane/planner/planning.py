@@ -173,7 +173,7 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
 
     edges = Edges(context)
     roomy = _with_headroom(context, edges, active, best)
-    relief = next((found for found in (best, roomy) if found and _relieves(context, edges, current, found)), None)
+    relief = next((found for found in (best, roomy) if found and relieves(edges, current, found)), None)
     forced = relief is not None
     if roomy is not None and not forced and _worsens(edges, current, roomy):
         roomy = None
@@ -217,14 +217,6 @@ def _current(context: Context, active: Active) -> Candidate:
         if (routing, active.plan.codecs) != (fixed.stages, fixed.codecs):
             return replace(current, violations=("spec", *current.violations))
     return current
-
-
-def _relieves(context: Context, edges: Edges, current: Candidate, best: Candidate) -> bool:
-    """Whether ``best`` mends a limit that the active plan breaks, or eases an overload that nothing ends."""
-    if severity(best) < severity(current):
-        return relieves(edges, current, best)
-    overloaded = "utilization" in current.violations and "utilization" in best.violations
-    return overloaded and gain(context, current, best) >= gates.DEAD_BAND
 
 
 def _worsens(edges: Edges, current: Candidate, target: Candidate) -> bool:

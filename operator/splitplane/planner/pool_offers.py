@@ -2,13 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from splitplane.domain.snapshots import Policy, Snapshot
 from splitplane.planner.claims import Offer
 from splitplane.planner.context import Context
-from splitplane.planner.gates import relax
+from splitplane.planner.gates import relax, stress
 from splitplane.planner.keeping import Kept
 from splitplane.planner.offers import behind
 from splitplane.planner.pooling import borne_by, carried, replicas_of, serving_all
@@ -38,8 +39,15 @@ def pool_offers(
         first = first or planned
         offer = replace(_offer(contexts, planned, shared, count), behind=_behind(contexts, first, planned))
         found.setdefault(offer.replicas.get(shared, 0), offer)
-    if held is not None and first is not None and now <= _most(contexts, shared):
-        found[now] = _running(contexts, shared, now, first)
+    if held is None or first is None or now > _most(contexts, shared):
+        return tuple(found.values())
+    running = _running(contexts, shared, now, first)
+    current = found.get(now) or _offer(contexts, serving_all(contexts, shared, now), shared, now)
+    enough = _enough(contexts, shared, sorted(found)) if running.keeps_limits else 0
+    for taken, offer in found.items():
+        mends = offer.keeps_limits and not current.keeps_limits
+        found[taken] = replace(offer, keeps_limits=offer.keeps_limits and taken >= enough, mends=mends)
+    found[now] = running
     return tuple(found.values())
 
 
@@ -66,6 +74,18 @@ def _running(contexts: Mapping[str, Context], shared: str, count: int, first: Si
     offer = _offer(near, planned, shared, count)
     replicas = {shared: count} if count else {}
     return replace(offer, replicas=replicas, held=True, behind=_behind(near, first, planned))
+
+
+def _enough(contexts: Mapping[str, Context], shared: str, counts: Sequence[int]) -> int:
+    """The fewest of these numbers of replicas, which rise, that keep all limits at the far edge of the band, too; more
+    than all where none does."""
+    far = {name: stress(context) for name, context in contexts.items()}
+
+    def keeps(count: int) -> bool:
+        return _offer(far, serving_all(far, shared, count), shared, count).keeps_limits
+
+    place = bisect_left(counts, True, key=keeps)
+    return counts[place] if place < len(counts) else counts[-1] + 1
 
 
 def _ungranted(
