@@ -38,7 +38,7 @@ def play(fault: Fault, where: Site, scale: float) -> Measured:
     where.wait_calm()
     where.wait_gone(before)
     note, ended = (told.note, told.ended) if isinstance(told, Lasting) else (told, None)
-    return measure(fault.key, where.between(start, time.time() - 1.0), note=note, ended=ended)
+    return measure(fault.key, where.ended(start, time.time()), note=note, ended=ended)
 
 
 def kept_promise(fault: Fault, measured: Measured) -> bool:
@@ -124,7 +124,7 @@ def main() -> int:
     chosen = [fault for fault in cluster.faults if not options.faults or fault.key in options.faults]
     out = Console(highlight=False)
     kept = cluster.rows()
-    broken = []
+    broken, failed = [], 0
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -149,12 +149,15 @@ def main() -> int:
                     errors = [record.error for record in where.between(0, time.time()) if record.error]
                 progress.advance(task)
                 kept[fault.key] = row
+                failed += row.failed
                 if options.scale == 1.0:
                     cluster.keep(kept)
                 out.print(f"{fault.name}: {row}")
                 if not kept_promise(fault, row):
                     broken.append(fault.name)
                     out.print(*errors[-5:], sep="\n")
+    if beside := sum(not record.ok for record in where.all) - failed:
+        broken.append(f"{beside} requests failed beside what the rows tell")
     if options.write:
         write_page(kept, cluster)
     out.print(

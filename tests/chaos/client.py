@@ -71,10 +71,11 @@ class Services:
 
 
 class ConstantRate:
-    """An open loop: slow answers do not hold requests back."""
+    """An open loop: slow answers do not hold requests back. The log has each request when it is sent, and its end."""
 
     def __init__(self, sender: Sender, log: IO[str]) -> None:
         self._sender, self._log = sender, log
+        self._count = 0
 
     async def run(self, rate: float, stopped: asyncio.Event) -> None:
         due, tasks = time.time(), set()
@@ -89,7 +90,10 @@ class ConstantRate:
 
     async def _one(self) -> None:
         sent = time.time()
-        record: dict[str, Any] = {"sent": sent, "over": self._sender.name, "again": 0, "ok": False}
+        self._count += 1
+        request = {"number": self._count, "sent": sent, "over": self._sender.name}
+        self._write(request)
+        record: dict[str, Any] = {**request, "again": 0, "ok": False}
         while (left := sent + DEADLINE_SECONDS - time.time()) > 0:
             try:
                 record |= {"plan": await self._sender.send(left), "ok": True}
@@ -99,10 +103,15 @@ class ConstantRate:
                 break
             except BrokenOffError as error:
                 record["error"] = str(error)[:300]
+            except Exception as error:
+                record["error"] = f"{type(error).__name__}: {error}"[:300]
+                break
             record["again"] += 1
             await asyncio.sleep(PAUSE_SECONDS)
-        record["seconds"] = time.time() - sent
-        self._log.write(json.dumps(record) + "\n")
+        self._write({**record, "seconds": time.time() - sent})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._log.write(json.dumps(line) + "\n")
         self._log.flush()
 
 

@@ -1,6 +1,7 @@
 """What the client's log says of a stretch of time. Pure but for reading the file."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,15 @@ QUIET_SECONDS = 1.0
 """So long without a disturbed request ends a disturbance."""
 
 
+NOT_ENDED = {"seconds": math.inf, "ok": False, "again": 0}
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One request. ``again`` counts how often its client had to send it anew; ``plan`` is the route that served it.
 
-    ``over`` is the protocol, ``gRPC`` or ``REST``.
+    ``over`` is the protocol, ``gRPC`` or ``REST``; ``number`` counts the requests over it. One that has not ended yet
+    has an infinity of ``seconds``, and counts as failed.
     """
 
     sent: float
@@ -27,6 +32,11 @@ class Record:
     plan: str = ""
     error: str = ""
     over: str = "gRPC"
+    number: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.seconds < math.inf
 
     @property
     def disturbed(self) -> bool:
@@ -51,9 +61,13 @@ class Measured:
 
 
 def read(path: Path) -> list[Record]:
-    """In the order of sending; a last line that is still being written is left out."""
+    """In the order of sending, each request once: how it ended, or that it has not.
+
+    A last line that is still being written is left out.
+    """
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return sorted((Record(**json.loads(line)) for line in lines), key=lambda record: record.sent)
+    told = (Record(**{**NOT_ENDED, **json.loads(line)}) for line in lines)
+    return sorted({(each.over, each.number): each for each in told}.values(), key=lambda record: record.sent)
 
 
 def measure(fault: str, records: Sequence[Record], *, note: str = "", ended: float | None = None) -> Measured:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tests.chaos import records
+from tests.chaos.client import DEADLINE_SECONDS
 from tests.support import operator_cases as cases
 from tests.support.operator_requests import FEATURES, expected
 
@@ -50,6 +51,8 @@ class Site:
     def __init__(self, kubectl: Path, kubeconfig: Path, folder: Path) -> None:
         self.kubeconfig, self.folder = kubeconfig, folder
         self.log = folder / "requests.jsonl"
+        self.all: list[records.Record] = []
+        """Every request, once the client has ended."""
 
         def run(*arguments: str, stdin: Any = None, timeout: float = 60) -> str:
             done = subprocess.run(
@@ -177,13 +180,26 @@ class Site:
                 process.communicate(timeout=40)
             finally:
                 process.kill()
+                self.all = records.read(self.log)
 
     def wait_answers(self, count: int, *, seconds: float) -> None:
-        before = len(records.read(self.log))
-        cases.wait(lambda: len(records.read(self.log)) >= before + count, seconds=seconds, what=f"{count} answers")
+        def answers() -> int:
+            return sum(record.ok for record in records.read(self.log))
+
+        before = answers()
+        cases.wait(lambda: answers() >= before + count, seconds=seconds, what=f"{count} answers")
 
     def between(self, start: float, end: float) -> list[records.Record]:
         return [record for record in records.read(self.log) if start <= record.sent < end]
+
+    def ended(self, start: float, end: float) -> list[records.Record]:
+        """The requests that were sent between these times, once each has ended: with an answer or without one."""
+        cases.wait(
+            lambda: all(record.ended for record in self.between(start, end)),
+            seconds=2 * DEADLINE_SECONDS,
+            what=lambda: f"the end of {sum(not record.ended for record in self.between(start, end))} requests",
+        )
+        return self.between(start, end)
 
     def wait_calm(self, *, seconds: float = 120) -> None:
         """Wait until three seconds' requests have been answered undisturbed, and over the cloud.

@@ -1,9 +1,12 @@
-"""What is told of a fault from the client's log."""
+"""What is told of a fault from the client's log, and that no request is missing there."""
 
+import asyncio
+import io
 from pathlib import Path
 
 import pytest
 
+from tests.chaos.client import ConstantRate
 from tests.chaos.records import Record, longest_disturbance, measure, read
 
 
@@ -46,3 +49,34 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text('{"sent": 2.0, "seconds": 0.1, "ok": true, "again": 0}\n{"sent": 1.0, "sec')
     assert read(log) == [Record(2.0, 0.1, True, 0)]
+
+
+class Odd:
+    """A sender whose first answer is such that the client stumbles over it, and whose second one does not come."""
+
+    name = "gRPC"
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self.has_asked = asyncio.Event()
+
+    async def send(self, seconds: float) -> str:
+        self._asked += 1
+        if self._asked > 1:
+            self.has_asked.set()
+            await asyncio.sleep(seconds)
+        return [][0]
+
+    async def close(self) -> None: ...
+
+
+async def test_whatever_becomes_of_a_request_it_is_in_the_log_from_the_moment_it_is_sent(tmp_path: Path) -> None:
+    log, written, sender = tmp_path / "log", io.StringIO(), Odd()
+    running = asyncio.create_task(ConstantRate(sender, written).run(100.0, asyncio.Event()))
+    await asyncio.wait_for(sender.has_asked.wait(), 10)
+    running.cancel()
+    log.write_text(written.getvalue())
+    odd, hanging, *_ = records = read(log)
+    assert (odd.ended, odd.ok, odd.error) == (True, False, "IndexError: list index out of range")
+    assert (hanging.ended, hanging.ok, hanging.disturbed) == (False, False, True)
+    assert measure("x", records).failed == len(records)

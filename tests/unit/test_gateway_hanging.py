@@ -15,14 +15,20 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc.aio as triton
+from prometheus_client import CollectorRegistry
 from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
-from splitplane.runtime.gateway.checking import SERVER_READY
+from splitplane.runtime.gateway.checking import SERVER_READY, Checker
+from splitplane.runtime.gateway.choosing import Choice
 from splitplane.runtime.gateway.endpoints import CHECK_RETRY_SECONDS, Endpoints, Pod
+from splitplane.runtime.gateway.hedging import Hedging, Race
 from splitplane.runtime.gateway.pacing import Patience
+from splitplane.runtime.gateway.router import Router
+from splitplane.runtime.gateway.waiting import Waiting
 from splitplane.runtime.hops import Channels, Method
 from splitplane.runtime.inference import InferRequest, InferResponse, ModelMetadata
+from splitplane.runtime.metrics import GatewayMetrics
 from splitplane.runtime.oip_grpc import Server
 from splitplane.runtime.stage import progress as progress_
 from splitplane.runtime.stage.progress import STUCK_FACTOR, STUCK_SECONDS, Progress
@@ -172,6 +178,40 @@ async def test_first_requests_stay_where_they_are_and_one_of_them_is_sent_to_ano
                 await infer(client, timeout=1.5)
         await asyncio.sleep(1.0)
         assert endpoints.ready("small-edge") == 4, "a short deadline speaks against nobody"
+
+
+class Dead(Checker):
+    """Finds every endpoint dead."""
+
+    def __init__(self) -> None: ...
+
+    async def suspect(self, addresses: Sequence[str]) -> frozenset[str]:
+        return frozenset(addresses)
+
+
+async def test_a_second_attempt_that_is_not_made_for_its_link_is_down_takes_nothing_from_a_fallbacks_rate() -> None:
+    router = Router(tier="edge", metrics=GatewayMetrics(CollectorRegistry(), namespace="n", pipeline="p"), clock=float)
+    assert router.apply(table(1, ALONE, route(("small-cloud", "cloud", 0, 3), rate="1")))
+    pods = Pod("e:1", "small-edge", "e:1", ready=True), Pod("c:1", "small-cloud", "c:1", ready=True)
+    router.endpoints.replace(pods)
+    for endpoint in router.endpoints.take_due(0.0):
+        router.endpoints.checked(endpoint, healthy=True, now=0.0)
+    router.links.down["edge", "cloud"] = 0.0
+    asked = []
+
+    async def attempt(choice: Choice) -> InferResponse:
+        asked.append(choice.route.name)
+        await asyncio.sleep(0.1)
+        return InferResponse("small", ())
+
+    first = router.choose()
+    assert isinstance(first, Choice)
+    race = Race(attempt, lambda *_: None, size=1, seconds=0.03)
+    await Hedging(router, Waiting(router, Dead())).answer(first, race)
+    assert asked == [first.route.name]
+    router.links.down.clear()
+    assert isinstance(router.choose(frozenset({"e:1"})), Choice), "the one a second that it bears"
+    assert not isinstance(router.choose(frozenset({"e:1"})), Choice)
 
 
 class Leaving:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
+from splitplane import freed_memory
 from splitplane.runtime import grpc_receiving, memory, oip_grpc, oip_pb2, oip_rest, rest_serving
 from splitplane.runtime.bodies import Bodies
 from splitplane.runtime.budgets import MAX_POD_MESSAGE_BYTES, MOST_BYTES, Budget, budget_bytes
@@ -321,6 +322,16 @@ def refuse_all(pipe: Any, capacity: int) -> None:
     asyncio.run(run())
 
 
+async def test_large_messages_for_which_there_is_no_room_are_given_back_to_the_kernel_too(monkeypatch):
+    given: list[int] = []
+    monkeypatch.setattr(freed_memory, "give_back", lambda: given.append(1))
+    monkeypatch.setattr(grpc_receiving, "LARGE_BYTES", 100_000)
+    monkeypatch.setattr(grpc_receiving, "FREED_BYTES", 100_000)
+    async with both(Echo(), Budget(100_000)) as (grpc_address, _), grpc.aio.insecure_channel(grpc_address) as channel:
+        assert (await refusal(method(channel)(message(110_000))))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await until(lambda: bool(given))
+
+
 async def test_a_flood_of_large_messages_that_are_refused_takes_little_and_not_more_each_time():
     async with apart(refuse_all, 128 << 20) as (address, server):
         data = message(24 << 20).replace(b"echo", b"ohce", 1)
@@ -394,6 +405,17 @@ async def test_one_peer_is_lent_a_part_of_the_budget_and_others_do_not_wait_for_
     budget.settle(1000, 0, "a")
     budget.settle(3000, 0, "b")
     assert budget.free == 6390
+
+
+async def test_who_has_the_time_may_wait_longer_for_room_and_only_some_of_one_peer():
+    budget = Budget(6400, patience_seconds=0.1, most_patient=1)
+    await budget.borrow(6400, "elsewhere")
+    patient, too_many = (asyncio.ensure_future(budget.borrow(1000, "a", time_seconds=30.0)) for _ in range(2))
+    with pytest.raises(InferenceError):
+        await too_many
+    assert not patient.done()
+    budget.settle(6400, 0, "elsewhere")
+    await patient
 
 
 async def test_a_body_that_waits_for_room_in_vain_is_refused_and_not_said_to_be_late():

@@ -1,6 +1,7 @@
 """What a stage does with one request, over real gRPC between real stages of a small program, in one process."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -325,6 +326,22 @@ async def test_a_stage_that_cannot_be_reached_is_named_to_logs_and_not_to_client
     assert (caught.value.failure, caught.value.message) == (Failure.UNAVAILABLE, UNREACHED)
     assert "127.0.0.1:1" in str(caught.value)
     await channels.close()
+
+
+async def test_a_next_stage_that_does_not_answer_is_named_in_the_log_once_until_it_does(caplog):
+    caplog.set_level(logging.INFO, logger="splitplane.runtime.hops")
+    async with running("edge") as edge, running("cloud") as cloud:
+        dead = "127.0.0.1:1"
+        over = request(hop(edge, 0, 1, "fp32"), Hop("c", "cloud", 1, 3, (dead, cloud.address)))
+        for _ in range(3):
+            assert await send(edge.address, over) == [8, 24]
+        assert [record.getMessage().split(" (")[0] for record in caplog.records] == [f"{dead} does not answer"]
+        channels = Channels()
+        for _ in range(2):
+            channels.lost(cloud.address, "of a test")
+            await call(channels, (cloud.address,), request(hop(cloud, 1, 3)))
+        await channels.close()
+        assert [record.getMessage() for record in caplog.records[2::2]] == 2 * [f"{cloud.address} answers again"]
 
 
 def test_a_connection_with_an_older_certificate_may_be_used_for_as_long_as_any_request_may_take():

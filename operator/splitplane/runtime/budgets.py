@@ -48,12 +48,15 @@ class Budget:
         *,
         patience_seconds: float = PATIENCE_SECONDS,
         lent_share: int = 1,
+        most_patient: int = 0,
         on_refusal: Callable[[], None] = lambda: None,
     ) -> None:
-        """One peer is lent one of ``lent_share`` parts at a time, or one message. ``on_refusal`` hears of each request
+        """One peer is lent one of ``lent_share`` parts at a time, or one message. ``most_patient`` of its messages may
+        wait for as long as they have time, all others for ``patience_seconds``. ``on_refusal`` hears of each request
         that is refused because all is taken."""
         self.capacity = self.free = budget_bytes() if capacity_bytes is None else capacity_bytes
         self._patience_seconds, self._on_refusal = patience_seconds, on_refusal
+        self._most_patient = most_patient
         self._most_lent = self.capacity // lent_share
         self._lent: Counter[str] = Counter()
         self._waiting: dict[str, deque[_Turn]] = {}
@@ -71,12 +74,12 @@ class Budget:
         self.free += size
         self._wake()
 
-    async def borrow(self, size: int, peer: str) -> None:
+    async def borrow(self, size: int, peer: str, *, time_seconds: float = 0.0) -> None:
         """As :meth:`take`, for a while: for a message of unknown size that is on its way from ``peer``.
 
-        Waits also while that peer is lent as much as one may be.
+        Waits also while that peer is lent as much as one may be. ``time_seconds``: what its request has.
         """
-        await self._get(size, peer, lent=True)
+        await self._get(size, peer, lent=True, time_seconds=time_seconds)
 
     def settle(self, lent: int, size: int, peer: str) -> None:
         """The message has come, or will not (0): what was borrowed for it is exchanged for its ``size``.
@@ -99,17 +102,20 @@ class Budget:
         finally:
             self.settle(size, 0, name)
 
-    async def _get(self, size: int, peer: str, *, lent: bool) -> None:
+    async def _get(self, size: int, peer: str, *, lent: bool, time_seconds: float = 0.0) -> None:
         if self._may_pass(size, peer, lent=lent):
             self._grant(size, peer, lent=lent)
             return
         if size > self.free + self._lent.total():
             raise self._spent()
         turn = _Turn(size, lent, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(peer, deque()).append(turn)
+        turns = self._waiting.setdefault(peer, deque())
+        is_patient = len(turns) < self._most_patient
+        seconds = max(self._patience_seconds, time_seconds) if is_patient else self._patience_seconds
+        turns.append(turn)
         self._wake()  # those who wait may do so for their own sake
         try:
-            async with asyncio.timeout(self._patience_seconds):
+            async with asyncio.timeout(seconds):
                 await turn.come
         except BaseException as error:
             if turn.come.done() and not turn.come.cancelled():

@@ -86,14 +86,21 @@ class Receiving:
         peer = context.peer()
         address, size = peer_of(peer)[0], 0
         lent = self._expected.get(address, self._budget.capacity // FIRST_SHARE)
-        await self._budget.borrow(lent, address)
+        await self._budget.borrow(lent, address, time_seconds=context.time_remaining() or 0.0)
         try:
             data = await self._whole(context, peer)
             size = len(data)
             self._expect(address, size)
         finally:
-            self._budget.settle(lent, size, address)
+            self._settle(lent, size, address)
         return data
+
+    def _settle(self, lent: int, size: int, address: str) -> None:
+        try:
+            self._budget.settle(lent, size, address)
+        except InferenceError:
+            self._free(size)
+            raise
 
     async def _whole(self, context: grpc.aio.ServicerContext[Any, Any], peer: str) -> bytes:
         loop = asyncio.get_running_loop()

@@ -4,6 +4,7 @@ gRPC channels honour ``grpc_proxy`` and ``no_grpc_proxy`` by themselves.
 """
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -40,7 +41,12 @@ NOT_REACHED = "failed to connect"
 """So gRPC's text begins where there was no connection to send a call over."""
 UNREACHED = "a stage cannot be reached, or was lost while it had the request"
 
+MOST_CHARACTERS = 300
+"""Of gRPC's text, in a log."""
+
 Method = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,8 @@ class Channels:
         self._credentials = None if identity is None else identity.current()
         self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
         self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
+        self._lost: set[str] = set()
+        """Addresses that have not answered since it was logged that they do not."""
 
     def get(self, address: str) -> grpc.aio.Channel:
         if self._identity is not None and (newest := self._identity.current()) is not self._credentials:
@@ -94,6 +102,23 @@ class Channels:
             task = asyncio.ensure_future(channel.close(grace=grace_seconds))
             self._closing[task] = channel
             task.add_done_callback(self._closing.pop)
+
+    def lost(self, address: str, why: str) -> None:
+        """A call of the address broke off, or found no connection: logged for the first of several in a row."""
+        if address in self._lost:
+            return
+        if len(self._lost) >= self._limit:
+            self._lost.clear()
+        self._lost.add(address)
+        logger.warning(
+            "%s does not answer (%s): not said again until it does", address, " ".join(why.split())[:MOST_CHARACTERS]
+        )
+
+    def answered(self, address: str) -> None:
+        """A call of the address was answered."""
+        if address in self._lost:
+            self._lost.discard(address)
+            logger.info("%s answers again", address)
 
     async def close(self) -> None:
         """Close all at once, those too that get a while."""
@@ -125,6 +150,8 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
             with tracing.calling("hop", **{"server.address": address, "splitplane.attempt": attempt}) as metadata:
                 answer = await method(data, timeout=remaining, metadata=metadata)
         except grpc.aio.AioRpcError as error:
+            if _is_own(error):
+                channels.lost(address, f"{error.code().name}: {error.details()}")
             if _broke_off(error):
                 lost.append(address)
             if error.code() in GONE and attempt < len(addresses[:2]):
@@ -139,17 +166,20 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
                 continue
             raise InferenceError(Failure.UNAVAILABLE, "a stage is gone", detail=address, lost=tuple(lost)) from None
         seconds = time.perf_counter() - started
+        channels.answered(address)
         return Call(oip_wire.read_response(answer), address, seconds, len(data), len(answer))
     raise InferenceError(Failure.UNAVAILABLE, "the route names no address to hand the request to")
 
 
+def _is_own(error: grpc.aio.AioRpcError) -> bool:
+    """Whether it is gRPC that says so, for nobody answered. What a stage answers has metadata: when to come again."""
+    return error.code() in GONE and not error.trailing_metadata()
+
+
 def _broke_off(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the connection did, with the call on it. What a server answers has metadata: when to come again."""
-    return (
-        error.code() is grpc.StatusCode.UNAVAILABLE
-        and not error.trailing_metadata()
-        and not (error.details() or "").startswith(NOT_REACHED)
-    )
+    """Whether the connection did, with the call on it."""
+    was_reached = not (error.details() or "").startswith(NOT_REACHED)
+    return error.code() is grpc.StatusCode.UNAVAILABLE and _is_own(error) and was_reached
 
 
 def _failure(error: grpc.aio.AioRpcError, address: str, lost: Sequence[str]) -> InferenceError:
@@ -157,8 +187,8 @@ def _failure(error: grpc.aio.AioRpcError, address: str, lost: Sequence[str]) -> 
     failure = Failure[name] if name in Failure.__members__ else Failure.INTERNAL
     told = {key: str(value) for key, value in error.trailing_metadata() or ()}
     details = error.details() or f"it answered {name}"
-    # What is gRPC's own text, and no stage's, names addresses.
-    is_own = error.code() in GONE and not told
+    # gRPC's own text names addresses.
+    is_own = _is_own(error)
     return InferenceError(
         failure,
         UNREACHED if is_own else error.details() or f"a stage answered {name}",

@@ -19,6 +19,8 @@ from splitplane.runtime.mtls import Identity
 TOO_MANY_REQUESTS = 429
 LENT_SHARE = 4
 """One of so many parts of the memory for messages is lent to one address at a time: others have room beside it."""
+MOST_PATIENT = 64
+"""So many messages of one address may wait for that until their deadlines. gRPC takes in 64 kB of each meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ async def serve(
     """
     tokens = None if settings.client_tokens_dir is None else Tokens(settings.client_tokens_dir)
     identity = _shown_to_clients(settings)
-    budget = Budget(lent_share=LENT_SHARE, on_refusal=on_refusal)
+    budget = Budget(lent_share=LENT_SHARE, most_patient=MOST_PATIENT, on_refusal=on_refusal)
     bodies, receiving = Bodies(budget), Receiving(budget, idle_seconds=IDLE_SECONDS)
 
     def app(*, inference: bool) -> web.Application:

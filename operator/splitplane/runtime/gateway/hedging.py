@@ -96,8 +96,9 @@ class Hedging:
         try:
             await asyncio.wait({look, *race.going}, return_when=asyncio.FIRST_COMPLETED)
             if look.done() and (at_work := look.result()):
-                other = self._router.choose(race.avoid | at_work)
-                if isinstance(other, Choice) and not self._router.cut_off(other.route):
+                avoid = race.avoid | at_work
+                # Looked for first: what is not taken must cost a fallback nothing of its rate.
+                if self._waiting.has_way_round(avoid) and isinstance(other := self._router.choose(avoid), Choice):
                     race.begin(other)
         finally:
             look.cancel()

@@ -71,6 +71,11 @@ class Waiting:
         """Whether an attempt on this route has come back yet, to compare others with."""
         return self._patience[choice.route.name].is_known
 
+    def has_way_round(self, avoid: frozenset[str]) -> bool:
+        """Whether a request could go now over links that pass something, without ``avoid``."""
+        choice = self._router.peek(avoid)
+        return isinstance(choice, Choice) and not self._router.cut_off(choice.route)
+
     async def at_work(self, choice: Choice, seconds: float) -> frozenset[str]:
         """Endpoints, asked now, that have been at one piece of work for so long."""
         dead = await self._checker.suspect(choice.addresses)
@@ -107,7 +112,7 @@ class Waiting:
         try:
             while True:
                 cut_off = self._router.cut_off(choice.route)
-                if cut_off and self._way_round(frozenset()):
+                if cut_off and self.has_way_round(frozenset()):
                     raise CutOffError(f"no answer over {choice.route.name}: a link is down")
                 # Nothing may keep from hearing that the link has fallen, or from the answer.
                 awaited: set[asyncio.Future[Any]] = {sending}
@@ -135,7 +140,7 @@ class Waiting:
                         at = self._hanging(choice, size, known_only=overdue < rounds)
                         if not at and overdue >= OVERDUE_ROUNDS and not self._is_at_work(choice, at_first):
                             at = frozenset(choice.addresses)
-                    if at and self._way_round(at):
+                    if at and self.has_way_round(at):
                         raise OverdueError(
                             f"no answer over {choice.route.name}",
                             at,
@@ -173,8 +178,3 @@ class Waiting:
                 if endpoints.is_hanging(address) and not was_out:
                     logger.warning("%s has been at one piece of work for too long: left out until it gets on", address)
         return frozenset(found)
-
-    def _way_round(self, avoid: frozenset[str]) -> bool:
-        """Whether a request could go now over links that pass something, without ``avoid``."""
-        choice = self._router.peek(avoid)
-        return isinstance(choice, Choice) and not self._router.cut_off(choice.route)
