@@ -114,6 +114,8 @@ def serve(given: Mapping[str, Any]) -> None:
         while time.perf_counter() < busy_until:
             pass  # holds the interpreter as often as it may
         time.sleep(given.get("seconds", 0.0))
+        if "release" in given:
+            given["release"].wait()
         return float(given.get("seconds", 0.0))
 
     if "stuck_after" in given:

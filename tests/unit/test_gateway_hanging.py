@@ -5,7 +5,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from splitplane.runtime.stage.server import WARM_UP_RUNS, warm_up
 from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import from_array
 from splitplane.runtime.vitals import Vitals
+from tests.support.forking import FORKED
 from tests.support.gateway_rig import (
     ALONE,
     SPLIT,
@@ -43,6 +44,7 @@ from tests.support.gateway_rig import (
     MemoryCluster,
     StageProcess,
     expected,
+    frames,
     free_address,
     gateway,
     infer,
@@ -106,20 +108,24 @@ async def test_who_cannot_wait_for_a_second_attempt_has_others_spared(tmp_path: 
 
 
 async def test_a_replica_that_only_takes_long_once_is_back_when_it_is_done(tmp_path: Path) -> None:
-    quick, long = (StageProcess("small-edge", "edge", (0, 3), seconds=seconds) for seconds in (0.0, 10.0))
-    cluster = MemoryCluster()
-    async with serving(cluster, tmp_path, quick, long) as running:
-        endpoints = running.router.endpoints
-        async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
-            answers = asyncio.gather(*(infer(client) for _ in range(2)))
-            ready = [endpoints.ready("small-edge")]
-            while not answers.done():
-                await asyncio.sleep(0.02)
-                ready.append(endpoints.ready("small-edge"))
-            for answer in await answers:
+    release, cluster = FORKED.Event(), MemoryCluster()
+    quick, long = (
+        StageProcess("small-edge", "edge", (0, 3)),
+        StageProcess("small-edge", "edge", (0, 3), release=release),
+    )
+    with stages(long):
+        async with serving(cluster, tmp_path, quick) as running:
+            endpoints = running.router.endpoints
+            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
+                for _ in range(3):  # they tell how long requests take
+                    await infer(client)
+                put_all(cluster, long)
+                await until(lambda: endpoints.pick("small-edge") == (long.address, quick.address))
+                answer = await infer(client)
                 np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
-        assert min(ready) == 1
-        await until(lambda: endpoints.ready("small-edge") == 2)
+                assert endpoints.ready("small-edge") == 1
+                release.set()
+                await until(lambda: endpoints.ready("small-edge") == 2)
 
 
 async def at_work(*processes: StageProcess) -> int:
@@ -206,7 +212,7 @@ async def test_a_second_attempt_that_is_not_made_for_its_link_is_down_takes_noth
 
     first = router.choose()
     assert isinstance(first, Choice)
-    race = Race(attempt, lambda *_: None, size=1, seconds=0.03)
+    race = Race(router.endpoints, attempt, lambda *_: None, size=1, seconds=0.03)
     await Hedging(router, Waiting(router, Dead())).answer(first, race)
     assert asked == [first.route.name]
     router.links.down.clear()
@@ -214,23 +220,51 @@ async def test_a_second_attempt_that_is_not_made_for_its_link_is_down_takes_noth
     assert not isinstance(router.choose(frozenset({"e:1"})), Choice)
 
 
-class Leaving:
-    """A stage that takes some seconds for a request, and says meanwhile that it is not ready, as one that drains."""
+class Held:
+    """A stage of the test's own that answers when it is let."""
 
-    def __init__(self) -> None:
-        self.is_ready, self.answered = True, 0
+    def __init__(self, *, leaves: bool = False) -> None:
+        """``leaves``: it says that it is not ready once it has a request, as one that drains."""
+        self.asked, self.answered, self.release = 0, 0, asyncio.Event()
+        self._leaves = leaves
 
     def metadata(self) -> ModelMetadata:
         return ModelMetadata("small", inputs=(), outputs=())
 
     def ready(self) -> bool:
-        return self.is_ready
+        return not (self._leaves and self.asked)
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        self.is_ready = False
-        await asyncio.sleep(3.0)
+        self.asked += 1
+        await self.release.wait()
         self.answered += 1
         return InferResponse("small", (from_array("output_0", expected()),))
+
+    @contextlib.asynccontextmanager
+    async def among(self, cluster: MemoryCluster, name: str) -> AsyncIterator[None]:
+        """Serving as one of the pods of ``small-edge``."""
+        address, server = free_address(), Server(self)
+        server.bind(address, 9000)
+        await server.start()
+        cluster.put(POD, pod_object(name, "small-edge", address))
+        try:
+            yield
+        finally:
+            await server.stop(0)
+
+
+async def test_the_first_requests_that_come_in_together_have_a_replica_each(tmp_path: Path) -> None:
+    cluster, one, two = MemoryCluster(), Held(), Held()
+    async with one.among(cluster, "one"), two.among(cluster, "two"), gateway(cluster, tmp_path) as running:
+        cluster.put(ROUTE_TABLE, table(1, ALONE))
+        await until(lambda: running.router.endpoints.ready("small-edge") == 2 and running.forwarder.ready())
+        request = InferRequest("small", (from_array("frames", frames()),))
+        asked = [asyncio.create_task(running.forwarder.infer(request)) for _ in range(2)]
+        await until(lambda: one.asked + two.asked == 2)
+        assert (one.asked, two.asked) == (1, 1)
+        for stage in (one, two):
+            stage.release.set()
+        await asyncio.gather(*asked)
 
 
 async def test_a_stage_that_says_it_is_not_ready_finishes_what_it_has_and_gets_no_more(
@@ -238,25 +272,22 @@ async def test_a_stage_that_says_it_is_not_ready_finishes_what_it_has_and_gets_n
 ) -> None:
     drop = Channels.drop
     monkeypatch.setattr(Channels, "drop", lambda self, address: drop(self, address, grace_seconds=0.1))
-    leaving, address, cluster = Leaving(), free_address(), MemoryCluster()
-    server = Server(leaving)
-    server.bind(address, 9000)
-    await server.start()
-    try:
-        async with serving(cluster, tmp_path, StageProcess("small-edge", "edge", (0, 3))) as running:
-            endpoints = running.router.endpoints
-            cluster.put(POD, pod_object("leaving", "small-edge", address))
+    leaving, cluster = Held(leaves=True), MemoryCluster()
+    async with serving(cluster, tmp_path, StageProcess("small-edge", "edge", (0, 3))) as running:
+        endpoints = running.router.endpoints
+        async with (
+            leaving.among(cluster, "leaving"),
+            triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client,
+        ):
             await until(lambda: endpoints.ready("small-edge") == 2)
-            async with triton.InferenceServerClient(f"{running.settings.pod_ip}:9000") as client:
-                asked = [asyncio.create_task(infer(client, timeout=15)) for _ in range(2)]  # one for each of them
-                await until(lambda: endpoints.ready("small-edge") == 1, seconds=3)
-                before = leaving.answered
-                await infer(client, timeout=1)
-                for answer in await asyncio.gather(*asked):
-                    np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
-                assert (before, leaving.answered) == (0, 1)
-    finally:
-        await server.stop(0)
+            asked = [asyncio.create_task(infer(client)) for _ in range(2)]  # one for each of them
+            await until(lambda: endpoints.ready("small-edge") == 1)
+            await infer(client)
+            assert leaving.answered == 0
+            leaving.release.set()
+            for answer in await asyncio.gather(*asked):
+                np.testing.assert_allclose(answer.as_numpy("output_0"), expected())
+            assert (leaving.asked, leaving.answered) == (1, 1)
 
 
 async def test_a_request_that_takes_long_anywhere_is_tried_at_two_places_at_most(tmp_path: Path) -> None:

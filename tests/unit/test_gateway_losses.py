@@ -168,6 +168,7 @@ async def test_what_never_reached_a_process_was_not_lost_there() -> None:
         with pytest.raises(InferenceError) as failure:
             await call(channels, [stage.address], request)
         assert failure.value.lost == (stage.address,)
+        await until(lambda: not stage.is_alive())
         for _ in range(3):
             with pytest.raises(InferenceError) as failure:
                 await call(channels, [stage.address], request)

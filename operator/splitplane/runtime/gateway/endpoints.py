@@ -5,7 +5,8 @@ A failed call ejects it at once, for longer each time that failures follow each 
 check brings it back: so no request has to find out whether a lost pod has returned.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from math import inf
@@ -223,6 +224,15 @@ class Endpoints:
         for address in addresses:
             if (endpoint := self._by_address.get(address)) is not None:
                 endpoint.outstanding = max(0, endpoint.outstanding - 1)
+
+    @contextmanager
+    def in_use(self, addresses: Iterable[str]) -> Iterator[None]:
+        """A request is under way over these endpoints."""
+        self.begin(addresses)
+        try:
+            yield
+        finally:
+            self.end(addresses)
 
     def ready(self, stage: str) -> int:
         """Number of admitted endpoints of a stage."""

@@ -192,7 +192,8 @@ class Forwarder:
                 journey.attempts += 1
                 try:
                     if journey.losses or self._waiting.knows(choice):
-                        return await self._attempt(choice, journey)
+                        with self._router.endpoints.in_use(choice.addresses):
+                            return await self._attempt(choice, journey)
                     choice, answer = await self._hedging.answer(choice, self._race(journey))
                     if isinstance(answer, InferResponse):
                         return answer
@@ -207,6 +208,7 @@ class Forwarder:
             self._learn(choice, error, journey)
 
         return Race(
+            self._router.endpoints,
             lambda choice: self._attempt(choice, journey),
             failed,
             size_of(journey.request.inputs),
@@ -306,7 +308,6 @@ class Forwarder:
         )
         size = size_of(request.inputs)
         started = router.clock()
-        router.endpoints.begin(choice.addresses)
         sending = asyncio.ensure_future(call(self._channels, choice.addresses[:1], request))
         try:
             with router.flights.under_way(choice.generation), self._carrying(choice, started, size):
@@ -314,7 +315,6 @@ class Forwarder:
                     sending, choice, size=size, deadline=journey.deadline, was_overdue=journey.was_overdue
                 )
         finally:
-            router.endpoints.end(choice.addresses)
             if not sending.done():
                 sending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, InferenceError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splitplane.runtime.gateway.choosing import Choice
+from splitplane.runtime.gateway.endpoints import Endpoints
 from splitplane.runtime.gateway.pacing import RETRYABLE
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.waiting import Waiting
@@ -31,10 +32,12 @@ Outcome = tuple[Choice, InferResponse | InferenceError]
 class Race:
     """The attempts of one request, whose inputs have ``size`` bytes, and to which ``seconds`` are left.
 
+    ``attempt`` makes one, which counts at its endpoints (:meth:`.Endpoints.begin`) from :meth:`begin` to its end.
     ``avoid`` are endpoints that it should not go over; ``failed`` is told of an attempt that failed while the other one
     goes on.
     """
 
+    endpoints: Endpoints
     attempt: Callable[[Choice], Coroutine[Any, Any, InferResponse]]
     failed: Callable[[Choice, InferenceError], None]
     size: int
@@ -43,7 +46,11 @@ class Race:
     going: "dict[asyncio.Task[InferResponse], Choice]" = field(default_factory=dict)
 
     def begin(self, choice: Choice) -> None:
-        self.going[asyncio.create_task(self.attempt(choice))] = choice
+        # Now and not when the task's turn comes: requests that come in together would all choose the same replica.
+        self.endpoints.begin(choice.addresses)
+        task = asyncio.create_task(self.attempt(choice))
+        task.add_done_callback(lambda _: self.endpoints.end(choice.addresses))
+        self.going[task] = choice
 
     async def outcome(self) -> Outcome:
         """Of the first that is answered, or fails for good, or else of the last."""
