@@ -8,7 +8,7 @@ PEERS := build/peers
 UV := $(shell command -v uv 2>/dev/null || echo build/uv/bin/uv)
 export OMP_NUM_THREADS ?= 1
 # Two tests at a time: more than that would wait for each other on two cores. tests/conftest.py makes the groups.
-SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 # Real processes and clocks on a machine that is used for other things, too: what failed is done once more, and listed as RERUN.
 ONCE_MORE := --reruns 1 -rfER
 

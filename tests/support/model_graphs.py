@@ -355,7 +355,7 @@ class Padded(nn.Module):
 
 
 class Slow(nn.Module):
-    """Takes a minute for its first real call, and says in which process."""
+    """Takes an hour for a real call, and says that it has begun."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -364,7 +364,7 @@ class Slow(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if type(x) is torch.Tensor and x.device.type != "meta":
             Path(os.environ["SLOW_TEST_FOLDER"], f"running-{os.getpid()}").touch()
-            time.sleep(60)
+            time.sleep(3600)
         return self.layers[2](torch.tanh(self.layers[1](torch.tanh(self.layers[0](x)))))
 
 
