@@ -301,6 +301,21 @@ async def test_a_plan_that_never_gets_ready_is_rolled_back_with_the_reason(world
     assert world.status["setAside"][0]["reason"] == "NotReadyInTime"
 
 
+async def test_stages_that_download_their_weights_are_given_the_time_that_a_thin_line_takes(world: World) -> None:
+    model = pipeline_body()["spec"]["model"]
+    model["weights"]["uri"] = "https://models.example/full.safetensors"
+    world.gateway_admits = False
+    world.apply(model=model)
+    await world.step(40)
+    for _ in range(3):
+        await world.step(seconds=50)
+    assert world.condition("Progressing") == ("True", "Preparing")
+    assert not world.status.get("setAside")
+    await world.step(seconds=600)
+    await world.step()
+    assert world.status["setAside"]
+
+
 async def test_a_failed_measurement_is_told_in_the_jobs_own_words_and_tried_again(world: World) -> None:
     world.apply()
     await world.step(settle=False)

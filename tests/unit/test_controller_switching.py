@@ -130,6 +130,16 @@ def test_the_time_of_a_switch_runs_from_the_decision_to_the_acknowledgement() ->
     assert known.last_switch_seconds == 13.5
 
 
+def test_pods_that_download_weights_are_waited_for_as_long_as_nothing_is_wrong_with_them() -> None:
+    control = begin(
+        SERVES, NEW, reason="InitialPlan", spec_generation=3, now=200, prepare_seconds=120, drain_seconds=90,
+        observed=observed(), load_seconds=500,
+    ).control  # fmt: skip
+    assert go_on(control, observed(), 700).control.pending is not None
+    assert go_on(control, observed(troubles={"edge-new": "CrashLoopBackOff"}), 321).control.pending is None
+    assert go_on(control, observed(), 821).control.pending is None
+
+
 def test_more_replicas_of_the_same_pods_count_once_the_gateway_has_them() -> None:
     more = serving(3, name="old", edge=4)
     step = begin(

@@ -68,7 +68,8 @@ class Weights(Model):
 
 class CalibrationInputs(Model):
     """Real inputs of the model, on which a job of the operator measures accuracy loss and leak, where limits on these
-    are set: for the cuts and codecs that a plan could use, once for each model. They are read on trusted tiers only."""
+    are set: for the cuts and codecs that a plan could use, once for each model. They are read on trusted tiers only.
+    What ``volumes`` or the image hold is on all tiers: keep them on a claim that nothing else names."""
 
     uri: Annotated[str, *_LOCAL_URI]
     """A ``.safetensors`` or ``.npz`` file with a tensor ``[samples, ...]`` for each input, and ``labels`` (the right

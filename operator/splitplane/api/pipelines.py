@@ -242,6 +242,7 @@ class Sites(Model):
 
 
 _STAGES = "self.partitioning.fixed.stages"
+_INPUTS = "self.model.calibration.uri"
 _AT_SITES = "!has(self.sites) || self.tiers.all(t, t.name != self.gateway.tier ||"
 
 
@@ -268,6 +269,15 @@ class InferencePipelineSpec(Model):
             "!has(self.model.calibration) || self.tiers.exists(t, t.trusted)",
             "model.calibration needs a tier with trusted: true, to be read there; mark one, or remove it",
             field=".tiers",
+        ),
+        rule(
+            f"!has(self.model.calibration) || !{_INPUTS}.startsWith('pvc://') || self.tiers.all(t, t.trusted)"
+            f" || !self.model.weights.uri.startsWith('pvc://' + {_INPUTS}.split('/')[2] + '/')"
+            " && (!has(self.model.volumes) || self.model.volumes.all(v, !has(v.persistentVolumeClaim)"
+            f" || v.persistentVolumeClaim.claimName != {_INPUTS}.split('/')[2]))",
+            "must be on a claim of its own: that of the weights, or one in model.volumes, is mounted on tiers that are"
+            " not trusted, too",
+            field=".model.calibration.uri",
         ),
         rule(
             f"!has(self.partitioning.fixed) || {_STAGES}.all(s, self.tiers.exists(t, t.name == s.tier))",

@@ -31,6 +31,7 @@ from splitplane.controller.pods import (
     model_environment,
     model_pod,
     model_pod_safety,
+    most_seconds,
     owner,
     placement,
     pod_safety,
@@ -274,7 +275,7 @@ def profile_objects(
     """ConfigMap for the result, rights to write it and nothing else, and the Job that measures on the tier."""
     more = {TIER_LABEL: tier.name, DEVICE_CLASS_LABEL: tier.device_class, PROFILE_LABEL: profile}
     template = profile_template(pipeline, tier, settings)
-    seconds = settings.profile_deadline
+    seconds = most_seconds(pipeline.spec.model, settings)
     return _job_objects(pipeline, template, "profile", more, name=name, attempt=attempt, seconds=seconds)
 
 
@@ -287,7 +288,7 @@ def calibration_objects(
     variable = {"name": "SPLITPLANE_CALIBRATION", "value": json.dumps(request.to_dict(), sort_keys=True)}
     template["spec"]["containers"][0]["env"].append(variable)
     more = {TIER_LABEL: tier.name, PROFILE_LABEL: profile}
-    seconds = settings.profile_deadline + math.ceil(request.seconds)
+    seconds = most_seconds(pipeline.spec.model, settings) + math.ceil(request.seconds)
     return _job_objects(pipeline, template, "calibration", more, name=name, attempt=attempt, seconds=seconds)
 
 

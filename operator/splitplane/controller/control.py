@@ -82,6 +82,8 @@ class Pending:
     spec_generation: int
     started: float
     deadline: float
+    loaded_by: float = 0.0
+    """Until when pods that nothing is wrong with may go on loading weights, where that is after the deadline."""
 
 
 @dataclass(frozen=True, slots=True)

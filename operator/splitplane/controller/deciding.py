@@ -12,6 +12,7 @@ from splitplane.controller import statuses
 from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.budgets import Budgets
 from splitplane.controller.control import Serving
+from splitplane.controller.pods import is_downloaded
 from splitplane.controller.pools import Pools
 from splitplane.controller.realising import realise
 from splitplane.controller.rounds import Memory, Round
@@ -30,6 +31,9 @@ _log = logging.getLogger(__name__)
 # How long the first plan waits for a new gateway to measure the links.
 _LINK_PATIENCE_SECONDS = 30.0
 _RETRY_FIRST_PLAN_SECONDS = 3.0
+# Bytes per second of weights that a pod needs before it can be ready, of the thinnest line and slowest volume that are
+# waited for.
+_SLOWEST_DOWNLOAD, _SLOWEST_VOLUME = 1e6, 20e6
 # A change of a route's highest rate, or of where it is the best, that is worth a new generation.
 _NUMBER_CHANGE = 0.1
 # Of a load above what the plan bears, a further rise that is planned for at once.
@@ -144,9 +148,10 @@ class Deciding:
             decision.target, decision.routes, decision.steps, pipeline=pipeline, fingerprint=model[1].fingerprint,
             model=name, inputs=decision.inputs, settings=self._settings, sharing=sharing,
         )  # fmt: skip
-        self._head_for(this, target, decision)
+        slowest = _SLOWEST_DOWNLOAD if is_downloaded(pipeline.spec.model) else _SLOWEST_VOLUME
+        self._head_for(this, target, decision, load_seconds=sum(model[1].weight_bytes) / slowest)
 
-    def _head_for(self, this: Round, target: Serving, decision: Decision) -> None:
+    def _head_for(self, this: Round, target: Serving, decision: Decision, *, load_seconds: float) -> None:
         """Begin a switch to ``target``, unless it is what serves, or is being prepared, already."""
         control = this.control
         active = control.active
@@ -170,6 +175,7 @@ class Deciding:
             control, target, reason=decision.reason, spec_generation=this.pipeline.metadata.generation,
             now=this.now, observed=this.observed,
             prepare_seconds=self._settings.prepare_deadline, drain_seconds=self._settings.drain_deadline,
+            load_seconds=load_seconds,
         )  # fmt: skip
         this.control = step.control
         this.publish = this.publish or step.publish

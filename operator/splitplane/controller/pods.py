@@ -29,6 +29,8 @@ TLS_PATH = "/var/run/splitplane/tls"
 _TLS_VOLUME = "splitplane-tls"
 _CLIENTS_PATH = "/var/run/splitplane/client"
 
+_DOWNLOAD_SECONDS = 3 * 3600
+"""What a job may take to download weights; one that gets no further ends by itself (``model.caching``)."""
 _STARTUP_SECONDS = 600
 """How long a server may take until its event loop answers; loading a model comes after that, without a bound here."""
 _STUCK_SECONDS, _STUCK_LOOKS = 120, 6
@@ -131,6 +133,11 @@ def weights_variables(model: ModelSpec, tier: TierSpec) -> dict[str, str]:
     if model.weights.secret_ref is not None:
         found["SPLITPLANE_WEIGHTS_CREDENTIALS"] = _SECRET_PATH
     return found
+
+
+def most_seconds(model: ModelSpec, settings: Settings) -> int:
+    """After which a job that measures a model is stopped. A download that gets on is not held against it."""
+    return settings.profile_deadline + (_DOWNLOAD_SECONDS if is_downloaded(model) else 0)
 
 
 def is_downloaded(model: ModelSpec) -> bool:

@@ -49,12 +49,17 @@ class Step:
 
 def begin(
     control: Control, target: Serving, *, reason: str, spec_generation: int, now: float, prepare_seconds: float,
-    drain_seconds: float, observed: Observed,
+    drain_seconds: float, observed: Observed, load_seconds: float = 0.0,
 ) -> Step:  # fmt: skip
-    """Head for ``target``: at once when all it needs is ready, else by preparing it beside what serves."""
+    """Head for ``target``: at once when all it needs is ready, else by preparing it beside what serves.
+
+    Pods that nothing is wrong with get ``load_seconds`` beyond ``prepare_seconds``.
+    """
+    deadline = now + prepare_seconds
     pending = Pending(
-        serving=target, reason=reason, spec_generation=spec_generation, started=now, deadline=now + prepare_seconds
-    )
+        serving=target, reason=reason, spec_generation=spec_generation, started=now, deadline=deadline,
+        loaded_by=deadline + load_seconds,
+    )  # fmt: skip
     control = replace(control, pending=pending)
     return advance(control, observed, now=now, drain_seconds=drain_seconds)
 
@@ -68,7 +73,7 @@ def advance(control: Control, observed: Observed, *, now: float, drain_seconds: 
         if is_ready(pending.serving, observed, required(control, observed)):
             control = _take_over(control, observed, now=now, drain_seconds=drain_seconds)
             publish = True
-        elif now >= pending.deadline:
+        elif now >= (pending.deadline if _is_troubled(pending, observed) else max(pending.deadline, pending.loaded_by)):
             control, note = _roll_back(control, observed, now=now)
             notes.append(note)
     if not publish:
@@ -80,6 +85,10 @@ def advance(control: Control, observed: Observed, *, now: float, drain_seconds: 
 def is_ready(serving: Serving, observed: Observed, needed: Mapping[str, int]) -> bool:
     """Whether the gateway has admitted as many replicas of each stage as are ``needed``."""
     return all(observed.ready.get(stage.name, 0) >= needed[stage.name] for stage in serving.stages)
+
+
+def _is_troubled(pending: Pending, observed: Observed) -> bool:
+    return any(stage.name in observed.troubles for stage in pending.serving.stages)
 
 
 def abandon(control: Control) -> Control:
@@ -180,7 +189,7 @@ def _roll_back(control: Control, observed: Observed, *, now: float) -> tuple[Con
     )
     aside = control.set_aside[-1]
     message = (
-        f"plan {pending.serving.plan} was not ready within {pending.deadline - pending.started:.0f} s and is set"
+        f"plan {pending.serving.plan} was not ready within {now - pending.started:.0f} s and is set"
         f" aside for {aside.until - now:.0f} s: {why}"
     )
     return replace(control, pending=None), Note("Warning", "SwitchRolledBack", message)

@@ -62,6 +62,14 @@ def _fixed_two_edges() -> Object:
     return resource
 
 
+def _calibrated() -> Object:
+    """Real inputs, with the claim ``splitplane-models`` for the weights and the claim ``data`` in a volume."""
+    resource = _pitch_tracker()
+    resource["spec"]["model"]["calibration"] = {"uri": "pvc://inputs/x", "sha256": "a" * 64}
+    resource["spec"]["model"]["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})
+    return resource
+
+
 def _two_mounts() -> Object:
     resource = _pitch_tracker()
     resource["spec"]["model"]["volumeMounts"].append({"name": "code", "mountPath": "/models/more"})
@@ -205,6 +213,8 @@ TWINS = [
     Twins(_pitch_tracker, "spec/model/env/0/name", "1A", "A1A", "not a digit first"),
     Twins(_pitch_tracker, "spec/model/env/0/name", "SPLITPLANE_TIER", "SPLITPLANETIER", "set by the operator"),
     Twins(_pitch_tracker, "spec/model/env/0/name", "TMPDIR", "TMPDIRS", "set by the operator"),
+    Twins(_calibrated, "spec/model/calibration/uri", "pvc://splitplane-models/x", "pvc://splitplane-model/x", "claim of its own", "spec.model.calibration.uri"),
+    Twins(_calibrated, "spec/model/calibration/uri", "pvc://data/x", "pvc://dat/x", "claim of its own", "spec.model.calibration.uri"),
     Twins(_pitch_tracker, "spec/model/volumeMounts/0/name", "cod", "code", "one of spec.model.volumes", "spec.model.volumeMounts"),
     Twins(_pitch_tracker, "spec/model/volumeMounts/0/mountPath", "code", "/code", "must be an absolute path"),
     Twins(_pitch_tracker, "spec/model/volumeMounts/0/mountPath", "/tmp", "/tmp2", "choose another path"),
