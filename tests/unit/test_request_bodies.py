@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from splitplane import freed_memory
-from splitplane.runtime import grpc_receiving, memory, oip_grpc, oip_pb2, oip_rest, rest_serving
+from splitplane.runtime import bodies, grpc_receiving, memory, oip_grpc, oip_pb2, oip_rest, rest_serving
 from splitplane.runtime.bodies import Bodies
 from splitplane.runtime.budgets import MAX_POD_MESSAGE_BYTES, MOST_BYTES, Budget, budget_bytes
 from splitplane.runtime.grpc_receiving import Receiving
@@ -416,6 +417,25 @@ async def test_who_has_the_time_may_wait_longer_for_room_and_only_some_of_one_pe
     assert not patient.done()
     budget.settle(6400, 0, "elsewhere")
     await patient
+
+
+async def test_a_body_is_unpacked_in_small_pieces_and_no_further_than_it_may_come(monkeypatch):
+    """So that it holds up no other request: 64 kB of it may be 64 MB."""
+    packer = zlib.compressobj(wbits=31)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(300)) + packer.flush()
+    sizes, add = [], bodies._add
+
+    async def watched(data: bytes, body: bodies.Body) -> None:
+        sizes.append(len(data))
+        await add(data, body)
+
+    monkeypatch.setattr(bodies, "_add", watched)
+    async with serving(Bodies(Budget(512 << 20))) as address, aiohttp.ClientSession() as session:
+        url = "http://{}:{}".format(*address)
+        async with session.post(url + PATH, data=bomb, headers={"Content-Encoding": "gzip"}) as answer:
+            assert answer.status == 413
+    assert max(sizes) <= 1 << 20
+    assert sum(sizes) < 66 << 20
 
 
 async def test_a_body_that_waits_for_room_in_vain_is_refused_and_not_said_to_be_late():

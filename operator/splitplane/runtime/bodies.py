@@ -16,6 +16,7 @@ from splitplane.runtime.budgets import IDLE_SECONDS, MAX_MESSAGE_BYTES, TOTAL_SE
 from splitplane.runtime.inference import Failure, InferenceError, invalid
 from splitplane.runtime.json_sizes import footprint, too_large
 from splitplane.runtime.oip_grpc import OFF_LOOP_BYTES, off_loop_above
+from splitplane.runtime.unpacking import Unpacker, encoding_of
 
 PARSING = "JSON"
 """To whom the budget lends what parsing takes."""
@@ -83,21 +84,33 @@ class Bodies:
                 raise
 
     async def _read(self, request: web.Request, body: Body) -> None:
-        clock = asyncio.get_running_loop().time
+        encoding, clock = encoding_of(request), asyncio.get_running_loop().time
+        unpacker = Unpacker(encoding) if encoding else None
         end = clock() + self._total_seconds
         try:
             async with asyncio.timeout(self._idle_seconds) as patience:
                 while chunk := await request.content.readany():
                     patience.reschedule(None)  # the budget has a patience of its own
-                    await body.held.grow(len(body.data) + len(chunk))
-                    body.data += chunk
-                    if len(body.data) > MAX_MESSAGE_BYTES:
-                        raise web.HTTPRequestEntityTooLarge(max_size=MAX_MESSAGE_BYTES, actual_size=len(body.data))
+                    if unpacker is None:
+                        await _add(chunk, body)
+                    else:
+                        unpacker.feed(chunk)
+                        while piece := await unpacker.piece():
+                            await _add(piece, body)
                     patience.reschedule(min(clock() + self._idle_seconds, end))
         except TimeoutError:
             raise web.HTTPRequestTimeout from None
         except web.RequestPayloadError:
-            raise invalid("the body is not compressed as its Content-Encoding says") from None
+            raise invalid("the body does not come as its head says") from None
+        if unpacker is not None:
+            unpacker.end()
+
+
+async def _add(data: bytes, body: Body) -> None:
+    await body.held.grow(len(body.data) + len(data))
+    body.data += data
+    if len(body.data) > MAX_MESSAGE_BYTES:
+        raise web.HTTPRequestEntityTooLarge(max_size=MAX_MESSAGE_BYTES, actual_size=len(body.data))
 
 
 @contextlib.asynccontextmanager

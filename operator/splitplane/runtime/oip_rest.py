@@ -29,11 +29,13 @@ from splitplane.runtime.inference import (
     invalid,
 )
 from splitplane.runtime.oip_grpc import EXTENSIONS, SERVER_NAME, VERSION, off_loop_above
-from splitplane.runtime.rest_errors import ACCEPTED, ENCODINGS, NOT_TAKEN
 from splitplane.runtime.tensors import size_of
+from splitplane.runtime.unpacking import ENCODINGS, encoding_of
 from splitplane.runtime.vitals import Condition
 
 FAULTS = Faults(logging.getLogger(__name__))
+ACCEPTED: dict[str, str] = {hdrs.ACCEPT_ENCODING: ", ".join(ENCODINGS)}
+NOT_TAKEN = f"this Content-Encoding is not taken; send the body as it is, or in one of {', '.join(ENCODINGS)}"
 HEADER_SIZE = "Inference-Header-Content-Length"
 TIMEOUT = "Grpc-Timeout"
 """A request's time, as gRPC's own header has it and gateways from REST to gRPC take it."""
@@ -210,8 +212,7 @@ def _named(request: web.Request) -> tuple[str, str]:
 
 
 def _require_known_encoding(request: web.Request) -> None:
-    """aiohttp passes over those that it does not know, and hands the body on as it came."""
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() not in ("identity", "", *ENCODINGS):
+    if encoding_of(request) not in ("", *ENCODINGS):
         raise web.HTTPUnsupportedMediaType(headers=ACCEPTED)
 
 

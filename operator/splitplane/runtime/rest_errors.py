@@ -10,14 +10,10 @@ from http import HTTPStatus
 from typing import Any
 
 from aiohttp import hdrs, web
-from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
+from aiohttp.http_exceptions import HttpProcessingError
 
 from splitplane.runtime.faults import Faults
 
-ENCODINGS = ("gzip", "deflate")
-"""Of bodies of requests: those that aiohttp can unpack whatever else is installed."""
-ACCEPTED: dict[str, str] = {hdrs.ACCEPT_ENCODING: ", ".join(ENCODINGS)}
-NOT_TAKEN = f"this Content-Encoding is not taken; send the body as it is, or in one of {', '.join(ENCODINGS)}"
 LOG_SECONDS = 60.0
 """Of a kind of malformed requests, one line for so long."""
 
@@ -68,14 +64,11 @@ class Connection(web.RequestHandler):
         self._tell(exc, request.remote)
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun already")
-        headers: dict[str, str] = {}
-        if isinstance(exc, ContentEncodingError) and not any(name in exc.message for name in ENCODINGS):
-            status, text, headers = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, NOT_TAKEN, ACCEPTED
-        elif isinstance(exc, _CLIENTS_OWN):
+        if isinstance(exc, _CLIENTS_OWN):
             text = f"this is no HTTP request that can be read: {type(exc).__name__}"
         else:
             text = f"{type(exc).__name__}; the server's log says more" if exc else HTTPStatus(status).phrase
-        response = web.json_response({"error": text}, status=status, headers=headers)
+        response = web.json_response({"error": text}, status=status)
         response.force_close()
         return response
 

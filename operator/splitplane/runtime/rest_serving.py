@@ -118,7 +118,7 @@ class _Site(web.TCPSite):
         loop, manager = asyncio.get_running_loop(), self._runner.server
         assert manager is not None  # the runner is set up
         self._server = await loop.create_server(
-            lambda: Connection(manager, loop=loop, access_log=None),  # type: ignore[arg-type]
+            lambda: Connection(manager, loop=loop, access_log=None, auto_decompress=False),  # type: ignore[arg-type]
             self._host, self._port, ssl=self._ssl_context, backlog=self._backlog,
         )  # fmt: skip
 
