@@ -459,7 +459,7 @@ def with_input(**changes: Any) -> dict[str, Any]:
         (with_input(parameters=[]), "input 'b': 'parameters' must be an object"),
         (
             with_input(parameters={"binary_data_size": 16}),
-            "binary_data_size is 16, but 0 bytes of binary data are left",
+            "input 'b' has both 'data' and the parameter binary_data_size",
         ),
         ({"inputs": INPUTS, "outputs": [{"name": "product"}]}, "output 'product' does not exist"),
         ({"inputs": INPUTS, "outputs": [{}]}, "an output has no 'name'"),
@@ -537,6 +537,41 @@ async def test_a_wrong_binary_body_is_refused_with_what_is_wrong(server, body, s
     status, answer = await post(server, data, **headers)
     assert status == 400
     assert says in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "declared", "body", "shape"),
+    [
+        ("FP32", (-1, 2), bytes(24), (3, 2)),
+        ("BF16", (-1, 2, -1), bytes(24), (1, 2, 6)),
+        ("UINT8", (2, 3), bytes(6), (2, 3)),
+        ("BYTES", (-1, 1), b"text", (1, 1)),
+    ],
+)
+def test_a_body_without_a_header_is_the_models_one_input(datatype, declared, body, shape):
+    """And asks for binary outputs."""
+    spec = TensorMetadata("x", datatype, declared)
+    request, binary_outputs = oip_json.read_request(
+        body, header_size=0, model_name="m", model_version="", declared=(spec,)
+    )
+    (tensor,) = request.inputs
+    assert (tensor.name, tensor.datatype, tensor.shape) == ("x", datatype, shape)
+    assert "y" in binary_outputs
+
+
+@pytest.mark.parametrize(
+    ("declared", "size", "says"),
+    [
+        (((-1, 2), (-1, 2)), 16, "and this one does not have one"),
+        (((-1, 2),), 15, "do not tell the shape"),
+        (((2, 2),), 32, "but FP32 of shape"),
+        (((-1, -1, -1),), 16, "do not tell the shape"),
+    ],
+)
+def test_a_body_without_a_header_that_tells_no_shape_is_refused(declared, size, says):
+    specs = tuple(TensorMetadata(f"x{number}", "FP32", shape) for number, shape in enumerate(declared))
+    with pytest.raises(InferenceError, match=says):
+        oip_json.read_request(bytes(size), header_size=0, model_name="m", model_version="", declared=specs)
 
 
 def asked(module: Any, ask: str) -> dict[str, Any]:

@@ -216,6 +216,10 @@ def _answering(handler: Handler) -> Handler:
             refusal = grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the server's log says more", ()
             error.__traceback__ = error.__context__ = None
         # Outside, where the error that ends the call has no other as its context.
-        return await context.abort(*refusal)
+        try:
+            return await context.abort(*refusal)
+        except grpc.aio.InternalError:
+            # Its client has hung up meanwhile: gRPC would log that with a traceback, as often as clients like.
+            raise asyncio.CancelledError from None
 
     return handle

@@ -1,7 +1,8 @@
 """Inference bodies of the Open Inference Protocol (REST) to and from ``inference`` values.
 
 The binary tensor extension is included: a body is then a JSON header of ``Inference-Header-Content-Length`` bytes, and
-after it the contents of every tensor that has the parameter ``binary_data_size``, in the order of the header.
+after it the contents of every tensor that has the parameter ``binary_data_size``, in the order of the header. With a
+header of 0 bytes the body is the contents of the model's one input, and the outputs are binary.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from splitplane.domain.codecs import DATATYPE_BYTES
 from splitplane.runtime.inference import (
     InferRequest,
     InferResponse,
@@ -76,6 +78,10 @@ def read_request(
     received = time.perf_counter()
     if header_size is not None and not 0 <= header_size <= len(body):
         raise invalid(f"Inference-Header-Content-Length is {header_size}, but the body has {len(body)} bytes")
+    if header_size == 0:
+        tensors = (_whole(body, declared),)
+        raw = InferRequest(model_name, tensors, model_version, deadline=deadline, received=received)
+        return raw, BinaryOutputs(default=True, named={})
     header = read_object(body if header_size is None else body[:header_size])
     rest = memoryview(body).toreadonly()[len(body) if header_size is None else header_size :]
     inputs: list[Tensor] = []
@@ -173,6 +179,8 @@ def _read_input(
     size = parameters.get(BINARY_SIZE)
     if size is None:
         return _from_json(name, datatype, tuple(shape), entry, _without_transport(parameters)), rest
+    if "data" in entry:
+        raise invalid(f"input '{name}' has both 'data' and the parameter {BINARY_SIZE}; send one of them")
     if type(size) is not int or not 0 <= size <= len(rest):
         raise invalid(f"input '{name}': {BINARY_SIZE} is {size}, but {len(rest)} bytes of binary data are left")
     if declared:
@@ -180,6 +188,27 @@ def _read_input(
     tensor = Tensor(name, datatype, tuple(shape), rest[:size], _without_transport(parameters))
     check_size(tensor)
     return tensor, rest[size:]
+
+
+def _whole(body: bytes | bytearray, declared: Sequence[TensorMetadata]) -> Tensor:
+    """A body that is the model's one input and nothing else; its shape follows from how long it is.
+
+    Raises :class:`InferenceError` where it does not: of the batch and another size that are open, the batch is 1.
+    """
+    if len(declared) != 1:
+        raise invalid("a body without a header is the one input of a model, and this one does not have one")
+    (spec,) = declared
+    data = memoryview(body).toreadonly()
+    shape = (1, *spec.shape[1:]) if spec.shape.count(-1) > 1 else spec.shape
+    fixed = math.prod(size for size in shape if size != -1)
+    if spec.datatype == BYTES and fixed == 1:
+        return from_elements(spec.name, (bytes(data),), (1,) * len(shape))
+    width = fixed * DATATYPE_BYTES.get(spec.datatype, 0)
+    if shape.count(-1) > 1 or not width or len(data) % width:
+        raise invalid(f"{len(data)} bytes without a header do not tell the shape of input '{spec.name}'")
+    tensor = Tensor(spec.name, spec.datatype, tuple(len(data) // width if n == -1 else n for n in shape), data)
+    check_size(tensor)
+    return tensor
 
 
 def _from_json(
