@@ -9,7 +9,11 @@ import aiohttp
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
+from splitplane import x509_certificates
 from splitplane.adapters.kinds import ROUTE_TABLE
 from splitplane.controller.authority import Pair, issue, new_authority
 from splitplane.domain.peers import GATEWAY, STAGE, peer_name
@@ -168,6 +172,23 @@ async def test_pods_of_other_pipelines_other_authorities_or_none_are_refused(pod
     channels = Channels(identity=identity(folders[GATEWAY], pipeline="other"))
     with pytest.raises(InferenceError):
         await call(channels, (address,), request(hop))
+    await channels.close()
+
+
+async def test_a_common_name_is_nobodys_name(pods, authority, tmp_path):
+    """Issuers that look at DNS names may sign any."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, peer_name(GATEWAY, PIPELINE, "default"))])
+    issuer, key = x509.load_pem_x509_certificate(authority.certificate), x509_certificates.new_key()
+    made = x509_certificates.leaf(
+        subject, key, issuer=issuer.subject, signer=x509_certificates.load_key(authority.key), now=NOW,
+        lifetime=dt.timedelta(hours=1),
+    )  # fmt: skip
+    pem = made.public_bytes(Encoding.PEM)
+    renew(tmp_path, {"tls.crt": pem, "tls.key": x509_certificates.key_pem(key), "ca.crt": authority.certificate})
+    channels = Channels(identity=identity(tmp_path))
+    await answered(channels, pods[0].address)
+    with pytest.raises(InferenceError, match="names nobody"):
+        await call(channels, (pods[0].address,), request(Hop("small-edge", "edge", 0, 3, (pods[0].address,))))
     await channels.close()
 
 

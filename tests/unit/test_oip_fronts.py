@@ -506,6 +506,14 @@ async def test_a_model_that_is_not_served_is_unknown_also_while_nothing_is_ready
         tritonclient.grpc.InferenceServerClient(server.grpc_address).is_model_ready("none")
 
 
+def test_a_name_of_any_length_is_refused_as_what_it_is(server):
+    """gRPC has no room for it in the error's text."""
+    with pytest.raises(tritonclient.utils.InferenceServerException) as caught:
+        tritonclient.grpc.InferenceServerClient(server.grpc_address).is_model_ready("ü" * 9000)
+    assert caught.value.status() == "StatusCode.NOT_FOUND"
+    assert "is not served here" in caught.value.message()
+
+
 def binary(size: int, *, extra: bytes = b"", header_size: Callable[[int], str] = str) -> tuple[bytes, dict[str, str]]:
     entry = {"name": "b", "datatype": "INT64", "shape": [1, 2], "parameters": {"binary_data_size": size}}
     header = json.dumps({"inputs": [INPUTS[0], entry]}).encode()

@@ -44,6 +44,8 @@ class Failure(Enum):
         return 503 if self is Failure.RESOURCE_EXHAUSTED else self.value
 
 
+MOST_CHARACTERS = 500
+"""Of an error's text, which may quote a name: beyond 8 kB, encoded, gRPC tells its client of an overload instead."""
 RETRY_SECONDS = 1.0
 """When to come again after what passes, where nothing better is known."""
 
@@ -61,6 +63,8 @@ class InferenceError(Exception):
         origin: str = "",
         lost: tuple[str, ...] = (),
     ) -> None:
+        if len(message) > MOST_CHARACTERS:
+            message = f"{message[: MOST_CHARACTERS - 203]}...{message[-200:]}"
         super().__init__(message)
         self.failure = failure
         self.message = message
@@ -119,7 +123,8 @@ class InferRequest:
     """``outputs`` names what the client wants back (empty: everything). ``deadline`` is on ``time.monotonic``'s
     clock, ``None`` without one; ``received`` is when the whole request had arrived, on ``time.perf_counter``'s.
     ``client`` is the address that it came from, without a port; ``forwarded`` what proxies say of where they had it
-    from (``X-Forwarded-For``, which anybody can write); ``identity`` the names that its certificate shows."""
+    from (``X-Forwarded-For``, which anybody can write); ``identity`` the names that its certificate shows, of
+    any kind, and ``dns_names`` those by which pods are known to each other: over gRPC."""
 
     model_name: str
     inputs: tuple[Tensor, ...]
@@ -132,6 +137,7 @@ class InferRequest:
     client: str = ""
     forwarded: str = ""
     identity: tuple[str, ...] = ()
+    dns_names: tuple[str, ...] = ()
 
     def remaining_seconds(self) -> float | None:
         """Seconds until the deadline (negative once it has passed); ``None`` without one."""

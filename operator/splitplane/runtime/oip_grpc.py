@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
@@ -114,6 +115,7 @@ def _service(model: Model, receiving: Receiving, condition: Condition) -> grpc.G
             parts.size,
             lambda: oip_wire.read_request(parts, deadline=deadline, client=client, forwarded=forwarded, identity=names),
         )
+        request = replace(request, dns_names=_dns_names(context)) if names else request
         check(model, request.model_name, request.model_version, request.outputs)
         await message.held.grow(size_of(request.inputs))
         return fitting(oip_wire.write_response(answer(request, await model.infer(request))), "the answer")
@@ -162,6 +164,11 @@ def _service(model: Model, receiving: Receiving, condition: Condition) -> grpc.G
         "ModelInfer": grpc.stream_unary_rpc_method_handler(_answering(traced_infer)),
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _dns_names(context: Context) -> tuple[str, ...]:
+    """Those of the caller's certificate, by which an issuer knows it: where it has none, gRPC takes its common name."""
+    return tuple(name.decode() for name in context.auth_context().get("peer_dns", ()))
 
 
 def fitting(data: bytes, what: str) -> bytes:

@@ -158,11 +158,11 @@ class StageModel:
         if self._identity is None:
             return
         wanted = self._identity.name(GATEWAY if own.first == 0 else STAGE)
-        if wanted not in request.identity:
+        if wanted not in request.dns_names:
             raise InferenceError(
                 Failure.PERMISSION_DENIED,
                 f"cut {own.first} is taken from {wanted} only; the caller's certificate names "
-                f"{', '.join(request.identity) or 'nobody'}",
+                f"{', '.join(request.dns_names) or 'nobody'}",
             )
 
     def _check(self, partition: Runnable, own: Hop, request: InferRequest) -> None:
