@@ -141,6 +141,18 @@ def test_an_input_of_another_form_is_told_what_to_write(text: str) -> None:
     assert "frames:FP32:-1,1024" in told
 
 
+def test_an_input_that_is_given_twice_is_refused() -> None:
+    told = run("inspect", SKIPS.factory, "--input", "x:FP32:-1,64", "--input", "x:FP32:-1,64", code=2)
+    assert "inputxisgivenmorethanonce" in unwrapped(told)
+
+
+def test_help_keeps_what_stands_in_brackets() -> None:
+    told = unwrapped(run("profile", "--help"))
+    assert "Needssplitplane[plot]." in told
+    assert "[default:(416)]" in told
+    assert "Needssplitplane[runtime]." in unwrapped(run("--help"))
+
+
 def test_a_factory_that_is_not_there_is_named() -> None:
     assert "nowhere" in run("inspect", "nowhere:build", "--input", "x:FP32:-1,4", code=2)
 

@@ -206,6 +206,9 @@ def test_missing_misshapen_and_unreadable_weights_are_named(source: ModelSource,
     save_file({**state, "conv2.bias": torch.zeros(3)}, path)
     with pytest.raises(WeightsError, match=r"conv2\.bias is torch\.float32 \[3\] in the file; the factory makes it"):
         load_partition(other, 0, None)
+    save_file({**state, "conv2.bias": state["conv2.bias"].half()}, path)
+    with pytest.raises(WeightsError, match=r"float32 \[[0-9]*\]: save the file anew with torch\.float32 tensors"):
+        load_partition(other, 0, None)
     path.write_bytes(b"no safetensors")
     with pytest.raises(WeightsError, match="not a safetensors file"):
         load_partition(other, 0, None)

@@ -61,7 +61,7 @@ def accuracy(
     sha256: Sha256 = None,
     path: Folder = None,
     metric: Annotated[
-        str, typer.Option(help="As spec.model.calibration.metric: top1, top5, r2 or cosine. [default: what fits]")
+        str, typer.Option(help="As spec.model.calibration.metric: top1, top5, r2 or cosine.", show_default="what fits")
     ] = "",
     samples: Annotated[
         int, typer.Option(min=1, help="Use at most so many calibration inputs, drawn at random.")

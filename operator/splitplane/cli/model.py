@@ -19,7 +19,7 @@ from splitplane.cli.profiles import MeasureProgress, own_weights, plotting, prof
 from splitplane.domain.profiles import BASE_CODECS
 from splitplane.domain.profiles_io import to_dict
 
-app = typer.Typer(no_args_is_help=True, help="Look at a model as Splitplane sees it. Needs splitplane[runtime].")
+app = typer.Typer(no_args_is_help=True, help="Look at a model as Splitplane sees it. Needs splitplane\\[runtime].")
 
 
 @app.command()
@@ -167,12 +167,12 @@ def profile(
     ] = None,
     sha256: Sha256 = None,
     path: Folder = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes beside 1. [default: 4 16]")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Compute threads. [default: all cores]")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes beside 1.", show_default="4 16")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Compute threads.", show_default="all cores")] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="Time for measuring, once the model is loaded.")] = 30.0,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw time, bytes and leak along the depth. Needs splitplane[plot].", dir_okay=False),
+        typer.Option(help="Draw time, bytes and leak along the depth. Needs splitplane\\[plot].", dir_okay=False),
     ] = None,
     calibration: Annotated[
         Path | None,

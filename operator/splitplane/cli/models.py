@@ -40,6 +40,9 @@ def source_of(
     Raises ``typer.BadParameter`` that says what to write instead, or what to install.
     """
     specs = tuple(_input(text) for text in inputs)
+    names = [spec.name for spec in specs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise typer.BadParameter(f"input {', '.join(twice)} is given more than once")
     try:
         from splitplane.model import ModelError, ModelSource
         from splitplane.model.remote import SCHEMES

@@ -67,8 +67,18 @@ def check_fits(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:
     if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
         raise WeightsError(
             f"weight {name} is {tensor.dtype} {list(tensor.shape)} in the file; the factory "
-            f"makes it {expected.dtype} {list(expected.shape)}"
+            f"makes it {expected.dtype} {list(expected.shape)}{_ways_out(tensor, expected)}"
         )
+
+
+def _ways_out(tensor: torch.Tensor, expected: torch.Tensor) -> str:
+    """What to do where only the precision differs, as it does of many files that are published."""
+    if tensor.shape != expected.shape or not (tensor.is_floating_point() and expected.is_floating_point()):
+        return ""
+    return (
+        f": save the file anew with {expected.dtype} tensors and give that one's sha256, or let the factory return the "
+        f"model in the file's precision (module.to({tensor.dtype}))"
+    )
 
 
 def run_whole(source: ModelSource, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
