@@ -446,7 +446,9 @@ def with_input(**changes: Any) -> dict[str, Any]:
         ({"inputs": [{**INPUTS[0], "data": [10**400, 2]}, INPUTS[1]]}, "input 'a': a value lies outside FP32"),
         ({"inputs": [{**INPUTS[0], "data": [10**20, None]}, INPUTS[1]]}, "'data' holds values that are not FP32"),
         (b"[" * 100_000, "the request is not JSON"),
-        (with_input(shape="1,2"), "input 'b': 'shape' must be a list of sizes, not '1,2'"),
+        (with_input(shape="1,2"), "input 'b': 'shape' must be a list of sizes from 0"),
+        (with_input(shape=[(1 << 63) - 1] * 1000), "input 'b': its shape takes 9223372036854775808 elements or more"),
+        (with_input(shape=[1 << 63]), "input 'b': 'shape' must be a list of sizes from 0"),
         (with_input(shape=[1, 3]), "input 'b' has 2 values; shape [1, 3] takes 3"),
         (with_input(shape=[2, 1]), "input 'b' has shape [2, 1]; expected [-1, 2] (-1 is any size)"),
         (with_input(data=[[1], [2, 3]]), "input 'b': 'data' is ragged"),
@@ -545,6 +547,15 @@ async def test_a_wrong_binary_body_is_refused_with_what_is_wrong(server, body, s
     status, answer = await post(server, data, **headers)
     assert status == 400
     assert says in answer["error"]
+
+
+@pytest.mark.parametrize("sizes", [[(1 << 63) - 1] * 1000, [-(1 << 63)] * 999])
+def test_texts_of_a_shape_beyond_all_numbers_are_refused_over_grpc(server, sizes):
+    message: Any = oip_pb2.ModelInferRequest(model_name="adder")
+    message.inputs.add(name="a", datatype="BYTES", shape=sizes).contents.bytes_contents.append(b"x")
+    with grpc.insecure_channel(server.grpc_address) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(oip_grpc.MODEL_INFER)(message.SerializeToString())
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(

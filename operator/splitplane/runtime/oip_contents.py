@@ -4,7 +4,6 @@ protobuf would read them in one go in which no other thread runs: 0.2 s for 16 M
 loop, on whatever thread that is done. numpy decodes here some thousand numbers at a time.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from splitplane.runtime.protobuf_fields import (
     fields,
     varints,
 )
-from splitplane.runtime.tensors import BYTES, NUMPY_TYPES
+from splitplane.runtime.tensors import BYTES, NUMPY_TYPES, elements_in
 
 _NUMBERS = {field.name: field.number for field in oip_pb2.InferTensorContents.DESCRIPTOR.fields}
 _FORMS: dict[str, tuple[str, int, np.dtype[Any]]] = {
@@ -126,7 +125,7 @@ def _as(values: npt.NDArray[Any], target: np.dtype[Any], what: str) -> npt.NDArr
 
 def _elements(what: str, shape: Sequence[int], contents: Sequence[memoryview]) -> Iterator[bytearray]:
     """In the raw form each has its length before it."""
-    expected, found, count, piece = math.prod(shape), 0, 0, bytearray()
+    expected, found, count, piece = elements_in(what, shape), 0, 0, bytearray()
     for view in contents:
         for number, kind, _, start, end in fields(view):
             count = _counted(count, what)

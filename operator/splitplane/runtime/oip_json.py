@@ -30,9 +30,11 @@ from splitplane.runtime.inference import (
 from splitplane.runtime.tensors import (
     BF16,
     BYTES,
+    MOST_ELEMENTS,
     NUMPY_TYPES,
     check_size,
     declared_as,
+    elements_in,
     from_array,
     from_elements,
     narrowed,
@@ -172,8 +174,8 @@ def _read_input(
     name = _text(entry, "name", "an input")
     datatype = _text(entry, "datatype", f"input '{name}'")
     shape = entry.get("shape")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise invalid(f"input '{name}': 'shape' must be a list of sizes, not {shape!r}")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < MOST_ELEMENTS for size in shape):
+        raise invalid(f"input '{name}': 'shape' must be a list of sizes from 0 to {MOST_ELEMENTS - 1}")
     parameters = _parameters(entry, f"input '{name}'")
     require_served(parameters, f"input '{name}'")
     size = parameters.get(BINARY_SIZE)
@@ -226,8 +228,9 @@ def read_values(name: str, datatype: str, data: Any, shape: tuple[int, ...] | No
     """
     array = _texts(name, data) if datatype == BYTES else _numbers(name, datatype, data)
     shape = array.shape if shape is None else shape
-    if array.size != math.prod(shape):
-        raise invalid(f"input '{name}' has {array.size} values; shape {list(shape)} takes {math.prod(shape)}")
+    expected = elements_in(f"input '{name}'", shape)
+    if array.size != expected:
+        raise invalid(f"input '{name}' has {array.size} values; shape {list(shape)} takes {expected}")
     if datatype == BYTES:
         return from_elements(name, array.flat, shape)
     if datatype == BF16:

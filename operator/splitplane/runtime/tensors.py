@@ -4,7 +4,6 @@ torch is imported only by the functions that return or take its tensors: gateway
 """
 
 import functools
-import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,11 +40,30 @@ BYTES = "BYTES"
 BF16 = "BF16"
 """The upper half of an FP32."""
 
+MOST_ELEMENTS = 1 << 63
+"""What a tensor has less of, and a dimension too: the protocol's sizes are int64."""
+
 DATATYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
 
 
 def nbytes(tensor: Tensor) -> int:
     return len(tensor.data) if not isinstance(tensor.data, memoryview) else tensor.data.nbytes
+
+
+def elements_in(what: str, shape: Sequence[int]) -> int:
+    """How many elements a shape takes.
+
+    Raises :class:`InferenceError` that begins with ``what`` where no number of the protocol can tell: the product of
+    thousands of sizes is a number of as many digits, and takes minutes.
+    """
+    if 0 in shape:
+        return 0
+    count = 1
+    for size in shape:
+        count *= size
+        if abs(count) >= MOST_ELEMENTS:
+            raise invalid(f"{what}: its shape takes {MOST_ELEMENTS} elements or more")
+    return count
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
@@ -65,7 +83,7 @@ def check_size(tensor: Tensor, *, kind: str = "input") -> None:
     if tensor.datatype == BYTES:
         _check_elements(tensor, kind)
         return
-    expected = math.prod(tensor.shape) * DATATYPE_BYTES[tensor.datatype]
+    expected = elements_in(f"{kind} '{tensor.name}'", tensor.shape) * DATATYPE_BYTES[tensor.datatype]
     if nbytes(tensor) != expected:
         raise invalid(
             f"{kind} '{tensor.name}': {nbytes(tensor)} bytes of data, but {tensor.datatype} of shape "
@@ -103,7 +121,7 @@ def _elements(tensor: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _check_elements(tensor: Tensor, kind: str) -> None:
-    expected, count, end = math.prod(tensor.shape), 0, 0
+    expected, count, end = elements_in(f"{kind} '{tensor.name}'", tensor.shape), 0, 0
     for _, stop in _elements(tensor):
         count, end = count + 1, stop
         if count > expected:
