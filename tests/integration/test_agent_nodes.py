@@ -146,13 +146,13 @@ def test_drain_moves_pods_elsewhere(pods: Pods, kubectl: Kubectl, restored: None
             },
         }
     )
-    pods("rollout", "status", "deployment/web", "--timeout=40s")
+    pods("rollout", "status", "deployment/web", "--timeout=120s")
     # The scheduler may learn of a cordon late, and bind a replacement to the node that drain has emptied.
     kubectl("cordon", "cloud-1")
     until("the scheduler knows of the cordon", lambda: not schedulable(pods, "cloud-1"))
     selector = "--pod-selector=app=web"
-    kubectl("drain", "cloud-1", selector, "--ignore-daemonsets", "--timeout=40s")
-    pods("rollout", "status", "deployment/web", "--timeout=40s")
+    kubectl("drain", "cloud-1", selector, "--ignore-daemonsets", "--timeout=120s")
+    pods("rollout", "status", "deployment/web", "--timeout=120s")
     nodes = pods("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.nodeName}").split()
     assert len(nodes) == 2
     assert "cloud-1" not in nodes
@@ -168,7 +168,7 @@ def test_a_killed_agent_takes_its_pods_along_and_its_successor_says_so(pods: Pod
     agent = agent_pid(state_home, "edge-2")
     assert agent is not None
     os.killpg(agent, signal.SIGKILL)
-    until("all processes gone", lambda: not any(map(alive, members)), seconds=10)
+    until("all processes gone", lambda: not any(map(alive, members)), seconds=60)
     until("a new run", lambda: pods.status("again").get("restartCount") == 1 and pods.status("again")["ready"])
     last = pods.status("again")["lastState"]["terminated"]
     assert last["exitCode"] == 137
@@ -206,12 +206,12 @@ def test_a_stopped_node_loses_its_pods_and_serves_again_when_it_returns(
             },
         }
     )
-    pods("rollout", "status", "deployment/web", "--timeout=40s")
+    pods("rollout", "status", "deployment/web", "--timeout=120s")
     [name] = pods("get", "pods", "-o", "jsonpath={.items[*].metadata.name}").split()
     assert pods.get(name)["spec"]["nodeName"] == "cloud-1"
     members = family(pods, name)
     cluster.stop_node("cloud-1")
-    until("all processes gone", lambda: not any(map(alive, members)), seconds=10)
+    until("all processes gone", lambda: not any(map(alive, members)), seconds=60)
     until("the node lost", lambda: ready(kubectl, "cloud-1") == "Unknown")
 
     def replacement() -> bool:
@@ -242,7 +242,7 @@ def test_an_agent_that_is_asked_to_stop_ends_its_pods_in_peace(pods: Pods, state
     agent = agent_pid(state_home, "edge-2")
     assert agent is not None
     os.kill(agent, signal.SIGTERM)
-    until("a farewell", lambda: trace.exists() and trace.read_text() == "bye", seconds=10)
+    until("a farewell", lambda: trace.exists() and trace.read_text() == "bye", seconds=60)
     until("a new run", lambda: pods.status("calm").get("restartCount") == 1 and pods.status("calm")["ready"])
     assert pods.status("calm")["lastState"]["terminated"]["exitCode"] == 0
 

@@ -294,7 +294,7 @@ def test_a_container_that_was_restarted_can_still_be_stopped(pods: Pods) -> None
     whole = pod("twice", container(once, "/work/f", volumeMounts=mount), restartPolicy="Always", volumes=work)
     pods.apply(whole)
     until("the second run", lambda: pods.status("twice").get("restartCount") == 1 and pods.status("twice")["ready"])
-    pods("delete", "pod", "twice", "--timeout=20s")
+    pods("delete", "pod", "twice", "--timeout=120s")
     assert "NodeAgentFault" not in {reason for reason, _ in pods.events("twice")}
 
 
@@ -303,7 +303,7 @@ def test_a_daemon_set_runs_on_every_node(pods: Pods) -> None:
     template = {"metadata": whole["metadata"], "spec": whole["spec"]}
     spec = {"selector": {"matchLabels": {"app": "every"}}, "template": template}
     pods.apply({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "every"}, "spec": spec})
-    pods("rollout", "status", "daemonset/every", "--timeout=40s")
+    pods("rollout", "status", "daemonset/every", "--timeout=120s")
     nodes = pods("get", "pods", "-l", "app=every", "-o", "jsonpath={.items[*].spec.nodeName}").split()
     assert sorted(nodes) == ["cloud-1", "edge-1", "edge-2", "system-1"]
 
@@ -394,8 +394,8 @@ def test_jobs_and_deployments_work(pods: Pods) -> None:
             "spec": {"replicas": 3, "selector": selector, "template": template("many", SLEEP, restartPolicy="Always")},
         },
     )  # fmt: skip
-    pods("wait", "--for=condition=Complete", "job/sum", "--timeout=40s")
-    pods("rollout", "status", "deployment/many", "--timeout=40s")
+    pods("wait", "--for=condition=Complete", "job/sum", "--timeout=120s")
+    pods("rollout", "status", "deployment/many", "--timeout=120s")
     addresses = pods("get", "pods", "-l", "app=many", "-o", "jsonpath={.items[*].status.podIP}").split()
     assert len(set(addresses)) == 3
     assert all(a.startswith("127.") and not a.endswith((".0.0", ".0.1")) for a in addresses)

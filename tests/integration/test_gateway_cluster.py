@@ -82,7 +82,7 @@ def api(start_cluster: Callable[[ClusterConfig | None], Cluster]) -> Cluster:
     cluster = start_cluster(ClusterConfig(nodes=()))
     crds = [argument for file in sorted((ROOT / "crds").glob("*.yaml")) for argument in ("-f", str(file))]
     kubectl_for(cluster.paths.kubeconfig)("apply", "--server-side", *crds)
-    kubectl_for(cluster.paths.kubeconfig)("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    kubectl_for(cluster.paths.kubeconfig)("wait", "--for=condition=Established", "crd", "--all", "--timeout=120s")
     return cluster
 
 

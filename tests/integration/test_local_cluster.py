@@ -50,7 +50,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=120)
 
 
-def until(condition: Callable[[], Any], seconds: float = 40.0, *, pause: float = 0.1) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 120.0, *, pause: float = 0.1) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "did not come true in time"
@@ -222,7 +222,7 @@ def test_an_up_interrupted_while_it_waits_for_a_part_leaves_no_process(
         else:
             until(own.paths.root.exists, pause=0.01)
         up.send_signal(number)
-        output, _ = up.communicate(timeout=60)
+        output, _ = up.communicate(timeout=180)
     assert up.returncode == 130, output
     assert processes(own) == []
     assert not own.running
@@ -267,12 +267,12 @@ def test_claims_get_file_backed_volumes_that_go_with_them(cluster: Cluster, kube
         "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
     }  # fmt: skip
     kubectl("apply", "-f", "-", stdin=claim)
-    kubectl("wait", "-n", namespace, "pvc/data", "--for=jsonpath={.status.phase}=Bound", "--timeout=30s")
+    kubectl("wait", "-n", namespace, "pvc/data", "--for=jsonpath={.status.phase}=Bound", "--timeout=120s")
     volume = kubectl("get", "-n", namespace, "pvc/data", "-o", "jsonpath={.spec.volumeName}")
     folder = Path(kubectl("get", "pv", volume, "-o", "jsonpath={.spec.hostPath.path}"))
     assert folder.is_dir()
     assert folder.parent == cluster.paths.volumes
-    kubectl("delete", "-n", namespace, "pvc/data", "--timeout=30s")
+    kubectl("delete", "-n", namespace, "pvc/data", "--timeout=120s")
     until(lambda: not folder.exists())
     until(lambda: volume not in kubectl("get", "pv", "-o", "name"))
 

@@ -34,7 +34,7 @@ def pod(name: str, *containers: Object, **spec: Any) -> Object:
     }
 
 
-def until(what: str, look: Callable[[], Any], *, seconds: float = 40.0) -> Any:
+def until(what: str, look: Callable[[], Any], *, seconds: float = 120.0) -> Any:
     """The first true value of `look()`; fails the test, saying what was awaited, when there is none in time."""
     deadline = time.monotonic() + seconds
     while True:

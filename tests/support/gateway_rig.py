@@ -69,7 +69,7 @@ class StageProcess:
 
     def wait_ready(self) -> None:
         ready = None
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         with grpc.insecure_channel(self.address) as channel:
             method = channel.unary_unary(
                 "/inference.GRPCInferenceService/ServerReady",
@@ -228,7 +228,7 @@ async def gateway(cluster: Any, state_dir: Path, **more: Any) -> AsyncIterator[G
         yield running
 
 
-async def until(condition: Any, *, seconds: float = 20.0) -> None:
+async def until(condition: Any, *, seconds: float = 60.0) -> None:
     """Wait until a condition holds. The time is a bound for a stuck test, not an expectation."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - there are as many kinds of conditions as tests

@@ -16,7 +16,7 @@ Kubectl = Callable[..., str]
 def kubectl_for(kubeconfig: Path) -> Kubectl:
     program = binaries.ensure("kubectl")
 
-    def run(*arguments: str, stdin: Any = None, check: bool = True, timeout: float = 60) -> str:
+    def run(*arguments: str, stdin: Any = None, check: bool = True, timeout: float = 180) -> str:
         text = stdin if stdin is None or isinstance(stdin, str) else json.dumps(stdin)
         result = subprocess.run(
             [str(program), f"--kubeconfig={kubeconfig}", *arguments],

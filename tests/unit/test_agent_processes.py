@@ -53,7 +53,7 @@ def start(program: str, tmp_path: Path, keep: Callable[[bytes | None], object] =
 
 
 def gone(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not any(map(alive, pids))

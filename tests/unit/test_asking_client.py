@@ -57,7 +57,7 @@ async def nothing() -> np.ndarray:
 
 
 async def enough(found: Asking) -> None:
-    await asyncio.to_thread(cases.wait, lambda: found.answered >= LEAST_ANSWERS, seconds=20, what="answers", every=0.05)
+    await asyncio.to_thread(cases.wait, lambda: found.answered >= LEAST_ANSWERS, seconds=60, what="answers", every=0.05)
 
 
 async def test_a_gateway_that_answers_right_has_no_failure() -> None:

@@ -267,7 +267,7 @@ def test_definitions_stay_where_the_wait_for_what_they_own_has_failed(tmp_path: 
     kubectl.chmod(0o755)
     commands = re.search(r"kubectl delete ipipe.+?kubectl delete crd.+?$", _notes(), re.DOTALL | re.MULTILINE)
     assert commands is not None
-    done = subprocess.run(["/bin/sh", "-c", commands[0]], env={"PATH": str(tmp_path)}, check=False, timeout=20)
+    done = subprocess.run(["/bin/sh", "-c", commands[0]], env={"PATH": str(tmp_path)}, check=False, timeout=120)
     assert done.returncode != 0
     assert log.read_text().split() == ["delete", "wait"]
 

@@ -50,7 +50,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def changes(server: Server, count: int) -> list[tuple[str, str]]:
     found: list[Change] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async for change in follow(server.page, server.stream, what="things"):
             found.append(change)
             if len(found) == count:

@@ -156,8 +156,8 @@ async def test_who_was_lost_waits_for_others_that_were_with_a_part_of_its_time_o
     gate = Gate(contextlib.nullcontext)
     async with gate.passing(60.0):
         began = time.monotonic()
-        async with gate.passing(0.9):
-            assert time.monotonic() - began == pytest.approx(0.3, abs=0.15)
+        async with gate.passing(1.8):
+            assert 0.6 <= time.monotonic() - began < 1.5
 
 
 async def test_what_never_reached_a_process_was_not_lost_there() -> None:
@@ -169,6 +169,8 @@ async def test_what_never_reached_a_process_was_not_lost_there() -> None:
             await call(channels, [stage.address], request)
         assert failure.value.lost == (stage.address,)
         await until(lambda: not stage.is_alive())
+        await channels.close()  # which may have connected once more before its port was closed
+        channels = Channels()
         for _ in range(3):
             with pytest.raises(InferenceError) as failure:
                 await call(channels, [stage.address], request)

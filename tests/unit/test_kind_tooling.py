@@ -177,7 +177,7 @@ def test_a_signal_takes_down_what_a_command_has_begun(
         assert process.stdout
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)
-        said = process.communicate(timeout=30)[0].splitlines()
+        said = process.communicate(timeout=120)[0].splitlines()
 
     assert words in said[0]
     assert said[-1] == "interrupted"
@@ -252,7 +252,7 @@ def test_a_signal_to_ci_alone_reaches_what_it_runs(number: signal.Signals, tmp_p
         assert process.stdout.readline().startswith("== hack/kind-node/install-packages: ")
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=120)
 
     assert "down" in said
     assert process.returncode == 143

@@ -49,12 +49,9 @@ def test_inspect_says_why_and_where_a_model_cannot_be_split(tmp_path: Path) -> N
         "        self.a = nn.Linear(4, 4)\n\n    def forward(self, x):\n        if x.sum() > 0:\n"
         "            return self.a(x)\n        return x\n"
     )
-    arguments = ["model", "inspect", "moody:Moody", "--input", "x:FP32:-1,4", "--path", str(tmp_path)]
-    done = subprocess.run(
-        [Path(sys.executable).with_name("splitplane"), *arguments], capture_output=True, text=True, check=False
-    )
-    assert "x.sum() > 0" in done.stdout + done.stderr
-    assert "moody.py:10" in done.stdout + done.stderr
+    told = unwrapped(run("inspect", "moody:Moody", "--input", "x:FP32:-1,4", "--path", str(tmp_path)))
+    assert "x.sum()>0" in told
+    assert "moody.py:10" in told
 
 
 def test_inspect_says_why_a_model_has_one_segment() -> None:

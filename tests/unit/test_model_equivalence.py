@@ -1,5 +1,6 @@
 """Every cut of every model: both sides, each in a process of its own, give what the whole gives."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,11 @@ import torch
 
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import FactoryError
-from splitplane.model.equivalence import BATCHES, TOLERANCE, compare, every_segment, relative_error
+from splitplane.model.equivalence import BATCHES, TOLERANCE, Way, compare, every_cut, every_segment, relative_error
 from tests.support.model_zoo import HAND_MADE, SMALL, TRAINED, VECTOR, Model
 
 
-@pytest.mark.parametrize("model", [*HAND_MADE, *SMALL, *TRAINED], ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [*SMALL, *TRAINED], ids=lambda model: model.name)
 def test_two_processes_give_what_the_eager_whole_gives_at_every_cut(model: Model, tmp_path: Path) -> None:
     differences = compare(model.source(tmp_path), model.samples(BATCHES))
     wrong = [each for each in differences if not each.error <= TOLERANCE]
@@ -19,10 +20,18 @@ def test_two_processes_give_what_the_eager_whole_gives_at_every_cut(model: Model
     assert len({each.way for each in differences}) > 2
 
 
+def two_and_all(last: int) -> Iterable[Way]:
+    """Both sides of every cut, the whole model as one range, and all segments one after another."""
+    return *every_cut(last), *every_segment(last)
+
+
 @pytest.mark.parametrize("model", HAND_MADE, ids=lambda model: model.name)
-def test_as_many_processes_as_segments_give_what_the_whole_gives(model: Model, tmp_path: Path) -> None:
-    differences = compare(model.source(tmp_path), model.samples(BATCHES), every_segment)
+def test_two_processes_at_every_cut_and_as_many_as_segments_give_what_the_whole_gives(
+    model: Model, tmp_path: Path
+) -> None:
+    differences = compare(model.source(tmp_path), model.samples(BATCHES), two_and_all)
     assert [each for each in differences if not each.error <= TOLERANCE] == []
+    assert len({each.way for each in differences if len(each.way) <= 3}) > 2
     assert any(len(each.way) > 3 for each in differences)
 
 

@@ -251,7 +251,7 @@ def test_a_profile_job_ends_with_one_clear_line_and_a_code_of_its_own(
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert job.returncode == code, job.stderr

@@ -264,7 +264,7 @@ def test_a_program_begins_again_where_a_trace_left_what_nothing_puts_back(argume
             "--input", "x:FP32:-1,4", *options,
         ],
         env={**os.environ, "TMPDIR": str(tmp_path / "temporary")}, capture_output=True, text=True, check=False,
-        timeout=100,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = done.stdout + done.stderr
@@ -279,5 +279,5 @@ def test_a_program_begins_again_once() -> None:
         "from splitplane.afresh import begin_again, may_begin_again, told\n"
         "may_begin_again(); print('began', told()); begin_again('what was found'); print('went on')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout.splitlines() == ["began None", "began what was found", "went on"]
