@@ -154,7 +154,14 @@ def test_a_factory_that_is_not_there_is_named() -> None:
     assert "nowhere" in run("inspect", "nowhere:build", "--input", "x:FP32:-1,4", code=2)
 
 
-@pytest.mark.parametrize(("picture", "message"), [("no/such/x.png", "nofolder"), ("x.foo", "fooisnoformofpicture")])
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ("no/such/x.png", "nofolder"),
+        ("x.foo", "fooisnoformofpicture"),
+        ("x", "nametheformofthepicturebyanending"),
+    ],
+)
 def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured(picture: str, message: str) -> None:
     told = run("profile", "nowhere:build", "--input", "x:FP32:-1,4", "--plot", picture, code=2)
     assert message in unwrapped(told)

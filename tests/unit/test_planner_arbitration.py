@@ -136,6 +136,11 @@ def test_equals_share_and_a_higher_priority_comes_first() -> None:
     assert granted([counted("a", 4), counted("b", 4, priority=1)], 3.0) == [0, 3]
 
 
+def test_without_any_node_nobody_gets_anything() -> None:
+    settled = arbitrate([counted("a", 2)], [], solve)
+    assert (settled.chosen, settled.nodes) == ((2,), ({"edge": ()},))
+
+
 def test_of_two_equal_answers_the_one_that_moves_nothing_is_taken() -> None:
     for holder in (0, 1):
         claims = [counted("a", 3, held=3 if holder == 0 else 1), counted("b", 3, held=3 if holder == 1 else 1)]

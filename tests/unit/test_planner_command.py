@@ -262,10 +262,22 @@ def test_where_no_plan_is_on_the_frontier_it_tells_why(
     assert says in result.stderr
 
 
+def test_where_no_node_is_ready_no_limit_is_blamed(profile: str):
+    away = ("--rate", "3.5", "--without", "edge", "--without", "cloud")
+    assert "leave no plan" not in run("plan", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, *away)
+
+
 def test_numbers_that_json_has_none_for_are_null(profile: str):
     asked = ("frontier", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--rate", "0", "--json")
     plans = json.loads(run(*asked), parse_constant=pytest.fail)
     assert {each["costPerThousandRequests"] for each in plans} == {None}
+
+
+def test_the_frontier_is_printed_as_json_or_drawn(profile: str):
+    asked = ("frontier", "-f", PIPELINE, "--profile", profile, "--bandwidth", FAST, "--json", "--plot", "x.png")
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 2
+    assert "give one of them" in result.stderr
 
 
 def test_the_frontier_is_drawn(profile: str, tmp_path: Path):
@@ -290,6 +302,7 @@ def test_the_frontier_is_drawn(profile: str, tmp_path: Path):
         ("--pay-per-use", "cloud=cheap", "cloud=0.00002/s,40ms"),
         ("--pay-per-use", "cloud=-0.1/s", "from 0"),
         ("--price", "cloud=nan", "finite"),
+        ("--price", "cloud=1e308", "at most 1e+09"),
         ("--rate", "nan", "equal to 1000000000"),
         ("--rate", "1e300", "less than or equal to 1000000000"),
         ("--scv", "nan", "equal to 25"),

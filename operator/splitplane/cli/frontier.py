@@ -10,7 +10,7 @@ import typer
 
 from splitplane.cli.conditions import Conditions
 from splitplane.cli.plans import out, per_thousand, show, told_left_out
-from splitplane.cli.plots import new_figure, save
+from splitplane.cli.plots import check_picture, new_figure, save
 from splitplane.domain.plans import Candidate
 from splitplane.planner import frontier as find
 from splitplane.planner import to_dict, why_none
@@ -23,6 +23,10 @@ def frontier(
     as_json: Annotated[bool, typer.Option("--json", help="Print all plans as JSON.")] = False,
 ) -> None:
     """Show the plans to choose from: every other plan is at most as good in p95, cost, leak and accuracy loss."""
+    if plot is not None:
+        if as_json:
+            raise typer.BadParameter("--json prints, --plot draws: give one of them")
+        check_picture(plot)
     snapshot, policy = conditions.arguments()
     try:
         plans = find(snapshot, policy)

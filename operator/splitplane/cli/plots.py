@@ -8,11 +8,9 @@ import typer
 
 
 def new_figure(*, width: float, height: float) -> Any:
-    """An empty figure, in inches. Raises ``typer.BadParameter`` where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise typer.BadParameter("drawing needs matplotlib: pip install matplotlib") from None
+    """An empty figure, in inches. Needs matplotlib (``check_picture``)."""
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -25,11 +23,16 @@ def save(figure: Any, path: Path) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Raises ``typer.BadParameter`` if no picture can be written there: its folder is missing, or its form unknown."""
-    from matplotlib.backend_bases import FigureCanvasBase
+    """Raises ``typer.BadParameter`` if no picture can be written there: its folder is missing, its form unknown or not
+    named, or matplotlib is not installed."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise typer.BadParameter("drawing needs matplotlib: pip install 'splitplane[plot]'") from None
 
     form = path.suffix.removeprefix(".").lower()
-    if form and form not in FigureCanvasBase.filetypes:
-        raise typer.BadParameter(f"{path}: {form} is no form of picture: {', '.join(FigureCanvasBase.filetypes)}")
+    if form not in FigureCanvasBase.filetypes:
+        wrong = f"{form} is no form of picture" if form else "name the form of the picture by an ending"
+        raise typer.BadParameter(f"{path}: {wrong}: {', '.join(FigureCanvasBase.filetypes)}")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise typer.BadParameter(f"{path}: {path.parent} is no folder that can be written to")

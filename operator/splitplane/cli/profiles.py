@@ -1,20 +1,18 @@
 """How ``splitplane model profile`` shows what it measures: a progress bar, tables, a picture."""
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from splitplane.afresh import temporary_folder
-from splitplane.cli.plots import check_picture, save
+from splitplane.cli.plots import check_picture, new_figure, save
 from splitplane.domain.leaks import spread
 from splitplane.domain.profiles import BASE_CODECS, ZSTD
 from splitplane.domain.profiles_io import ProfileResult
@@ -116,21 +114,14 @@ def plotting(path: Path) -> "Callable[[ProfileResult, LeakReport | None], None]"
 
     Raises ``typer.BadParameter``, before time is spent, where matplotlib is not installed or could not write the file.
     """
-    try:
-        matplotlib: Any = importlib.import_module("matplotlib")
-        matplotlib.use("Agg")
-        pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise typer.BadParameter(f"{error}: pip install 'splitplane[plot]'") from error
-
     check_picture(path)
 
     def draw(result: ProfileResult, leak: "LeakReport | None") -> None:
         profile, device = result.profile, result.device
         cuts = range(len(profile.cuts))
         panels = 2 if leak is None else 3
-        size = max(7, len(cuts) / 4), 3.5 * panels
-        figure, (above, below, *more) = pyplot.subplots(panels, sharex=True, figsize=size, layout="tight")
+        figure = new_figure(width=max(7, len(cuts) / 4), height=3.5 * panels)
+        above, below, *more = figure.subplots(panels, sharex=True)
         above.set_title(f"{result.model} on {device.threads} threads")
         above.plot(cuts, [seconds * 1e3 for seconds in device.prefix_seconds], marker="o", label="batch 1")
         for timing in device.timings:
@@ -148,7 +139,6 @@ def plotting(path: Path) -> "Callable[[ProfileResult, LeakReport | None], None]"
             _draw_leak(more[0], leak, len(cuts))
         figure.axes[-1].set_xticks(list(cuts), [cut.name for cut in profile.cuts], rotation=90, fontsize=7)
         save(figure, path)
-        pyplot.close(figure)
 
     return draw
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from splitplane.cli.conditions import MOST_RATE, Conditions
 from splitplane.cli.plans import out
-from splitplane.cli.plots import new_figure, save
+from splitplane.cli.plots import check_picture, new_figure, save
 from splitplane.domain.measurements import known
 from splitplane.domain.snapshots import Policy, Preference, Snapshot
 from splitplane.planner.arrays import Array
@@ -59,6 +59,8 @@ def simulate(
     plot: Annotated[Path | None, typer.Option(help="Draw the replay over time into a file (PNG, SVG or PDF).")] = None,
 ) -> None:
     """Replay load and links, and tell what each way of planning would have served, at which cost."""
+    if plot is not None:
+        check_picture(plot)
     stated = conditions.read()
     snapshot, policy = stated.snapshot, stated.policy
     bins = max(2, round(hours * 3600.0 / BIN_SECONDS))

@@ -23,6 +23,8 @@ from splitplane.local.config import parse_delay, parse_rate
 M = TypeVar("M", bound=Model)
 
 _UNLIMITED_BYTES_PER_SECOND = 1.25e11
+_HIGHEST_PRICE = 1e9
+"""Far beyond any price, and small enough for sums and products of prices to stay finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def _snapshot(
     stated = {}
     for text in prices:
         tier, _, amount = text.partition("=")
-        stated[tier] = Value(_number(amount, text, "cloud=0.30"))
+        stated[tier] = Value(_price(amount, text, "cloud=0.30"))
     offers = dict(_per_use(text) for text in per_use)
     for name in (*stated, *without, *offers):
         if name not in names:
@@ -184,7 +186,7 @@ def _per_use(text: str) -> tuple[str, PayPerUse]:
     """A tier and what it offers: ``cloud=0.0001``, ``cloud=0.00002/s,40ms``."""
     tier, _, numbers = text.partition("=")
     price, _, delay = numbers.partition(",")
-    amount = _number(price.removesuffix("/s"), text, "cloud=0.0001, or cloud=0.00002/s,40ms")
+    amount = _price(price.removesuffix("/s"), text, "cloud=0.0001, or cloud=0.00002/s,40ms")
     extra = parse_delay(delay or "0")
     if price.endswith("/s"):
         return tier, PayPerUse(price_per_second=amount, extra_seconds=extra)
@@ -201,6 +203,13 @@ def _reach(texts: Sequence[str], cuts: int) -> tuple[float, ...]:
             raise ValueError(f"{text!r} is no cut from 1 to {cuts - 2} with a share below {reach[-1]:g}, such as 3=0.4")
         reach[int(cut) :] = [stay - gone for stay in reach[int(cut) :]]
     return tuple(reach) if texts else ()
+
+
+def _price(text: str, whole: str, example: str) -> float:
+    price = _number(text, whole, example)
+    if price > _HIGHEST_PRICE:
+        raise ValueError(f"{whole!r}: a price is at most {_HIGHEST_PRICE:g}")
+    return price
 
 
 def _number(text: str, whole: str, example: str) -> float:

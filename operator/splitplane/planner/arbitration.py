@@ -108,7 +108,7 @@ def arbitrate(
         answer_of["greedy"] = _Fill(columns, packing).run()
         best = max(answer_of.values(), key=lambda each: each.value)
         stopped = False
-        if best.value < most - 1e-9 and solver is not None:
+        if best.value < most - 1e-9 and solver is not None and rooms:
             packing.free[:] = before
             found = solver(columns, packing, max(_LEAST_SECONDS, deadline - time.monotonic()))
             stopped = found is None or found.stopped

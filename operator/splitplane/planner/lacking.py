@@ -68,7 +68,7 @@ def _forbidden(context: Context) -> list[str]:
     enough = [name for name, without in limits if _any_plan(without)]
     if enough:
         return [f"the limit on {name} leaves no plan" for name in enough]
-    if limits:
+    if limits and context.sites:
         return [f"the limits on {', '.join(name for name, _ in limits)} leave no plan together"]
     return []
 
