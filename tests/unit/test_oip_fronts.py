@@ -464,6 +464,12 @@ def with_input(**changes: Any) -> dict[str, Any]:
             "input 'b' has both 'data' and the parameter binary_data_size",
         ),
         ({"inputs": INPUTS, "outputs": [{"name": "product"}]}, "output 'product' does not exist"),
+        (
+            with_input(data=["x" * 100_000, *["y"] * 100_000]),  # 40 GB, as numpy would have it
+            "input 'b': 'data' holds values that are not INT64",
+        ),
+        (with_input(data=[[1], ["x"]]), "input 'b': 'data' holds values that are not INT64"),
+        ({"inputs": INPUTS, "outputs": [{"name": "sum"}] * 2}, "output 'sum' is asked for twice"),
         ({"inputs": INPUTS, "outputs": [{}]}, "an output has no 'name'"),
         ({"inputs": INPUTS, "parameters": {"n": {}}}, "'parameters' must be an object of numbers"),
     ],

@@ -205,9 +205,13 @@ def select(response: InferResponse, wanted: tuple[str, ...]) -> tuple[Tensor, ..
 
 
 def _require_outputs(model: str, wanted: Iterable[str], known: Collection[str]) -> None:
+    seen: set[str] = set()
     for name in wanted:
         if name not in known:
             raise invalid(f"output '{name}' does not exist; model '{model}' returns {', '.join(known)}")
+        if name in seen:  # an answer could be made as long as a client likes
+            raise invalid(f"output '{name}' is asked for twice")
+        seen.add(name)
 
 
 def deadline_of(parameters: Parameters, transport_deadline: float | None = None) -> float | None:

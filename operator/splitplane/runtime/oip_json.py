@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -252,6 +253,23 @@ def _texts(name: str, data: Any) -> npt.NDArray[Any]:
     return given
 
 
+def _has_text(data: Any) -> bool:
+    """Whether there is one among the values. numpy would give each value as much room as the longest text takes."""
+    level = [data]
+    while level:
+        kinds = set(map(type, level))
+        if str in kinds:
+            return True
+        if list not in kinds:
+            return False
+        level = list(chain.from_iterable(level if kinds == {list} else filter(_is_list, level)))
+    return False
+
+
+def _is_list(value: Any) -> bool:
+    return type(value) is list
+
+
 def _nested(name: str, data: Any, dtype: Any = None) -> npt.NDArray[Any]:
     try:
         return np.array(data, dtype)
@@ -264,6 +282,8 @@ def _numbers(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
     target = NUMPY_TYPES.get("FP32" if datatype == BF16 else datatype)
     if target is None:
         raise invalid(f"input '{name}': datatype '{datatype}' is not supported")
+    if _has_text(data):
+        raise invalid(f"input '{name}': 'data' holds values that are not {datatype}")
     given = _nested(name, data)
     if given.size == 0:
         return np.empty(given.shape, target)
