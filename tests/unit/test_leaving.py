@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc.aio as triton_grpc
+from aiohttp import web
 from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.api.routes import QueueSpec
 from splitplane.controller.children import StageKey, gateway_objects, stage_deployment
+from splitplane.runtime import rest_serving
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.settings import Settings as GatewaySettings
 from splitplane.runtime.oip_grpc import SERVICE
@@ -109,6 +111,23 @@ async def test_no_request_on_an_open_connection_is_lost_while_a_gateway_leaves(
         assert all([await each.ended() for each in (waiting, coming, kept, unused, other)])
         async with asyncio.timeout(10.0):  # and not the time that it may take
             await draining
+
+
+async def test_requests_that_came_in_a_row_are_all_answered_by_a_server_that_leaves() -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        server.leave()
+        return web.Response(text="ok")
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    server = await rest_serving.serve(app, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.address)
+    writer.write(3 * b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    text = (await reader.read()).decode()
+    assert text.count("HTTP/1.1 200") == 3
+    assert text.lower().count("connection: close") == 1
+    writer.close()
+    await server.stop(0)
 
 
 async def test_a_gateway_with_nothing_inside_leaves_at_once(cluster: MemoryCluster, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Server:
         return host, port
 
     def leave(self) -> None:
-        """Serve on, but each answer closes its connection, so that clients find themselves another server."""
+        """Serve on, but the last answer due on a connection closes it, so that clients find themselves another."""
         self._leaving = True
 
     async def stop(self, grace_seconds: float) -> None:
@@ -97,7 +97,7 @@ class Server:
         self._busy.add(request.protocol)
         try:
             response = await handler(request)
-            if self._leaving:
+            if self._leaving and not _has_next(request.protocol):
                 response.force_close()
             # aiohttp would do this just after, and then finds it done; here it is known when it is.
             with contextlib.suppress(ConnectionError):
@@ -132,6 +132,11 @@ async def serve(app: web.Application, host: str, port: int, *, tls: ssl.SSLConte
         await server.stop(0)
         raise
     return server
+
+
+def _has_next(connection: RequestHandler) -> bool:
+    """Whether a request has come that waits for the present one's answer: clients may send several in a row."""
+    return bool(connection._messages)
 
 
 def _has_more(transport: asyncio.BaseTransport) -> bool:
