@@ -323,6 +323,12 @@ FIXED = replace(
 )
 
 
+def test_where_no_plan_bears_the_load_no_small_gain_counts_as_noise_may_be_all_of_it():
+    policy = replace(POLICY, min_gain=0.05)
+    assert gates.least_gain(policy, overloaded=False) == 0.05
+    assert gates.least_gain(policy, overloaded=True) == gates.DEAD_BAND
+
+
 def test_fixed_mode_keeps_the_split_and_plans_replicas():
     decision = plan(replace(SNAPSHOT, arrival_rate=Value(10.0)), FIXED, 0.0)
     assert shape(decision.target.plan) == "edge:0-3|cloud:3-6 fp16 x6+1"

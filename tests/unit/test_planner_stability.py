@@ -131,6 +131,14 @@ def test_noise_at_its_worst_alternates_no_plans_that_just_bear_the_load(load: fl
         assert_settled(changes(snapshot, policy, ticks=60, every=60.0, noise=Extremes(seed)))
 
 
+def test_noise_alternates_no_plans_whose_waits_have_no_end_by_turns() -> None:
+    """Both are busy all the time, and keep a wide limit on p95 whenever the noise lets them."""
+    snapshot, policy = random_case(32)
+    snapshot = replace(snapshot, arrival_rate=Value(11.886))
+    policy = replace(policy, prefer=Preference.COST, max_p95_seconds=100.0)
+    assert_settled(changes(snapshot, policy, ticks=40, every=60.0, noise=random.Random(0)))
+
+
 def test_a_load_that_is_not_borne_is_mended_at_once_where_another_plan_bears_it_for_sure_or_waits_have_no_end():
     for rate, ceiling in ((3.7, 0.7), (5.1, 0.97)):
         busy = replace(at(rate, 50.0, 1.0), active=serving(edge_only(2), since=0.0))

@@ -7,14 +7,15 @@ import pytest
 
 from splitplane.domain.measurements import Value, known
 from splitplane.domain.plans import Plan, Stage
-from splitplane.domain.snapshots import Preference, Snapshot
+from splitplane.domain.snapshots import FixedPlan, Mode, Preference, Snapshot
 from splitplane.planner import Kept
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess
-from splitplane.simulation.clairvoyant import cheapest_cost
+from splitplane.planner.gates import deployments
+from splitplane.simulation.clairvoyant import Schedules, cheapest_cost
 from splitplane.simulation.replaying import AS_MANY, Ground, Scenario, best_static, compare, constant, replay
 from splitplane.simulation.serving import course, piled_up
-from splitplane.simulation.strategies import Choice, Strategy, dads, neurosurgeon, planner
+from splitplane.simulation.strategies import STRATEGIES, Choice, Strategy, dads, neurosurgeon, planner
 from splitplane.simulation.traces import Trace, arrivals, bandwidths
 from tests.support.planner_cases import (
     CREPE_FP32_BYTES,
@@ -220,6 +221,32 @@ def test_published_cuts_that_no_replicas_serve_in_time_are_sized_for_the_load():
     assert assess(build_context(at(3.5, 10.0), slow), choice.plan).violations == ("p95",)
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_plan_that_the_user_dictates_binds_the_planner_alone(name: str):
+    fixed = replace(CHEAP, mode=Mode.FIXED, fixed=FixedPlan((("edge", 0, 3), ("cloud", 3, 6)), ("fp16",)))
+    snapshot = at(3.5, 20.0)
+    dictated, free = (STRATEGIES[name](snapshot, policy, 0.0, Kept(snapshot.profile)) for policy in (fixed, CHEAP))
+    assert dictated is not None
+    assert (dictated == free) is (name != "splitplane")
+
+
+def test_who_knows_the_traces_chooses_among_all_plans_and_pays_for_switches():
+    """Against a programme over all pairs of plans, which holds each for a minute."""
+    load, link = arrivals("bursty", 8.0, seed=1, bins=120), bandwidths("wandering", 2.5e6, seed=2, bins=120)
+    ground = Ground(Scenario(POISSON, replace(CHEAP, max_p95_seconds=0.3), load, link))
+    found = ground.possible
+    assert found is not None
+    assert {edge_only(3).routing, split(2).routing} <= {plan.routing for plan in found.plans}
+    pods = [deployments(plan) for plan in found.plans]
+    moves = np.array([[old != new for new in pods] for old in pods]) * 0.25
+    price = 0.001
+    value = found.cost[0] + price * found.late[0]
+    for cost, late in zip(found.cost[1:], found.late[1:], strict=True):
+        value = (value[:, None] + moves * cost).min(axis=0) + cost + price * late
+    spent, late = Schedules(ground, found).cheapest(price)
+    assert spent + price * late == pytest.approx(value.min())
+
+
 def test_the_best_plan_that_never_changes_is_the_cheapest_that_serves_as_many_of_all_that_there_are():
     steady = Trace(np.repeat([2.0, 4.0], 20)), Trace(np.full(40, 2.5e6))
     ground = Ground(Scenario(POISSON, replace(CHEAP, max_cost_per_hour=None), *steady))
@@ -263,6 +290,11 @@ def test_under_a_constant_load_nobody_can_do_better_than_one_plan():
     ground = Ground(scenario)
     alone = replay(ground, {"splitplane": planner})["splitplane"]
     assert cheapest_cost(ground, [], alone.within) == pytest.approx(alone.cost_per_hour, rel=1e-3)
+
+
+def test_what_is_turned_away_costs_nothing():
+    theirs = course(build_context(POISSON, CHEAP), split(2), np.array([60.0, 1e6]), over(6e6, 6e6))
+    assert theirs.cost[1] == pytest.approx(theirs.cost[0])
 
 
 def test_a_plan_over_a_link_that_is_gone_serves_nobody():

@@ -73,7 +73,8 @@ class Settlement:
 
     ``granted`` is how many replicas each may have by tier: those of its offer, and what has room beside all others' of
     what runs, of its first wish, and of what was granted before: its own gates take or leave these.
-    ``gap`` is how much more all might be worth at most, relative to what they are worth now: at most this much is lost.
+    ``gap`` is how much more all might be worth at most, relative to what they are worth now: at most this much is lost,
+    the claims of each priority taking what those of higher ones left, wherever these stand.
     ``answers`` tells of each priority who answered.
     """
 

@@ -67,7 +67,8 @@ class Edges:
             case "cost":
                 return one.cost_per_hour <= two.cost_per_hour * (1.0 - _CLEARLY)
             case "p95":
-                return one.p95_seconds <= two.p95_seconds * (1.0 - _CLEARLY)
+                # Near the ceiling 5 % of a load are any share of a wait, or make it endless.
+                return self.keeps(plan, "utilization") and one.p95_seconds <= two.p95_seconds * (1.0 - _CLEARLY)
             case _:
                 return one.max_rate_per_second * (1.0 - _CLEARLY) >= two.max_rate_per_second
 

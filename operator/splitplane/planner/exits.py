@@ -39,7 +39,7 @@ class Seen:
         return square + link
 
     def where(self, mask: Bools | Ints) -> "Seen":
-        share, scv = (each if isinstance(each, float) else each[mask] for each in (self.share, self.scv))
+        share, scv = (each[mask] if isinstance(each, np.ndarray) else each for each in (self.share, self.scv))
         return Seen(share, self.service[mask], scv, None if self.together is None else self.together.where(mask))
 
 

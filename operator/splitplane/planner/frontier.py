@@ -63,7 +63,7 @@ def frontier_of_lines(context: Context, rate: float, without: Collection[Plan] =
 def contenders(context: Context, rate: float, aim: Aim, without: Collection[Plan] = ()) -> Frontier:
     """What of the frontier is in the running for an aim, or where that is quicker all plans that carry the load: the
     best plan of either is the frontier's."""
-    every = None if without else _every_plan(context)
+    every = None if without else every_plan(context, most=_FEW)
     if every is None:
         return in_the_running(context, rate, aim, without)
     key = weighed_key(context, rate)
@@ -88,10 +88,10 @@ def in_the_running(context: Context, rate: float, aim: Aim, without: Collection[
     return found
 
 
-def _every_plan(context: Context) -> Every | None:
-    """Every plan that the hard limits allow, whatever the load; ``None`` if they may be more than a few. These don't
-    depend on rates, prices and how fast links are, and are kept."""
-    if _most_plans(context) > _FEW:
+def every_plan(context: Context, *, most: int) -> Every | None:
+    """Every plan that the hard limits allow, whatever the load; ``None`` if they may be more than ``most``. These
+    don't depend on rates, prices and how fast links are, and are kept."""
+    if _most_plans(context) > most:
         return None
     usable = frozenset(pair for pair, wire in context.wires.items() if not wire.remembered)
     key = ("every plan", usable, limits(context))

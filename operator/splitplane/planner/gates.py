@@ -73,8 +73,10 @@ def _moved(context: Context, load: float, slower: float, latency: float) -> Cont
     return context.changed(moved)
 
 
-def too_little_gain(policy: Policy, gain: float) -> bool:
-    return gain < policy.min_gain
+def least_gain(policy: Policy, *, overloaded: bool) -> float:
+    """What a change must gain that nothing forces. Where neither plan bears the load the gain is in the rate that they
+    bear, and of two stages that wander by 5 % each bears as much more by turns: no less than the dead band counts."""
+    return max(policy.min_gain, DEAD_BAND) if overloaded else policy.min_gain
 
 
 def cooling_down(policy: Policy, active: Active, now: float) -> bool:

@@ -192,8 +192,10 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
         return hold("Advisory", f"mode Advisory; recommended is {describe(best)}", "advisory", by)
     smaller = gates.is_scale_down(active.plan, target.plan)
     if not forced:
-        if not smaller and gates.too_little_gain(policy, by):
-            why = f"{describe(target)} gains {by:.0%}, less than {policy.min_gain:.0%}"
+        overloaded = "utilization" in current.violations and "utilization" in target.violations
+        least = gates.least_gain(policy, overloaded=overloaded)
+        if not smaller and by < least:
+            why = f"{describe(target)} gains {by:.0%}, less than {least:.0%}"
             return hold("HeldByGain", why, "gain", by)
         if gates.cooling_down(policy, active, now):
             why = f"cooling down after the last switch; then {describe(target)}"
@@ -252,6 +254,6 @@ def _keeping_replicas(context: Context, current: Candidate, target: Candidate, *
 
 def _why_not_smaller(policy: Policy, best: Candidate, low_since: float | None, now: float) -> str:
     if low_since is None:
-        return f"{describe(best)} would not bear {gates.DEAD_BAND:.0%} more"
+        return f"{describe(best)} would break a limit at {gates.DEAD_BAND:.0%} more load"
     window = policy.scale_down_window_seconds
     return f"demand low for {now - low_since:.0f} s of {window:.0f} s; then {describe(best)}"

@@ -10,7 +10,15 @@ from splitplane.planner.bars import CHEAPEST, Aim
 from splitplane.planner.choice import pick, pick_cheapest
 from splitplane.planner.context import Context, ContradictionError, crossings
 from splitplane.planner.evaluation import assess, violations
-from splitplane.planner.frontier import Frontier, contenders, frontier_of_layouts, frontier_of_lines, together, unbeaten
+from splitplane.planner.frontier import (
+    Frontier,
+    contenders,
+    every_plan,
+    frontier_of_layouts,
+    frontier_of_lines,
+    together,
+    unbeaten,
+)
 from splitplane.planner.layouts import Layout, with_replicas
 from splitplane.planner.likely import with_likely_residency
 from splitplane.planner.overload import highest_rate_of_layouts, highest_rate_of_lines
@@ -46,6 +54,18 @@ def current_frontier(context: Context, without: tuple[Plan, ...] = (), *, rate: 
     rate = context.rate if rate is None else rate
     found = [_frontier_of(each, _own(each, without), rate) for each in context.variants]
     return found[0] if len(found) == 1 else unbeaten(together(found))
+
+
+def all_plans(context: Context, *, most: int) -> tuple[Plan, ...] | None:
+    """Every plan that the hard limits allow, whatever the load and whatever the user dictates, of all variants;
+    ``None`` if they may be more than ``most`` of one."""
+    found: list[Plan] = []
+    for each in context.variants:
+        every = every_plan(each, most=most)
+        if every is None:
+            return None
+        found += (layout.plan(context, row) for layout in every.layouts for row in range(len(layout)))
+    return tuple(found)
 
 
 def _frontier_of(context: Context, without: tuple[Plan, ...], rate: float) -> Frontier:

@@ -117,7 +117,7 @@ class Passage:
 
     def where(self, mask: Bools) -> "Passage":
         links = tuple(link[mask] for link in self.links)
-        shares = tuple(share if isinstance(share, float) else share[mask] for share in self.shares)
+        shares = tuple(share[mask] if isinstance(share, np.ndarray) else share for share in self.shares)
         return Passage(links, shares, self.delay, self.spend[mask], self.leak[mask], self.loss[mask])
 
     def beside(self, common: "Passage") -> "Passage":
@@ -250,7 +250,7 @@ def _side_with_use(
 
 
 def _column(values: Array | float) -> Array | float:
-    return values if isinstance(values, float) else values[:, None]
+    return values[:, None] if isinstance(values, np.ndarray) else values
 
 
 def _borne(context: Context, passage: Passage, service: Array) -> Array:

@@ -1,5 +1,6 @@
 """One pipeline through traces of load and link, under several strategies side by side."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from splitplane.planner import Kept, choose
 from splitplane.planner.arrays import Array
 from splitplane.planner.context import IDLE_RATE, Direction, build_context
 from splitplane.planner.gates import moves_pods
+from splitplane.planner.selecting import all_plans
 from splitplane.simulation.serving import BUSIEST, Course, course, piled_up
 from splitplane.simulation.strategies import STRATEGIES, Strategy, cloud_only
 from splitplane.simulation.traces import Trace
@@ -28,8 +30,13 @@ _LEAP = 1.2
 AS_MANY = 0.0005
 """Shares of requests within the limit that differ by less count as equal."""
 
+_MOST_PLANS = 5000
+"""So many plans are weighed at most by whoever knows the traces."""
+
 _LOADS, _LINKS = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0), (0.01, 0.05, 0.25, 0.5)
-"""Quantiles of the traces for which a plan may be made that never changes."""
+"""Quantiles of the traces for which a plan may be made that never changes, where there are more."""
+
+_MOST_BINS = 2
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,16 @@ class Ground:
         # A direction that nobody states is as the other one.
         scales = {(target, source): scale for (source, target), scale in scenario.scales.items()} | scenario.scales
         self.links = {ends: scales[ends] * bandwidths for ends in self.context.wires if ends in scales}
+        self.every = min(_MOST_BINS, scenario.every)
+        """Bins from one choice to the next of who knows the traces: no more than a minute, as strategies may also
+        move when the load leaps."""
         self._courses: dict[Plan, Course] = {}
+
+    @cached_property
+    def possible(self) -> "Outcomes | None":
+        """Every plan that may be held, whatever the load; ``None`` where these are too many."""
+        every = all_plans(self.context, most=_MOST_PLANS)
+        return None if every is None else Outcomes.of(self, every)
 
     def course(self, plan: Plan) -> Course:
         if plan not in self._courses:
@@ -127,6 +143,41 @@ class Ground:
         """Whether more arrives in a bin than the plan bears at the utilisation ceiling."""
         most = self.course(plan).most[place] / BUSIEST * self.scenario.policy.max_utilization
         return bool(self.rates[place] > most)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What plans give: by step (``Ground.every`` bins) and plan the money and the requests that are late while none
+    waits from before; by plan the cost per hour, and the share of requests ``within`` the limit, piles aside."""
+
+    plans: tuple[Plan, ...]
+    cost: Array
+    late: Array
+    per_hour: Array
+    within: Array
+
+    @classmethod
+    def of(cls, ground: Ground, plans: Sequence[Plan]) -> "Outcomes":
+        starts = np.arange(0, ground.scenario.bins, ground.every)
+        requests = ground.rates * ground.width
+        cost, late = (np.zeros((len(starts), len(plans))) for _ in range(2))
+        per_hour, within = (np.zeros(len(plans)) for _ in range(2))
+        for column, plan in enumerate(plans):
+            theirs = course(ground.context, plan, ground.rates, ground.links)
+            borne = np.where(ground.rates <= theirs.most, theirs.within, 0.0)
+            cost[:, column] = np.add.reduceat(theirs.cost, starts) * ground.width / 3600.0
+            late[:, column] = np.add.reduceat(requests * (1.0 - borne), starts)
+            per_hour[column], within[column] = theirs.cost.mean(), np.average(theirs.within, weights=ground.rates)
+        return cls(tuple(plans), cost, late, per_hour, within)
+
+    def joined(self, other: "Outcomes") -> "Outcomes":
+        return Outcomes(
+            self.plans + other.plans,
+            *(
+                np.concatenate([getattr(self, name), getattr(other, name)], axis=-1)
+                for name in ("cost", "late", "per_hour", "within")
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,20 +248,37 @@ def best_static(ground: Ground, held: Iterable[Plan], served: Metrics) -> Metric
     """What someone would take who knew the traces, and had to stay with one plan that shows nothing it must not.
 
     That is the cheapest that serves as many requests in time as ``served`` does, or where none does, as any does (to
-    within ``AS_MANY``): among ``held``, and the plans that the planner would choose for loads up to the highest and
-    links down to nearly the slowest of the traces. ``None`` where each of them shows something.
+    within ``AS_MANY``): among all plans, or where these are too many (``Ground.possible``) among ``held``, and those
+    that the planner would choose for loads up to the highest and links down to nearly the slowest of the traces.
+    ``None`` where each of them shows something.
     """
+    outcomes = ground.possible or Outcomes.of(ground, _some(ground, held))
+    order = np.lexsort((-outcomes.within, outcomes.per_hour)).tolist()
+
+    def cheapest(enough: float) -> Metrics | None:
+        # No pile makes a plan serve more, nor cost less.
+        able = (outcomes.plans[place] for place in order if outcomes.within[place] >= enough)
+        return next((found for plan in able if (found := constant(ground, plan)).within >= enough), None)
+
+    found = cheapest(served.within - AS_MANY)
+    if found is not None:
+        return found
+    most = -math.inf
+    for place in np.argsort(-outcomes.within, kind="stable").tolist():
+        if outcomes.within[place] <= most:
+            break
+        most = max(most, constant(ground, outcomes.plans[place]).within)
+    return cheapest(most - AS_MANY)
+
+
+def _some(ground: Ground, held: Iterable[Plan]) -> list[Plan]:
     scenario, plans = ground.scenario, dict.fromkeys(held)
     for rate in np.quantile(ground.rates, _LOADS):
         for bandwidth in np.quantile(scenario.bandwidths.values[: scenario.bins], _LINKS):
             target = choose(scenario.under(rate, bandwidth), scenario.policy, 0.0, kept=ground.kept).target
             if target is not None:
                 plans[target.plan] = None
-    able = [metrics for plan in plans if not (metrics := constant(ground, plan)).leaks]
-    if not able:
-        return None
-    enough = min(served.within, max(each.within for each in able)) - AS_MANY
-    return min((each for each in able if each.within >= enough), key=lambda each: (each.cost_per_hour, -each.within))
+    return [plan for plan in plans if not ground.course(plan).leaks]
 
 
 def switched(held: Sequence[Plan | None]) -> Iterator[tuple[int, bool]]:

@@ -22,6 +22,10 @@ from splitplane.planner.queueing import Response
 
 _NORMAL = NormalDist()
 _MEDIAN, _HIGH, _HIGHEST = 0.0, _NORMAL.inv_cdf(0.95), _NORMAL.inv_cdf(0.99)
+_DEVIATIONS = np.linspace(-8.5, 8.5, 4001)
+_SHARES = np.array([_NORMAL.cdf(each) for each in _DEVIATIONS.tolist()])
+"""The normal distribution at these, so near one another that values between are right to 5e-7."""
+
 BUSIEST = 0.98
 
 MOST_WAITING = 256.0
@@ -58,13 +62,15 @@ def course(context: Context, plan: Plan, rates: Array, links: Mapping[Direction,
     table = evaluate(context, rows, rate=rates, bandwidths=links)
     most = table.response.capacity * BUSIEST
     limit = math.inf if context.policy.max_p95_seconds is None else context.policy.max_p95_seconds
-    shares, p95 = _shares(limit, table.response), table.response.p95
+    shares, p95, cost = _shares(limit, table.response), table.response.p95, table.cost
     over = np.flatnonzero(rates > most)
     if len(over):
         slower = {pair: rate[over] for pair, rate in links.items()}
         alone = evaluate(context, rows.where(over), rate=IDLE_RATE, bandwidths=slower).response
         shares[over], p95[over] = _shares(limit, alone), alone.p95
-    return Course(shares, p95, most, table.cost, leaks)
+        # What is turned away leaves no tier, and costs nothing.
+        cost[over] = evaluate(context, rows.where(over), rate=most[over], bandwidths=slower).cost
+    return Course(shares, p95, most, cost, leaks)
 
 
 def _shares(limit: float, response: Response) -> Array:
@@ -97,5 +103,5 @@ def within(limit: float, p50: Array, p95: Array, p99: Array) -> Array:
     start, steep = np.where(low, _MEDIAN, _HIGH), np.where(low, _HIGH - _MEDIAN, _HIGHEST - _HIGH)
     base, top = np.where(low, p50, p95), np.where(low, p95, p99)
     above = start + steep / np.log(top / base) * np.log(limit / base)
-    shares[able] = [_NORMAL.cdf(each) for each in above.tolist()]
+    shares[able] = np.interp(above, _DEVIATIONS, _SHARES)
     return shares
