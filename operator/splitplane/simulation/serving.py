@@ -55,9 +55,9 @@ def course(context: Context, plan: Plan, rates: Array, links: Mapping[Direction,
     unusable = "spec" in broken or any(stage.tier not in context.sites for stage in plan.stages)
     if unusable or any(pair not in context.wires for pair in crossings(plan, context.gateway)):
         running = [stage for stage in plan.stages if stage.tier in context.sites]
-        cost = sum(stage.replicas * context.weight(context.sites[stage.tier]) for stage in running)
+        paid = sum(stage.replicas * context.weight(context.sites[stage.tier]) for stage in running)
         nothing = np.zeros(len(rates))
-        return Course(nothing, nothing + np.inf, nothing, nothing + cost, leaks)
+        return Course(nothing, nothing + np.inf, nothing, nothing + paid, leaks)
     rows = held_by_nodes(context, layout_of(context, plan)).where(np.zeros(len(rates), dtype=np.int64))
     table = evaluate(context, rows, rate=rates, bandwidths=links)
     most = table.response.capacity * BUSIEST
