@@ -238,6 +238,14 @@ def relabelled(calibration: Calibration, labels: torch.Tensor) -> Calibration:
     return Calibration(calibration.inputs, labels)
 
 
+def test_labels_of_unsigned_numbers_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "unsigned.npz"
+    np.savez(path, image=np.zeros((2, 1, 12, 12), np.float32), labels=np.array([1, 2], np.uint64))
+    labels = read_calibration(path, blobs.INPUTS).labels
+    assert labels is not None
+    assert (labels.dtype, labels.tolist()) == (torch.int64, [1, 2])
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int16])
 def test_samples_without_a_label_prove_nothing(
     dtype: torch.dtype, partition: Partition, calibration: Calibration
@@ -258,6 +266,7 @@ def test_samples_without_a_label_prove_nothing(
         (torch.full((SAMPLES,), -100), "all labels are -100"),
         (torch.full((SAMPLES,), -1), "there are labels of -1: classes count from 0"),
         (torch.tensor([0, -7] * (SAMPLES // 2)), "there are labels of -7"),
+        (torch.ones(SAMPLES, 4), "all labels are the same number"),
     ],
 )
 def test_labels_by_which_nothing_could_be_lost_are_refused(
@@ -339,6 +348,7 @@ def test_samples_cross_apart_as_requests_of_one_do(partition: Partition, calibra
         ({"picture": np.zeros((3, 1, 12, 12), np.float32)}, "lacks the input image; it holds picture"),
         ({"image": np.zeros((3, 12, 12), np.float32)}, r"image is \[3, 12, 12\], not \[-1, 1, 12, 12\]"),
         ({"image": np.zeros((3, 1, 12, 12)), "labels": np.zeros(2, np.int64)}, "the same number of samples"),
+        ({"image": np.zeros((2, 1, 12, 12)), "labels": np.array([1.0, np.nan])}, "labels hold NaN"),
         ({"image": np.array([{}], dtype=object)}, "cannot read calibration inputs"),
     ],
 )

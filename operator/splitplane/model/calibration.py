@@ -133,8 +133,17 @@ def _read(
         samples = max(1, min(samples, most_bytes // (4 * sum(math.prod(each.shape[1:]) for each in wanted))))
     return Calibration(
         {spec.name: held[spec.name].read(samples).to(torch_datatype(spec.datatype)) for spec in specs},
-        None if labels is None else labels.read(samples),
+        None if labels is None else _labels(path, labels.read(samples)),
     )
+
+
+def _labels(path: Path, values: torch.Tensor) -> torch.Tensor:
+    """Right answers, classes as signed integers: of unsigned ones torch compares only bytes."""
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        raise CalibrationError(
+            f"{path}: {LABELS} hold NaN or infinities, which no answer is near: leave such samples out"
+        )
+    return values if values.is_floating_point() or values.is_complex() else values.long()
 
 
 class Runs(Protocol):

@@ -156,8 +156,10 @@ def labelled(metric: Metric, labels: torch.Tensor) -> torch.Tensor:
     """``[samples]``: which of them have a label that counts.
 
     Raises :class:`CalibrationError` where none has, and where labels name no class, by which nothing would ever be
-    right, so that nothing could be lost.
+    right, so that nothing could be lost, or do not vary where errors are in parts of their variance.
     """
+    if metric.by_variance and bool((labels == labels[:1]).all()):
+        raise CalibrationError("all labels are the same number, which a constant answers as well: give others")
     if not isinstance(metric, TopClass):
         return torch.ones(len(labels), dtype=torch.bool)
     places = labels.reshape(len(labels), -1).long()
