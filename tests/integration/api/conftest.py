@@ -19,13 +19,13 @@ Helm = Callable[..., str]
 Ask = Callable[..., tuple[bool, str]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def api_kubeconfig(start_cluster: Callable[[ClusterConfig | None], Cluster]) -> Path:
     """The administrator's kubeconfig of a control plane without nodes."""
     return start_cluster(ClusterConfig(nodes=())).paths.kubeconfig
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def helm(api_kubeconfig: Path) -> Helm:
     """``helm("upgrade", ...)`` in the namespace splitplane-system; fails the test with Helm's own words."""
     program = binaries.ensure("helm")
@@ -40,7 +40,7 @@ def helm(api_kubeconfig: Path) -> Helm:
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def installed(helm: Helm) -> Iterator[None]:
     """The chart, installed by Helm."""
     helm("upgrade", "--install", "splitplane", str(CHART), "--create-namespace",
@@ -49,7 +49,7 @@ def installed(helm: Helm) -> Iterator[None]:
     helm("uninstall", "splitplane")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ask(api_kubeconfig: Path) -> Ask:
     """``ask("get", "crd", user="system:...", stdin={...})``: whether kubectl succeeded, and all that it said."""
     program = binaries.ensure("kubectl")

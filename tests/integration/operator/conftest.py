@@ -1,4 +1,4 @@
-"""The operator as the chart installs it, on the session's cluster, and a model that was really measured there once."""
+"""The operator as the chart installs it, on these tests' cluster, and a model that was really measured there once."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from splitplane.local.cluster import Cluster
 from tests.support import operator_cases as cases
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def operator(cluster: Cluster) -> Callable[..., None]:
     """The chart, installed: the operator runs in a pod with the chart's ServiceAccount. Call it to change settings.
 
@@ -32,21 +32,21 @@ def operator(cluster: Cluster) -> Callable[..., None]:
     return upgrade
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prometheus_url(cluster: Cluster) -> str:
     addresses = Addresses.read(cluster.paths.addresses)
     assert addresses is not None
     return addresses.prometheus_url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def digest() -> str:
     return sha256(cases.weights()).hexdigest()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def measured(kubectl: Callable[..., str], operator: Callable[..., None], digest: str) -> Iterator[cases.Measured]:
-    """One pipeline of two tiers, from nothing to serving; it stays for the session's tests that only look at it."""
+    """One pipeline of two tiers, from nothing to serving; it stays for the tests that only look at it."""
     with cases.Namespace.fresh(kubectl, cases.pipeline("first", cases.model(digest))) as ns:
         ns.wait_condition("first", "Ready", "True")
         yield cases.Measured(ns, "first", ns.get("mprof", ns.status("first")["profile"]))
