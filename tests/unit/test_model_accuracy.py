@@ -288,7 +288,7 @@ def test_labels_of_which_the_unsplit_model_gets_none_are_refused_before_anything
         crossed.append(value)
         return value
 
-    with pytest.raises(CalibrationError, match=f"gets none of {TELLING} labels right"):
+    with pytest.raises(CalibrationError, match=f"gets none of {len(twice)} labels right"):
         compare_codecs(partition, wrong, {"watched": codec(watch)}, [1])
     assert crossed == []
     assert wrong.labels is not None

@@ -111,8 +111,10 @@ def test_an_interrupted_check_ends_at_once_with_its_processes(tmp_path: Path) ->
         [sys.executable, *arguments], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as check:
         try:
+            begun = time.monotonic()
             while not list(tmp_path.glob("running-*")):
                 assert check.poll() is None
+                assert time.monotonic() < begun + 300
                 time.sleep(0.1)
             check.send_signal(signal.SIGINT)
             _, told = check.communicate(timeout=300)  # until all have ended that could write to it

@@ -274,9 +274,11 @@ class InferencePipelineSpec(Model):
             f"!has(self.model.calibration) || !{_INPUTS}.startsWith('pvc://') || self.tiers.all(t, t.trusted)"
             f" || !self.model.weights.uri.startsWith('pvc://' + {_INPUTS}.split('/')[2] + '/')"
             " && (!has(self.model.volumes) || self.model.volumes.all(v, !has(v.persistentVolumeClaim)"
-            f" || v.persistentVolumeClaim.claimName != {_INPUTS}.split('/')[2]))",
-            "must be on a claim of its own: that of the weights, or one in model.volumes, is mounted on tiers that are"
-            " not trusted, too",
+            f" || v.persistentVolumeClaim.claimName != {_INPUTS}.split('/')[2]))"
+            " && self.tiers.all(t, t.trusted || !has(t.weightsCache)"
+            f" || t.weightsCache.claimName != {_INPUTS}.split('/')[2])",
+            "must be on a claim of its own: that of the weights, one in model.volumes, or a tier's weightsCache is"
+            " mounted on tiers that are not trusted, too",
             field=".model.calibration.uri",
         ),
         rule(

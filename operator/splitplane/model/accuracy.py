@@ -19,9 +19,10 @@ from splitplane.model.partitions import Partition
 from splitplane.model.profile import Codec
 
 BATCH = 16
-TELLING, TELLING_SHARE = 70, 0.25
-"""Samples of which a model that is right once in ten gets one, but for one file in a thousand, and the share of the
-time in which that is seen. Of fewer samples without a right answer the bound is above 0.03 in any case."""
+TELLING, MOST_TELLING, TELLING_SHARE = 70, 700, 0.25
+"""Of so many samples a model that is right once in ten, or in a hundred, gets one, but for one file in a thousand. The
+second are looked at unless that takes more than a share of the time. Of fewer than the first without a right answer the
+bound is above 0.03 in any case."""
 COPIES = 4
 """Of the largest tensors, that are held at once, beside what a run takes: what left, what arrived, what both give."""
 
@@ -125,14 +126,14 @@ def compare_codecs(
 def _check_labels(
     partition: Partition, metric: Metric, calibration: Calibration, together: int, end: float
 ) -> None:  # fmt: skip
-    """Raises :class:`CalibrationError` where none of the first ``TELLING`` labels is right, before time is spent.
+    """Raises :class:`CalibrationError` where none of the first ``MOST_TELLING`` labels is right, before time is spent.
 
-    That few are looked at only where none of them is, and no more than can be until ``end``.
+    It looks on only while none of them is; from ``TELLING`` on, no further than it comes until ``end``.
     """
     assert calibration.labels is not None
     order, seen, judged = calibration.order(), 0, Judged(metric)
-    while seen < min(TELLING, calibration.samples) and (not seen or time.monotonic() < end):
-        some = order[seen : min(TELLING, seen + together)]
+    while seen < min(MOST_TELLING, calibration.samples) and (not seen or time.monotonic() < end):
+        some = order[seen : min(MOST_TELLING, seen + together)]
         batch = {name: value[some] for name, value in calibration.inputs.items()}
         judged.take(run_on(partition, 0, partition.last, batch), calibration.labels[some])
         seen += len(some)

@@ -168,8 +168,9 @@ def run_on(partition: Runs, first: int, last: int, tensors: Mapping[str, torch.T
 
 
 def _told(name: str, value: torch.Tensor) -> str:
+    """Ranges of whole numbers alone, which a table may lack: it is told in conditions, where no real value may be."""
     span = ""
-    if value.numel() and not value.is_complex():
-        low, high = (end.item() for end in (value.double() if value.is_floating_point() else value.long()).aminmax())
-        span = f" from {low:.15g} to {high:.15g}"
+    if value.numel() and not (value.is_floating_point() or value.is_complex()):
+        low, high = (end.item() for end in value.long().aminmax())
+        span = f" from {low} to {high}"
     return f"{name} ({str(value.dtype).removeprefix('torch.')} {list(value.shape)}{span})"

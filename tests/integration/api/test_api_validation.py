@@ -63,10 +63,14 @@ def _fixed_two_edges() -> Object:
 
 
 def _calibrated() -> Object:
-    """Real inputs, with the claim ``splitplane-models`` for the weights and the claim ``data`` in a volume."""
+    """Real inputs, with the claim ``splitplane-models`` for the weights the claim ``data`` in a volume, and ``cached`` for
+    a cache on a tier that is not trusted."""
     resource = _pitch_tracker()
     resource["spec"]["model"]["calibration"] = {"uri": "pvc://inputs/x", "sha256": "a" * 64}
     resource["spec"]["model"]["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})
+    next(tier for tier in resource["spec"]["tiers"] if not tier.get("trusted"))["weightsCache"] = {
+        "claimName": "cached"
+    }
     return resource
 
 
@@ -215,6 +219,7 @@ TWINS = [
     Twins(_pitch_tracker, "spec/model/env/0/name", "TMPDIR", "TMPDIRS", "set by the operator"),
     Twins(_calibrated, "spec/model/calibration/uri", "pvc://splitplane-models/x", "pvc://splitplane-model/x", "claim of its own", "spec.model.calibration.uri"),
     Twins(_calibrated, "spec/model/calibration/uri", "pvc://data/x", "pvc://dat/x", "claim of its own", "spec.model.calibration.uri"),
+    Twins(_calibrated, "spec/model/calibration/uri", "pvc://cached/x", "pvc://cache/x", "claim of its own", "spec.model.calibration.uri"),
     Twins(_pitch_tracker, "spec/model/volumeMounts/0/name", "cod", "code", "one of spec.model.volumes", "spec.model.volumeMounts"),
     Twins(_pitch_tracker, "spec/model/volumeMounts/0/mountPath", "code", "/code", "must be an absolute path"),
     Twins(_pitch_tracker, "spec/model/volumeMounts/0/mountPath", "/tmp", "/tmp2", "choose another path"),
