@@ -21,7 +21,7 @@ CODEC_TIMES = {
 
 def cut(index: int, fp32_bytes: int) -> Cut:
     sizes = {"fp32": fp32_bytes, "fp16": fp32_bytes // 2, "int8": fp32_bytes // 4}
-    return Cut(index, f"cut-{index}", (TensorSpec("x", "FP32", (fp32_bytes // 4,)),), sizes, f"schema-{index}")
+    return Cut(index, f"cut-{index}", (TensorSpec(f"x{index}", "FP32", (fp32_bytes // 4,)),), sizes, f"schema-{index}")
 
 
 def device(name: str, factor: float, *, prefix: tuple[float, ...] = CREPE_PREFIX_MILLISECONDS) -> DeviceProfile:

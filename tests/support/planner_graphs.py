@@ -31,7 +31,7 @@ def _cut(rng: random.Random, index: int, segments: int) -> Cut:
     elements = int(4 * max(1, round(600_000 * 0.03 ** (index / segments) * rng.uniform(0.3, 1.7) / 4)))
     leak = (1.0 - index / segments) ** 2
     return Cut(
-        index, f"cut-{index}", (TensorSpec("x", "FP32", (elements // 4,)),),
+        index, f"cut-{index}", (TensorSpec(f"x{index}", "FP32", (elements // 4,)),),
         {"fp32": elements, "fp16": elements // 2, "int8": elements // 4, "int4": elements // 8}, f"schema-{index}",
         accuracy_loss={"fp16": 0.0005, "int8": rng.uniform(0.001, 0.01), "int4": rng.uniform(0.01, 0.05)},
         leakage={codec: leak * share for codec, share in zip(CODECS, (1.0, 1.0, 0.97, 0.85), strict=True)},

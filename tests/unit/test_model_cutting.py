@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from splitplane.domain.inputs import past_inputs
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import ModelGraph, ModelSource, Partition, WeightsError, export, load_partition
+from splitplane.model.datatypes import torch_datatype
 from splitplane.model.pruning import MAX_CUTS
 from tests.support.model_zoo import HAND_MADE, TRAINED, Model
 
@@ -277,6 +280,38 @@ def test_masks_and_positions_are_rebuilt_downstream(make: Make) -> None:
         assert [datatype for datatype, _ in crossing(graph, cut)] == ["INT64", "FP32"]
         assert graph.cuts[cut].wire_bytes["fp32"] == 12 * 8 + 12 * 32 * 4
     assert graph.outputs == (TensorSpec("output_0", "FP32", (32,)), TensorSpec("output_1", "FP32", ()))
+
+
+class Towers(nn.Module):
+    """Readings go first through layers of their own; the image, in parts of its range, joins them late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readings, self.last = nn.ModuleList(nn.Linear(8, 8) for _ in range(2)), nn.Linear(24, 4)
+        self.image = nn.ModuleList(nn.Conv2d(before, after, 3, 2, 1) for before, after in ((3, 8), (8, 16)))
+
+    def forward(self, readings: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        scaled = image.to(torch.float32) / 255.0
+        for layer in self.readings:
+            readings = torch.relu(layer(readings))
+        for layer in self.image:
+            scaled = torch.relu(layer(scaled))
+        return self.last(torch.cat([readings, scaled.mean((2, 3))], 1))
+
+
+@pytest.mark.parametrize(("datatype", "name"), [("UINT8", "image"), ("FP32", "image.div")])
+def test_an_input_that_crosses_as_it_is_keeps_its_name_and_rules_out_no_cut_that_hides_it(
+    datatype: str, name: str, make: Make
+) -> None:
+    specs = (TensorSpec("readings", "FP32", (8,)), TensorSpec("image", datatype, (3, 16, 16)))
+    renamed = tuple(replace(spec, name=f"{spec.name}_given") for spec in specs)
+    given = {"readings": torch.randn(3, 8), "image": torch.randint(0, 256, (3, 3, 16, 16)).to(torch_datatype(datatype))}
+    graph = check_all_ranges(make(Towers, specs), given).graph
+    name = name.replace("image", "image")
+    assert [name in {each.name for each in cut.tensors} for cut in graph.cuts[1:-1]] == [True, True, False, False]
+    assert past_inputs(graph.cuts) == 3
+    # Where its own name is not that of forward's parameter, it is known all the same.
+    assert past_inputs(export(make(Towers, renamed)).cuts) == 3
 
 
 class Tied(nn.Module):

@@ -187,6 +187,22 @@ def test_what_others_send_is_worth_no_more_than_a_blind_guess_though_images_are_
     assert scores.skill(float(seen.scores.mean()), seen.blind) > 0.8
 
 
+def test_images_are_drawn_as_images_wherever_their_channels_and_frames_are() -> None:
+    first = torch.rand(5, 3, 12, 10)
+    given = {
+        "first": first, "last": first.movedim(1, -1), "frames": first[:, None].expand(-1, 2, -1, -1, -1),
+        "frames_last": first.movedim(1, -1)[:, None].expand(-1, 2, -1, -1, -1),
+        "grey": (255 * first[:, 0, ..., None]).byte(),
+    }  # fmt: skip
+    found = targets_of(Calibration(given, None))
+    assert {target.score for target in found.values()} == {"SSIM"}
+    assert torch.equal(found["last"].numbers, found["first"].numbers)
+    assert found["frames"].numbers.shape == found["frames_last"].numbers.shape == (5, 6, 12, 10)
+    assert found["grey"].numbers.shape == (5, 1, 12, 10)
+    [many] = targets_of(Calibration({"features": torch.rand(2, 1300, 8, 8)}, None)).values()
+    assert many.numbers.shape == (2, 128, 8, 8)
+
+
 def test_a_blind_guess_of_tokens_is_the_commonest_of_each_place() -> None:
     ids = torch.zeros(300, 3, dtype=torch.long)  # padding, which is not asked for, at the last place
     ids[:, 0] = torch.where(torch.arange(300) % 5 == 0, 2, 7)

@@ -33,7 +33,9 @@ def profile(tmp_path: Path) -> str:
         "cuts": [
             {
                 "name": cut.name,
-                "tensors": [{"name": "x", "datatype": "FP32", "sampleShape": list(cut.tensors[0].shape)}],
+                "tensors": [
+                    {"name": each.name, "datatype": "FP32", "sampleShape": list(each.shape)} for each in cut.tensors
+                ],
                 "wireBytes": [{"codec": codec, "bytes": size} for codec, size in cut.wire_bytes.items()],
                 "schemaHash": cut.schema_hash,
             }

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from splitplane.domain.inputs import padding_masks
 from splitplane.domain.plans import Plan, Stage
+from splitplane.domain.profiles import Cut, TensorSpec
 from splitplane.domain.snapshots import Action
-from splitplane.planner import plan
+from splitplane.planner import frontier, plan
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess
 from splitplane.planner.residency import resident_range
@@ -19,6 +21,30 @@ def test_an_edge_with_room_keeps_the_whole_model_and_an_untrusted_cloud_all_but_
     first, second = plan(SNAPSHOT, POLICY, 0.0).target.plan.stages
     assert (first.resident_first, first.resident_last) == (0, 6)
     assert (second.resident_first, second.resident_last) == (1, 6)
+
+
+def test_an_untrusted_cloud_starts_past_every_cut_that_an_input_crosses_as_it_is():
+    def carrying(index: int, name: str) -> Cut:
+        cut = SNAPSHOT.profile.cuts[index]
+        return replace(cut, tensors=(*cut.tensors, TensorSpec(name, "FP32", (9,)))) if 0 < index < 3 else cut
+
+    for name, first in (("x0", 3), ("x0.div", 3), ("x01", 1)):
+        profile = replace(SNAPSHOT.profile, cuts=tuple(carrying(index, name) for index in range(7)))
+        snapshot = replace(SNAPSHOT, profile=profile)
+        decision = plan(snapshot, POLICY, 0.0)
+        assert decision.target.plan.stages[1].first >= first
+        assert decision.target.plan.stages[1].resident_first == first
+        assert all(each.plan.stages[-1].first >= first for each in frontier(snapshot, POLICY) if "cloud" in str(each))
+        open_ = plan(snapshot, OPEN, 0.0).target.plan
+        assert open_.stages[0].resident_first == 0
+
+
+def test_masks_of_padding_may_cross():
+    ids, mask, image = (
+        TensorSpec("ids", "INT64", (9,)), TensorSpec("attention_mask", "INT64", (9,)), TensorSpec("mask", "FP32", (9,))
+    )  # fmt: skip
+    assert padding_masks((ids, mask)) == {"attention_mask"}
+    assert padding_masks((image, mask)) == padding_masks((image, ids)) == set()
 
 
 def test_without_a_private_input_the_cloud_may_keep_everything_and_serve_alone():

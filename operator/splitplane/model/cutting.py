@@ -4,7 +4,7 @@ Between two neighbouring *heavy* operations (matrix products, convolutions, atte
 a run of light ones. Each run offers one cut, at its position of fewest bytes; of equals the latest that is not a mere
 rearrangement, so that light work is done before the tensors leave, and they leave in the form the layer gave them
 (dimension 1 is what int8 scales apart). Some are dropped (``pruning``). Input and output are always cuts; the input
-dominates nothing, for it may be private.
+dominates nothing, for it may be private, nor does a cut that an input crosses as it is (``origins``).
 
 What crosses is found by ``flow``. Free sizes are read off what crosses; one that no tensor shows is sent as well.
 """
@@ -20,6 +20,7 @@ from torch import fx
 from splitplane.model.errors import NotSplittableError
 from splitplane.model.flow import Flow, Place
 from splitplane.model.operations import is_heavy, is_rearrangement
+from splitplane.model.origins import input_of
 from splitplane.model.pruning import drop_dominated, thin_out
 from splitplane.model.sizes import expression, solve
 from splitplane.model.traced import Kind, Traced, is_size
@@ -44,7 +45,11 @@ def find_places(traced: Traced) -> list[Place]:
         run = [place for position in range(start + 1, end + 1) if (place := graph.cheapest(position))]
         if run and end != bounds[-1]:
             interior.append(min(run, key=_preference))
-    places = [first, *drop_dominated(interior, last, _work_done(traced, heavy, len(graph.order))), last]
+    kept = drop_dominated(
+        interior, last, _work_done(traced, heavy, len(graph.order)),
+        lambda place: any(input_of(traced, node) is not None for node in place.nodes),
+    )  # fmt: skip
+    places = [first, *kept, last]
     places = thin_out(places, [graph.order[node] for node in heavy])
     return _send_sizes(traced, _drop_unreachable(traced, graph.order, places))
 

@@ -18,6 +18,7 @@ from splitplane.model.cutting import find_places, why_uncut
 from splitplane.model.errors import FactoryError, NotSplittableError
 from splitplane.model.flow import Place
 from splitplane.model.naming import segment_names
+from splitplane.model.origins import input_of
 from splitplane.model.outside import traced_objects
 from splitplane.model.seeding import refuse_unseeded_whole
 from splitplane.model.sizes import Sizes, expression
@@ -69,12 +70,17 @@ class Program:
         elif cut == len(self.places) - 1:
             named = ((f"output_{index}", node) for index, node in enumerate(self.traced.outputs))
         else:
-            named = ((node.name, node) for node in self.places[cut].nodes)
+            named = ((self._named(node), node) for node in self.places[cut].nodes)
         values = [Value(name, node, None, _crossing(self.traced, node)) for name, node in named]
         for symbol in self.places[cut].sizes:
             size = Crossing(Form.SIZE, 0, torch.int64, ())
             values.append(Value(f"size_{self.sizes.by_symbol[symbol].name}", None, symbol, size))
         return tuple(values)
+
+    def _named(self, node: fx.Node) -> str:
+        """The name under which a value crosses, by which ``domain.inputs`` tells what still shows an input."""
+        shown = input_of(self.traced, node)
+        return node.name if shown is None or shown == node.name else f"{shown}.{node.name}"
 
     def work(self, first: int, last: int) -> Work:
         """What a range asks of a device for one sample; rearrangements and what is done at loading count nothing."""

@@ -2,10 +2,11 @@
 
 A cut is dominated if an earlier interior cut and a later cut both carry fewer bytes: for latency alone one of them is
 better whichever side should do more. It is dropped if they are near, so that they balance work and memory as well as it
-does (the insides of attention and of feed-forward blocks), or if they carry far less.
+does (the insides of attention and of feed-forward blocks), or if they carry far less. One that an input crosses as it
+is dominates none that none does, for the input may be private.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from splitplane.model.flow import Place
 
@@ -19,11 +20,15 @@ lies between those two, and, however much lies between, where it carries at leas
 """
 
 
-def drop_dominated(interior: Sequence[Place], last: Place, done: Sequence[float]) -> list[Place]:
+def drop_dominated(
+    interior: Sequence[Place], last: Place, done: Sequence[float], shows_input: Callable[[Place], bool]
+) -> list[Place]:  # fmt: skip
     """``done[p]`` is the share of all work before position ``p``."""
     kept = []
+    shown = list(map(shows_input, interior))
     for index, place in enumerate(interior):
-        earlier = [other for other in interior[:index] if other.bytes < place.bytes]
+        alike = [other for other, shows in zip(interior[:index], shown, strict=False) if shown[index] or not shows]
+        earlier = [other for other in alike if other.bytes < place.bytes]
         later = [other for other in (*interior[index + 1 :], last) if other.bytes < place.bytes]
         near = earlier and later and done[later[0].position] - done[earlier[-1].position] <= NEAR
         large = all(side and FAR_TIMES * min(each.bytes for each in side) <= place.bytes for side in (earlier, later))

@@ -15,7 +15,8 @@ from splitplane.model.inversion import draw, guess_tokens
 LARGEST_IMAGE, LONGEST_SIGNAL = 64, 1024
 """Finer inputs are reconstructed at this size, averaged over what falls together."""
 MOST_CHANNELS = 128
-"""Rows of a signal in several, such as the bands of a spectrogram, beyond which they are averaged as well."""
+"""Rows of a signal in several, such as the bands of a spectrogram, or channels of an image, beyond which they are
+averaged as well."""
 SMALLEST_IMAGE = 8
 RAW_ERROR = 0.02
 """What is as near as this to the input, in parts of the input's range, is the input: all codecs but int4 are nearer."""
@@ -96,7 +97,12 @@ class Drawing:
 
     def _coarse(self, values: torch.Tensor) -> torch.Tensor:
         values = _finite(values.float())
-        if _pictures(values):
+        pictures = _pictures(values)
+        if pictures is not None:
+            values = pictures
+            if values.shape[1] > MOST_CHANNELS:
+                rows = _averaged(values.flatten(2).transpose(1, 2), (MOST_CHANNELS,)).transpose(1, 2)
+                values = rows.reshape(len(values), MOST_CHANNELS, *values.shape[2:])
             places = tuple(min(size, LARGEST_IMAGE) for size in values.shape[2:])
         elif values.ndim == 3 and min(values.shape[1:]) > 1:
             if values.shape[1] > values.shape[2]:  # in steps of several numbers each, as transformers take them
@@ -175,13 +181,21 @@ def targets_of(calibration: Calibration) -> dict[str, Target]:
     for name, value in calibration.inputs.items():
         if bool((value == value[:1]).all()) or _marks_padding(name, calibration.inputs):
             continue
-        drawn = value.is_floating_point() or _pictures(value) or value[0].numel() > LONGEST_SIGNAL
+        drawn = value.is_floating_point() or _pictures(value) is not None or value[0].numel() > LONGEST_SIGNAL
         found[name] = Drawing(value.float()) if drawn else Tokens(value.long())
     return found
 
 
-def _pictures(values: torch.Tensor) -> bool:
-    return values.ndim == 4 and min(values.shape[2:]) >= SMALLEST_IMAGE
+def _pictures(values: torch.Tensor) -> torch.Tensor | None:
+    """``[n, channels, height, width]`` of images with channels first or last, or of videos, whose frames are channels.
+
+    ``None`` of what is too small along two dimensions.
+    """
+    if values.ndim in (4, 5) and min(values.shape[-2:]) >= SMALLEST_IMAGE:
+        return values.flatten(1, -3)
+    if values.ndim in (4, 5) and min(values.shape[-3:-1]) >= SMALLEST_IMAGE:
+        return values.movedim(-1, 1).flatten(1, -3)
+    return None
 
 
 def _marks_padding(name: str, inputs: Mapping[str, torch.Tensor]) -> bool:

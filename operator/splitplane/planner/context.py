@@ -156,9 +156,10 @@ class Context:
         """The last tier that can hold replicas, in the order of visit; ``None`` if only the gateway's can."""
         return next((name for name in reversed(self.order) if name in self.sites and name != self.gateway), None)
 
-    def private(self, tier: str) -> bool:
-        """Whether the model's input must not reach this tier."""
-        return self.policy.raw_input_stays_trusted and not self.tiers[tier].trusted
+    def earliest(self, tier: str) -> int:
+        """The first cut that may reach this tier: past all that still shows an input, where that must stay trusted."""
+        private = self.policy.raw_input_stays_trusted and not self.tiers[tier].trusted
+        return self.table.past_inputs if private else 0
 
     def weight(self, site: Site) -> float:
         """The price of a replica-hour; for an unknown one a stand-in that only orders plans, dearer than the known."""

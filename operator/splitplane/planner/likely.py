@@ -86,7 +86,7 @@ def _may_choose(context: Context, stage: Stage) -> bool:
     serving = () if context.running is None else context.running.stages
     if any((each.tier, each.resident_first, each.resident_last) == (stage.tier, *kept) for each in serving):
         return False
-    return kept != (int(context.private(stage.tier)), context.profile.segments)
+    return kept != (context.earliest(stage.tier), context.profile.segments)
 
 
 def _pasts(context: Context) -> Iterator[Context]:

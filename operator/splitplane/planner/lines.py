@@ -221,7 +221,7 @@ def _pairs(context: Context, tier: str, before: Options, after: Options) -> tupl
     first = np.repeat(np.arange(len(before)), counts)
     second = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts - start, counts)
     able = np.ones(len(first), dtype=np.bool_)
-    if context.tiers[tier].memory_limit_bytes is not None:
+    if context.tiers[tier].memory_limit_bytes is not None or context.earliest(tier):
         able &= holds(context, tier, before.cut[first], after.cut[second])
     if context.policy.max_accuracy_loss is not None:
         able &= before.loss[first] + after.loss[second] <= _most_loss(context)

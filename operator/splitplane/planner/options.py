@@ -6,6 +6,7 @@ from operator import attrgetter
 
 import numpy as np
 
+from splitplane.domain.inputs import past_inputs
 from splitplane.domain.profiles import CODECS, Cut, Profile, base_codec
 from splitplane.planner.arrays import Array, Bools, Ints
 
@@ -21,7 +22,8 @@ class CutTable:
     """What a profile says of each codec (row, by falling fidelity) at each cut (column).
 
     ``sent`` is in bytes of one sample, and defined for codecs that are not ``offered`` there, too. ``leak`` and
-    ``loss`` are shares; where they are not measured, stand-ins that only order plans.
+    ``loss`` are shares; where they are not measured, stand-ins that only order plans. From cut ``past_inputs`` on no
+    input crosses as it is.
     """
 
     codecs: tuple[str, ...]
@@ -31,6 +33,7 @@ class CutTable:
     leak_measured: Bools
     loss: Array
     loss_measured: Bools
+    past_inputs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ def cut_table(profile: Profile) -> CutTable:
         leak_measured=~np.isnan(leaks),
         loss=np.where(np.isnan(losses), rounding, losses),
         loss_measured=~np.isnan(losses),
+        past_inputs=past_inputs(cuts),
     )
 
 

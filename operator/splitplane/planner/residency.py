@@ -51,9 +51,10 @@ def allowed(context: Context, tier: str, first: int, last: int) -> bool:
 def trusted(context: Context, tier: str, first: int) -> bool:
     """Whether ``tier`` may see cut ``first`` and hold the weights after it.
 
-    While raw input must stay trusted, its range (segment 0) is private: an untrusted tier starts at cut 1 or later.
+    While raw input must stay trusted, the range that takes it is private: segment 0, and all those that an input is yet
+    to cross as it is. An untrusted tier starts after them.
     """
-    return first >= 1 or not context.private(tier)
+    return first >= context.earliest(tier)
 
 
 def fits(context: Context, tier: str, first: int, last: int) -> bool:
@@ -67,7 +68,7 @@ def fits(context: Context, tier: str, first: int, last: int) -> bool:
 def holds(context: Context, tier: str, first: Ints, last: Ints) -> Bools:
     """``allowed`` for many ranges at once."""
     limit = context.tiers[tier].memory_limit_bytes
-    able: Bools = (first >= 1) | (not context.private(tier))
+    able: Bools = first >= context.earliest(tier)
     if limit is not None:
         weights = np.concatenate([[0], np.cumsum(context.profile.weight_bytes)])
         nothing = context.profile.resident_bytes(context.tiers[tier].device_class, 0, 0)
