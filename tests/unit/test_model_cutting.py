@@ -307,11 +307,33 @@ def test_an_input_that_crosses_as_it_is_keeps_its_name_and_rules_out_no_cut_that
     renamed = tuple(replace(spec, name=f"{spec.name}_given") for spec in specs)
     given = {"readings": torch.randn(3, 8), "image": torch.randint(0, 256, (3, 3, 16, 16)).to(torch_datatype(datatype))}
     graph = check_all_ranges(make(Towers, specs), given).graph
-    name = name.replace("image", "image")
     assert [name in {each.name for each in cut.tensors} for cut in graph.cuts[1:-1]] == [True, True, False, False]
     assert past_inputs(graph.cuts) == 3
     # Where its own name is not that of forward's parameter, it is known all the same.
     assert past_inputs(export(make(Towers, renamed)).cuts) == 3
+
+
+class Late(nn.Module):
+    """The second half of the input, scaled number by number, joins what came of the first before the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.last = nn.ModuleList(nn.Conv2d(2, 2, 3, padding=1) for _ in range(3)), nn.Conv2d(4, 4, 1)
+        self.scale = nn.Parameter(torch.rand(2, 16, 16))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        seen, late = image.chunk(2, 1)
+        for layer in self.layers:
+            seen = torch.relu(layer(seen))
+        return self.last(torch.cat([seen, late.flip(3) * self.scale], 1))
+
+
+def test_a_part_of_an_input_is_not_hidden_by_what_it_is_put_beside(make: Make) -> None:
+    graph = check_all_ranges(
+        make(Late, (TensorSpec("image", "FP32", (4, 16, 16)),)), {"image": torch.rand(3, 4, 16, 16)}
+    ).graph
+    assert past_inputs(graph.cuts) == len(graph.cuts) - 1
+    assert all(any(each.name.startswith("image") for each in cut.tensors) for cut in graph.cuts[1:-1])
 
 
 class Tied(nn.Module):

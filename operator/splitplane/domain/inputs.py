@@ -12,12 +12,14 @@ _FLOATING = ("FP16", "BF16", "FP32", "FP64")
 
 
 def padding_masks(inputs: Sequence[TensorSpec]) -> frozenset[str]:
-    """Inputs that only tell how long another one is: whole numbers named a mask, beside others of their shape."""
+    """Inputs that only tell how long another one is: whole numbers in a row named a mask, beside others of their
+    shape."""
     whole = [each for each in inputs if each.datatype not in _FLOATING]
     return frozenset(
         each.name
         for each in whole
         if each.name.endswith("mask")
+        and len(each.shape) == 1
         and any(other.name != each.name and other.shape == each.shape and other.free == each.free for other in whole)
     )
 

@@ -3,6 +3,8 @@
 An input that one branch takes late crosses beside what the others have computed.
 """
 
+import operator
+
 import torch
 from torch import fx
 
@@ -10,38 +12,62 @@ from splitplane.domain.inputs import padding_masks
 from splitplane.model.operations import is_heavy, is_rearrangement
 from splitplane.model.traced import Kind, Traced
 
+_TOGETHER = frozenset({"cat", "concat", "stack"})
+_PLACED = frozenset(
+    {
+        "chunk", "constant_pad_nd", "diagonal", "flip", "gather", "index", "index_select", "narrow", "pad",
+        "pixel_shuffle", "pixel_unshuffle", "repeat", "roll", "rot90", "select", "split", "split_with_sizes", "tile",
+        "unbind", "unfold",
+    }
+)  # fmt: skip
+"""Beside what rearranges: what gives numbers of the first argument at other places, or some of them."""
 _KEEPING = frozenset(
-    {"batch_norm", "cat", "concat", "group_norm", "instance_norm", "layer_norm", "stack", "to", "_to_copy", "type_as"}
-)
-"""Beside what rearranges and what works number by number: from what they give the input is read as easily."""
+    {"batch_norm", "group_norm", "instance_norm", "layer_norm", "to", "_to_copy", "type_as"}
+)  # fmt: skip
+"""Beside what works number by number: from what they give the input is read as easily."""
 
 
 def input_of(traced: Traced, node: fx.Node) -> str | None:
-    """The input of which a value shows all or much, as no heavy operation came between; masks of padding are none."""
+    """The input of which a value shows all or much, as no heavy operation came between; masks of padding are none.
+
+    What else is placed beside it, as ``cat`` does, does not hide it; what is reckoned with it, by number, does if that
+    is the result of a heavy operation.
+    """
     crossings = ((name, traced.crossing(given)) for name, given in traced.inputs.items())
     masks = padding_masks([each.spec(name, traced.sizes) for name, each in crossings if each is not None])
     names = {given: name for name, given in traced.inputs.items() if name not in masks}
-    if not _is_light(traced, node):
-        return None
-    stack, seen = [node], {node}
+    stack, seen = [(node, False)], {node}
     while stack:
-        each = stack.pop()
+        each, light = stack.pop()
         if each in names:
             return names[each]
-        value = each.meta.get("val")
-        if _keeps(each) and isinstance(value, torch.Tensor) and value.dtype != torch.bool:
-            sources = [source for source in reversed(each.all_input_nodes) if source not in seen]
-            stack += sources
-            seen.update(sources)
+        sources = _placed(each)
+        if not sources and _keeps(each) and each.meta["val"].dtype != torch.bool:
+            light = light or _is_light(traced, each)  # so is all behind it then
+            sources = each.all_input_nodes if light else []
+        new = [source for source in reversed(sources) if source not in seen]
+        stack += [(source, light) for source in new]
+        seen.update(new)
     return None
 
 
+def _placed(node: fx.Node) -> list[fx.Node]:
+    """Of what a node only gives other places, the values."""
+    name = node.target.overloadpacket.__name__ if isinstance(node.target, torch._ops.OpOverload) else ""
+    if name in _TOGETHER:
+        return node.all_input_nodes
+    if name in _PLACED or is_rearrangement(node) or node.target is operator.getitem:
+        return [node.args[0]] if isinstance(node.args[0], fx.Node) else []
+    return []
+
+
 def _keeps(node: fx.Node) -> bool:
-    if is_rearrangement(node):
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
+    """Whether a node works number by number, or nearly so, without chance."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(node.meta.get("val"), torch.Tensor):
         return False
-    return torch.Tag.pointwise in node.target.tags or node.target.overloadpacket.__name__ in _KEEPING
+    tags = node.target.tags
+    named = node.target.overloadpacket.__name__ in _KEEPING
+    return (torch.Tag.pointwise in tags or named) and torch.Tag.nondeterministic_seeded not in tags
 
 
 def _is_light(traced: Traced, node: fx.Node) -> bool:
@@ -49,7 +75,7 @@ def _is_light(traced: Traced, node: fx.Node) -> bool:
     stack, seen = [node], {node}
     while stack:
         each = stack.pop()
-        if is_heavy(traced, each):
+        if is_heavy(traced, each) and not _keeps(each):  # a learned scale for each number hides none
             return False
         for source in each.all_input_nodes:
             if source not in seen and traced.kinds.get(source) is Kind.DATA:
