@@ -230,6 +230,21 @@ def test_a_plan_that_the_user_dictates_binds_the_planner_alone(name: str):
     assert (dictated == free) is (name != "splitplane")
 
 
+def test_what_others_choose_beside_a_plan_that_the_user_dictates_serves():
+    fixed = replace(CHEAP, mode=Mode.FIXED, fixed=FixedPlan((("edge", 0, 6),), ()))
+    load, link = (Trace(np.full(20, value)) for value in (3.5, 2.5e6))
+    ground = Ground(Scenario(POISSON, fixed, load, link))
+    found = compare(ground)
+    assert {len(plan.stages) for plan in found["splitplane"].plans} == {1}
+    free = Ground(replace(ground.scenario, policy=CHEAP))
+    others = compare(free)
+    for name in ("neurosurgeon", "edge-only", "cloud-only"):
+        assert found[name].within == others[name].within > 0.0
+    assert ground.possible is not None
+    assert free.possible is not None
+    assert ground.possible.plans == free.possible.plans
+
+
 def test_who_knows_the_traces_chooses_among_all_plans_and_pays_for_switches():
     """Against a programme over all pairs of plans, which holds each for a minute."""
     load, link = arrivals("bursty", 8.0, seed=1, bins=120), bandwidths("wandering", 2.5e6, seed=2, bins=120)

@@ -14,6 +14,7 @@ from splitplane.planner import choose
 from splitplane.planner.arrays import Array
 from splitplane.planner.gates import deployments
 from splitplane.simulation.replaying import SWITCH_SECONDS, Ground, Outcomes
+from splitplane.simulation.strategies import free
 
 _MOMENTS = 48
 _HALVINGS = 24
@@ -24,11 +25,7 @@ def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
 
     ``held`` are plans to choose from, besides all others. NaN where no schedule serves as much.
     """
-    outcomes = ground.possible or Outcomes.of(ground, _some(ground, held))
-    known = frozenset(outcomes.plans)
-    more = [plan for plan in dict.fromkeys(held) if plan not in known and not ground.course(plan).leaks]
-    if more:
-        outcomes = outcomes.joined(Outcomes.of(ground, more))
+    outcomes = (ground.possible or Outcomes.of(ground, _some(ground))).beside(ground, held)
     if not outcomes.plans:
         return np.nan
     schedules = Schedules(ground, outcomes)
@@ -51,10 +48,10 @@ def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
     return best / ground.hours
 
 
-def _some(ground: Ground, held: Sequence[Plan]) -> list[Plan]:
-    scenario, found = ground.scenario, dict.fromkeys(held)
+def _some(ground: Ground) -> list[Plan]:
+    scenario, found = ground.scenario, dict[Plan, None]()
     for place in np.linspace(0, scenario.bins - 1, min(_MOMENTS, scenario.bins)).astype(int):
-        target = choose(scenario.seen(int(place)), scenario.policy, 0.0, kept=ground.kept).target
+        target = choose(scenario.seen(int(place)), free(scenario.policy), 0.0, kept=ground.kept).target
         if target is not None:
             found[target.plan] = None
     return [each for each in found if not ground.course(each).leaks]

@@ -18,7 +18,7 @@ from splitplane.planner.context import IDLE_RATE, Direction, build_context
 from splitplane.planner.gates import moves_pods
 from splitplane.planner.selecting import all_plans
 from splitplane.simulation.serving import BUSIEST, Course, course, piled_up
-from splitplane.simulation.strategies import STRATEGIES, Strategy, cloud_only
+from splitplane.simulation.strategies import STRATEGIES, Strategy, cloud_only, free
 from splitplane.simulation.traces import Trace
 
 SWITCH_SECONDS = 15.0
@@ -30,8 +30,11 @@ _LEAP = 1.2
 AS_MANY = 0.0005
 """Shares of requests within the limit that differ by less count as equal."""
 
-_MOST_PLANS = 5000
-"""So many plans are weighed at most by whoever knows the traces."""
+_MOST_PLANS, _MOST_OUTCOMES = 5000, 5000 * 1440
+"""So many plans are weighed at most by whoever knows the traces, and so many of a plan at a step (a day by minutes)."""
+
+_MOST_COURSES = 500
+"""What so many plans would give in every bin is kept."""
 
 _LOADS, _LINKS = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0), (0.01, 0.05, 0.25, 0.5)
 """Quantiles of the traces for which a plan may be made that never changes, where there are more."""
@@ -71,6 +74,14 @@ class Scenario:
         }
         first = next((rate for (source, _), rate in stated.items() if source == gateway), None)
         return {ends: rate / first if rate and first else 1.0 for ends, rate in stated.items()}
+
+    @cached_property
+    def weighing(self) -> Policy:
+        """By which what is held is judged: every codec and split may be that some strategy chooses, whatever the user
+        dictates to the planner."""
+        policy = self.policy
+        codecs = dict.fromkeys((*policy.codecs, *(policy.fixed.codecs if policy.fixed else ()), "fp32"))
+        return replace(free(policy), codecs=tuple(codecs), max_partitions=max(2, policy.max_partitions))
 
     def seen(self, place: int) -> Snapshot:
         """The conditions of one bin as a snapshot."""
@@ -119,7 +130,7 @@ class Ground:
         self.hours = scenario.bins * self.width / 3600.0
         self.rates: Array = np.maximum(IDLE_RATE, scenario.arrivals.values[: scenario.bins])
         bandwidths: Array = np.maximum(1.0, scenario.bandwidths.values[: scenario.bins])
-        self.context = build_context(scenario.seen(0), scenario.policy, self.kept)
+        self.context = build_context(scenario.seen(0), scenario.weighing, self.kept)
         # A direction that nobody states is as the other one.
         scales = {(target, source): scale for (source, target), scale in scenario.scales.items()} | scenario.scales
         self.links = {ends: scales[ends] * bandwidths for ends in self.context.wires if ends in scales}
@@ -131,11 +142,14 @@ class Ground:
     @cached_property
     def possible(self) -> "Outcomes | None":
         """Every plan that may be held, whatever the load; ``None`` where these are too many."""
-        every = all_plans(self.context, most=_MOST_PLANS)
+        most = min(_MOST_PLANS, _MOST_OUTCOMES * self.every // self.scenario.bins)
+        every = all_plans(build_context(self.scenario.seen(0), free(self.scenario.policy), self.kept), most=most)
         return None if every is None else Outcomes.of(self, every)
 
     def course(self, plan: Plan) -> Course:
         if plan not in self._courses:
+            if len(self._courses) >= _MOST_COURSES:
+                self._courses.clear()
             self._courses[plan] = course(self.context, plan, self.rates, self.links)
         return self._courses[plan]
 
@@ -170,7 +184,13 @@ class Outcomes:
             per_hour[column], within[column] = theirs.cost.mean(), np.average(theirs.within, weights=ground.rates)
         return cls(tuple(plans), cost, late, per_hour, within)
 
-    def joined(self, other: "Outcomes") -> "Outcomes":
+    def beside(self, ground: Ground, held: Iterable[Plan]) -> "Outcomes":
+        """With plans that were held, if they show nothing that they must not."""
+        known = frozenset(self.plans)
+        more = [plan for plan in dict.fromkeys(held) if plan not in known and not ground.course(plan).leaks]
+        if not more:
+            return self
+        other = Outcomes.of(ground, more)
         return Outcomes(
             self.plans + other.plans,
             *(
@@ -252,7 +272,7 @@ def best_static(ground: Ground, held: Iterable[Plan], served: Metrics) -> Metric
     that the planner would choose for loads up to the highest and links down to nearly the slowest of the traces.
     ``None`` where each of them shows something.
     """
-    outcomes = ground.possible or Outcomes.of(ground, _some(ground, held))
+    outcomes = (ground.possible or Outcomes.of(ground, _some(ground))).beside(ground, held)
     order = np.lexsort((-outcomes.within, outcomes.per_hour)).tolist()
 
     def cheapest(enough: float) -> Metrics | None:
@@ -271,11 +291,11 @@ def best_static(ground: Ground, held: Iterable[Plan], served: Metrics) -> Metric
     return cheapest(most - AS_MANY)
 
 
-def _some(ground: Ground, held: Iterable[Plan]) -> list[Plan]:
-    scenario, plans = ground.scenario, dict.fromkeys(held)
+def _some(ground: Ground) -> list[Plan]:
+    scenario, plans = ground.scenario, dict[Plan, None]()
     for rate in np.quantile(ground.rates, _LOADS):
         for bandwidth in np.quantile(scenario.bandwidths.values[: scenario.bins], _LINKS):
-            target = choose(scenario.under(rate, bandwidth), scenario.policy, 0.0, kept=ground.kept).target
+            target = choose(scenario.under(rate, bandwidth), free(scenario.policy), 0.0, kept=ground.kept).target
             if target is not None:
                 plans[target.plan] = None
     return [plan for plan in plans if not ground.course(plan).leaks]

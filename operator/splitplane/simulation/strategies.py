@@ -44,12 +44,12 @@ def planner(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choic
 def edge_only(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
     """The whole model on the gateway's tier, with the planner's replicas and gates."""
     away = tuple(tier for tier in snapshot.tiers if tier.name != policy.gateway_tier)
-    return planner(_without(snapshot, {tier.name for tier in away}), _free(policy), now, kept)
+    return planner(_without(snapshot, {tier.name for tier in away}), free(policy), now, kept)
 
 
 def cloud_only(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
     """The whole model on the last tier, with the raw input sent there, whatever privacy says."""
-    open_ = replace(_free(policy), raw_input_stays_trusted=False, max_leak=None, max_partitions=1)
+    open_ = replace(free(policy), raw_input_stays_trusted=False, max_leak=None, max_partitions=1)
     last = build_context(snapshot, open_, kept).farthest
     others = {tier.name for tier in snapshot.tiers if tier.name != last}
     return planner(_without(snapshot, others), open_, now, kept)
@@ -86,7 +86,7 @@ def dads(snapshot: Snapshot, policy: Policy, _now: float, kept: Kept) -> Choice 
 
 def _as_published(snapshot: Snapshot, policy: Policy, kept: Kept) -> Context:
     """What cuts are chosen in that know of no codec, no price and no third partition."""
-    fast = replace(_free(policy), prefer=Preference.LATENCY, codecs=("fp32",), max_partitions=2)
+    fast = replace(free(policy), prefer=Preference.LATENCY, codecs=("fp32",), max_partitions=2)
     return build_context(replace(snapshot, active=None), fast, kept)
 
 
@@ -124,7 +124,7 @@ def _replicated(context: Context, cut: Plan) -> tuple[Choice | None, bool]:
 
 def gate(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
     """The fastest plan, changed when that gains 15 % of latency and 30 seconds have passed; no price counts."""
-    fast = replace(_free(policy), prefer=Preference.LATENCY, max_cost_per_hour=None, cooldown_seconds=_GATE_SECONDS)
+    fast = replace(free(policy), prefer=Preference.LATENCY, max_cost_per_hour=None, cooldown_seconds=_GATE_SECONDS)
     choice = _choice(choose(replace(snapshot, active=None), fast, now, kept=kept))
     if snapshot.active is None or choice is None:
         return choice
@@ -152,7 +152,7 @@ STRATEGIES: Mapping[str, Strategy] = {
 }
 
 
-def _free(policy: Policy) -> Policy:
+def free(policy: Policy) -> Policy:
     """The policy without the plan that the user dictates, or has to confirm: that is the planner's alone."""
     return replace(policy, mode=Mode.AUTO, fixed=None)
 
