@@ -419,6 +419,57 @@ async def test_who_has_the_time_may_wait_longer_for_room_and_only_some_of_one_pe
     await patient
 
 
+async def test_who_has_the_time_waits_for_what_requests_under_way_hold_as_long_as_it_is_of_use():
+    refused = []
+    budget = Budget(6400, patience_seconds=0.05, most_patient=2, on_refusal=lambda: refused.append(1))
+    await budget.take(6400)
+    with pytest.raises(InferenceError):
+        await asyncio.wait_for(budget.borrow(1000, "a", time_seconds=1.0), 1.0)
+    assert refused == [1], "told before its time is up, and counted"
+    patient = asyncio.ensure_future(budget.borrow(1000, "a", time_seconds=30.0))
+    await asyncio.sleep(0)
+    with pytest.raises(InferenceError):
+        await budget.borrow(1000, "a")
+    budget.give(6400)
+    await patient
+
+
+async def test_who_waits_long_keeps_others_from_nothing():
+    budget = Budget(6400, patience_seconds=0.05, most_patient=2)
+    await budget.take(3000)
+    large, other = (
+        asyncio.ensure_future(budget.borrow(*what, time_seconds=30.0)) for what in [(6000, "a"), (1000, "b")]
+    )
+    await asyncio.sleep(0)
+    assert not other.done(), "the large one came first"
+    await other
+    await budget.take(1000)
+    await budget.borrow(1000, "a", time_seconds=30.0)
+    assert not large.done()
+    budget.give(4000)
+    budget.settle(1000, 0, "a")
+    budget.settle(1000, 0, "b")
+    await large
+
+
+async def test_what_has_given_up_does_not_count_among_those_that_wait():
+    budget = Budget(6400, patience_seconds=0.05, most_patient=2)
+    await budget.borrow(6400, "elsewhere")
+    first = asyncio.ensure_future(budget.borrow(6400, "a", time_seconds=30.0))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        with pytest.raises(InferenceError):
+            await budget.borrow(1000, "a")
+    budget.settle(6400, 6400, "elsewhere")
+    second = asyncio.ensure_future(budget.borrow(1000, "a", time_seconds=30.0))
+    await asyncio.sleep(0)
+    assert not second.done()
+    budget.give(6400)
+    await first
+    budget.settle(6400, 0, "a")
+    await second
+
+
 async def test_a_body_is_unpacked_in_small_pieces_and_no_further_than_it_may_come(monkeypatch):
     """So that it holds up no other request: 64 kB of it may be 64 MB."""
     packer = zlib.compressobj(wbits=31)

@@ -22,7 +22,9 @@ PATIENCE_SECONDS = 10.0
 IDLE_SECONDS = 10.0
 """How long nothing of a message may come, over either protocol."""
 TOTAL_SECONDS = 300.0
-"""How long a message may take to come, over either protocol."""
+"""How long a message may take to come, over either protocol, and wait for room."""
+LEFT_SECONDS = 0.5
+"""So much before its time is up, or a tenth of it, a request waits no longer: it is told why, or has time to use it."""
 SMALL_SHARE = 64
 """What takes no more than one of so many parts does not wait behind what needs more."""
 
@@ -32,11 +34,13 @@ def budget_bytes() -> int:
     return max(MAX_POD_MESSAGE_BYTES, min(limit_bytes() // 4, MOST_BYTES))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Turn:
     size: int
     lent: bool
     come: asyncio.Future[None]
+    gives_way: bool = False
+    """It has waited for so long that it keeps nobody else from what it has no room in."""
 
 
 class Budget:
@@ -52,8 +56,9 @@ class Budget:
         on_refusal: Callable[[], None] = lambda: None,
     ) -> None:
         """One peer is lent one of ``lent_share`` parts at a time, or one message. ``most_patient`` of its messages may
-        wait for as long as they have time, all others for ``patience_seconds``. ``on_refusal`` hears of each request
-        that is refused because all is taken."""
+        wait for as long as they have time, whoever has the memory; all others for ``patience_seconds``, and for what is
+        lent only. Who has waited for those holds nobody else up. ``on_refusal`` hears of each request that is refused
+        because all is taken."""
         self.capacity = self.free = budget_bytes() if capacity_bytes is None else capacity_bytes
         self._patience_seconds, self._on_refusal = patience_seconds, on_refusal
         self._most_patient = most_patient
@@ -74,10 +79,11 @@ class Budget:
         self.free += size
         self._wake()
 
-    async def borrow(self, size: int, peer: str, *, time_seconds: float = 0.0) -> None:
+    async def borrow(self, size: int, peer: str, *, time_seconds: float | None = None) -> None:
         """As :meth:`take`, for a while: for a message of unknown size that is on its way from ``peer``.
 
-        Waits also while that peer is lent as much as one may be. ``time_seconds``: what its request has.
+        Waits also while that peer is lent as much as one may be. ``time_seconds``: what its request has, if
+        that is known.
         """
         await self._get(size, peer, lent=True, time_seconds=time_seconds)
 
@@ -102,18 +108,22 @@ class Budget:
         finally:
             self.settle(size, 0, name)
 
-    async def _get(self, size: int, peer: str, *, lent: bool, time_seconds: float = 0.0) -> None:
+    async def _get(self, size: int, peer: str, *, lent: bool, time_seconds: float | None = None) -> None:
         if self._may_pass(size, peer, lent=lent):
             self._grant(size, peer, lent=lent)
             return
-        if size > self.free + self._lent.total():
+        is_patient = time_seconds is not None and len(self._waiting.get(peer, ())) < self._most_patient
+        if size > (self.capacity if is_patient else self.free + self._lent.total()):
             raise self._spent()
-        turn = _Turn(size, lent, asyncio.get_running_loop().create_future())
+        seconds = TOTAL_SECONDS if is_patient else self._patience_seconds
+        if time_seconds is not None:
+            seconds = min(seconds, time_seconds - min(LEFT_SECONDS, time_seconds / 10))
+        loop = asyncio.get_running_loop()
+        turn = _Turn(size, lent, loop.create_future())
         turns = self._waiting.setdefault(peer, deque())
-        is_patient = len(turns) < self._most_patient
-        seconds = max(self._patience_seconds, time_seconds) if is_patient else self._patience_seconds
         turns.append(turn)
         self._wake()  # those who wait may do so for their own sake
+        timer = loop.call_later(self._patience_seconds, self._let_pass, turn)
         try:
             async with asyncio.timeout(seconds):
                 await turn.come
@@ -124,10 +134,18 @@ class Budget:
                     self._return(size, peer)
                 else:
                     self.free += size
+            elif turn in turns:
+                turns.remove(turn)
             self._wake()
             if isinstance(error, TimeoutError):
                 raise (self._spent() if self._fits_peer(size, peer, lent=lent) else _crowded()) from None
             raise
+        finally:
+            timer.cancel()
+
+    def _let_pass(self, turn: _Turn) -> None:
+        turn.gives_way = True
+        self._wake()
 
     def _may_pass(self, size: int, peer: str, *, lent: bool) -> bool:
         """Whether there is room at once, and nobody has to be waited for."""
@@ -157,17 +175,18 @@ class Budget:
         """Let those have their turns for whom there is room: each peer's in order, and small ones past large ones."""
         is_held_up = False
         for peer, turns in list(self._waiting.items()):
-            while turns:
-                turn = turns[0]
+            for turn in tuple(turns):
                 if not turn.come.done():
                     if not self._fits_peer(turn.size, peer, lent=turn.lent):
                         break
                     if turn.size > self.free or (is_held_up and not self._is_small(turn.size)):
+                        if turn.gives_way:
+                            continue
                         is_held_up = True
                         break
                     self._grant(turn.size, peer, lent=turn.lent)
                     turn.come.set_result(None)
-                turns.popleft()
+                turns.remove(turn)
             if not turns:
                 del self._waiting[peer]
 

@@ -86,7 +86,7 @@ class Receiving:
         peer = context.peer()
         address, size = peer_of(peer)[0], 0
         lent = self._expected.get(address, self._budget.capacity // FIRST_SHARE)
-        await self._budget.borrow(lent, address, time_seconds=context.time_remaining() or 0.0)
+        await self._budget.borrow(lent, address, time_seconds=context.time_remaining())
         try:
             data = await self._whole(context, peer)
             size = len(data)
