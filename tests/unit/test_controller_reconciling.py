@@ -316,6 +316,21 @@ async def test_stages_that_download_their_weights_are_given_the_time_that_a_thin
     assert world.status["setAside"]
 
 
+async def test_while_stages_load_for_long_a_load_that_rises_is_planned_for(world: World) -> None:
+    model = pipeline_body()["spec"]["model"]
+    model["weights"]["uri"] = "https://models.example/full.safetensors"
+    world.gateway_admits = False
+    world.apply(model=model)
+    await world.step(40)
+    before = world.stages()
+    await world.step(seconds=125)
+    world.metrics = measured(rate=30.0)
+    for _ in range(3):
+        await world.step(seconds=31)
+    assert world.condition("Progressing") == ("True", "Preparing")
+    assert sum(world.stages().values()) > sum(before.values())
+
+
 async def test_a_failed_measurement_is_told_in_the_jobs_own_words_and_tried_again(world: World) -> None:
     world.apply()
     await world.step(settle=False)

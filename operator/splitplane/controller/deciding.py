@@ -82,7 +82,8 @@ class Deciding:
             interval = min(interval, _RETRY_FIRST_PLAN_SECONDS)
         if not changed and now < memory.planned_at + interval:
             return
-        if control.pending is not None and not changed:
+        # Pods that load for long hold up no decision; those that are chosen again go on.
+        if control.pending is not None and not changed and now < control.pending.deadline:
             return
         if control.pending is not None and memory.planned_for is not None:
             control = abandon(control)
@@ -196,12 +197,13 @@ class Deciding:
         """How far the arrival rate is above what the plan that serves bears, in steps; 0 while it bears it.
 
         A leap of the load is planned for at once and not at the end of the interval. While pods are being prepared it
-        counts as it did before: they are not given up for it.
+        counts as it did before: they are not given up for it, unless they load for long.
         """
         active = this.control.active
         if active is None:
             return 0
-        if this.control.pending is None:
+        pending = this.control.pending
+        if pending is None or this.now >= pending.deadline:
             rate = known(this.metrics.of(this.key).arrival_rate) or 0.0
             most = active.predicted.max_rate_per_second
             over = rate / most if most > 0.0 else 1.0
