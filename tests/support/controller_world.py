@@ -136,7 +136,8 @@ class World:
                         "data": {"result.json": result(device, 1.0 if "edge" in device else 0.2, batches=self.batches)},
                     }
                 )
-                self.cluster.put({**job, "status": {"conditions": [{"type": "Complete", "status": "True"}]}})
+                done = {"conditions": [{"type": "Complete", "status": "True"}]}
+                self.cluster.put({**job, "status": {**done, "completionTime": timestamp(self.clock.time)}})
         for deployment in self.cluster.of("Deployment").values():
             ready = deployment["spec"]["replicas"]
             if (deployment.get("status") or {}).get("readyReplicas") != ready:

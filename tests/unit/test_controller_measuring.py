@@ -162,6 +162,20 @@ async def test_device_classes_are_measured_side_by_side_only_on_machines_that_ar
     assert [device["deviceClass"] for device in profile["spec"]["devices"]] == ["cloud-device", "edge-device"]
 
 
+async def test_a_measurement_whose_result_is_still_to_be_taken_over_is_not_made_again() -> None:
+    world = World()
+    world.apply()
+    world.apply(OTHER)
+    await world.step(2, settle=False, keys=(KEY, OTHER))
+    [first] = world.cluster.of("Job")
+    world.settle()
+    await world.step(3, settle=False, keys=(OTHER,))  # woken first
+    assert list(world.cluster.of("Job")) == [first]
+    await world.step(15, keys=(KEY, OTHER))
+    [profile] = world.cluster.of("ModelProfile").values()
+    assert [device["deviceClass"] for device in profile["spec"]["devices"]] == ["cloud-device", "edge-device"]
+
+
 async def test_where_a_job_runs_counts_and_not_where_it_might_have() -> None:
     world = World()
     on_machines(world, e1="a", e2="b", c1="b")

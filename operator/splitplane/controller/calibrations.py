@@ -96,7 +96,7 @@ class Calibrations:
             )
         others: list[Running] = []
         if isinstance(step, Create):
-            others = self._profiles.ahead_of_calibration((this.key[0], job_name), tier, profile=name)
+            others = self._profiles.ahead_of_calibration((this.key[0], job_name), tier, profile=name, now=this.now)
         if isinstance(step, Create) and (memory.asked is None or others or self._profiles.queued(this.now, tier)):
             waits = f"once {key_of(others[0].body)[1]} has ended" if others else "once all profiles are measured"
             if memory.asked is None:

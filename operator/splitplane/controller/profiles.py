@@ -118,7 +118,7 @@ class Profiles:
             steps = next_steps(
                 pipeline, profile_name=name, profiled=profiled, jobs=jobs, pods=pods,
                 config_maps={job: body for job in jobs if (body := self._view.config_map((namespace, job)))},
-                others=self._measuring(), nodes=nodes,
+                others=self._measuring(now), nodes=nodes,
                 ready_nodes=ready_nodes, now=now, settings=self._settings,
             )  # fmt: skip
             if waiting := queued_first(steps):
@@ -197,17 +197,17 @@ class Profiles:
             for since, waited_for in self._queued.values()
         )
 
-    def ahead_of_calibration(self, job: Key, tier: TierSpec, *, profile: str) -> list[Running]:
+    def ahead_of_calibration(self, job: Key, tier: TierSpec, *, profile: str, now: float) -> list[Running]:
         """What a calibration job on a tier waits for, as what runs beside a measurement takes of its time."""
         machines = self.nodes().behind(tier.node_selector)
-        return ahead_of(self._measuring(but=job), machines, job[0], profile, None)[0]
+        return ahead_of(self._measuring(now, but=job), machines, job[0], profile, None)[0]
 
-    def _measuring(self, *, but: Key = ("", "")) -> list[Running]:
+    def _measuring(self, now: float, *, but: Key = ("", "")) -> list[Running]:
         """What may be measuring now, of all pipelines: jobs and, where a job was deleted, the pods that it left.
 
         A job that no node takes does not keep others waiting. ``but`` is a job that is not looked at.
         """
-        return measuring(self._view.jobs(), self._view.measuring_pods(), self.nodes(), but=but)
+        return measuring(self._view.jobs(), self._view.measuring_pods(), self.nodes(), but=but, now=now)
 
     def nodes(self) -> Nodes:
         """The cluster's nodes as they are now."""

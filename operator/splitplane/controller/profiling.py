@@ -35,6 +35,8 @@ QUEUED = "ProfileQueued"
 _NO_RESULT = f"the job ended without writing {RESULT}; its runtime image may be of another release"
 _FIRST_RETRY_SECONDS = 30.0
 _LAST_RETRY_SECONDS = 900.0
+_TAKEN_OVER_SECONDS = 30.0
+"""In which the result of a job that is done may still be on its way into the profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +151,13 @@ def ahead_of(
     return [other for other in others if share(machines, other.machines)], "as they may share a machine"
 
 
-def measuring(jobs: Sequence[Object], pods: Sequence[Object], nodes: Nodes, *, but: Key) -> list[Running]:
-    """Those of the jobs that may be measuring, and pods that are left of deleted ones (``Profiles._measuring``)."""
+def measuring(
+    jobs: Sequence[Object], pods: Sequence[Object], nodes: Nodes, *, but: Key, now: float
+) -> list[Running]:  # fmt: skip
+    """Those of the jobs that may be measuring, and pods that are left of deleted ones (``Profiles._measuring``).
+
+    A profile job that is just done counts too, lest others measure the same before its result is in the profile.
+    """
     own: dict[Key, list[Object]] = {}
     for pod in pods:
         own.setdefault(_job_key(pod), []).append(pod)
@@ -160,7 +167,7 @@ def measuring(jobs: Sequence[Object], pods: Sequence[Object], nodes: Nodes, *, b
         job
         for job in jobs
         if labels_of(job).get(COMPONENT_LABEL) in ("profile", "calibration")
-        and not is_true(job, "Complete")
+        and (not is_true(job, "Complete") or now < _profiled(job) + _TAKEN_OVER_SECONDS)
         and not is_true(job, "Failed")
         and key_of(job) not in stuck | {but}
         and not nodes.lost(job, own.get(key_of(job), ()))
@@ -172,6 +179,12 @@ def measuring(jobs: Sequence[Object], pods: Sequence[Object], nodes: Nodes, *, b
         if not nodes.lost(pod, ())
     ]
     return [Running(body, nodes.of(body, own.get(key_of(body), ()))) for body in (*found, *left)]
+
+
+def _profiled(job: Object) -> float:
+    """When a profile job was done (seconds since the epoch); the results of calibrations are its pipeline's alone."""
+    done = (job.get("status") or {}).get("completionTime") if labels_of(job).get(COMPONENT_LABEL) == "profile" else None
+    return instant(done) or 0.0
 
 
 def queued_first(steps: Sequence[Step]) -> list[Wait]:
