@@ -9,7 +9,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import grpc
@@ -24,6 +26,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from splitplane.runtime import oip_grpc, oip_json, oip_pb2, oip_rest, oip_wire
 from splitplane.runtime.faults import MOST_CHARACTERS, MOST_KINDS, Faults, described
+from splitplane.runtime.grpc_refusing import refuse
 from splitplane.runtime.inference import (
     Failure,
     InferenceError,
@@ -448,6 +451,7 @@ def with_input(**changes: Any) -> dict[str, Any]:
         (b"[" * 100_000, "the request is not JSON"),
         (with_input(shape="1,2"), "input 'b': 'shape' must be a list of sizes from 0"),
         (with_input(shape=[(1 << 63) - 1] * 1000), "input 'b': its shape takes 9223372036854775808 elements or more"),
+        (with_input(shape=[1] * 1025), "input 'b' has 1025 dimensions; at most 1024 are taken"),
         (with_input(shape=[1 << 63]), "input 'b': 'shape' must be a list of sizes from 0"),
         (with_input(shape=[1, 3]), "input 'b' has 2 values; shape [1, 3] takes 3"),
         (with_input(shape=[2, 1]), "input 'b' has shape [2, 1]; expected [-1, 2] (-1 is any size)"),
@@ -457,7 +461,7 @@ def with_input(**changes: Any) -> dict[str, Any]:
         (with_input(data=[True, False]), "input 'b': 'data' holds values that are not INT64"),
         (with_input(data=[1 << 63, 0]), "input 'b': a value lies outside INT64"),
         (with_input(data=[1 << 70, 0]), "input 'b': a value lies outside INT64"),
-        (with_input(data=None), "input 'b': 'data' holds values that are not INT64"),
+        (with_input(data=None), "input 'b' has neither 'data' nor the parameter binary_data_size"),
         (with_input(parameters=[]), "input 'b': 'parameters' must be an object"),
         (
             with_input(parameters={"binary_data_size": 16}),
@@ -526,6 +530,13 @@ def binary(size: int, *, extra: bytes = b"", header_size: Callable[[int], str] =
     entry = {"name": "b", "datatype": "INT64", "shape": [1, 2], "parameters": {"binary_data_size": size}}
     header = json.dumps({"inputs": [INPUTS[0], entry]}).encode()
     return header + bytes(16) + extra, {oip_rest.HEADER_SIZE: header_size(len(header))}
+
+
+async def test_null_stands_for_no_data_beside_binary_data(server):
+    data, headers = binary(16)
+    written = data.replace(b'"datatype": "INT64", ', b'"datatype": "INT64", "data": null, ')
+    status, _ = await post(server, written, **{**headers, oip_rest.HEADER_SIZE: str(len(written) - 16)})
+    assert status == 200
 
 
 def binary_elements(name: str) -> tuple[bytes, dict[str, str]]:
@@ -708,6 +719,23 @@ def test_a_response_is_cut_to_the_outputs_in_the_clients_order():
     request = InferRequest("adder", (), id="1", outputs=("is_even", "sum"))
     assert [tensor.name for tensor in answer(request, response).outputs] == ["is_even", "sum"]
     assert answer(replace(request, outputs=()), response).outputs == response.outputs
+
+
+async def test_health_of_a_service_whose_name_is_too_long_to_quote_is_not_found(server):
+    async with untyped(grpc.aio.insecure_channel(server.grpc_address)) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await check(health_pb2.HealthCheckRequest(service="ü" * 9000).SerializeToString())
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "is not served here" in (caught.value.details() or "")
+
+
+async def test_a_refusal_that_nobody_waits_for_ends_as_a_call_that_was_cancelled():
+    """gRPC logs any other error that a handler ends with."""
+
+    context: Any = SimpleNamespace(abort=AsyncMock(side_effect=grpc.aio.InternalError))
+    with pytest.raises(asyncio.CancelledError):
+        await refuse(context, grpc.StatusCode.NOT_FOUND, "not here")
 
 
 async def test_watchers_of_health_do_not_hold_up_a_server_that_stops():

@@ -1,6 +1,7 @@
 """Messages of requests over both protocols: bounded together in memory until they are answered, each in time."""
 
 import asyncio
+import gzip
 import json
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,7 @@ from splitplane.runtime.bodies import Bodies
 from splitplane.runtime.budgets import MAX_POD_MESSAGE_BYTES, MOST_BYTES, Budget, budget_bytes
 from splitplane.runtime.grpc_receiving import Receiving
 from splitplane.runtime.inference import Failure, InferenceError, InferRequest, InferResponse
+from splitplane.runtime.unpacking import Unpacker
 from tests.support.forking import FORKED
 from tests.support.fronts import Echo
 from tests.support.gateway_rig import until
@@ -487,6 +489,28 @@ async def test_a_body_is_unpacked_in_small_pieces_and_no_further_than_it_may_com
             assert answer.status == 413
     assert max(sizes) <= 1 << 20
     assert sum(sizes) < 66 << 20
+
+
+async def unpacked(body: bytes, step: int) -> bytes:
+    unpacker, out = Unpacker("gzip"), b""
+    for start in range(0, len(body), step):
+        unpacker.feed(body[start : start + step])
+        while piece := await unpacker.piece():
+            out += piece
+    unpacker.end()
+    return out
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+async def test_a_gzip_body_may_have_several_members(step):
+    """As files have that were joined, appended to or written in blocks; some of them end with an empty one."""
+    members = [bytes(200_000), b"", b"end", b""]
+    assert await unpacked(b"".join(map(gzip.compress, members)), step) == b"".join(members)
+
+
+async def test_members_of_a_gzip_body_are_bounded():
+    with pytest.raises(InferenceError, match="2048 members"):
+        await unpacked(2049 * gzip.compress(b""), 1 << 20)
 
 
 async def test_a_body_that_waits_for_room_in_vain_is_refused_and_not_said_to_be_late():

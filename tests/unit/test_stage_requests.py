@@ -340,8 +340,11 @@ async def test_a_next_stage_that_does_not_answer_is_named_in_the_log_once_until_
         for _ in range(2):
             channels.lost(cloud.address, "of a test")
             await call(channels, (cloud.address,), request(hop(cloud, 1, 3)))
+        channels.lost(cloud.address, "of a test")
+        with pytest.raises(InferenceError):
+            await call(channels, (cloud.address,), request(model_name="another"))
         await channels.close()
-        assert [record.getMessage() for record in caplog.records[2::2]] == 2 * [f"{cloud.address} answers again"]
+        assert [record.getMessage() for record in caplog.records[2::2]] == 3 * [f"{cloud.address} answers again"]
 
 
 def test_a_connection_with_an_older_certificate_may_be_used_for_as_long_as_any_request_may_take():

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from splitplane.runtime import oip_pb2
+from splitplane.runtime.grpc_refusing import refuse
 from splitplane.runtime.inference import Model
 
 HEALTH = "grpc.health.v1.Health"
@@ -32,7 +33,7 @@ def health(model: Model, stopping: asyncio.Event, *services: str) -> grpc.Generi
 
     async def check(request: Any, context: Any) -> Any:
         if request.service not in known:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"service '{request.service}' is not served here")
+            await refuse(context, grpc.StatusCode.NOT_FOUND, f"service '{request.service}' is not served here")
         return health_pb2.HealthCheckResponse(status=status())
 
     async def watch(request: Any, _context: Any) -> AsyncIterator[Any]:

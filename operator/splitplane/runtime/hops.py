@@ -115,7 +115,7 @@ class Channels:
         )
 
     def answered(self, address: str) -> None:
-        """A call of the address was answered."""
+        """A call of the address was answered, be it with an error."""
         if address in self._lost:
             self._lost.discard(address)
             logger.info("%s answers again", address)
@@ -152,6 +152,8 @@ async def call(channels: Channels, addresses: Sequence[str], request: InferReque
         except grpc.aio.AioRpcError as error:
             if _is_own(error):
                 channels.lost(address, f"{error.code().name}: {error.details()}")
+            elif error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # which may have passed in silence
+                channels.answered(address)
             if _broke_off(error):
                 lost.append(address)
             if error.code() in GONE and attempt < len(addresses[:2]):

@@ -50,6 +50,11 @@ RETRY_SECONDS = 1.0
 """When to come again after what passes, where nothing better is known."""
 
 
+def shortened(text: str) -> str:
+    """An error's text, without its middle where it is longer than :data:`MOST_CHARACTERS`."""
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 203]}...{text[-200:]}"
+
+
 class InferenceError(Exception):
     """A request that cannot be served. The text goes to the client: it says what to do, and holds no secret."""
 
@@ -63,8 +68,7 @@ class InferenceError(Exception):
         origin: str = "",
         lost: tuple[str, ...] = (),
     ) -> None:
-        if len(message) > MOST_CHARACTERS:
-            message = f"{message[: MOST_CHARACTERS - 203]}...{message[-200:]}"
+        message = shortened(message)
         super().__init__(message)
         self.failure = failure
         self.message = message

@@ -17,6 +17,7 @@ from splitplane.runtime.budgets import MAX_POD_MESSAGE_BYTES, Budget
 from splitplane.runtime.connections import peer_of
 from splitplane.runtime.faults import Faults
 from splitplane.runtime.grpc_receiving import Received, Receiving
+from splitplane.runtime.grpc_refusing import refuse
 from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check, invalid
 from splitplane.runtime.mtls import Identity
 from splitplane.runtime.tensors import size_of
@@ -223,10 +224,6 @@ def _answering(handler: Handler) -> Handler:
             refusal = grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the server's log says more", ()
             error.__traceback__ = error.__context__ = None
         # Outside, where the error that ends the call has no other as its context.
-        try:
-            return await context.abort(*refusal)
-        except grpc.aio.InternalError:
-            # Its client has hung up meanwhile: gRPC would log that with a traceback, as often as clients like.
-            raise asyncio.CancelledError from None
+        return await refuse(context, *refusal)
 
     return handle

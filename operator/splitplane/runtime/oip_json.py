@@ -31,6 +31,7 @@ from splitplane.runtime.inference import (
 from splitplane.runtime.tensors import (
     BF16,
     BYTES,
+    MAX_ENTRIES,
     MOST_ELEMENTS,
     NUMPY_TYPES,
     check_size,
@@ -177,12 +178,14 @@ def _read_input(
     shape = entry.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < MOST_ELEMENTS for size in shape):
         raise invalid(f"input '{name}': 'shape' must be a list of sizes from 0 to {MOST_ELEMENTS - 1}")
+    if len(shape) > MAX_ENTRIES:
+        raise invalid(f"input '{name}' has {len(shape)} dimensions; at most {MAX_ENTRIES} are taken")
     parameters = _parameters(entry, f"input '{name}'")
     require_served(parameters, f"input '{name}'")
     size = parameters.get(BINARY_SIZE)
     if size is None:
         return _from_json(name, datatype, tuple(shape), entry, _without_transport(parameters)), rest
-    if "data" in entry:
+    if entry.get("data") is not None:
         raise invalid(f"input '{name}' has both 'data' and the parameter {BINARY_SIZE}; send one of them")
     if type(size) is not int or not 0 <= size <= len(rest):
         raise invalid(f"input '{name}': {BINARY_SIZE} is {size}, but {len(rest)} bytes of binary data are left")
@@ -217,7 +220,7 @@ def _whole(body: bytes | bytearray, declared: Sequence[TensorMetadata]) -> Tenso
 def _from_json(
     name: str, datatype: str, shape: tuple[int, ...], entry: Mapping[str, Any], parameters: Parameters
 ) -> Tensor:
-    if "data" not in entry:
+    if entry.get("data") is None:
         raise invalid(f"input '{name}' has neither 'data' nor the parameter {BINARY_SIZE}")
     return replace(read_values(name, datatype, entry["data"], shape), parameters=parameters)
 

@@ -25,7 +25,7 @@ from splitplane.runtime.inference import (
 )
 from splitplane.runtime.oip_contents import read_contents
 from splitplane.runtime.protobuf_fields import LENGTH_DELIMITED, Data, FormError, fields, varint
-from splitplane.runtime.tensors import nbytes
+from splitplane.runtime.tensors import MAX_ENTRIES, nbytes
 
 _INPUTS = oip_pb2.ModelInferRequest.INPUTS_FIELD_NUMBER
 _RAW_INPUTS = oip_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
@@ -41,8 +41,6 @@ MAX_FIELDS = 4096
 """Of a message: tensors, contents, padding, parameters. Each costs far more to read than the two bytes it may take."""
 MAX_TENSOR_FIELDS = 16 * MAX_FIELDS
 """Of all its tensors: names, shapes, parameters."""
-MAX_ENTRIES = 1024
-"""Parameters and dimensions of one tensor, for the same reason."""
 
 
 class Parts(NamedTuple):

@@ -42,6 +42,8 @@ BF16 = "BF16"
 
 MOST_ELEMENTS = 1 << 63
 """What a tensor has less of, and a dimension too: the protocol's sizes are int64."""
+MAX_ENTRIES = 1024
+"""Dimensions of one tensor, and over gRPC parameters of one place: each costs far more to read than to send."""
 
 DATATYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
 

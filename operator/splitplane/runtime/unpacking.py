@@ -13,17 +13,19 @@ from splitplane.runtime.inference import InferenceError, invalid
 ENCODINGS = ("gzip", "deflate")
 INLINE_BYTES, PIECE_BYTES = 1 << 16, 1 << 20
 """Of what comes out: so much at once, and what is more on a thread, in pieces so large."""
+MOST_MEMBERS = 2048
+"""Of one gzip body: some writers begin a new one every 64 kB, or each time that they append. Empty ones take time."""
 _GZIP, _ZLIB, _BARE = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 
 
 class Unpacker:
-    """Takes one body as it comes, and gives what it holds. One stream of it: what follows its end is an error."""
+    """Takes one body as it comes, and gives what it holds: of gzip all members, else one stream and nothing after."""
 
     def __init__(self, encoding: str) -> None:
         self._encoding = encoding
         self._left, self._most, self._has_more = b"", INLINE_BYTES, False
         self._stream = zlib.decompressobj(_GZIP)
-        self._has_begun = False
+        self._has_begun, self._members = False, 1
 
     def feed(self, data: bytes) -> None:
         """More has come, after everything was taken out of what came before."""
@@ -36,8 +38,12 @@ class Unpacker:
 
     async def piece(self) -> bytes:
         """The next piece; empty when more has to come. Raises :class:`InferenceError` for what is not so compressed."""
-        if not self._has_more:
-            return b""
+        piece = b""
+        while self._has_more and not piece:
+            piece = await self._next()
+        return piece
+
+    async def _next(self) -> bytes:
         try:
             if self._most == INLINE_BYTES:
                 piece = self._stream.decompress(self._left, self._most)
@@ -45,11 +51,21 @@ class Unpacker:
                 piece = await asyncio.to_thread(self._stream.decompress, self._left, self._most)
         except zlib.error:
             raise _not_so() from None
-        if self._stream.unused_data:
-            raise _not_so()
-        self._left, self._has_more = self._stream.unconsumed_tail, len(piece) == self._most
+        if rest := self._stream.unused_data:
+            self._begin_member()
+            self._left, self._has_more = rest, True
+        else:
+            self._left, self._has_more = self._stream.unconsumed_tail, len(piece) == self._most
         self._most = PIECE_BYTES
         return piece
+
+    def _begin_member(self) -> None:
+        if self._encoding != "gzip":
+            raise _not_so()
+        self._members += 1
+        if self._members > MOST_MEMBERS:
+            raise invalid(f"the body is gzip of more than {MOST_MEMBERS} members")
+        self._stream = zlib.decompressobj(_GZIP)
 
     def end(self) -> None:
         """All has come. Raises :class:`InferenceError` when it ends before its compression does."""

@@ -19,6 +19,7 @@ import grpc.aio
 from aiohttp import hdrs, web
 
 from splitplane.runtime.environment import SettingsError
+from splitplane.runtime.grpc_refusing import refuse
 from splitplane.runtime.grpc_standard import HEALTH
 from splitplane.runtime.inference import InferRequest
 from splitplane.runtime.mtls import CHECK_SECONDS, Credentials, Identity
@@ -151,11 +152,11 @@ class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore
 
 
 def _refusing(why: str) -> Any:
-    async def refuse(_requests: Any, context: Any) -> Any:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
+    async def handle(_requests: Any, context: Any) -> Any:
+        await refuse(context, grpc.StatusCode.UNAUTHENTICATED, why)
         yield  # never reached; makes this the answer to calls of every arity
 
-    return grpc.stream_stream_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(handle)
 
 
 def tls_context(identity: Identity) -> ssl.SSLContext:
