@@ -319,16 +319,18 @@ async def test_stages_that_download_their_weights_are_given_the_time_that_a_thin
 async def test_while_stages_load_for_long_a_load_that_rises_is_planned_for(world: World) -> None:
     model = pipeline_body()["spec"]["model"]
     model["weights"]["uri"] = "https://models.example/full.safetensors"
+    await serving(world, model=model)
     world.gateway_admits = False
-    world.apply(model=model)
-    await world.step(40)
-    before = world.stages()
-    world.metrics = measured(rate=30.0)
-    await world.step(seconds=85)
-    await world.step(seconds=31)
+    world.metrics = measured(rate=20.0)
+    await world.step(5)
+    preparing = sum(world.stages().values())
+    world.metrics = measured(rate=45.0)
+    await world.step(2, seconds=60)
+    assert sum(world.stages().values()) == preparing
+    await world.step(2)
     assert world.condition("Progressing") == ("True", "Preparing")
     assert not world.status.get("setAside")
-    assert sum(world.stages().values()) > sum(before.values())
+    assert sum(world.stages().values()) > preparing
 
 
 async def test_a_failed_measurement_is_told_in_the_jobs_own_words_and_tried_again(world: World) -> None:

@@ -314,10 +314,11 @@ def test_an_input_that_crosses_as_it_is_keeps_its_name_and_rules_out_no_cut_that
 
 
 class Late(nn.Module):
-    """The second half of the input, scaled number by number, joins what came of the first before the last layer."""
+    """The second half of the input joins what came of the first before the last layer, after light work alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, how: str) -> None:
         super().__init__()
+        self.how = how
         self.layers, self.last = nn.ModuleList(nn.Conv2d(2, 2, 3, padding=1) for _ in range(3)), nn.Conv2d(4, 4, 1)
         self.scale = nn.Parameter(torch.rand(2, 16, 16))
 
@@ -325,13 +326,19 @@ class Late(nn.Module):
         seen, late = image.chunk(2, 1)
         for layer in self.layers:
             seen = torch.relu(layer(seen))
-        return self.last(torch.cat([seen, late.flip(3) * self.scale], 1))
+        if self.how == "scaled":
+            late = late.flip(3) * self.scale
+        elif self.how == "smaller":
+            late = functional.interpolate(functional.avg_pool2d(late, 2), scale_factor=2.0)
+        else:
+            late = functional.dropout(late, 0.5, self.training)
+        return self.last(torch.cat([seen, late], 1))
 
 
-def test_a_part_of_an_input_is_not_hidden_by_what_it_is_put_beside(make: Make) -> None:
-    graph = check_all_ranges(
-        make(Late, (TensorSpec("image", "FP32", (4, 16, 16)),)), {"image": torch.rand(3, 4, 16, 16)}
-    ).graph
+@pytest.mark.parametrize("how", ["scaled", "smaller", "dropped out"])
+def test_a_part_of_an_input_is_not_hidden_by_what_it_is_put_beside(how: str, make: Make) -> None:
+    source = make(partial(Late, how), (TensorSpec("image", "FP32", (4, 16, 16)),))
+    graph = check_all_ranges(source, {"image": torch.rand(3, 4, 16, 16)}).graph
     assert past_inputs(graph.cuts) == len(graph.cuts) - 1
     assert all(any(each.name.startswith("image") for each in cut.tensors) for cut in graph.cuts[1:-1])
 

@@ -45,6 +45,8 @@ def test_masks_of_padding_may_cross():
     )  # fmt: skip
     assert padding_masks((ids, mask)) == {"attention_mask"}
     assert padding_masks((image, mask)) == padding_masks((image, ids)) == set()
+    picture, shown = (TensorSpec(name, "UINT8", (8, 8)) for name in ("picture", "object_mask"))
+    assert padding_masks((picture, shown)) == set()
 
 
 def test_without_a_private_input_the_cloud_may_keep_everything_and_serve_alone():

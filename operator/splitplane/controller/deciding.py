@@ -82,8 +82,7 @@ class Deciding:
             interval = min(interval, _RETRY_FIRST_PLAN_SECONDS)
         if not changed and now < memory.planned_at + interval:
             return
-        # Pods that load for long hold up no decision; those that are chosen again go on.
-        if control.pending is not None and not changed and now < control.pending.deadline:
+        if control.pending is not None and not changed:
             return
         if control.pending is not None and memory.planned_for is not None:
             control = abandon(control)

@@ -10,9 +10,12 @@ from torch import fx
 
 from splitplane.domain.inputs import padding_masks
 from splitplane.model.operations import is_heavy, is_rearrangement
-from splitplane.model.traced import Kind, Traced
+from splitplane.model.traced import Kind, Traced, is_random
 
-_TOGETHER = frozenset({"cat", "concat", "stack"})
+_TOGETHER = frozenset(
+    {"cat", "concat", "copy", "index_put", "masked_fill", "select_scatter", "slice_scatter", "stack", "where"}
+)
+"""What gives the numbers of several arguments side by side."""
 _PLACED = frozenset(
     {
         "chunk", "constant_pad_nd", "diagonal", "flip", "gather", "index", "index_select", "narrow", "pad",
@@ -21,17 +24,15 @@ _PLACED = frozenset(
     }
 )  # fmt: skip
 """Beside what rearranges: what gives numbers of the first argument at other places, or some of them."""
-_KEEPING = frozenset(
-    {"batch_norm", "group_norm", "instance_norm", "layer_norm", "to", "_to_copy", "type_as"}
-)  # fmt: skip
-"""Beside what works number by number: from what they give the input is read as easily."""
+_BY_NUMBER = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm"})
+"""Beside what torch calls pointwise: a learned scale for each number hides none, though it is a large table."""
 
 
 def input_of(traced: Traced, node: fx.Node) -> str | None:
     """The input of which a value shows all or much, as no heavy operation came between; masks of padding are none.
 
-    What else is placed beside it, as ``cat`` does, does not hide it; what is reckoned with it, by number, does if that
-    is the result of a heavy operation.
+    What else is placed beside it, as ``cat`` does, does not hide it. The result of a heavy operation that is reckoned
+    with it, number by number, does, and so does a comparison.
     """
     crossings = ((name, traced.crossing(given)) for name, given in traced.inputs.items())
     masks = padding_masks([each.spec(name, traced.sizes) for name, each in crossings if each is not None])
@@ -42,7 +43,8 @@ def input_of(traced: Traced, node: fx.Node) -> str | None:
         if each in names:
             return names[each]
         sources = _placed(each)
-        if not sources and _keeps(each) and each.meta["val"].dtype != torch.bool:
+        value = each.meta.get("val")
+        if not sources and isinstance(value, torch.Tensor) and value.dtype != torch.bool:
             light = light or _is_light(traced, each)  # so is all behind it then
             sources = each.all_input_nodes if light else []
         new = [source for source in reversed(sources) if source not in seen]
@@ -61,13 +63,12 @@ def _placed(node: fx.Node) -> list[fx.Node]:
     return []
 
 
-def _keeps(node: fx.Node) -> bool:
-    """Whether a node works number by number, or nearly so, without chance."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(node.meta.get("val"), torch.Tensor):
+def _works_by_number(node: fx.Node) -> bool:
+    """Without chance, as dropout does outside of training."""
+    if not isinstance(node.target, torch._ops.OpOverload) or is_random(node):
         return False
-    tags = node.target.tags
-    named = node.target.overloadpacket.__name__ in _KEEPING
-    return (torch.Tag.pointwise in tags or named) and torch.Tag.nondeterministic_seeded not in tags
+    idle = torch.Tag.nondeterministic_seeded in node.target.tags
+    return idle or torch.Tag.pointwise in node.target.tags or node.target.overloadpacket.__name__ in _BY_NUMBER
 
 
 def _is_light(traced: Traced, node: fx.Node) -> bool:
@@ -75,7 +76,7 @@ def _is_light(traced: Traced, node: fx.Node) -> bool:
     stack, seen = [node], {node}
     while stack:
         each = stack.pop()
-        if is_heavy(traced, each) and not _keeps(each):  # a learned scale for each number hides none
+        if is_heavy(traced, each) and not _works_by_number(each):
             return False
         for source in each.all_input_nodes:
             if source not in seen and traced.kinds.get(source) is Kind.DATA:

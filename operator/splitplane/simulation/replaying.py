@@ -14,7 +14,8 @@ from splitplane.domain.plans import Plan
 from splitplane.domain.snapshots import RECENT_SECONDS, RECENT_SHARES, Active, Policy, Snapshot
 from splitplane.planner import Kept, choose
 from splitplane.planner.arrays import Array
-from splitplane.planner.context import IDLE_RATE, Direction, build_context
+from splitplane.planner.context import IDLE_RATE, Context, Direction, build_context
+from splitplane.planner.evaluation import violations
 from splitplane.planner.gates import moves_pods
 from splitplane.planner.selecting import all_plans
 from splitplane.simulation.serving import BUSIEST, Course, course, piled_up
@@ -76,12 +77,19 @@ class Scenario:
         return {ends: rate / first if rate and first else 1.0 for ends, rate in stated.items()}
 
     @cached_property
-    def weighing(self) -> Policy:
-        """By which what is held is judged: every codec and split may be that some strategy chooses, whatever the user
-        dictates to the planner."""
+    def allowed(self) -> Policy:
+        """What the pipeline allows, the plan that the user dictates among all others."""
         policy = self.policy
-        codecs = dict.fromkeys((*policy.codecs, *(policy.fixed.codecs if policy.fixed else ()), "fp32"))
-        return replace(free(policy), codecs=tuple(codecs), max_partitions=max(2, policy.max_partitions))
+        codecs = dict.fromkeys((*policy.codecs, *(policy.fixed.codecs if policy.fixed else ())))
+        return replace(free(policy), codecs=tuple(codecs))
+
+    @cached_property
+    def weighing(self) -> Policy:
+        """By which what is held is judged: some strategies know nothing of codecs and of how many partitions there may
+        be."""
+        policy = self.allowed
+        codecs = dict.fromkeys((*policy.codecs, "fp32"))
+        return replace(policy, codecs=tuple(codecs), max_partitions=max(2, policy.max_partitions))
 
     def seen(self, place: int) -> Snapshot:
         """The conditions of one bin as a snapshot."""
@@ -140,10 +148,15 @@ class Ground:
         self._courses: dict[Plan, Course] = {}
 
     @cached_property
+    def allowed(self) -> Context:
+        """The context of plans that the pipeline allows."""
+        return build_context(self.scenario.seen(0), self.scenario.allowed, self.kept)
+
+    @cached_property
     def possible(self) -> "Outcomes | None":
         """Every plan that may be held, whatever the load; ``None`` where these are too many."""
         most = min(_MOST_PLANS, _MOST_OUTCOMES * self.every // self.scenario.bins)
-        every = all_plans(build_context(self.scenario.seen(0), free(self.scenario.policy), self.kept), most=most)
+        every = all_plans(self.allowed, most=most)
         return None if every is None else Outcomes.of(self, every)
 
     def course(self, plan: Plan) -> Course:
@@ -185,9 +198,10 @@ class Outcomes:
         return cls(tuple(plans), cost, late, per_hour, within)
 
     def beside(self, ground: Ground, held: Iterable[Plan]) -> "Outcomes":
-        """With plans that were held, if they show nothing that they must not."""
-        known = frozenset(self.plans)
-        more = [plan for plan in dict.fromkeys(held) if plan not in known and not ground.course(plan).leaks]
+        """With plans that were held, if the pipeline allows them and they show nothing that they must not."""
+        known, forbidden = frozenset(self.plans), {"spec", "privacy", "leak"}
+        more = [plan for plan in dict.fromkeys(held) if plan not in known]
+        more = [plan for plan in more if forbidden.isdisjoint(violations(ground.allowed, plan))]
         if not more:
             return self
         other = Outcomes.of(ground, more)
@@ -268,8 +282,8 @@ def best_static(ground: Ground, held: Iterable[Plan], served: Metrics) -> Metric
     """What someone would take who knew the traces, and had to stay with one plan that shows nothing it must not.
 
     That is the cheapest that serves as many requests in time as ``served`` does, or where none does, as any does (to
-    within ``AS_MANY``): among all plans, or where these are too many (``Ground.possible``) among ``held``, and those
-    that the planner would choose for loads up to the highest and links down to nearly the slowest of the traces.
+    within ``AS_MANY``): among ``held`` and all plans, or where these are too many (``Ground.possible``) those that the
+    planner would choose for loads up to the highest and links down to nearly the slowest of the traces.
     ``None`` where each of them shows something.
     """
     outcomes = (ground.possible or Outcomes.of(ground, _some(ground))).beside(ground, held)
