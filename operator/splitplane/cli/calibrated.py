@@ -22,7 +22,7 @@ from splitplane.api.measured import with_accuracy, with_leakage
 from splitplane.api.profiles import ModelProfileSpec
 from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
 from splitplane.cli.plans import out
-from splitplane.domain.calibrations import UNREAD, AccuracyFound, Metric
+from splitplane.domain.calibrations import READ_FORMS, UNREAD, AccuracyFound, Metric
 from splitplane.domain.defences import Defence
 from splitplane.domain.leaks import MOST_CUTS, choose_cuts
 from splitplane.domain.profiles import BASE_CODECS, ZSTD
@@ -270,10 +270,7 @@ def leak_controls(report: "LeakReport") -> str:
 
 def _remedy(weakness: str) -> str:
     if weakness == UNREAD:
-        return (
-            "No budget mends that: attack other cuts (--cut), or let the model hand on what is read (docs/privacy.md,"
-            ' "Leak"), such as [n, channels, height, width] or [n, tokens, channels]'
-        )
+        return f"No budget mends that: attack other cuts (--cut), or {READ_FORMS}"
     return "Give a larger --budget, fewer cuts, or more inputs"
 
 

@@ -32,7 +32,7 @@ from splitplane.controller.profiling import Collect, Create, Failed, Wait, job_s
 from splitplane.controller.rounds import Memory, Round
 from splitplane.controller.settings import Settings
 from splitplane.controller.view import View
-from splitplane.domain.calibrations import UNREAD, CalibrationResult, LeakFound
+from splitplane.domain.calibrations import READ_FORMS, UNREAD, CalibrationResult, LeakFound
 
 
 class Calibrations:
@@ -175,10 +175,7 @@ def _weak(leak: LeakFound | None, tier: TierSpec, *, counted: bool) -> str:
         f" raise that of tier {tier.name}."
     )
     if leak.weakness == UNREAD:
-        advice = (
-            "No budget mends that: attack other cuts by splitplane model leak --cut, or let the model hand on what is"
-            ' read (docs/privacy.md, "Leak"), such as [n, channels, height, width] or [n, tokens, channels].'
-        )
+        advice = f"No budget mends that: attack other cuts by splitplane model leak --cut, or {READ_FORMS}."
     counts = "counts as before" if counted else "counts as unmeasured"
     return f"The leak {counts}: on {leak.samples} inputs, {leak.weakness}; no limit may rest on it. {advice}"
 

@@ -18,6 +18,11 @@ FORMAT = 4
 
 UNREAD = "of no cut is it known how its numbers are arranged, and the attack is at a blind guess at each"
 """A weakness of attacks that neither time nor inputs mend (``model.arrangements``)."""
+READ_FORMS = (
+    'let the model hand on what is read (docs/privacy.md, "Leak"), such as [n, channels, height, width] or'
+    " [n, tokens, channels]"
+)
+"""What does mend it."""
 
 Shares = Mapping[tuple[int, str], float]
 """By (cut, codec), from 0 to 1."""

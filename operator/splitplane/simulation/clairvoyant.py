@@ -10,11 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from splitplane.domain.plans import Plan
-from splitplane.planner import choose
 from splitplane.planner.arrays import Array
 from splitplane.planner.gates import deployments
 from splitplane.simulation.replaying import SWITCH_SECONDS, Ground, Outcomes
-from splitplane.simulation.strategies import free
 
 _MOMENTS = 48
 _HALVINGS = 24
@@ -25,7 +23,9 @@ def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
 
     ``held`` are plans to choose from, besides all others. NaN where no schedule serves as much.
     """
-    outcomes = (ground.possible or Outcomes.of(ground, _some(ground))).beside(ground, held)
+    scenario = ground.scenario
+    places = np.linspace(0, scenario.bins - 1, min(_MOMENTS, scenario.bins)).astype(int)
+    outcomes = ground.outcomes(held, (scenario.seen(int(place)) for place in places))
     if not outcomes.plans:
         return np.nan
     schedules = Schedules(ground, outcomes)
@@ -46,15 +46,6 @@ def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
         else:
             low = middle
     return best / ground.hours
-
-
-def _some(ground: Ground) -> list[Plan]:
-    scenario, found = ground.scenario, dict[Plan, None]()
-    for place in np.linspace(0, scenario.bins - 1, min(_MOMENTS, scenario.bins)).astype(int):
-        target = choose(scenario.seen(int(place)), free(scenario.policy), 0.0, kept=ground.kept).target
-        if target is not None:
-            found[target.plan] = None
-    return [each for each in found if not ground.course(each).leaks]
 
 
 class Schedules:

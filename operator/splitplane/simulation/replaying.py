@@ -159,6 +159,16 @@ class Ground:
         every = all_plans(self.allowed, most=most)
         return None if every is None else Outcomes.of(self, every)
 
+    def outcomes(self, held: Iterable[Plan], moments: Iterable[Snapshot]) -> "Outcomes":
+        """What ``held`` and all plans give, or where these are too many, those that the planner would choose at these
+        moments."""
+        known = self.possible
+        if known is None:
+            targets = (choose(each, free(self.scenario.policy), 0.0, kept=self.kept).target for each in moments)
+            plans = dict.fromkeys(target.plan for target in targets if target is not None)
+            known = Outcomes.of(self, [plan for plan in plans if not self.course(plan).leaks])
+        return known.beside(self, held)
+
     def course(self, plan: Plan) -> Course:
         if plan not in self._courses:
             if len(self._courses) >= _MOST_COURSES:
@@ -200,8 +210,11 @@ class Outcomes:
     def beside(self, ground: Ground, held: Iterable[Plan]) -> "Outcomes":
         """With plans that were held, if the pipeline allows them and they show nothing that they must not."""
         known, forbidden = frozenset(self.plans), {"spec", "privacy", "leak"}
-        more = [plan for plan in dict.fromkeys(held) if plan not in known]
-        more = [plan for plan in more if forbidden.isdisjoint(violations(ground.allowed, plan))]
+        more = [
+            plan
+            for plan in dict.fromkeys(held)
+            if plan not in known and forbidden.isdisjoint(violations(ground.allowed, plan))
+        ]
         if not more:
             return self
         other = Outcomes.of(ground, more)
@@ -286,7 +299,11 @@ def best_static(ground: Ground, held: Iterable[Plan], served: Metrics) -> Metric
     planner would choose for loads up to the highest and links down to nearly the slowest of the traces.
     ``None`` where each of them shows something.
     """
-    outcomes = (ground.possible or Outcomes.of(ground, _some(ground))).beside(ground, held)
+    scenario = ground.scenario
+    links = np.quantile(scenario.bandwidths.values[: scenario.bins], _LINKS)
+    outcomes = ground.outcomes(
+        held, (scenario.under(rate, link) for rate in np.quantile(ground.rates, _LOADS) for link in links)
+    )
     order = np.lexsort((-outcomes.within, outcomes.per_hour)).tolist()
 
     def cheapest(enough: float) -> Metrics | None:
@@ -303,16 +320,6 @@ def best_static(ground: Ground, held: Iterable[Plan], served: Metrics) -> Metric
             break
         most = max(most, constant(ground, outcomes.plans[place]).within)
     return cheapest(most - AS_MANY)
-
-
-def _some(ground: Ground) -> list[Plan]:
-    scenario, plans = ground.scenario, dict[Plan, None]()
-    for rate in np.quantile(ground.rates, _LOADS):
-        for bandwidth in np.quantile(scenario.bandwidths.values[: scenario.bins], _LINKS):
-            target = choose(scenario.under(rate, bandwidth), free(scenario.policy), 0.0, kept=ground.kept).target
-            if target is not None:
-                plans[target.plan] = None
-    return [plan for plan in plans if not ground.course(plan).leaks]
 
 
 def switched(held: Sequence[Plan | None]) -> Iterator[tuple[int, bool]]:
