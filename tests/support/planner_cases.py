@@ -91,6 +91,7 @@ def follow(snapshot: Snapshot, decision: Decision, now: float, *, switch_seconds
         last_switch_seconds=switch_seconds,
         low_demand_since=decision.low_demand_since,
         inputs=decision.inputs,
+        left=decision.left,
     )
     return replace(snapshot, active=active)
 

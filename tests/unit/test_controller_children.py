@@ -85,9 +85,7 @@ def test_a_route_says_where_it_is_the_best_and_the_table_on_which_link() -> None
     plan = Plan((replace(split.stages[0], resident_last=7), split.stages[1]), split.codecs)
     routes = [Candidate(each, Prediction(0.1, 0.08, 0.4, 10.0)) for each in (plan, whole)]
     steps = Steps("edge", "cloud", (0.0, 1999.5), (1, 0), (Capacity(12.0, 2500.5), Capacity(4.0)))
-    served = realise(
-        routes[0], routes, steps, pipeline=pipeline(), fingerprint="f", model="m", inputs=None, settings=SETTINGS
-    )
+    served = realise(routes[0], routes, steps, pipeline=pipeline(), fingerprint="f", model="m", settings=SETTINGS)
     control = Control(active=served)
     table = route_table(
         pipeline(), control, generation=4, routes=live_routes(control, frozenset()), version="17", links=[],

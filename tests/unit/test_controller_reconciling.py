@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
 from splitplane.cli import app
+from splitplane.controller.control import load
 from splitplane.controller.reconciling import Reconciler
 from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Error, Value
@@ -417,3 +418,18 @@ async def test_a_leap_of_the_load_is_planned_for_at_once(world: World) -> None:
     await world.step(5)
     assert sum(world.stages().values()) > before
     assert world.condition("Ready") == ("True", "Serving")
+
+
+async def test_a_restarted_operator_knows_which_plan_was_left_and_on_what(world: World) -> None:
+    await serving(world)
+    first = load(world.table).active
+    world.metrics = measured(rate=40.0)
+    await world.step(120)
+    world.restart()
+    await world.step(3)
+    serves = load(world.table).active
+    assert first is not None
+    assert serves is not None
+    assert serves.plan != first.plan
+    assert [each.plan for each in serves.left] == [first.plan]
+    assert serves.left[0].inputs == serves.inputs

@@ -117,6 +117,22 @@ def test_noise_alternates_no_plans_of_random_pipelines(seed: int, prefer: Prefer
         assert_settled(changes(snapshot, replace(policy, prefer=prefer), ticks=60, every=60.0, noise=noise))
 
 
+@pytest.mark.parametrize(("seed", "rate", "p95", "ceiling", "prefer"), [
+    (504398, 13.97, 0.455, 0.8, Preference.LATENCY), (506170, 9.36, 0.101, 0.9, Preference.LATENCY),
+    (506966, 26.1, 0.465, 0.9, Preference.LATENCY), (513159, 5.86, 0.589, 0.8, Preference.LATENCY),
+])  # fmt: skip
+def test_noise_brings_no_plan_back_where_one_tier_becomes_slower_as_another_gets_faster(
+    seed: int, rate: float, p95: float, ceiling: float, prefer: Preference
+):
+    """The dead band moves all numbers one way, so each of these alternated between two plans by it alone."""
+    snapshot, policy = random_case(seed)
+    snapshot = replace(snapshot, arrival_rate=Value(rate))
+    policy = replace(policy, prefer=prefer, max_p95_seconds=p95, max_utilization=ceiling)
+    made = changes(snapshot, policy, ticks=60, every=60.0, noise=random.Random(seed))
+    visited = [shape(decision.target.plan) for decision in made if decision.target]
+    assert len(visited) == len(set(visited)), visited
+
+
 @pytest.mark.parametrize("load", [0.97, 1.0, 1.04])
 def test_noise_at_its_worst_alternates_no_plans_that_just_bear_the_load(load: float):
     """Each number is 5 % too high or too low, and nothing between."""

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from splitplane.controller.children import StageKey
 from splitplane.controller.objects import annotations_of
 from splitplane.domain.plans import Plan, Prediction
-from splitplane.domain.snapshots import Inputs
+from splitplane.domain.snapshots import Inputs, Left
 
 CONTROL_ANNOTATION = "splitplane.dev/control"
 
@@ -62,6 +62,7 @@ class Serving:
     routes: tuple[PublishedRoute, ...]
     model: str
     inputs: Inputs | None = None
+    left: tuple[Left, ...] = ()
     link: tuple[str, str] | None = None
     """Source and target tier of the link whose bandwidth decides among the routes; ``None``: it is not measured."""
 

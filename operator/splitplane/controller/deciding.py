@@ -146,7 +146,7 @@ class Deciding:
             self._pools.chosen(sharing, pipeline.metadata.name, policy, decision.target.plan)
         target = realise(
             decision.target, decision.routes, decision.steps, pipeline=pipeline, fingerprint=model[1].fingerprint,
-            model=name, inputs=decision.inputs, settings=self._settings, sharing=sharing,
+            model=name, inputs=decision.inputs, left=decision.left, settings=self._settings, sharing=sharing,
         )  # fmt: skip
         slowest = _SLOWEST_DOWNLOAD if is_downloaded(pipeline.spec.model) else _SLOWEST_VOLUME
         self._head_for(this, target, decision, load_seconds=sum(model[1].weight_bytes) / slowest)
@@ -170,7 +170,7 @@ class Deciding:
         if tried:
             return  # the planner leaves such plans out, but for the one that serves, whose pods may have to change
         if decision.action is Action.HOLD and active is not None:
-            target = replace(target, inputs=active.inputs)
+            target = replace(target, inputs=active.inputs, left=active.left)
         step = begin(
             control, target, reason=decision.reason, spec_generation=this.pipeline.metadata.generation,
             now=this.now, observed=this.observed,

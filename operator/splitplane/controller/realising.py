@@ -8,13 +8,13 @@ from splitplane.controller.control import PublishedRoute, RouteStep, Serving, St
 from splitplane.controller.settings import Settings
 from splitplane.controller.sharing import Sharing
 from splitplane.domain.plans import Candidate, Capacity, Stage, Steps
-from splitplane.domain.snapshots import Inputs
+from splitplane.domain.snapshots import Inputs, Left
 
 
 def realise(
     target: Candidate, routes: Sequence[Candidate], steps: Steps | None, *,
-    pipeline: InferencePipeline, fingerprint: str, model: str, inputs: Inputs | None, settings: Settings,
-    sharing: Sharing | None = None,
+    pipeline: InferencePipeline, fingerprint: str, model: str, settings: Settings, inputs: Inputs | None = None,
+    left: tuple[Left, ...] = (), sharing: Sharing | None = None,
 ) -> Serving:  # fmt: skip
     """Name the Deployments that ``target`` needs and write its routes in terms of them.
 
@@ -36,7 +36,7 @@ def realise(
             published.append(route)
     return Serving(
         plan=target.plan, predicted=target.predicted, stages=tuple(_merged(stages)), routes=tuple(published),
-        model=model, inputs=inputs, link=(steps.source, steps.target) if steps else None,
+        model=model, inputs=inputs, left=left, link=(steps.source, steps.target) if steps else None,
     )  # fmt: skip
 
 

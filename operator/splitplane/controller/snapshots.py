@@ -163,6 +163,7 @@ def snapshot(
             last_switch_seconds=control.last_switch_seconds,
             low_demand_since=control.low_demand_since,
             inputs=control.active.inputs,
+            left=control.active.left,
         )
     scv = known(measured.arrival_scv) if not isinstance(measured.arrival_scv, Idle) else None
     return Snapshot(

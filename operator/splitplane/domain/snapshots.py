@@ -149,8 +149,10 @@ class Inputs:
     """The numbers that a decision rested on, kept with the plan that came of it.
 
     They tell later why a plan changed, and stand in for a link's numbers while these are missing. ``links`` holds
-    (source, target, bytes per second, one-way delay in seconds); ``prices`` holds (tier, price of a replica-hour).
-    ``tiers`` names those that could be used. ``policy`` is what the user allowed then.
+    (source, target, bytes per second, one-way delay in seconds); ``prices`` holds (tier, price of a replica-hour),
+    ``seconds`` (tier, what a request alone takes there for the whole model), ``busy`` (tier whose replicas are shared,
+    how many requests of others kept busy). ``tiers`` names those that could be used. ``policy`` is what the user
+    allowed then.
     """
 
     rate_per_second: float
@@ -158,6 +160,17 @@ class Inputs:
     prices: tuple[tuple[str, float], ...] = ()
     tiers: tuple[str, ...] = ()
     policy: Policy | None = None
+    arrival_scv: float = 1.0
+    seconds: tuple[tuple[str, float], ...] = ()
+    busy: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A plan that was left by choice, and what that decision rested on."""
+
+    plan: Plan
+    inputs: Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +185,8 @@ class Active:
     """Since when fewer replicas would have sufficed, without interruption: the last decision's value."""
     inputs: Inputs | None = None
     """``Decision.inputs`` of the decision that brought this plan."""
+    left: tuple[Left, ...] = ()
+    """``Decision.left`` of the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,3 +256,5 @@ class Decision:
     binding: tuple[str, ...] = ()
     inputs: Inputs | None = None
     """What the decision rested on: hand it to ``Active.inputs`` once ``target`` serves."""
+    left: tuple[Left, ...] = ()
+    """Plans that are not to come back while nothing changes: hand it to ``Active.left`` once ``target`` serves."""

@@ -57,6 +57,11 @@ class Site:
         """Replicas that requests of others keep busy."""
         return 0.0 if self.tier.shared is None else self.tier.shared.busy
 
+    @property
+    def seconds(self) -> float:
+        """What the whole model takes for a request alone."""
+        return self.device.prefix_seconds[-1] * self.correction + self.overhead_seconds
+
     def fewest(self, *, pay_per_use: bool) -> int:
         """Replicas of a stage here at least: none need wait for requests that others can be paid to serve."""
         return min(self.high, self.tier.min_replicas) if pay_per_use else self.low
@@ -181,6 +186,9 @@ class Context:
             prices=tuple((name, site.price) for name, site in self.sites.items() if not math.isnan(site.price)),
             tiers=tuple(self.sites),
             policy=self.policy,
+            arrival_scv=self.arrival_scv,
+            seconds=tuple((name, site.seconds) for name, site in self.sites.items()),
+            busy=tuple((name, site.busy) for name, site in self.sites.items() if site.tier.shared is not None),
         )
 
 

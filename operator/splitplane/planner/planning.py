@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from splitplane.domain.plans import Candidate, Plan, Stage
-from splitplane.domain.snapshots import Action, Active, Decision, Mode, Policy, Snapshot
+from splitplane.domain.snapshots import Action, Active, Decision, Left, Mode, Policy, Snapshot
 from splitplane.planner import gates
 from splitplane.planner.bands import Edges, endangers, relieves
 from splitplane.planner.baselines import baselines, other_split, other_variants
@@ -21,6 +21,7 @@ from splitplane.planner.lacking import left_out as left_out_of
 from splitplane.planner.lacking import why_nothing_fits
 from splitplane.planner.paying import Indifference
 from splitplane.planner.paying import indifference as indifference_of
+from splitplane.planner.returning import by_choice, comes_back, left_since
 from splitplane.planner.routes import Admissible, admissible
 from splitplane.planner.selecting import best_plan, current_frontier, highest_rate
 
@@ -127,6 +128,7 @@ def _decision(context: Context, best: Candidate | None, verdict: "_Verdict") -> 
         feasible=best is not None and not best.violations,
         low_demand_since=verdict.low_since,
         inputs=context.inputs,
+        left=verdict.left,
     )
 
 
@@ -140,6 +142,7 @@ class _Verdict:
     gate: str = ""
     gain: float = 0.0
     low_since: float | None = None
+    left: tuple[Left, ...] = ()
 
 
 def _verdict(context: Context, best: Candidate | None, now: float) -> _Verdict:
@@ -190,6 +193,8 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
         return hold("HeldByHeadroom", f"{describe(best)} would break a limit at slightly more load", "headroom", by)
     if policy.mode is Mode.ADVISORY and not forbidden:
         return hold("Advisory", f"mode Advisory; recommended is {describe(best)}", "advisory", by)
+    if by_choice(current) and comes_back(context, active, target.plan):
+        return hold("HeldByReturn", f"{describe(target)} was left before, and nothing has changed since", "return", by)
     smaller = gates.is_scale_down(active.plan, target.plan)
     if not forced:
         overloaded = "utilization" in current.violations and "utilization" in target.violations
@@ -208,7 +213,8 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
         low_since = None  # The next step down needs a window of its own.
     reason = reason_of_change(context, active, current, target)
     message = f"{describe(current)} -> {describe(target)} for {conditions(context)}"
-    return _Verdict(Action.SWITCH, reason, message, target, current, "", by, low_since)
+    left = left_since(context, active, current)
+    return _Verdict(Action.SWITCH, reason, message, target, current, "", by, low_since, left)
 
 
 def _current(context: Context, active: Active) -> Candidate:

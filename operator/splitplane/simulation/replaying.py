@@ -268,7 +268,7 @@ def replay(ground: Ground, strategies: Mapping[str, Strategy]) -> dict[str, Metr
             if choice is not None and (old is None or choice.plan != old.plan):
                 moved = old is not None and moves_pods(old.plan, choice.plan)
                 seconds = SWITCH_SECONDS if moved else 0.0
-                active[name] = Active(choice.plan, 1, now, seconds, choice.low_demand_since)
+                active[name] = Active(choice.plan, 1, now, seconds, choice.low_demand_since, left=choice.left)
             elif choice is not None and old is not None:
                 active[name] = replace(old, low_demand_since=choice.low_demand_since)
             serving = active[name]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from splitplane.domain.plans import Plan
-from splitplane.domain.snapshots import Decision, Mode, Policy, Preference, Snapshot
+from splitplane.domain.snapshots import Decision, Left, Mode, Policy, Preference, Snapshot
 from splitplane.planner import Kept, choose
 from splitplane.planner.bars import FASTEST
 from splitplane.planner.context import IDLE_RATE, Context, build_context
@@ -21,10 +21,12 @@ from splitplane.planner.overload import highest_rate_of_lines
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A plan that should serve, and since when fewer replicas would do, where the strategy keeps count of that."""
+    """A plan that should serve, and since when fewer replicas would do and what is not to come back, where the strategy
+    keeps count of that."""
 
     plan: Plan
     low_demand_since: float | None = None
+    left: tuple[Left, ...] = ()
     p95_seconds: float = math.nan
     """As predicted, where it was."""
 
@@ -139,7 +141,7 @@ def _choice(decision: Decision) -> Choice | None:
     target = decision.target
     if target is None:
         return None
-    return Choice(target.plan, decision.low_demand_since, target.predicted.p95_seconds)
+    return Choice(target.plan, decision.low_demand_since, decision.left, target.predicted.p95_seconds)
 
 
 STRATEGIES: Mapping[str, Strategy] = {
