@@ -53,7 +53,9 @@ class FakeCluster:
             raise NotFound(name) from None
 
     async def list(self, kind: Kind, namespace: str = "", *, labels: str = "", name: str = "") -> list[Object]:
-        raise NotImplementedError
+        assert name, "only objects by name are listed"
+        found = self.objects.get((kind.name, namespace, name))
+        return [] if found is None else [copy.deepcopy(found)]
 
     def watch(self, kind: Kind, namespace: str = "", *, labels: str = "", name: str = "") -> AsyncIterator[Change]:
         raise NotImplementedError

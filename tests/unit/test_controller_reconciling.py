@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from splitplane.adapters.cluster import Conflict, Unavailable
 from splitplane.adapters.metrics import MetricsSnapshot, PipelineMetrics
 from splitplane.cli import app
-from splitplane.controller.control import load
+from splitplane.controller import control as controls
 from splitplane.controller.reconciling import Reconciler
 from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Error, Value
@@ -173,12 +174,18 @@ async def test_of_two_operators_one_wins_each_generation_and_both_end_at_the_sam
     assert sorted(seen) == [2, 3, 4]
 
 
-async def test_a_stale_view_loses_the_race_and_changes_nothing(world: World) -> None:
+@pytest.mark.parametrize("what", ["spec", "state"])
+async def test_a_stale_view_loses_the_race_and_changes_nothing(world: World, what: str) -> None:
     await serving(world, partitioning=split(2))
     world.apply(partitioning=split(3))
-    table = world.table
-    world.cluster.put({**table, "spec": {**table["spec"], "generation": 7}})
-    stale = {**table}
+    stale = table = world.table
+    if what == "spec":
+        world.cluster.put({**table, "spec": {**table["spec"], "generation": 7}})
+    else:
+        state = controls.dump(replace(controls.load(table), last_switch_seconds=9.0))
+        annotations = {controls.CONTROL_ANNOTATION: state}
+        world.cluster.put({**table, "metadata": {**table["metadata"], "annotations": annotations}})
+    theirs = world.table
 
     class Stale:
         def route_table(self, key: Any) -> Any:
@@ -192,9 +199,49 @@ async def test_a_stale_view_loses_the_race_and_changes_nothing(world: World) -> 
         cluster=world.cluster, view=Stale(), clock=world.clock, settings=SETTINGS, telemetry=Telemetry()  # type: ignore[arg-type]
     )  # fmt: skip
     before = world.stages()
-    await operator.reconcile(KEY, world.metrics)
-    assert world.table["spec"]["generation"] == 7
+    with pytest.raises(Conflict):
+        await operator.reconcile(KEY, world.metrics)
+    assert world.table == theirs
     assert world.stages() == before
+    stale, world.operator = theirs, operator
+    await world.step()
+    generation = theirs["spec"]["generation"] + 1
+    assert world.table["spec"]["generation"] == generation, "what was lost is decided again at once"
+    assert world.status["plan"]["summary"].startswith("edge:0-3|")
+
+
+async def test_what_gateways_report_while_it_is_decided_takes_no_decision_away(world: World) -> None:
+    await serving(world, partitioning=split(2))
+    world.apply(partitioning=split(3))
+    apply, before = world.cluster.apply, world.table["spec"]["generation"]
+
+    async def late(body: Any) -> Any:
+        if body["kind"] == "RouteTable" and not reports:
+            reports.append({**world.table["status"]["gateways"]["tracker-gateway-0"], "route": "another"})
+            world.report(world.table, reports[0])
+        return await apply(body)
+
+    reports: list[Any] = []
+    world.cluster.apply = late  # type: ignore[method-assign]
+    await world.step(settle=False)
+    assert world.table["spec"]["generation"] == before + 1
+    assert world.table["status"]["gateways"] == {"tracker-gateway-0": reports[0]}
+
+
+async def test_a_decision_that_the_api_did_not_take_is_made_again_at_once(world: World) -> None:
+    await serving(world, partitioning=split(2))
+    world.apply(partitioning=split(3))
+    apply, before = world.cluster.apply, world.table["spec"]["generation"]
+
+    async def down(body: Any) -> Any:
+        raise Unavailable("the Kubernetes API cannot be reached")
+
+    world.cluster.apply = down  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        await world.step()
+    world.cluster.apply = apply  # type: ignore[method-assign]
+    await world.step(settle=False)
+    assert world.table["spec"]["generation"] == before + 1
 
 
 async def test_when_a_tiers_last_node_goes_its_routes_go_at_once(world: World) -> None:
@@ -422,12 +469,12 @@ async def test_a_leap_of_the_load_is_planned_for_at_once(world: World) -> None:
 
 async def test_a_restarted_operator_knows_which_plan_was_left_and_on_what(world: World) -> None:
     await serving(world)
-    first = load(world.table).active
+    first = controls.load(world.table).active
     world.metrics = measured(rate=40.0)
     await world.step(120)
     world.restart()
     await world.step(3)
-    serves = load(world.table).active
+    serves = controls.load(world.table).active
     assert first is not None
     assert serves is not None
     assert serves.plan != first.plan

@@ -4,14 +4,13 @@ The order of writes makes it safe to stop anywhere: first the RouteTable, which 
 somebody else was faster; then the pods that the intent needs; last the status, which only tells.
 """
 
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from splitplane.adapters.clock import Clock
-from splitplane.adapters.cluster import Cluster, Conflict, Forbidden, Invalid
+from splitplane.adapters.cluster import Cluster, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from splitplane.adapters.kinds import ROUTE_TABLE
 from splitplane.adapters.metrics import MetricsSnapshot
 from splitplane.api.pipelines import InferencePipeline
@@ -29,7 +28,7 @@ from splitplane.controller.conditions import LIMITS, Verdict
 from splitplane.controller.deciding import Deciding
 from splitplane.controller.naming import profile_name
 from splitplane.controller.network_policies import stages_policy
-from splitplane.controller.objects import Key, Object, annotations_of, is_terminating
+from splitplane.controller.objects import Key, Object, annotations_of, is_terminating, key_of
 from splitplane.controller.pools import Pools
 from splitplane.controller.profiles import Profiles
 from splitplane.controller.rounds import Memory, Round, look, parsed
@@ -45,7 +44,8 @@ from splitplane.domain.profiles import Profile
 if TYPE_CHECKING:
     from splitplane.controller.certificates import Certificates  # only imported where it is used
 
-_log = logging.getLogger(__name__)
+# How often a write is tried over what gateways report meanwhile.
+_WRITES = 5
 
 
 class Reconciler:
@@ -122,15 +122,14 @@ class Reconciler:
         sharing = self._pools.sharing_of(body, pipeline)
         this = look(self._view, body, pipeline, metrics, now=self._clock.now(), sharing=sharing)
         try:
-            if not await self._act(this, memory):
-                return
+            await self._act(this, memory)
         except (Forbidden, Invalid) as error:
             this.problems.insert(0, ("ApiRefused", str(error)))
             self._telemetry.errors.labels(type(error).__name__).inc()
         await self._telling.tell(this, memory, name=self._profile_name(pipeline))
 
-    async def _act(self, this: Round, memory: Memory) -> bool:
-        """Everything but the telling. False when somebody else was faster: nothing is true any more then."""
+    async def _act(self, this: Round, memory: Memory) -> None:
+        """Everything but the telling. Raises :class:`Conflict` when somebody else was faster: nothing is true then."""
         pipeline = this.pipeline
         if limited(pipeline):
             this.limits = Verdict(LIMITS, "Unknown", "NotPlanned", "the model is not profiled yet, or suspended")
@@ -141,6 +140,7 @@ class Reconciler:
         step = advance(this.control, this.observed, now=this.now, drain_seconds=self._settings.drain_deadline)
         this.control, this.publish = step.control, step.publish
         this.notes += step.notes
+        planned = memory.planned_at, memory.planned_for
         if pipeline.spec.suspend:
             self._arbiter.forget(this.key)
         elif model is not None:
@@ -148,12 +148,14 @@ class Reconciler:
             self._deciding.decide(this, memory, name=name, model=model)
             await self._calibrations.ensure(this, memory, name=name, profile=model[0])
         if this.table is None and (model is None or pipeline.spec.suspend):
-            return True
-        if not await self._write_routes(this, model):
-            return False
+            return
+        try:
+            await self._write_routes(this, model)
+        except (Conflict, NotFound, Unavailable):
+            memory.planned_at, memory.planned_for = planned  # what is not written is decided again in the next round
+            raise
         await self._forget_gateways(this)
         await self._apply_stages(this, memory, model[1].fingerprint if model is not None else "")
-        return True
 
     def _profile_name(self, pipeline: InferencePipeline) -> str:
         return profile_name(pipeline.spec, self._settings.runtime_image)
@@ -196,8 +198,8 @@ class Reconciler:
 
     # Routes and pods
 
-    async def _write_routes(self, this: Round, model: tuple[ModelProfileSpec, Profile] | None) -> bool:
-        """Write the RouteTable if anything about it changed. False when somebody else was faster.
+    async def _write_routes(self, this: Round, model: tuple[ModelProfileSpec, Profile] | None) -> None:
+        """Write the RouteTable if anything about it changed. Raises :class:`Conflict` when somebody else was faster.
 
         The model that clients see is that of the plan that serves: another one (``model``) is published with its plan.
         """
@@ -226,21 +228,31 @@ class Reconciler:
             and _same_spec(before, wanted["spec"])
             and annotations_of(table).get(controls.CONTROL_ANNOTATION) == controls.dump(this.control)
         ):
-            return True
+            return
         try:
-            if table is None:
-                written = await self._cluster.create(wanted)
-            else:
-                written = await self._cluster.apply(wanted)
+            written = await (self._cluster.create(wanted) if table is None else self._replace(table, wanted))
         except Conflict:
-            self._telemetry.lost_races.inc()
             self._view.forget("RouteTable", key)
-            _log.info("%s/%s: the RouteTable has changed meanwhile; deciding again", *key)
-            return False
+            raise
         self._view.remember(written)
         this.table = written
         this.observed = replace(this.observed, generation=generation)
-        return True
+
+    async def _replace(self, table: Object, wanted: Object) -> Object:
+        """Write ``wanted`` over ``table``. Raises :class:`Conflict` if more of it has changed than gateways report.
+
+        Their reports are no reason to decide again: others may come at any time, after the write as well.
+        """
+        namespace, name = key_of(table)
+        for _ in range(_WRITES - 1):
+            try:
+                return await self._cluster.apply(wanted)
+            except Conflict:
+                found = await self._cluster.list(ROUTE_TABLE, namespace, name=name)  # needs no right to ``get``
+                if not found or _decided(found[0]) != _decided(table):
+                    raise
+                wanted["metadata"]["resourceVersion"] = found[0]["metadata"]["resourceVersion"]
+        return await self._cluster.apply(wanted)
 
     async def _forget_gateways(self, this: Round) -> None:
         """Take away what gateways reported whose pods have gone."""
@@ -273,6 +285,11 @@ def _no_nodes(state: TierState) -> tuple[str, str]:
 def _status_generation(body: Object) -> int:
     """The generation last reported: it must not come again although the RouteTable was deleted by hand."""
     return int((((body.get("status") or {}).get("plan")) or {}).get("generation", 0))
+
+
+def _decided(table: Object) -> object:
+    """What an operator, or anybody but a gateway, writes of a RouteTable that a decision rests on."""
+    return table["metadata"]["uid"], table["spec"], annotations_of(table).get(controls.CONTROL_ANNOTATION)
 
 
 def _same_spec(before: Object, wanted: Object) -> bool:
