@@ -104,17 +104,17 @@ def simulate(
 
 
 def _regret(ground: Ground, found: Mapping[str, Metrics]) -> str:
-    """What splitplane's service would have cost whoever knew the traces."""
+    """What splitplane's service would at least have cost whoever knew the traces."""
     ours = found["splitplane"]
     held = [plan for metrics in found.values() for plan, _ in metrics.plans.most_common(_HELD)]
     best = cheapest_cost(ground, held, ours.within)
     if not best > 0.0:
         return "Nothing costs anything here: no way of planning is dearer than another"
-    told = f"Who knew the traces would have served as much as splitplane for {best:.3f}/h: "
+    told = f"Who knew the traces would have served as much as splitplane for no less than {best:.3f}/h: "
     preferred = ground.scenario.policy.prefer
     if preferred is not Preference.COST:
         return f"{told}splitplane pays {ours.cost_per_hour:.3f}/h, as {preferred} is preferred"
-    return f"{told}splitplane's regret is {ours.cost_per_hour / best - 1.0:.0%}"
+    return f"{told}splitplane's regret is at most {ours.cost_per_hour / best - 1.0:.0%}"
 
 
 def _load(what: str, conditions: Conditions, *, function: str, seed: int, bins: int, repeat: bool) -> Trace:

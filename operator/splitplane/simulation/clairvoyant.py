@@ -3,6 +3,7 @@
 It pays for switches as everyone does, and chooses as often, but at least each minute, among all plans that may be held
 (``Ground.possible``). Requests that pile up are late only while they do, so it is a little too good. Where there are
 more plans than are weighed, it chooses among those that any strategy held and the best ones for many moments.
+What is told is what none of its schedules costs less than, so that regret is never told too low for want of search.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,12 @@ _HALVINGS = 24
 
 
 def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
-    """The least cost per hour of a schedule that serves at least the share ``within`` of the requests in time.
+    """What no schedule that serves at least the share ``within`` of the requests in time costs less than, per hour.
 
-    ``held`` are plans to choose from, besides all others. NaN where no schedule serves as much.
+    For any price of a late request, whoever serves as many pays no less than the schedule that is cheapest at that
+    price, less what the late requests that are allowed cost there (weak duality); told is the highest such bound.
+    Few schedules lie between it and the best one. ``held`` are plans to choose from, besides all others. NaN where
+    no schedule serves as much.
     """
     scenario = ground.scenario
     places = np.linspace(0, scenario.bins - 1, min(_MOMENTS, scenario.bins)).astype(int)
@@ -29,23 +33,27 @@ def cheapest_cost(ground: Ground, held: Sequence[Plan], within: float) -> float:
     if not outcomes.plans:
         return np.nan
     schedules = Schedules(ground, outcomes)
-    most = (1.0 - within + 1e-9) * float((ground.rates * ground.width).sum())
-    # The price of a late request is searched at which the cheapest schedule serves just enough.
+    allowed = (1.0 - within + 1e-9) * float((ground.rates * ground.width).sum())
+    # The bound rises with the price while the cheapest schedule has more late requests than are allowed.
     low, high = 0.0, 1e-6
-    best, missed = schedules.cheapest(high)
-    while missed > most:
-        low, high = high, 10.0 * high
+    bound, missed = _bound(schedules, low, allowed)
+    while missed > allowed:
         if high > 1e6:
             return np.nan
-        best, missed = schedules.cheapest(high)
+        found, missed = _bound(schedules, high, allowed)
+        bound = max(bound, found)
+        low, high = (high, 10.0 * high) if missed > allowed else (low, high)
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
-        spent, missed = schedules.cheapest(middle)
-        if missed <= most:
-            best, high = min(best, spent), middle
-        else:
-            low = middle
-    return best / ground.hours
+        found, missed = _bound(schedules, middle, allowed)
+        bound = max(bound, found)
+        low, high = (middle, high) if missed > allowed else (low, middle)
+    return bound / ground.hours
+
+
+def _bound(schedules: "Schedules", price: float, allowed: float) -> tuple[float, float]:
+    spent, missed = schedules.cheapest(price)
+    return spent + price * (missed - allowed), missed
 
 
 class Schedules:
