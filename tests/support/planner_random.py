@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 from splitplane.domain.measurements import Value
-from splitplane.domain.profiles import CODECS, Cut, DeviceProfile, Profile
+from splitplane.domain.profiles import CODECS, Cut, DeviceProfile, Profile, Tied
 from splitplane.domain.snapshots import Link, Policy, Preference, Snapshot, Tier
 from tests.support.planner_cases import CODEC_TIMES, MEBIBYTE, cut
 
@@ -48,13 +48,15 @@ def random_case(seed: int) -> tuple[Snapshot, Policy]:
 
 def _profile(rng: random.Random, segments: int) -> Profile:
     measured = rng.random() < 0.6
-    return Profile(
+    made = Profile(
         fingerprint="random",
         cuts=tuple(_cut(rng, index, measured) for index in range(segments + 1)),
         weight_bytes=tuple(rng.randint(1, 200) * MEBIBYTE for _ in range(segments)),
         activation_bytes=4 * MEBIBYTE,
         devices={name: _device(rng, name, segments) for name in ("edge", "fog", "cloud")},
     )
+    shared = min(made.weight_bytes[0], made.weight_bytes[-1]) // 2
+    return replace(made, tied=(Tied(0, segments - 1, shared),) if segments > 1 else ())
 
 
 def _cut(rng: random.Random, index: int, measured: bool) -> Cut:

@@ -14,7 +14,7 @@ from splitplane.api.policies import percent
 from splitplane.api.tensors import Tensor
 from splitplane.domain.measurements import Missing, Value
 from splitplane.domain.plans import Plan, Prediction, Stage
-from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
+from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Tied, Timing, Work
 from splitplane.domain.snapshots import FixedPlan, Mode, Preference
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -166,6 +166,7 @@ def _profiles(draw: st.DrawFn) -> Profile:
             for name in ("edge", "cloud")
         },
         work=tuple(Work(draw(_bytes), draw(_bytes)) for _ in range(cuts - 1)),
+        tied=tuple(Tied(earlier, cuts - 2, draw(_bytes)) for earlier in range(cuts - 2)),
     )
 
 
@@ -185,6 +186,7 @@ def test_a_profile_survives_the_resource_to_the_nanosecond_and_the_byte(profile:
     assert again.weight_bytes == profile.weight_bytes
     assert again.activation_bytes == profile.activation_bytes
     assert again.work == profile.work
+    assert set(again.tied) == set(profile.tied)
     for name, device in profile.devices.items():
         found = again.devices[name]
         assert found.prefix_seconds == pytest.approx(device.prefix_seconds, abs=0.6e-9)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from splitplane.domain.inputs import past_inputs
-from splitplane.domain.profiles import TensorSpec
+from splitplane.domain.profiles import TensorSpec, held_bytes
 from splitplane.model import ModelGraph, ModelSource, Partition, WeightsError, export, load_partition
 from splitplane.model.datatypes import torch_datatype
 from splitplane.model.pruning import MAX_CUTS
@@ -491,6 +492,10 @@ def test_tied_weights_are_counted_once_in_a_range_that_reads_them_twice(tmp_path
     assert graph.weight_bytes == (matrix, dense, dense, matrix)
     assert graph.program is not None
     assert graph.program.weight_bytes(0, 4) == matrix + 2 * dense
+    assert [(each.earlier, each.later, each.bytes) for each in graph.tied] == [(0, 3, matrix)]
+    for first, last in combinations(range(5), 2):
+        held = held_bytes(graph.weight_bytes, graph.tied, first, last)
+        assert held == graph.program.weight_bytes(first, last)
 
 
 def test_the_batch_comes_first_wherever_it_is_in_the_graph(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 from splitplane.api.pipelines import InferencePipeline
 from splitplane.controller.profiling import merged
 from splitplane.domain.codecs import encoded_bytes, raw_bytes
-from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
+from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Tied, Timing, Work
 from splitplane.domain.profiles_io import ProfileResult, from_dict, to_dict
 
 
@@ -44,12 +44,19 @@ def result() -> ProfileResult:
                 )
             },
             work=(Work(1000, 200), Work(30, 400)),
+            tied=(Tied(0, 1, 8),),
         ),
     )
 
 
 def test_a_result_survives_json() -> None:
     assert from_dict(json.loads(json.dumps(to_dict(result())))) == result()
+
+
+def test_a_result_of_an_older_release_knows_no_tied_weights() -> None:
+    data = to_dict(result())
+    del data["tied"]
+    assert from_dict(data).profile.held_bytes(0, 2) == 30
 
 
 def test_a_result_without_a_field_is_refused_with_the_fields_name() -> None:

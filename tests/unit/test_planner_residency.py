@@ -1,17 +1,22 @@
 """What pods keep resident: as much as memory and trust allow, and no change without need."""
 
 from dataclasses import replace
+from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from splitplane.domain.inputs import padding_masks
 from splitplane.domain.plans import Plan, Stage
-from splitplane.domain.profiles import Cut, TensorSpec
+from splitplane.domain.profiles import Cut, TensorSpec, Tied
 from splitplane.domain.snapshots import Action
 from splitplane.planner import frontier, plan
 from splitplane.planner.context import build_context
 from splitplane.planner.evaluation import assess
-from splitplane.planner.residency import resident_range
+from splitplane.planner.keeping import Kept
+from splitplane.planner.residency import holds, resident_range
 from tests.support.planner_cases import MEBIBYTE, POLICY, SNAPSHOT, edge_only, serving, split, with_tiers
 
 OPEN = replace(POLICY, raw_input_stays_trusted=False)
@@ -71,6 +76,31 @@ def test_memory_bounds_what_is_resident_from_the_tiers_own_side():
     assert resident_range(context, "edge", 0, 1) == (0, 2)
     assert resident_range(context, "cloud", 4, 6) == (4, 6)
     assert resident_range(context, "cloud", 5, 6) == (4, 6)
+
+
+@given(st.lists(st.tuples(st.sets(st.integers(0, 5), min_size=1), st.integers(0, 2**40)), max_size=8))
+def test_a_range_holds_each_weight_once_however_many_of_its_segments_use_it(weights):
+    tied = [Tied(*each, size) for users, size in weights for each in pairwise(sorted(users))]
+    profile = replace(
+        SNAPSHOT.profile,
+        weight_bytes=tuple(sum(size for users, size in weights if segment in users) for segment in range(6)),
+        tied=tuple(tied),
+    )
+    first, last = np.array(list(combinations(range(7), 2))).T
+    brute = [sum(size for users, size in weights if users & set(range(a, b))) for a, b in zip(first, last, strict=True)]
+    assert Kept(profile).held_bytes(first, last).tolist() == brute
+    assert [profile.held_bytes(a, b) for a, b in zip(first, last, strict=True)] == brute
+
+
+def test_tied_weights_fit_where_they_fit_once():
+    # The last 4 MiB are the first.
+    profile = replace(SNAPSHOT.profile, tied=(Tied(0, 5, 4 * MEBIBYTE),))
+    needed = SNAPSHOT.profile.resident_bytes("edge", 0, 6) - 4 * MEBIBYTE
+    for limit, fits in ((needed, True), (needed - 1, False)):
+        snapshot = with_tiers(replace(SNAPSHOT, profile=profile), edge={"memory_limit_bytes": limit})
+        context = build_context(snapshot, POLICY)
+        assert (resident_range(context, "edge", 0, 1) == (0, 6)) == fits
+        assert holds(context, "edge", np.array([0, 0]), np.array([5, 6])).tolist() == [True, fits]
 
 
 def test_no_plan_needs_more_memory_than_a_pod_may_have():

@@ -22,7 +22,7 @@ from splitplane.api.fields import (
     rules,
 )
 from splitplane.api.tensors import Datatype, Tensors
-from splitplane.domain.profiles import CODECS, CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
+from splitplane.domain.profiles import CODECS, CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Tied, Timing, Work
 
 KIND = "ModelProfile"
 PLURAL = "modelprofiles"
@@ -30,6 +30,7 @@ PLURAL = "modelprofiles"
 _Text = Annotated[str, at_most(256)]
 _MAX_CUTS = 1025
 MAX_ATTACKED = 256
+_MAX_TIED = 4096
 _Small = Annotated[int, between(1, 4096)]
 
 
@@ -126,6 +127,15 @@ class ProfiledSegment(Model):
     """Bytes that its operations read and write for one sample, counted from shapes."""
 
 
+class TiedWeights(Model):
+    """Weights that two segments share and none between them has: a pod that holds both holds them once."""
+
+    earlier: Annotated[int, between(0, _MAX_CUTS)]
+    """The first segment is 0."""
+    later: Annotated[int, between(0, _MAX_CUTS)]
+    bytes: Count
+
+
 class CodecCost(Model):
     """Time of a codec on one thread, per fp32 byte of payload."""
 
@@ -182,6 +192,8 @@ class ModelProfileSpec(Model):
     cuts: Annotated[tuple[ProfiledCut, ...], ordered(least=2, most=_MAX_CUTS)]
     """Cut 0 is the model's input, the last its output."""
     segments: Annotated[tuple[ProfiledSegment, ...], ordered(least=1, most=_MAX_CUTS - 1)]
+    tied_weights: Annotated[tuple[TiedWeights, ...], ordered(most=_MAX_TIED)] = ()
+    """What ``weightBytes`` of several segments count alike. Older versions did not tell."""
     activation_bytes: Count
     """Peak of live activations for one sample."""
     devices: Annotated[tuple[ProfiledDevice, ...], keyed("deviceClass", most=16)] = ()
@@ -228,6 +240,7 @@ def to_profile(spec: ModelProfileSpec) -> Profile:
         activation_bytes=spec.activation_bytes,
         devices={device.device_class: to_device(device) for device in spec.devices},
         work=tuple(Work(segment.flops, segment.moved_bytes) for segment in spec.segments),
+        tied=tuple(Tied(each.earlier, each.later, each.bytes) for each in spec.tied_weights),
     )
 
 
@@ -304,10 +317,11 @@ def from_profile(
 ) -> ModelProfileSpec:
     """The resource's form of a profile. Raises ``ValueError`` unless every segment has a name.
 
-    A profile without counted work has zeros for it.
+    A profile without counted work has zeros for it. Of very many tied weights the smallest count more than once.
     """
     if len(segment_names) != profile.segments:
         raise ValueError(f"{profile.segments} segments need as many names, not {len(segment_names)}")
+    tied = sorted(profile.tied, key=lambda each: each.bytes, reverse=True)[:_MAX_TIED]
     return ModelProfileSpec.model_validate(
         {
             "fingerprint": profile.fingerprint,
@@ -333,6 +347,7 @@ def from_profile(
                     segment_names, profile.weight_bytes, profile.work or [Work(0, 0)] * profile.segments, strict=True
                 )
             ],
+            "tiedWeights": [{"earlier": each.earlier, "later": each.later, "bytes": each.bytes} for each in tied],
             "activationBytes": profile.activation_bytes,
             "devices": [from_device(device).dump() for _, device in sorted(profile.devices.items())],
         }

@@ -16,7 +16,7 @@ from splitplane.cli.calibrated import leak_along, leak_controls, leak_dict, leak
 from splitplane.cli.models import AsJson, Factory, Folder, Inputs, Sha256, source_of
 from splitplane.cli.plans import out
 from splitplane.cli.profiles import MeasureProgress, own_weights, plotting, profile_tables
-from splitplane.domain.profiles import BASE_CODECS
+from splitplane.domain.profiles import BASE_CODECS, held_bytes
 from splitplane.domain.profiles_io import to_dict
 
 app = typer.Typer(no_args_is_help=True, help="Look at a model as Splitplane sees it. Needs splitplane\\[runtime].")
@@ -40,7 +40,7 @@ def inspect(
             graph = export(source)
     except ModelError as error:
         raise typer.BadParameter(str(error)) from error
-    work = graph.work()
+    work, held = graph.work(), held_bytes(graph.weight_bytes, graph.tied, 0, len(graph.segments))
     if as_json:
         rows = [
             {
@@ -53,7 +53,7 @@ def inspect(
             }
             for cut in graph.cuts
         ]
-        report = {"fingerprint": graph.fingerprint, "cuts": rows, "verdict": graph.verdict}
+        report = {"fingerprint": graph.fingerprint, "cuts": rows, "weightBytes": held, "verdict": graph.verdict}
         typer.echo(json.dumps(report, indent=2))
         return
     table = Table(
@@ -84,6 +84,9 @@ def inspect(
             ),
         )
     out.print(table)
+    if graph.tied:
+        whole = f"the whole model holds {held / 1e6:.1f} MB"
+        out.print(f"Weights that several segments share count in each of them; {whole}.", soft_wrap=True)
     if graph.verdict is not None:
         out.print(f"{factory} {graph.verdict}", markup=False, soft_wrap=True)
 

@@ -83,7 +83,7 @@ def profile_tables(result: ProfileResult) -> list[Table]:
             str(cut.index), cut.name, f"{seconds * 1e3:.2f}", f"{100 * seconds / whole:.0f}",
             *(f"{timing.prefix_seconds[cut.index] * 1e3:.1f}" for timing in batches),
             f"{sum(profile.work[segment].flops for segment in before) / 1e9:.2f}",
-            f"{sum(profile.weight_bytes[segment] for segment in before) / MB:.1f}",
+            f"{profile.held_bytes(0, cut.index) / MB:.1f}",
             *(f"{cut.wire_bytes[codec] / KB:.1f}" for codec in BASE_CODECS),
         )  # fmt: skip
     sizes = Table("batch", "threads", "ms", "ms a sample", "spread", title="The whole model")

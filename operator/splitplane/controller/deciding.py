@@ -149,7 +149,7 @@ class Deciding:
             model=name, inputs=decision.inputs, left=decision.left, settings=self._settings, sharing=sharing,
         )  # fmt: skip
         slowest = _SLOWEST_DOWNLOAD if is_downloaded(pipeline.spec.model) else _SLOWEST_VOLUME
-        self._head_for(this, target, decision, load_seconds=sum(model[1].weight_bytes) / slowest)
+        self._head_for(this, target, decision, load_seconds=model[1].held_bytes(0, model[1].segments) / slowest)
 
     def _head_for(self, this: Round, target: Serving, decision: Decision, *, load_seconds: float) -> None:
         """Begin a switch to ``target``, unless it is what serves, or is being prepared, already."""

@@ -4,7 +4,7 @@ Cut ``i`` lies before segment ``i``; a model of ``n`` segments has ``n + 1`` cut
 cut ``n`` its output. A range ``[first, last)`` is written by the cuts that bound it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 BASE_CODECS = ("fp32", "fp16", "bf16", "int8", "int4")
@@ -115,10 +115,29 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Tied:
+    """Weights that two segments share and none between them has: a range that holds both holds them once.
+
+    Of weights that more segments share there is one for each two neighbours among these.
+    """
+
+    earlier: int
+    later: int
+    bytes: int
+
+
+def held_bytes(weight_bytes: Sequence[int], tied: Iterable[Tied], first: int, last: int) -> int:
+    """Bytes of the weights of segments ``[first, last)``, tied ones counted once."""
+    twice = sum(each.bytes for each in tied if first <= each.earlier and each.later < last)
+    return sum(weight_bytes[first:last]) - twice
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """Everything the planner knows of a model.
 
-    ``weight_bytes[i]`` and ``work[i]`` belong to segment ``i``; ``activation_bytes`` is the peak of live activations
+    ``weight_bytes[i]`` and ``work[i]`` belong to segment ``i``; weights that several segments share count in each of
+    them, and ``tied`` tells which (older profiles do not). ``activation_bytes`` is the peak of live activations
     per sample. ``fingerprint`` covers graph, weights digest, torch and library versions.
     """
 
@@ -128,15 +147,20 @@ class Profile:
     activation_bytes: int
     devices: Mapping[str, DeviceProfile] = field(default_factory=dict)
     work: tuple[Work, ...] = ()
+    tied: tuple[Tied, ...] = ()
 
     @property
     def segments(self) -> int:
         return len(self.cuts) - 1
 
+    def held_bytes(self, first: int, last: int) -> int:
+        """Bytes of the weights of segments ``[first, last)``, tied ones counted once."""
+        return held_bytes(self.weight_bytes, self.tied, first, last)
+
     def resident_bytes(self, device_class: str, first: int, last: int) -> int:
         """Memory of a pod that keeps ``[first, last)`` resident: its runtime, weights and activations."""
         base = self.devices[device_class].base_memory_bytes
-        return base + sum(self.weight_bytes[first:last]) + self.activation_bytes
+        return base + self.held_bytes(first, last) + self.activation_bytes
 
     def most_samples(self, device_class: str, first: int, last: int, memory_bytes: int) -> int:
         """How many samples such a pod may compute at once within this memory; at least one."""

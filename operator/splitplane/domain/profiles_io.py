@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Timing, Work
+from splitplane.domain.profiles import CodecTimes, Cut, DeviceProfile, Profile, TensorSpec, Tied, Timing, Work
 
 RESULT, PROGRESS = "result.json", "progress"
 """Keys of the ConfigMap: what was measured, and, until it is there, how far the measuring is, for people to read."""
@@ -58,6 +58,7 @@ def to_dict(result: ProfileResult) -> dict[str, Any]:
             {"name": name, "weightBytes": weight, "flops": work.flops, "movedBytes": work.moved_bytes}
             for name, weight, work in zip(result.segment_names, profile.weight_bytes, profile.work, strict=True)
         ],
+        "tied": [{"earlier": each.earlier, "later": each.later, "bytes": each.bytes} for each in profile.tied],
         "cuts": [
             {
                 "name": cut.name,
@@ -102,6 +103,9 @@ def from_dict(data: Mapping[str, Any]) -> ProfileResult:
                 activation_bytes=int(data["activationBytes"]),
                 devices={device.device_class: device},
                 work=tuple(Work(int(segment["flops"]), int(segment["movedBytes"])) for segment in data["segments"]),
+                tied=tuple(
+                    Tied(int(each["earlier"]), int(each["later"]), int(each["bytes"])) for each in data.get("tied", ())
+                ),
             ),
         )
     except KeyError as error:

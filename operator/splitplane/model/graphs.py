@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from torch import fx
 
 from splitplane import afresh
 from splitplane.domain.codecs import encoded_bytes
-from splitplane.domain.profiles import CODECS, Cut, TensorSpec, Work
+from splitplane.domain.profiles import CODECS, Cut, TensorSpec, Tied, Work
 from splitplane.model.crossing import Crossing, Form
 from splitplane.model.cutting import find_places, why_uncut
 from splitplane.model.errors import FactoryError, NotSplittableError
@@ -90,12 +91,27 @@ class Program:
 
     def weight_bytes(self, first: int, last: int) -> int:
         """Bytes of the weights that a range reads, tied ones counted once."""
+        return sum(self._weights(first, last).values())
+
+    def tied(self) -> tuple[Tied, ...]:
+        """What segments share of their weights."""
+        latest: dict[str, int] = {}
+        found: defaultdict[tuple[int, int], int] = defaultdict(int)
+        for segment in range(len(self.places) - 1):
+            for name, size in self._weights(segment, segment + 1).items():
+                if name in latest:
+                    found[latest[name], segment] += size
+                latest[name] = segment
+        return tuple(Tied(*segments, size) for segments, size in sorted(found.items()))
+
+    def _weights(self, first: int, last: int) -> Mapping[str, int]:
+        """Bytes of the weights that a range reads, by their names in the file."""
         held = {
             self.traced.weights[node]: node.meta["val"]
             for node in self.resident(first, last)
             if node in self.traced.weights
         }
-        return sum(value.numel() * value.element_size() for value in held.values())
+        return {name: value.numel() * value.element_size() for name, value in held.items()}
 
 
 @dataclass(frozen=True)
@@ -103,9 +119,9 @@ class ModelGraph:
     """The cuts and segments of a model; cut 0 is its input, the last cut its output.
 
     ``segments[i]`` lies between cut ``i`` and cut ``i + 1`` and is named as people know it; a cut is named after the
-    segment before it. ``weight_bytes[i]`` counts a weight that two segments share in both. ``fingerprint`` covers
-    graph (of a model that cannot be split, its source files), cuts, rebuilt buffers, weights digest and torch's minor
-    version: parts with equal fingerprints fit together.
+    segment before it. ``weight_bytes[i]`` counts a weight that two segments share in both; ``tied`` holds what they
+    share. ``fingerprint`` covers graph (of a model that cannot be split, its source files), cuts, rebuilt buffers,
+    weights digest and torch's minor version: parts with equal fingerprints fit together.
 
     A model that cannot be split has one segment and no program; ``refusal`` says why. Another may have one segment as
     well, for there is no place in it worth a cut; ``uncut`` says why.
@@ -119,6 +135,7 @@ class ModelGraph:
     program: Program | None = field(repr=False)
     refusal: NotSplittableError | None = None
     uncut: str | None = None
+    tied: tuple[Tied, ...] = ()
 
     @property
     def verdict(self) -> str | None:
@@ -177,6 +194,7 @@ def export(source: ModelSource) -> ModelGraph:
         source=source,
         program=program,
         uncut=why_uncut(traced) if len(segments) == 1 else None,
+        tied=program.tied(),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from splitplane.domain.profiles import DeviceProfile, Profile
-from splitplane.planner.arrays import Array
+from splitplane.planner.arrays import Array, Ints
 from splitplane.planner.options import CutTable, Options, crossing_options, cut_table
 
 _MOST_PLANS = 6_000
@@ -23,6 +23,8 @@ class Kept:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self.table: CutTable = cut_table(profile)
+        self._weights: Ints = np.concatenate([[0], np.cumsum(profile.weight_bytes, dtype=np.int64)])
+        self._twice = _counted_twice(profile) if profile.tied else None
         self._options: dict[tuple[str, ...], Options] = {}
         self._codec_seconds: dict[str, tuple[Array, Array]] = {}
         self._batch_prefix: dict[str, Array | None] = {}
@@ -46,6 +48,11 @@ class Kept:
         if codecs not in self._options:
             self._options[codecs] = crossing_options(self._profile, self.table, codecs)
         return self._options[codecs]
+
+    def held_bytes(self, first: Ints, last: Ints) -> Ints:
+        """``Profile.held_bytes`` of many ranges at once."""
+        held: Ints = self._weights[last] - self._weights[first]
+        return held if self._twice is None else held - self._twice[first, last]
 
     def codec_seconds(self, device: DeviceProfile) -> tuple[Array, Array]:
         """Seconds that a device of the profile takes to encode and to decode one sample, by codec and cut."""
@@ -88,3 +95,11 @@ class Kept:
             while len(self._results) > 1 and self._plans > _MOST_PLANS:
                 _, gone = self._results.pop(next(iter(self._results)))
                 self._plans -= gone
+
+
+def _counted_twice(profile: Profile) -> Ints:
+    """Bytes by which the sum of the segments' weights exceeds what a range (first, last) holds."""
+    twice: Ints = np.zeros((profile.segments + 1,) * 2, dtype=np.int64)
+    for tied in profile.tied:
+        twice[: tied.earlier + 1, tied.later + 1 :] += tied.bytes
+    return twice

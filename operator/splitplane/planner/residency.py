@@ -5,8 +5,6 @@ runs another range within it is a change of routing only. What is chosen for new
 (``likely``) stays as long as it serves, too.
 """
 
-import numpy as np
-
 from splitplane.planner.arrays import Bools, Ints
 from splitplane.planner.context import Context
 
@@ -70,9 +68,8 @@ def holds(context: Context, tier: str, first: Ints, last: Ints) -> Bools:
     limit = context.tiers[tier].memory_limit_bytes
     able: Bools = first >= context.earliest(tier)
     if limit is not None:
-        weights = np.concatenate([[0], np.cumsum(context.profile.weight_bytes)])
         nothing = context.profile.resident_bytes(context.tiers[tier].device_class, 0, 0)
-        able = able & (nothing + weights[last] - weights[first] <= limit)
+        able = able & (nothing + context.kept.held_bytes(first, last) <= limit)
     shared = context.tiers[tier].shared
     if shared is not None:
         able = able & (first >= shared.first) & (last <= shared.last)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from splitplane.domain.profiles import CODECS, Cut, DeviceProfile, Profile, Timing
+from splitplane.domain.profiles import CODECS, Cut, DeviceProfile, Profile, Timing, held_bytes
 from splitplane.domain.profiles_io import ProfileResult
 from splitplane.model import ModelSource, Partition, export, load_weights
 from splitplane.model.memory import resident_bytes
@@ -41,7 +41,8 @@ def profile_model(
         say(f"{source.factory} {graph.verdict}")
     say(f"{source.factory}: {len(graph.segments)} segments ({', '.join(graph.segments)})")
     partition = load_weights(graph, 0, None)
-    say(f"loaded {sum(graph.weight_bytes) / 1e6:.0f} MB of weights in {time.perf_counter() - started:.1f} s")
+    held = held_bytes(graph.weight_bytes, graph.tied, 0, len(graph.segments))
+    say(f"loaded {held / 1e6:.0f} MB of weights in {time.perf_counter() - started:.1f} s")
     measured = measure(
         partition,
         codecs=wire_codecs(),
@@ -82,6 +83,7 @@ def profile_model(
                 )
             },
             work=graph.work(),
+            tied=graph.tied,
         ),
     )
 
