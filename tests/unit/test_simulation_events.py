@@ -90,6 +90,11 @@ def test_a_link_passes_one_after_the_other_at_the_bandwidth_of_the_time():
     assert left.tolist() == [1.0, 2.0, 42.0]
 
 
+def test_what_begins_to_cross_while_a_link_is_down_has_crossed_soon_after_it_is_back():
+    left = through_link(np.array([5.0, 12.0, 45.0]), np.array([100.0, 200.0, 10.0]), np.array([20.0, 1.0, 50.0]), 10.0)
+    assert left == pytest.approx([10.0, 23.84, 45.2])
+
+
 def test_a_day_of_the_planner_holds_request_by_request():
     """A diurnal day over a wandering link: what the replay of bins says of it is what its requests see."""
     load, link = arrivals("diurnal", 3.5, seed=6, bins=1440), bandwidths("wandering", 2.5e6, seed=7, bins=1440)

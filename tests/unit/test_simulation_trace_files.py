@@ -124,6 +124,7 @@ def test_invocations_of_functions_count_when_they_began(tmp_path: Path):
         ("link.txt", "0 10\n30\n", ":2 has not two columns"),
         ("link.txt", "0 10\n30 fast\n", ":2 has not two columns"),
         ("link.txt", "0 10\n\n30 nan\n", ":3 holds what is no time"),
+        ("link.txt", "0 10\n10 20\n5 30\n", ":3 is of a time before that of the line above"),
     ],
 )
 def test_what_is_damaged_is_refused_with_its_file_and_line(tmp_path: Path, name: str, text: str, says: str):

@@ -7,6 +7,7 @@ Requests are admitted at the gateway, each on the route of the plan that serves 
 switch ends on the old plan. Plans that keep the same range resident share its replicas.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -210,9 +211,10 @@ def through_pool(
 
 
 def through_link(reached: Array, sent: Array, bandwidths: Array, width: float) -> Array:
-    """When the last byte of each request has left a link that they reach in this order, at the bandwidth of the bin
-    (of ``width`` seconds) in which the first one does; infinite for those turned away because too many wait."""
+    """When the last byte of each request has left a link that they reach in this order, at bandwidths of bins (of
+    ``width`` seconds; the last one goes on); infinite for those turned away because too many wait."""
     rates, last, free = bandwidths.tolist(), len(bandwidths) - 1, 0.0
+    passed = [0.0, *np.cumsum(bandwidths * width)[:-1].tolist()]  # bytes by the begin of each bin
     starts: deque[float] = deque()
     left = np.empty(len(reached))
     for place, (now, size) in enumerate(zip(reached.tolist(), sent.tolist(), strict=True)):
@@ -224,5 +226,8 @@ def through_link(reached: Array, sent: Array, bandwidths: Array, width: float) -
         start = max(now, free)
         if start > now:
             starts.append(start)
-        left[place] = free = start + size / rates[min(last, int(start / width))]
+        begun = min(last, int(start / width))
+        bytes_by = passed[begun] + (start - begun * width) * rates[begun] + size
+        ended = max(begun, bisect_right(passed, bytes_by) - 1)
+        left[place] = free = max(start, ended * width + (bytes_by - passed[ended]) / rates[ended])
     return left

@@ -60,7 +60,11 @@ def read_bandwidths(path: Path) -> Trace:
 
     Raises ``ValueError`` for anything else.
     """
-    rows = [_link(_at(path, line), text) for line, text in _lines(path)]
+    rows: list[tuple[float, float]] = []
+    for line, text in _lines(path):
+        rows.append(_link(_at(path, line), text))
+        if len(rows) > 1 and rows[-1][0] < rows[-2][0]:
+            raise ValueError(f"{_at(path, line)} is of a time before that of the line above: {text.strip()!r}")
     seconds, megabits = np.array(rows, dtype=np.float64).reshape(-1, 2).T
     place = _bins(path, seconds)
     values = np.full(int(place.max()) + 1, np.nan)
