@@ -9,8 +9,24 @@ from prometheus_client import CollectorRegistry
 
 from splitplane.runtime.gateway.linkbook import DOWN_TOLD_SECONDS, LinkBook
 from splitplane.runtime.gateway.linkqueues import LinkQueue
-from splitplane.runtime.gateway.links import FLOOR_SECONDS, ROUND_TRIPS, STALE_SECONDS, LinkEstimate, LinkEstimator
-from splitplane.runtime.gateway.probing import ROUND_SECONDS, SHARE, ProbeBudget, payload_bytes
+from splitplane.runtime.gateway.links import (
+    DOUBTS,
+    FLOOR_SECONDS,
+    JITTER_SECONDS,
+    ROUND_TRIPS,
+    STALE_SECONDS,
+    LinkEstimate,
+    LinkEstimator,
+)
+from splitplane.runtime.gateway.probing import (
+    LARGEST_BYTES,
+    ROUND_SECONDS,
+    SAVED_SECONDS,
+    SHARE,
+    SMALLEST_BYTES,
+    ProbeBudget,
+    payload_bytes,
+)
 from splitplane.runtime.gateway.pulses import TICK_SECONDS, TRUST_SECONDS
 from splitplane.runtime.hops import Call
 from splitplane.runtime.inference import InferResponse
@@ -185,6 +201,83 @@ def test_a_delay_that_is_not_asked_for_is_wrong_by_a_quarter_of_a_transfer_at_mo
     assert abs(2 * delay - 2 * after) <= 0.25 * link_seconds(rate, max(before, after), SIZE) + FLOOR_SECONDS
 
 
+MIDDLING, ECHO = 9_200, 0.002
+"""Bytes that tell neither rate nor delay, and what an echo takes."""
+
+
+def probed(rate: float) -> LinkEstimator:
+    """A link of that rate that only payloads tell of."""
+    estimator = LinkEstimator()
+    for now in range(0, 24, 3):
+        estimator.round_trip(float(now), ECHO)
+        size = payload_bytes(estimator.possible(float(now)))
+        estimator.probe(float(now), size, ECHO + size / rate)
+    return estimator
+
+
+def send(estimator: LinkEstimator, now: float, rate: float, *, times: int = DOUBTS, more: float = 0.0) -> float:
+    """Middling messages in a row, ``more`` seconds slower than the link makes them; when the last is over."""
+    for _ in range(times):
+        now += 0.1
+        estimator.transfer(now, MIDDLING, ECHO + MIDDLING / rate + more)
+    return now
+
+
+@given(rate=st.floats(min_value=1e6, max_value=50e6), slower=st.floats(min_value=20e3, max_value=300e3), queued=DELAYS)
+def test_middling_messages_and_one_payload_are_enough_to_follow_a_link_that_has_become_slow(
+    rate: float, slower: float, queued: float
+) -> None:
+    estimator = probed(rate)
+    now = send(estimator, 22.0, slower)
+    assert estimator.seems_slower
+    size = payload_bytes(estimator.possible(now))
+    assert size / slower < max(0.06, 1.1 * SMALLEST_BYTES / slower), "it is not sized by what the link once was"
+    estimator.probe(now, size, queued + ECHO + size / slower, queued + ECHO)
+    assert estimator.estimate(now).bandwidth_bytes_per_second == pytest.approx(slower, rel=0.01)
+    assert not estimator.seems_slower
+
+
+@given(
+    rate=st.floats(min_value=1e6, max_value=50e6), more=st.floats(min_value=0.02, max_value=1.0), longer=st.booleans()
+)
+def test_neither_a_far_end_that_is_busy_nor_a_longer_delay_passes_for_a_slow_link(
+    rate: float, more: float, longer: bool
+) -> None:
+    estimator = probed(rate)
+    known = estimator.estimate(21.0).bandwidth_bytes_per_second
+    now = 21.0
+    for _ in range(10):
+        now = send(estimator, now, rate, more=more)
+        assert estimator.seems_slower
+        echo = ECHO + more * longer
+        size = payload_bytes(estimator.possible(now))
+        estimator.probe(now, size, echo + size / rate, echo)
+        assert not estimator.doubtful(now)
+    assert estimator.estimate(now).bandwidth_bytes_per_second == pytest.approx(known, rel=0.01)
+
+
+@given(rate=RATES, more=st.floats(min_value=0.0, max_value=0.9 * JITTER_SECONDS))
+def test_what_is_no_slower_than_the_rate_allows_for_puts_nothing_in_doubt(rate: float, more: float) -> None:
+    estimator = probed(rate)
+    now = send(estimator, 21.0, rate, times=20, more=more)
+    assert not estimator.seems_slower
+    now = send(estimator, now, rate / 1000, times=DOUBTS - 1)
+    send(estimator, now, rate, times=1)
+    now = send(estimator, now, rate / 1000, times=DOUBTS - 1)
+    assert not estimator.seems_slower, "a message that was held up is not the link"
+
+
+@pytest.mark.parametrize("factor", [0.02, 50.0])
+def test_a_payload_that_notably_differs_is_asked_for_again_at_once(factor: float) -> None:
+    estimator = probed(1e6)
+    now, rate = 24.0, 1e6 * factor
+    for is_in_doubt in (True, False):
+        size = payload_bytes(estimator.possible(now))
+        estimator.probe(now, size, ECHO + size / rate)
+        assert estimator.doubtful(now) is is_in_doubt
+    assert estimator.estimate(now).bandwidth_bytes_per_second == pytest.approx(rate, rel=0.01)
+
+
 def test_a_link_that_went_down_is_unknown_again() -> None:
     estimator = LinkEstimator()
     now = feed(estimator, 1e6, 0.01, [1.0] * 5)
@@ -236,8 +329,8 @@ def test_what_was_on_its_way_in_a_cut_tells_nothing_of_the_links_rate() -> None:
 @given(rate=st.floats(min_value=10e3, max_value=1e9))
 def test_a_payload_takes_about_45_ms_within_its_bounds(rate: float) -> None:
     size = payload_bytes(rate)
-    assert 16_384 <= size <= 262_144
-    if 16_384 < size < 262_144:
+    assert SMALLEST_BYTES <= size <= LARGEST_BYTES
+    if SMALLEST_BYTES < size < LARGEST_BYTES:
         assert 0.03 <= size / rate <= 0.06
 
 
@@ -251,7 +344,9 @@ def test_payloads_take_no_more_than_their_share_of_a_link_in_the_long_run(rates:
             budget.spend(seconds)
             used += seconds
             known = rate
-    assert used <= SHARE * now + 0.5 + 10.0  # what was saved at the start, and one payload that turned out long
+    assert (
+        used <= SHARE * now + SAVED_SECONDS / 2 + 10.0
+    )  # what was saved at the start, and one payload that turned out long
 
 
 EDGE_CLOUD = "edge", "cloud"

@@ -116,10 +116,13 @@ class LinkBook:
             if (rate := self.estimator(link).transfer(now, size, seconds)) is not None:
                 queue.told(rate, handed, passed, size)
 
-    def probed(self, link: LinkName, now: float, size: int, seconds: float) -> None:
-        """A probe's payload has crossed."""
-        if (rate := self.estimator(link).probe(now, size, seconds)) is not None:
-            self._queues[link].told(rate, now - seconds, now, size)
+    def probed(self, link: LinkName, now: float, size: int, seconds: float, echo_seconds: float | None = None) -> float:
+        """A probe's payload has crossed, after an echo where that was asked for: how long it occupied the link."""
+        rate = self.estimator(link).probe(now, size, seconds, echo_seconds)
+        if rate is None:
+            return 0.0
+        self._queues[link].told(rate, now - size / rate, now, size)
+        return size / rate
 
     def estimates(self, now: float) -> dict[LinkName, LinkEstimate]:
         """What is known now, unknown links included."""

@@ -8,6 +8,11 @@ share) is rare and is outvoted. Of only two samples the newer counts: what slowe
 the second. A change of rate shows when the last two samples lie on the same side of the older ones, by more than
 ``CHANGE_FACTOR``: then the older ones are forgotten, so a new rate holds from its second sample on.
 
+What is neither small nor large tells no rate, but where it takes notably longer than the rate allows for, time after
+time, that puts it in doubt: the link may be slower, its round trip longer, or an end too busy to say how busy it is. A
+payload that is sent then tells which, against echoes from right before it: what these took as well made it no slower.
+If it took long all the same, it and what led to it count as two samples.
+
 Where all messages are large, the round trip has to be asked for, but not for ever: a change of it is in their times as
 well, and looks like one of the rate. So once it was measured ``ROUND_TRIPS`` times at one rate, it holds for as long as
 transfers tell that rate.
@@ -15,7 +20,7 @@ transfers tell that rate.
 
 from collections import deque
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 
 TELLING_BYTES = 32_768
 """Smallest transfer that says something about bandwidth in ordinary traffic."""
@@ -29,6 +34,12 @@ SAME_FACTOR = 1.25
 WINDOW = 15
 ROUND_TRIPS = 5
 QUANTILE = 0.7
+DOUBTS = 2
+"""So many messages in a row that are neither small nor large, each slower than the rate allows for, put it in doubt."""
+JITTER_SECONDS = 0.01
+"""How much slower, beyond ``CHANGE_FACTOR``: what busy processes at either end add without a word."""
+CONVINCING_SECONDS = 0.04
+"""A payload that took so long on the link, where much smaller messages seemed to, is no accident."""
 FLOOR_SECONDS = 2e-4
 """Shortest time on the link that a Python process can tell from noise; it bounds the bandwidth that can be measured."""
 
@@ -60,6 +71,8 @@ class LinkEstimator:
         self._times = 0
         self._last_small = -inf
         self._last_transfer = -inf
+        self._doubts: deque[float] = deque(maxlen=DOUBTS)
+        """Rates that are no lower than what the last messages in a row took, all slower than the rate allows for."""
 
     def round_trip(self, now: float, seconds: float) -> None:
         """An echo came back after ``seconds``, the far end's own time taken off."""
@@ -75,7 +88,8 @@ class LinkEstimator:
     def transfer(self, now: float, size: int, seconds: float) -> float | None:
         """``size`` bytes crossed and were answered in ``seconds``, the far end's own time taken off.
 
-        Ordinary traffic: what is neither small nor large is ignored. Returns the bytes a second that it tells, if any.
+        Ordinary traffic. Returns the bytes a second that it tells, if any: what is neither small nor large can only put
+        the rate in doubt.
         """
         if seconds <= 0:
             return None
@@ -84,15 +98,29 @@ class LinkEstimator:
             self._add_round_trip(now, seconds)
         elif size >= TELLING_BYTES:
             self._last_transfer = now
-            rate = self._add_rate(now, size, seconds)
+            self._doubts.clear()
+            rate = self._add(now, size / self._on_link(now, seconds))
             if self._confirms_round_trip(now):
                 self._round_trip_at = now
             return rate
+        else:
+            self._compare(now, size, seconds)
         return None
 
-    def probe(self, now: float, size: int, seconds: float) -> float | None:
-        """As ``transfer``, but for a probe's payload, which was sized to tell and needs no smallest size."""
-        return self._add_rate(now, size, seconds) if size > 0 and seconds > 0 else None
+    def probe(self, now: float, size: int, seconds: float, echo_seconds: float | None = None) -> float | None:
+        """As ``transfer``, but for a probe's payload, which was sized to tell and needs no smallest size.
+
+        ``echo_seconds`` is what an echo took right before it, where that was asked for: so much is not the payload's.
+        """
+        if size <= 0 or seconds <= 0:
+            return None
+        rate = size / self._on_link(now, seconds)
+        if (known := self._rate(now)) is not None and echo_seconds is not None:
+            rate = max(rate, min(known, size / max(seconds - echo_seconds, FLOOR_SECONDS)))
+        if self.seems_slower and size / rate >= CONVINCING_SECONDS:
+            self._add(now, rate)
+        self._doubts.clear()
+        return self._add(now, rate)
 
     def idle_seconds(self, now: float) -> float:
         """Seconds since ordinary traffic last told the bandwidth."""
@@ -108,20 +136,41 @@ class LinkEstimator:
         """The link went down: what was measured before says nothing about when it comes back."""
         self._rates.clear()
         self._round_trips.clear()
+        self._doubts.clear()
         self._rate_then, self._times = None, 0
         self._last_small = self._last_transfer = -inf
 
     def doubtful(self, now: float) -> bool:
-        """Whether the bandwidth rests on a single sample, which anything may have slowed down."""
-        return sum(now - sample.at <= STALE_SECONDS for sample in self._rates) == 1
+        """Whether the bandwidth rests on a single sample, which anything may have slowed down, or the last one differs
+        notably, which is a change if the next one does as well."""
+        rates = self._recent(now)
+        return len(rates) == 1 or (len(rates) > 2 and not _within(CHANGE_FACTOR, rates[-1], _typical(rates)))
+
+    @property
+    def seems_slower(self) -> bool:
+        """Whether messages that are neither small nor large have put the bandwidth in doubt since it was last told."""
+        return len(self._doubts) == DOUBTS
+
+    def possible(self, now: float) -> float | None:
+        """Bytes per second by which to size what is to remove a doubt, so that it is not long on a link that has become
+        slow, but tells enough of one that may have become fast; as estimated where there is none."""
+        if not (rates := self._recent(now)):
+            return None
+        typical, last = _typical(rates), rates[-1]
+        if self.seems_slower or last * CHANGE_FACTOR < typical:
+            return min(typical, last, *self._doubts)
+        return sqrt(typical * last) if last > CHANGE_FACTOR * typical else typical
 
     def estimate(self, now: float) -> LinkEstimate:
         round_trip = self._round_trip(now)
         return LinkEstimate(self._rate(now), None if round_trip is None else round_trip / 2)
 
     def _rate(self, now: float) -> float | None:
-        rates = [sample.value for sample in self._rates if now - sample.at <= STALE_SECONDS]
+        rates = self._recent(now)
         return _typical(rates) if rates else None
+
+    def _recent(self, now: float) -> list[float]:
+        return [sample.value for sample in self._rates if now - sample.at <= STALE_SECONDS]
 
     def _round_trip(self, now: float) -> float | None:
         if now - self._round_trip_at > STALE_SECONDS:
@@ -138,11 +187,22 @@ class LinkEstimator:
         """Whether the rate is the one at which the round trip was measured often enough."""
         return self._times >= ROUND_TRIPS and _are_one(self._rate(now), self._rate_then)
 
-    def _add_rate(self, now: float, size: int, seconds: float) -> float:
-        round_trip = self._round_trip(now) or 0.0
+    def _compare(self, now: float, size: int, seconds: float) -> None:
+        """What a message that is neither small nor large says of the rate."""
+        rate, round_trip = self._rate(now), self._round_trip(now)
+        if rate is None or round_trip is None:
+            return
+        on_link = seconds - round_trip
+        if on_link > CHANGE_FACTOR * size / rate + JITTER_SECONDS:
+            self._doubts.append(size / on_link)
+        else:
+            self._doubts.clear()
+
+    def _on_link(self, now: float, seconds: float) -> float:
         # A delay that has just fallen leaves a round trip that is too long; some of the time is the link's anyhow.
-        on_link = max(seconds - round_trip, seconds / 10, FLOOR_SECONDS)
-        rate = size / on_link
+        return max(seconds - (self._round_trip(now) or 0.0), seconds / 10, FLOOR_SECONDS)
+
+    def _add(self, now: float, rate: float) -> float:
         self._rates.append(_Sample(now, rate))
         if len(self._rates) < 3:
             return rate
@@ -156,9 +216,11 @@ class LinkEstimator:
 
 
 def _are_one(rate: float | None, other: float | None) -> bool:
-    if rate is None or other is None:
-        return False
-    return max(rate, other) <= SAME_FACTOR * min(rate, other)
+    return rate is not None and other is not None and _within(SAME_FACTOR, rate, other)
+
+
+def _within(factor: float, rate: float, other: float) -> bool:
+    return max(rate, other) <= factor * min(rate, other)
 
 
 def _typical(rates: list[float]) -> float:

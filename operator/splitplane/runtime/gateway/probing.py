@@ -3,10 +3,11 @@
 Where no answer has crossed for a moment, the far end's link target is asked for a tiny echo: so a link that is cut is
 known within two seconds, and one that heals soon after. Under traffic an echo is sent once a round, for the delay, and
 only as long as what crosses leaves that in doubt. If ordinary traffic told no bandwidth in a round, a payload is sent
-that takes about 45 ms at the present estimate. What payloads may take in all is budgeted: 2 % of the
-time, saved up to one second for when a link has become much slower. On credit goes one where nothing is known at all,
-and a second one at once: a first payload may have been slow for any reason, and would be believed until the budget
-allows the next.
+that takes about 45 ms at the present estimate. What payloads may take in all is budgeted: 2 % of the time, saved up to
+two seconds for when a link has become much slower. On credit goes one where nothing is known at all, and, once a round
+and after echoes, one as soon as traffic puts the estimate in doubt; and a second one at once where the first is the
+only one or notably differs from the others: it may have been slow for any reason, and would be believed, or a change
+would not be, until the budget allows the next.
 """
 
 import asyncio
@@ -31,17 +32,19 @@ ROUND_SECONDS = 3.0
 FIRST_ROUNDS = 2
 PULSE_SECONDS = 0.25
 """Between two signs of life of a link."""
-SMALLEST_BYTES = 16_384
-LARGEST_BYTES = 262_144
+SMALLEST_BYTES = 12_288
+"""TCP sends that at once, so it waits only once where a link is full: a connection's first flight is ten segments."""
+LARGEST_BYTES = 98_304
 PAYLOAD_SECONDS = 0.045
 SHARE = 0.02
-SAVED_SECONDS = 1.0
+SAVED_SECONDS = 2.0
 ECHO_TIMEOUT_SECONDS = 3.0
 RETURN_TIMEOUT_SECONDS = 1.0
 """Of echoes over a link that is down. Each goes over a connection of its own: an old one may wait, once the link is
 back, for about as long as it was away."""
 PAYLOAD_TIMEOUT_SECONDS = 10.0
 MOST_ADDRESSES_PER_ROUND = 3
+ECHOES_IN_DOUBT = 2
 
 
 def payload_bytes(bandwidth_bytes_per_second: float | None) -> int:
@@ -163,7 +166,7 @@ class _LinkProber:
         while True:
             # The first rounds are short: what starts, and what heals, should soon be known.
             pause = min(PULSE_SECONDS, self._round_seconds) if rounds < FIRST_ROUNDS else self._round_seconds
-            await asyncio.wait({self._router.links.fall()}, timeout=pause)
+            await self._pause(pause)
             if self._name in self._router.links.down:
                 rounds = 0
                 continue
@@ -176,6 +179,23 @@ class _LinkProber:
             else:
                 continue  # no echo has come back
             rounds += 1
+            await self._send_payloads()
+
+    async def _pause(self, seconds: float) -> None:
+        """Until then, or until the link falls. What traffic puts in doubt meanwhile is asked for, once."""
+        router, was_asked = self._router, False
+        estimator, until = router.links.estimator(self._name), router.clock() + seconds
+        while (left := until - router.clock()) > 0:
+            await asyncio.wait({router.links.fall()}, timeout=min(left, TICK_SECONDS))
+            if self._name in router.links.down:
+                return
+            if estimator.seems_slower and not was_asked:
+                was_asked = True
+                await self._send_payloads()
+
+    async def _send_payloads(self) -> None:
+        await self._send_payload()
+        if self._router.links.estimator(self._name).doubtful(self._router.clock()):
             await self._send_payload()
 
     async def _send_payload(self) -> None:
@@ -188,10 +208,12 @@ class _LinkProber:
         ):
             return
         bandwidth = estimator.estimate(now).bandwidth_bytes_per_second
-        if not (self._budget.allows(now) or bandwidth is None or estimator.doubtful(now)):
+        is_in_doubt = bandwidth is None or estimator.doubtful(now) or estimator.seems_slower
+        if not (self._budget.allows(now) or is_in_doubt):
             return
-        size = payload_bytes(bandwidth)
-        sending = asyncio.create_task(self._send(self._payload[:size], PAYLOAD_TIMEOUT_SECONDS))
+        size = payload_bytes(estimator.possible(now))
+        echoes = ECHOES_IN_DOUBT if estimator.seems_slower else 0
+        sending = asyncio.create_task(self._exchange(self._payload[:size], echoes))
         try:
             while not sending.done():
                 awaited: set[asyncio.Future[Any]] = {sending, links.fall()}
@@ -202,11 +224,20 @@ class _LinkProber:
         finally:
             sending.cancel()
         # A payload that does not arrive, over a link that echoes, still says that the rate is no higher than this.
-        seconds = PAYLOAD_TIMEOUT_SECONDS if (taken := sending.result()) is None else taken
-        links.probed(self._name, self._router.clock(), size, seconds)
+        taken, echo_seconds = sending.result()
+        seconds = PAYLOAD_TIMEOUT_SECONDS if taken is None else taken
         # The round trip occupies nobody: only the time that the payload itself takes is the link's.
-        delay = estimator.estimate(now).delay_seconds or 0.0
-        self._budget.spend(max(seconds - 2 * delay, 0.0))
+        self._budget.spend(links.probed(self._name, self._router.clock(), size, seconds, echo_seconds))
+
+    async def _exchange(self, payload: bytes, echoes: int) -> tuple[float | None, float | None]:
+        """Seconds that a payload took, and before it the shortest of so many echoes, one after the other."""
+        shortest: float | None = None
+        for _ in range(echoes):
+            seconds = await self._send(b"", ECHO_TIMEOUT_SECONDS)
+            if seconds is None:
+                break
+            shortest = min(seconds, shortest or seconds)
+        return await self._send(payload, PAYLOAD_TIMEOUT_SECONDS), shortest
 
     async def _send(self, payload: bytes, timeout: float) -> float | None:
         """Seconds that the round trip took, the link target's own taken off; ``None`` when it failed."""
