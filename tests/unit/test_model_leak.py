@@ -153,6 +153,16 @@ def test_what_many_channels_hold_is_drawn_before_anything_is_trained(channels: i
     assert float(scores.psnr(drawn.guesses, images[-40:]).mean()) > 30
 
 
+def test_what_lies_in_the_channels_of_a_coarse_grid_is_unfolded() -> None:
+    images, _ = blobs.blobs(240)
+    patches = torch.nn.functional.conv2d(
+        images, torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(0)), stride=4
+    )
+    where = torch.randn(32, 3, 3, generator=torch.Generator().manual_seed(1))
+    drawn = draw({"x": patches + where, "table": where.expand_as(patches)}, images, 40, width=8, seconds=60, steps=1)
+    assert float(scores.psnr(drawn.guesses, images[-40:]).mean()) > 30
+
+
 def test_a_decoder_that_has_learnt_its_samples_by_heart_is_not_kept() -> None:
     images, _ = blobs.blobs(200)
     told_nothing = torch.randn(200, 8, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -437,6 +447,13 @@ def test_tokens_are_recovered_from_their_embeddings_and_not_from_those_of_others
     assert float(blind.scores.mean()) < 0.1
     assert float(pooled.scores.mean()) < 0.5
     assert target.score == "share of tokens recovered"
+
+
+def test_thousands_of_token_ids_are_told_from_themselves() -> None:
+    ids = torch.randint(0, 2000, (400, 32), generator=torch.Generator().manual_seed(0))
+    [target] = targets_of(Calibration({"ids": ids}, None)).values()
+    got = target.attack({"ids": ids}, 80, width=8, seconds=UNHURRIED, steps=1)
+    assert float(got.scores.mean()) > 0.95
 
 
 def test_the_command_names_its_attack_and_its_controls(files: tuple[ModelSource, Path]) -> None:

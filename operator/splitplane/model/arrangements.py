@@ -22,6 +22,11 @@ _SLACK = 0.02
 _FITTED, _JUDGED, _PLACES, _CHANNELS = 32, 16, 256, 64
 """Of the probe: samples to fit, samples to judge by, places and channels (mixed at random) of each."""
 _NUMBERS_TOGETHER = 1 << 21
+_CODED = 32
+"""Numbers that stand for an id."""
+MOST_ANYWHERE, _AVERAGED = 8192, 1024
+"""Of what belongs to a place, or to none, so many numbers are looked at when tokens are guessed; more are averaged, to
+as many as that each step is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,3 +187,20 @@ def at_places(value: torch.Tensor, places: int, most: int) -> tuple[list[Reading
         for start in (0, size - places)
     ]
     return longer, len([size for size in sizes.values() if size > 1]) < 2 and value[0].numel() <= most
+
+
+def coded(value: torch.Tensor, *, ids: torch.Tensor, reading: Reading, places: int) -> torch.Tensor:
+    """As :func:`at_each`, of ids: some random numbers for each, as two that are near have nothing in common."""
+    codes = torch.randn(len(ids), _CODED, generator=torch.Generator().manual_seed(0))
+    found = at_each(torch.searchsorted(ids, value.long()), reading=reading, places=places)
+    return codes[found.long()].permute(0, 1, 3, 2).flatten(1, 2)
+
+
+def at_each(value: torch.Tensor, *, reading: Reading, places: int) -> torch.Tensor:
+    """``[n, numbers, places]``: what belongs to a place, or to none and so to each; of too many numbers, averages."""
+    found = reading(value)
+    found = found[:, :, None].expand(-1, -1, places) if found.ndim == 2 else found.reshape(*found.shape[:2], places)
+    if found.shape[1] <= MOST_ANYWHERE:
+        return found
+    averaged = functional.interpolate(found.movedim(1, 2).float(), (_AVERAGED,), mode="area")
+    return averaged.movedim(1, 2)

@@ -8,12 +8,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from splitplane.model.arrangements import NUMBERS, Reading, at_places, best_of, readings
+from splitplane.model.arrangements import (
+    MOST_ANYWHERE,
+    NUMBERS,
+    Reading,
+    at_each,
+    at_places,
+    best_of,
+    coded,
+    readings,
+)
+from splitplane.model.solved import discriminate, unfold
 
 WIDTHS = {"small": 8, "large": 24}
 """Channels of the two decoders."""
@@ -25,9 +36,6 @@ _COPIES_IN_STEP = 3
 """Of what a step keeps for its gradients: that, the gradients, and how what is given was made."""
 _HIDDEN = 16
 """Hidden units of a guesser of tokens, for each of its width."""
-_MOST_ANYWHERE, _AVERAGED = 8192, 1024
-"""Of what belongs to a place, or to none, so many numbers are looked at when tokens are guessed; more are averaged, to
-as many as that each step is short."""
 _SLOPE = 0.02
 """Of what is drawn outside of 0..1, in training."""
 _REACHES = (5, 3, 1)
@@ -56,6 +64,11 @@ class Drawn:
     sure: bool = True
 
 
+def _set_aside(known: int) -> torch.Tensor:
+    """Of the attacker's own samples those that nothing is trained on, by number."""
+    return torch.arange(known - min(_MOST_JUDGED_BY, -(-known // _JUDGED_BY)), known)
+
+
 def draw(
     tensors: Mapping[str, torch.Tensor], targets: torch.Tensor, held_out: int, *, width: int, seconds: float,
     steps: int = STEPS, memory_bytes: float = math.inf, seed: int = 0,
@@ -68,9 +81,9 @@ def draw(
     first. A step takes about ``memory_bytes`` at most.
     """
     known, places = len(targets) - held_out, tuple(targets.shape[2:])
-    trained = known - min(_MOST_JUDGED_BY, -(-known // _JUDGED_BY))
+    judging = _set_aside(known)
+    trained = int(judging[0])
     most = max(1, int(min(memory_bytes / (2 * _BYTES_OF_WEIGHT * _BOTTLENECK), 2**31)))
-    judging = torch.arange(trained, known)
     given: list[_Standardised] = []
     sure = True
     for value in tensors.values():
@@ -91,6 +104,12 @@ def draw(
         decoder = _Decoder([tuple(each[:1].shape[1:]) for each in given], targets[:trained].mean(0), width)
     began = time.monotonic()
     decoder.solve(lambda index: [each[index : index + 1] for each in given], targets[:trained])
+    unfolded = (
+        unfold(each.__getitem__, targets, judging, held_out, seconds=seconds / len(given), memory_bytes=memory_bytes)
+        for index, each in enumerate(given)
+        if each[:1].ndim > 2 and (index not in decoder.direct_from or each[:1].shape[2:] != places)
+    )
+    solved = min(filter(None, unfolded), key=itemgetter(1), default=None)
 
     def loss(chosen: torch.Tensor) -> torch.Tensor:
         drawn = decoder([each[chosen] for each in given])
@@ -108,6 +127,10 @@ def draw(
     with torch.inference_mode():
         asked = torch.split(torch.arange(known, len(targets)), together)
         parts = [decoder([each[part] for each in given]) for part in asked]
+        judged = [decoder([each[part] for each in given]).clamp(0, 1) for part in torch.split(judging, together)]
+    error = float(functional.mse_loss(torch.cat(judged), targets[judging]))
+    if solved is not None and solved[1] < error:
+        return Drawn(solved[0], done, sure)
     return Drawn(torch.cat(parts).clamp(0, 1), done, sure)
 
 
@@ -115,20 +138,30 @@ def guess_tokens(
     tensors: Mapping[str, torch.Tensor], targets: torch.Tensor, held_out: int, *, width: int, seconds: float,
     steps: int = STEPS, memory_bytes: float = math.inf, seed: int = 0,
 ) -> Drawn:  # fmt: skip
-    """As :func:`draw`, for classes ``[n, places]``: the guesses are those of the held-out samples."""
+    """As :func:`draw`, for classes ``[n, places]``: the guesses are those of the held-out samples.
+
+    What is no quantity, but an id, is looked up. A linear discriminant is solved for beside the decoder that is
+    trained, and the better one kept.
+    """
     known, classes, places = len(targets) - held_out, int(targets.max()) + 1, targets.shape[1]
+    judging = _set_aside(known)
+    trained, began = int(judging[0]), time.monotonic()
     parts: list[_Standardised] = []
     sure = True
     for value in tensors.values():
-        found, certain = at_places(value, places, _MOST_ANYWHERE)
+        found, certain = at_places(value, places, MOST_ANYWHERE)
         sure = sure and certain
         flattened = not found and value[0].numel() > places and value[0].numel() % places == 0
-        if not found and not (flattened and value[0].numel() > _MOST_ANYWHERE):
+        if not found and not (flattened and value[0].numel() > MOST_ANYWHERE):
             found = [NUMBERS]
-        parts += [_Standardised(value, known, partial(_at_each, reading=each, places=places)) for each in found]
+        parts += [_Standardised(value, known, partial(at_each, reading=each, places=places)) for each in found]
+        ids = torch.empty(0) if value.is_floating_point() else value.unique()  # type: ignore[no-untyped-call]
+        if len(ids) > 2:
+            form = partial(coded, ids=ids, places=places)
+            parts += [_Standardised(value, known, partial(form, reading=each)) for each in found]
         if flattened:  # maybe
             value = value.reshape(len(value), places, -1)
-            parts.append(_Standardised(value, known, partial(_at_each, reading=Reading((1,)), places=places)))
+            parts.append(_Standardised(value, known, partial(at_each, reading=Reading((1,)), places=places)))
 
     def given(chosen: torch.Tensor) -> torch.Tensor:
         """``[chosen, places, numbers]``: the place itself, what belongs to it, what belongs to none."""
@@ -145,22 +178,17 @@ def guess_tokens(
     def loss(chosen: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(decoder(given(chosen)).flatten(0, 1), targets[chosen].flatten())
 
+    solved = discriminate(given, targets, judging, held_out, seconds=seconds, memory_bytes=memory_bytes)
     together = _together(loss, memory_bytes)
-    done = _train(decoder, loss, known, together, seconds=seconds, steps=steps, seed=seed)
+    left = max(0.0, seconds - (time.monotonic() - began))
+    done = _train(decoder, loss, trained, together, seconds=left, steps=steps, seed=seed)
     with torch.inference_mode():
-        asked = torch.split(torch.arange(known, len(targets)), together)
-        guesses = [decoder(given(part)).argmax(2) for part in asked]
-    return Drawn(torch.cat(guesses), done, sure)
-
-
-def _at_each(value: torch.Tensor, *, reading: Reading, places: int) -> torch.Tensor:
-    """``[n, numbers, places]``: what belongs to a place, or to none and so to each; of too many numbers, averages."""
-    found = reading(value)
-    found = found[:, :, None].expand(-1, -1, places) if found.ndim == 2 else found.reshape(*found.shape[:2], places)
-    if found.shape[1] <= _MOST_ANYWHERE:
-        return found
-    averaged = functional.interpolate(found.movedim(1, 2).float(), (_AVERAGED,), mode="area")
-    return averaged.movedim(1, 2)
+        asked = torch.split(torch.arange(trained, len(targets)), together)
+        guesses = torch.cat([decoder(given(part)).argmax(2) for part in asked])
+    right = float((guesses[: len(judging)] == targets[judging]).float().mean())
+    if solved is not None and solved[1] > right:
+        return Drawn(solved[0], done, sure)
+    return Drawn(guesses[-held_out:], done, sure)
 
 
 class _Standardised:
@@ -207,7 +235,7 @@ def _coarser(value: torch.Tensor, reading: Reading, places: tuple[int, ...], mos
 
 
 def _made_coarser(
-    value: torch.Tensor, *, reading: Reading, places: tuple[int, ...], most: int = _MOST_ANYWHERE
+    value: torch.Tensor, *, reading: Reading, places: tuple[int, ...], most: int = MOST_ANYWHERE
 ) -> torch.Tensor:
     grid = reading(value)
     if grid.ndim == 2:
