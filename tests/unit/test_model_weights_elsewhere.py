@@ -1,5 +1,6 @@
 """Weights are fetched from where people keep them, survive bad lines, are checked, and are kept for the whole node."""
 
+import contextlib
 import fcntl
 import http.server
 import logging
@@ -7,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import oras.provider
@@ -154,6 +155,62 @@ def test_a_server_in_trouble_costs_nothing_of_what_is_here_already(origin: Path,
         check(opened(f"http://127.0.0.1:{server.server_port}/model.safetensors", origin), origin)
         server.shutdown()
     assert set(ranges) == {"bytes=1234567-"}
+
+
+def test_a_line_that_breaks_early_each_time_gets_on(origin: Path, web: int, cache: Path) -> None:
+    with line(web) as relay:
+        relay.breaks = [400_000] * 4
+        check(opened(f"http://127.0.0.1:{relay.port}/model%20v1.safetensors", origin), origin)
+    assert len(relay.requests) == 5
+
+
+@contextlib.contextmanager
+def serving(respond: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """An address that is answered so, after which the connection ends."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            respond(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/model.safetensors"
+        server.shutdown()
+
+
+def test_a_file_that_is_replaced_while_it_is_fetched_is_fetched_anew(origin: Path, cache: Path) -> None:
+    content, asked = origin.read_bytes(), list[int]()
+
+    def respond(to: http.server.BaseHTTPRequestHandler) -> None:
+        first = int((to.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        asked.append(first)
+        to.send_response(206 if first else 200)
+        to.send_header("Content-Length", str(len(content) - first))
+        if first:
+            to.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        to.end_headers()
+        to.wfile.write(bytes(2_000_000) if len(asked) == 1 else content[first:])
+
+    with serving(respond) as uri:
+        check(opened(uri, origin), origin)
+    assert [first > 0 for first in asked] == [False, True, False]
+
+
+def test_a_server_that_tells_no_size_is_refused_at_once(origin: Path, cache: Path) -> None:
+    asked = list[str]()
+
+    def respond(to: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(to.path)
+        to.send_response(200)
+        to.end_headers()
+        to.wfile.write(origin.read_bytes())
+
+    with serving(respond) as uri, pytest.raises(WeightsError, match="does not say how long the file is"):
+        opened(uri, origin)
+    assert len(asked) == 1
 
 
 def test_what_an_older_file_left_is_not_built_upon(origin: Path, web: int, cache: Path) -> None:

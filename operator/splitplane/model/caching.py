@@ -104,15 +104,14 @@ def wrong_digest(told: str, expected: str, got: str, size: int) -> str:
 
 def _download(uri: str, sha256: str, target: Path, credentials: Mapping[str, str]) -> None:
     part = target.with_suffix(".part")
-    resumed = part.exists()
-    if resumed and sha256_of(part) == sha256:  # its process ended between the last byte and this line
+    if part.exists() and sha256_of(part) == sha256:  # its process ended between the last byte and this line
         part.replace(target)
         return
-    digest = _receive(uri, sha256, part, credentials)
-    if digest != sha256 and resumed:
-        # What an earlier process left may be of another state of the file.
+    digest, at_once = _receive(uri, sha256, part, credentials)
+    if digest != sha256 and not at_once:
+        # What was here before, of an earlier process or line, may be of another state of the file.
         part.unlink()
-        digest = _receive(uri, sha256, part, credentials)
+        digest, _ = _receive(uri, sha256, part, credentials)
     if digest != sha256:
         got = part.stat().st_size
         part.unlink()
@@ -120,8 +119,11 @@ def _download(uri: str, sha256: str, target: Path, credentials: Mapping[str, str
     part.replace(target)
 
 
-def _receive(uri: str, sha256: str, part: Path, credentials: Mapping[str, str]) -> str:
-    """Download the rest of a file, again and again while that gets on; returns the digest of all of it."""
+def _receive(uri: str, sha256: str, part: Path, credentials: Mapping[str, str]) -> tuple[str, bool]:
+    """Download the rest of a file, again and again while that gets on.
+
+    Returns the digest of all of it, and whether all of it came at once.
+    """
     failures, progress = 0, _Progress(uri)
     with part.open("ab+") as file:
         while True:
@@ -141,7 +143,7 @@ def _receive(uri: str, sha256: str, part: Path, credentials: Mapping[str, str]) 
                     file.flush()
                     os.fsync(file.fileno())
                     file.seek(0)
-                    return hashlib.file_digest(file, "sha256").hexdigest()
+                    return hashlib.file_digest(file, "sha256").hexdigest(), stream.start == 0
                 raise TransferError(f"the connection ended after {got} of {stream.size} bytes")
             except TransferError as error:
                 failures = 0 if file.tell() > before else failures + 1

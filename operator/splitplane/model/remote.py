@@ -18,12 +18,14 @@ from splitplane.domain.addresses import hide, without_secrets
 from splitplane.model.errors import WeightsError
 
 SCHEMES = frozenset({"http", "https", "s3", "oci"})
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16
+"""So many that came since the last ones may be lost where a line breaks."""
 _S3_KEYS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL",
 )  # fmt: skip
+_NO_SIZE = "Content-Length Header missing"
 _OUT_OF_RANGE = f" {HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE.value} "
-"""In what the library says of an answer."""
+"""In what the library says of answers."""
 _CONNECT_SECONDS, _READ_SECONDS, _TOTAL = 10, 60, "24h"
 
 
@@ -96,6 +98,11 @@ def _open_object(uri: str, offset: int, credentials: Mapping[str, str]) -> Strea
     except FileNotFoundError as error:
         raise WeightsError(f"weights {without_secrets(uri)}: there is no such file: correct weights.uri") from error
     except (BaseError, ValueError) as error:
+        if _NO_SIZE in str(error):
+            raise WeightsError(
+                f"weights {without_secrets(uri)}: the server does not say how long the file is (no Content-Length), as "
+                "is so of answers that are made, or compressed, while they are sent: have it served as a plain file"
+            ) from error
         raise TransferError(_told(error, uri)) from error
 
     def chunks() -> Iterator[bytes]:
