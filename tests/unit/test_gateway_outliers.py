@@ -31,7 +31,7 @@ def slow_ones(seconds: dict[str, float], *, requests: int = FEWEST_REQUESTS, que
     assert outliers.judge(0.0) == []
     for address, each in seconds.items():
         for _ in range(requests):
-            outliers.observe("w", address, each, queued)
+            outliers.observe("w", address, each, each, queued)
     assert outliers.judge(INTERVAL_SECONDS - 0.1) == []
     return [verdict.address for verdict in outliers.judge(INTERVAL_SECONDS) if verdict.slow]
 
@@ -55,6 +55,17 @@ def test_of_two_replicas_the_slow_one_stays_where_the_other_has_no_time_to_spare
     assert slow_ones({"a": 0.1, "b": 0.1, "c": 0.9}, queued=0.5) == ["c"], "of three the others take it between them"
 
 
+def test_a_replica_that_is_held_up_before_it_reads_a_request_stands_out_as_well() -> None:
+    """But not where the others have no time to spare: it may be the way there that is slow."""
+    for queued, found in ((0.1, ["c"]), (0.2, [])):
+        outliers = Outliers()
+        outliers.judge(0.0)
+        for address, called in (("a", 0.12), ("b", 0.1), ("c", 0.6)):
+            for _ in range(FEWEST_REQUESTS):
+                outliers.observe("w", address, 0.05, called, queued)
+        assert [each.address for each in outliers.judge(INTERVAL_SECONDS) if each.slow] == found
+
+
 def test_nothing_is_said_of_one_replica_or_from_few_requests() -> None:
     assert slow_ones({"c": 9.0}) == []
     assert slow_ones({"a": 0.1, "c": 9.0}, requests=FEWEST_REQUESTS - 1) == []
@@ -67,7 +78,7 @@ def test_only_equal_work_is_compared_and_an_interval_knows_nothing_of_the_last()
     for work, seconds in (("first half", 0.01), ("second half", 1.0)):
         for address in ("a", "b", "c"):
             for _ in range(9):
-                outliers.observe(f"{work}", f"{address} {work}", seconds, 0.0)
+                outliers.observe(f"{work}", f"{address} {work}", seconds, seconds, 0.0)
     verdicts = outliers.judge(INTERVAL_SECONDS)
     assert len(verdicts) == 6
     assert not any(verdict.slow for verdict in verdicts)

@@ -377,13 +377,15 @@ async def test_a_wrong_input_is_refused_with_what_was_expected(
         async with http.post(rest_url(running), json=body) as answer:
             assert answer.status == status
             assert words in (await answer.json())["error"]
+        async with http.post(rest_url(running), json={**rest_body(), "outputs": [{"name": "other"}]}) as answer:
+            assert answer.status == 400
         async with http.post(rest_url(running, "/v2/models/other/infer"), json=rest_body()) as answer:
             assert answer.status == 404
         async with http.get(rest_url(running, "/metrics")) as answer:
             text = await answer.text()
-    assert 'splitplane_requests_total{namespace="default",pipeline="small"} 1.0' in text
+    assert 'splitplane_requests_total{namespace="default",pipeline="small"} 2.0' in text
     assert 'splitplane_requests_admitted_total{namespace="default",pipeline="small"} 0.0' in text
-    assert 'outcome="invalid",pipeline="small"} 1.0' in text
+    assert 'outcome="invalid",pipeline="small"} 2.0' in text
 
 
 async def test_the_generation_never_goes_back(cluster: MemoryCluster, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from splitplane.runtime.inference import (
     InferResponse,
     ModelMetadata,
     TensorMetadata,
+    check_outputs,
 )
 from splitplane.runtime.tensors import check_inputs, from_array, to_array
 from tests.support import fronts
@@ -60,6 +61,7 @@ class Adder:
         return self.is_ready
 
     async def infer(self, request: InferRequest) -> InferResponse:
+        check_outputs(request.outputs, METADATA)
         self.seen.append(request)
         if self.error is not None:
             raise self.error

@@ -85,6 +85,19 @@ def collector() -> Iterator[Collector]:
     server.server_close()
 
 
+def test_headers_that_cannot_be_read_are_not_quoted_in_the_log(
+    collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(tracing.ENDPOINT, collector.url)
+    tracing.begin({tracing.ENDPOINT: collector.url}, service="splitplane-gateway")
+    try:
+        with tracing.serving("infer", {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "a=" + "x" * 5000}):
+            pass
+    finally:
+        tracing.end()
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http", "v1"])
 async def test_a_request_is_one_trace_from_its_caller_over_gateway_and_stages(
     collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str

@@ -167,15 +167,15 @@ class Model(Protocol):
     def ready(self) -> bool: ...
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Raises :class:`InferenceError`. Name, version and wanted outputs are the fronts' to check."""
+        """Raises :class:`InferenceError`, and for outputs that it does not have before it computes anything.
+
+        Name and version are the fronts' to check, which also pick the outputs that are wanted.
+        """
         ...
 
 
-def check(model: Model, name: str, version: str, outputs: Iterable[str] = ()) -> ModelMetadata:
-    """The metadata of the model that a request names.
-
-    Raises :class:`InferenceError` when it is not served here, or returns no such ``outputs``.
-    """
+def check(model: Model, name: str, version: str) -> ModelMetadata:
+    """The metadata of the model that a request names. Raises :class:`InferenceError` when it is not served here."""
     metadata = model.metadata()
     if name != metadata.name:
         raise InferenceError(Failure.NOT_FOUND, f"model '{name}' is not served here; '{metadata.name}' is")
@@ -184,9 +184,13 @@ def check(model: Model, name: str, version: str, outputs: Iterable[str] = ()) ->
             Failure.NOT_FOUND,
             f"version '{version}' of model '{name}' is not served here; use {', '.join(metadata.versions)} or none",
         )
-    if metadata.outputs:  # else it is not known yet
-        _require_outputs(name, outputs, [output.name for output in metadata.outputs])
     return metadata
+
+
+def check_outputs(wanted: Iterable[str], metadata: ModelMetadata) -> None:
+    """Raises :class:`InferenceError` when a model returns no such outputs, as far as is known of it."""
+    if metadata.outputs:
+        _require_outputs(metadata.name, wanted, [output.name for output in metadata.outputs])
 
 
 def require_served(parameters: Parameters, where: str) -> None:

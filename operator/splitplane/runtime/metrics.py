@@ -220,7 +220,8 @@ class GatewayMetrics:
         """Count the end of a request.
 
         ``outcome`` is ``success`` (then with its ``seconds``), ``error``, ``rejected`` (the queue or the memory is
-        full), ``invalid`` (not what the model takes), or ``cancelled`` when the client went before its answer came.
+        full), ``invalid`` (not what the model takes), ``error`` (taken in, and failed or refused later, as the time
+        that it had left no longer did), or ``cancelled`` when the client went before its answer came.
         """
         self._completed.labels(**self._labels, outcome=outcome).inc()
         if seconds is not None:

@@ -117,7 +117,7 @@ def _service(model: Model, receiving: Receiving, condition: Condition) -> grpc.G
             lambda: oip_wire.read_request(parts, deadline=deadline, client=client, forwarded=forwarded, identity=names),
         )
         request = replace(request, dns_names=_dns_names(context)) if names else request
-        check(model, request.model_name, request.model_version, request.outputs)
+        check(model, request.model_name, request.model_version)
         await message.held.grow(size_of(request.inputs))
         return fitting(oip_wire.write_response(answer(request, await model.infer(request))), "the answer")
 

@@ -107,7 +107,6 @@ def make_app(
             text_size=header_size,
             deadline=deadline,
         )
-        check(model, name, version, inference.outputs)
         await body.held.grow(size_of(inference.inputs))
         response = answer(inference, await model.infer(_sent_by(inference, request)))
         size = size_of(response.outputs)

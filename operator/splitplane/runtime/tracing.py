@@ -5,6 +5,7 @@ and what is called here costs one comparison.
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ def begin(environment: Mapping[str, str], *, service: str, **attributes: str) ->
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    # It quotes the headers of clients that it cannot read, in full and each time.
+    logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
     _provider = TracerProvider(resource=Resource.create({"service.name": service, **attributes}))
     _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     _tracer = _provider.get_tracer("splitplane")

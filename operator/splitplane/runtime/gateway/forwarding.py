@@ -28,6 +28,7 @@ from splitplane.runtime.inference import (
     InferResponse,
     ModelMetadata,
     Parameter,
+    check_outputs,
 )
 from splitplane.runtime.routes import GENERATION, ROUTE, TRACE, Hop, HopTrace, decode_trace, encode_route
 from splitplane.runtime.tensors import check_inputs, size_of
@@ -143,6 +144,7 @@ class Forwarder:
         router = self._router
         if router.table is not None:
             check_inputs(request.inputs, router.table.model.inputs)
+            check_outputs(request.outputs, router.table.model)
         now = router.clock()
         if request.deadline is not None and request.deadline <= now:
             raise InferenceError(Failure.DEADLINE_EXCEEDED, "the request's time was up before it came in")
@@ -325,7 +327,8 @@ class Forwarder:
             router.endpoints.succeeded(address)
         trace = self._trace(answered)
         router.links.observe(answered, trace, now)
-        self._compare(choice, trace, journey.request, now)
+        self._outliers.answered(choice.addresses, trace, answered.seconds, journey.request.inputs)
+        self._compare(now)
         self._convict(frozenset(journey.erred).difference(choice.addresses), now)
         journey.unqueued_seconds = max(0.0, now - started - sum(hop.queue for hop in trace))
         self._line.feedback(waited=any(hop.queue > hop.compute for hop in trace))
@@ -342,12 +345,8 @@ class Forwarder:
         crosses_itself = choice.route.stops[0].tier != tier
         return self._router.links.carrying(choice.route.crossings(tier), now, size if crosses_itself else None)
 
-    def _compare(self, choice: Choice, trace: tuple[HopTrace, ...], request: InferRequest, now: float) -> None:
+    def _compare(self, now: float) -> None:
         """Leave out a replica that takes far longer than the others of its stage for requests of the same shapes."""
-        shapes = tuple(tensor.shape for tensor in request.inputs)
-        for address, hop in zip(choice.addresses, trace, strict=False):
-            work, seconds = (hop.stage, hop.first, hop.last, shapes), hop.server - hop.hop - hop.queue
-            self._outliers.observe(work, address, seconds, hop.queue)
         endpoints = self._router.endpoints
         for verdict in self._outliers.judge(now):
             if seconds := endpoints.judged(verdict.address, now, slow=verdict.slow):

@@ -41,7 +41,7 @@ class Settings:
     def described(self) -> dict[str, str]:
         """What tells this pod from others in a trace, by OpenTelemetry's names."""
         return {
-            "service.namespace": self.namespace, "service.instance.id": self.pod_ip,
+            "service.namespace": self.namespace, "service.instance.id": self.pod_name,
             "splitplane.pipeline": self.pipeline, "splitplane.tier": self.tier,
         }  # fmt: skip
 

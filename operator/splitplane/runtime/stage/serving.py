@@ -16,6 +16,7 @@ from splitplane.runtime.inference import (
     Parameter,
     Tensor,
     TensorMetadata,
+    check_outputs,
     invalid,
 )
 from splitplane.runtime.metrics import StageMetrics
@@ -91,6 +92,8 @@ class StageModel:
 
     async def infer(self, request: InferRequest) -> InferResponse:
         partition = self._loaded()
+        if request.outputs:
+            check_outputs(request.outputs, self.metadata())
         route = self._route(request)
         self._authorise(request, route[0])
         self._check(partition, route[0], request)
