@@ -19,12 +19,14 @@ from splitplane.domain.calibrations import CalibrationRequest, CalibrationResult
 from splitplane.domain.defences import Defence
 from splitplane.domain.leaks import choose_cuts, spread
 from splitplane.domain.profiles import TensorSpec
-from splitplane.model import CalibrationError, ModelSource, inversion, leak, load_partition, scores
+from splitplane.model import CalibrationError, ModelSource, inversion, leak, linear, load_partition, scores
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.defending import defend
 from splitplane.model.inversion import _Standardised, draw
 from splitplane.model.leak import defended, measure_leak
-from splitplane.model.targets import targets_of
+from splitplane.model.linear import Linear
+from splitplane.model.spectra import spectrogram
+from splitplane.model.targets import Drawing, targets_of
 from splitplane.runtime import calibration_job
 from splitplane.runtime.calibration_job import Settings, calibrate
 from splitplane.runtime.profiling import wire_codecs
@@ -252,8 +254,8 @@ def test_deeper_cuts_and_noise_leak_less_and_the_controls_tell_that_the_attack_w
     assert worst[1, "fp32"] > worst[last, "fp32"]
     assert worst[1, "fp32"] > worst[1, "noisy"]
     assert report.correlations[1] > report.correlations[last]
-    assert {each.decoder for each in report.attacks} == {"small", "large"}
-    hasty = replace(report.attacks[0], steps=10)
+    assert {each.decoder for each in report.attacks} == {"linear", "small", "large"}
+    hasty = replace(report.attacks[-1], steps=10)
     assert "trained for 10 steps" in replace(report, input_control=0.95, attacks=(hasty, *report.attacks)).weakness
     assert "only 0.50 of the input" in replace(report, input_control=0.5).weakness
     assert replace(report, input_control=0.95).weakness == ""
@@ -410,6 +412,79 @@ def test_an_input_that_crosses_as_it_is_is_known_again_whatever_its_kind(shape: 
     [target] = targets_of(Calibration({"x": values}, None)).values()
     assert target.crosses({"y": values.flatten(1) + 1e-3})
     assert not target.crosses({"y": values.flatten(1).flip(0)})
+
+
+def tones(samples: int, places: int = 256) -> torch.Tensor:
+    """Each of two pitches and a phase of its own, over a little noise."""
+    generator = torch.Generator().manual_seed(7)
+    pitch, phase = 0.1 + 0.9 * torch.rand(samples, 2, 1, generator=generator), 6.3 * torch.rand(samples, 2, 1)
+    waves = torch.sin(pitch * torch.arange(places) + phase).sum(1)
+    return waves + 0.05 * torch.randn(samples, places, generator=generator)
+
+
+def test_a_linear_attacker_unmixes_what_a_layer_without_places_has_mixed() -> None:
+    drawn, generator = torch.rand(300, 1, 64).cumsum(2) / 64, torch.Generator().manual_seed(0)
+    mixed = torch.randn(64, 400, generator=generator)
+    tensors = {"x": (drawn[:, 0] @ mixed).reshape(300, 20, 20), "y": torch.full((300, 3), torch.inf)}
+    tensors["mask"] = torch.where(
+        torch.arange(300)[:, None] % 7 == torch.arange(3), torch.finfo(torch.float32).min, 0.0
+    )
+    tensors["late"] = (torch.arange(300) > 250).float()[:, None] * 1e30
+    assert float(scores.explained(Linear(tensors, 240).draw(drawn), drawn[240:]).mean()) > 0.99
+    # No more is learnt from than the memory has room for.
+    few = Linear(tensors, 240, memory_bytes=32 * 160**2).draw(drawn)
+    assert float(scores.explained(few, drawn[240:]).mean()) > 0.9
+
+
+def test_a_linear_attacker_draws_the_mean_where_nothing_tells_more() -> None:
+    drawn = torch.rand(300, 1, 8, 8)
+    told_nothing = torch.randn(300, 500, generator=torch.Generator().manual_seed(0))
+    guesses = Linear({"x": told_nothing}, 240).draw(drawn)
+    assert float((guesses - drawn[:240].mean(0)).abs().max()) < 0.15
+    assert float(scores.psnr(guesses, drawn[240:]).mean()) > 10.0
+
+
+def test_of_more_numbers_than_there_is_time_for_sums_tell_nearly_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(300, 1, 8, generator=generator)
+    tensors = {"x": drawn[:, 0] @ torch.randn(8, 5000, generator=generator)}
+    monkeypatch.setattr(linear, "_MOST_PRODUCTS", 300**2 * 500)
+    assert float(scores.explained(Linear(tensors, 240).draw(drawn), drawn[240:]).mean()) > 0.97
+
+
+def test_a_voice_whose_phase_is_lost_is_heard_all_the_same() -> None:
+    signals = tones(500)
+    target = Drawing(signals)
+    window = torch.hann_window(64)
+    loudness = {"x": torch.stft(signals, 64, 16, window=window, return_complex=True).abs()}
+    got, trained = target.tell(loudness, 100), target.attack(loudness, 100, width=8, seconds=UNHURRIED, steps=2)
+    assert target.score == "share of variance explained of the wave or its spectrum"
+    assert float(got.scores.mean()) > 0.5
+    assert float(trained.scores.mean()) > 0.3
+    assert got.blind < 0.05
+    others = {"x": loudness["x"].flip(0)}
+    assert scores.skill(float(target.tell(others, 100).scores.mean()), got.blind) < 0.05
+    # Of the wave itself next to nothing is told.
+    waves = Linear(loudness, 400).draw(target.numbers)
+    assert float(scores.explained(waves, target.numbers[400:]).mean()) < 0.1
+
+
+def test_a_spectrum_does_not_depend_on_phase_and_is_of_signals_only() -> None:
+    times = torch.arange(4000)
+    sounds = torch.stack([torch.sin(pitch * times + phase) for pitch in (0.2, 1.3) for phase in (0.0, 2.0)])[:, None]
+    heard = spectrogram(sounds + 40)  # an offset is not heard
+    assert heard is not None
+    assert heard.shape[0] == 4
+    assert heard.shape[1] <= 64
+    assert float((heard[0] - heard[1]).abs().mean()) < 0.1 * float((heard[0] - heard[2]).abs().mean())
+    assert spectrogram(torch.rand(4, 40, 128)) is None  # bands of a spectrogram
+    assert spectrogram(torch.rand(4, 1, 30)) is None  # numbers of a table
+
+
+def test_shares_of_variance_of_all_samples_average_to_the_coefficient_of_determination() -> None:
+    truth, guess = torch.randn(50, 6), torch.randn(50, 6)
+    errors, spread = (guess - truth).pow(2).sum(), (truth - truth.mean(0)).pow(2).sum()
+    assert float(scores.determined(guess, truth).mean()) == pytest.approx(1 - float(errors / spread), abs=1e-5)
 
 
 def test_fine_inputs_are_averaged_and_not_picked_from() -> None:

@@ -352,7 +352,8 @@ class _Decoder(nn.Module):
             nn.init.zeros_(parameter)
         weight, bias = self.direct.parameters()
         unknowns = weight[0].numel() + 1
-        samples = min(len(targets), _SOLVED_SAMPLES)
+        # Of few places, such as the frames of a spectrogram, more samples are needed.
+        samples = min(len(targets), max(_SOLVED_SAMPLES, -(-_ROWS_FOR_EACH * unknowns // math.prod(self.places))))
         rows = min(math.prod(self.places), -(-_ROWS_FOR_EACH * unknowns // samples))
         products, sums = torch.zeros(unknowns, unknowns, dtype=torch.double), torch.zeros(unknowns, weight.shape[0])
         generator = torch.Generator().manual_seed(0)

@@ -21,15 +21,17 @@ from splitplane.model.errors import CalibrationError
 from splitplane.model.inversion import STEPS, WIDTHS
 from splitplane.model.memory import available_bytes, grown
 from splitplane.model.profile import Codec
-from splitplane.model.targets import targets_of
+from splitplane.model.targets import Drawing, Got, targets_of
 
-ATTACK = "inversion decoder, trained on calibration inputs (after He, Zhang, Lee 2019)"
+ATTACK = "inversion decoder, or ridge regression, trained on calibration inputs (after He, Zhang, Lee 2019)"
 BUDGET_SECONDS = 600.0
 """Default time for all attacks on a model."""
 MOST_SAMPLES, LEAST_SAMPLES = 4096, 200
 """Of fewer than the least an attacker learns too little for its failure to say anything."""
 RAW = "none needed"
 """Stands for the decoder where an input crosses as it is."""
+LINEAR = "linear"
+"""Stands for it where it is a linear attacker, which is solved and takes no steps."""
 PREPARING = 0.25
 """Share of the budget in which the inputs are run to the cuts."""
 TRIED = 16
@@ -53,7 +55,7 @@ CORRELATED_SAMPLES = 400
 class Attack:
     """What one decoder got of one of the inputs, of held-out samples.
 
-    ``score`` is the mean SSIM of images, the mean share of tokens recovered, or the mean share of variance explained of
+    ``score`` is the mean SSIM of images, the mean share of tokens recovered, or the share of variance explained of
     other inputs; ``skill`` how much of what a blind guess lacks of 1 that makes up; ``psnr`` in dB, not of tokens;
     ``above`` the share of samples whose score exceeds the threshold; ``sure`` whether what crosses was surely read in a
     way that it may be meant in.
@@ -100,7 +102,9 @@ class LeakReport:
         """Why the attacks are too weak for a limit to rest on them; empty if they are not."""
         if not self.input_control >= WEAKEST_CONTROL:
             return f"the attack gets only {self.input_control:.2f} of the input itself"
-        fewest = min((attack.steps for attack in self.attacks if attack.decoder != RAW), default=FEWEST_STEPS)
+        fewest = min(
+            (attack.steps for attack in self.attacks if attack.decoder not in (RAW, LINEAR)), default=FEWEST_STEPS
+        )
         if fewest < FEWEST_STEPS:
             return f"an attack was trained for {fewest} steps only, not {FEWEST_STEPS}"
         if self.attacks and not self.worst():
@@ -243,6 +247,20 @@ def _measure(
     runs = len(cuts) * len(codecs) * len(WIDTHS) + 2
     left = runs * len(targets)
 
+    def judged(got: Got, secret: str, cut: int, codec: str, decoder: str, unknown: float = 1.0) -> Attack:
+        score = _share(got.scores, unknown)
+        return Attack(
+            cut, codec, decoder, score=score, skill=scores.skill(score, got.blind), psnr=got.psnr,
+            above=float((got.scores > threshold).float().mean()), steps=got.steps, target=secret,
+            sure=got.sure,
+        )  # fmt: skip
+
+    def tell(tensors: Mapping[str, torch.Tensor], secret: str, cut: int, codec: str) -> list[Attack]:
+        target = targets[secret]
+        if not isinstance(target, Drawing):
+            return []
+        return [judged(target.tell(tensors, held_out, memory_bytes=working), secret, cut, codec, LINEAR)]
+
     def attack(
         tensors: Mapping[str, torch.Tensor], secret: str, cut: int, codec: str, decoder: str, *, unknown: float = 1.0
     ) -> Attack:
@@ -252,12 +270,7 @@ def _measure(
         got = targets[secret].attack(
             tensors, held_out, width=WIDTHS[decoder], seconds=seconds, steps=steps, memory_bytes=working
         )
-        score = _share(got.scores, unknown)
-        result = Attack(
-            cut, codec, decoder, score=score, skill=scores.skill(score, got.blind), psnr=got.psnr,
-            above=float((got.scores > threshold).float().mean()), steps=got.steps, target=secret,
-            sure=got.sure,
-        )  # fmt: skip
+        result = judged(got, secret, cut, codec, decoder, unknown)
         progress(f"leak: cut {cut} {codec} {decoder}: {result.score:.2f} of {secret}; {left} attacks to go")
         return result
 
@@ -270,7 +283,9 @@ def _measure(
     def attack_others(raw: Mapping[str, torch.Tensor], cut: int) -> None:
         order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(1))
         mixed = {name: value[order] for name, value in raw.items()}
-        shuffled.extend(attack(mixed, secret, cut, "fp32", "large") for secret in targets)
+        for secret in targets:
+            shuffled.extend(tell(mixed, secret, cut, "fp32"))
+            shuffled.append(attack(mixed, secret, cut, "fp32", "large"))
 
     def attack_arrived(arrived: Mapping[str, torch.Tensor], cut: int, codec: str) -> None:
         nonlocal left
@@ -281,6 +296,7 @@ def _measure(
                     Attack(cut, codec, RAW, score=1.0, skill=1.0, psnr=None, above=1.0, steps=0, target=secret)
                 )
             else:
+                attacks.extend(tell(arrived, secret, cut, codec))
                 attacks.extend(attack(arrived, secret, cut, codec, decoder) for decoder in WIDTHS)
 
     def attack_cut(raw: Mapping[str, torch.Tensor], cut: int) -> None:

@@ -52,6 +52,17 @@ def explained(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return (1 - (guess - truth).pow(2).sum(1) / spread.clamp_min(1e-12)).clamp(0, 1)
 
 
+def determined(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Of each sample a share whose mean is the share of variance explained of all (coefficient of determination).
+
+    Below 0 where a guess is further off than samples are from their mean. So a sample that is far from it, such as
+    silence among speech, counts for as much as it differs.
+    """
+    guess, truth = guess.flatten(1), truth.flatten(1)
+    spread = (truth - truth.mean(0)).pow(2).sum(1).mean()
+    return 1 - (guess - truth).pow(2).sum(1) / spread.clamp_min(1e-12)
+
+
 def skill(score: float, blind: float) -> float:
     """Skill score (Murphy 1988): how much of what a blind guess lacks of 1 a score has made up, 0 where nothing.
 

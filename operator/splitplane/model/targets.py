@@ -1,7 +1,8 @@
 """What an attacker is after: every input of the model, as an image, a signal, or tokens; and how well it was got."""
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from torch.nn import functional
 from splitplane.model import scores
 from splitplane.model.calibration import Calibration
 from splitplane.model.inversion import draw, guess_tokens
+from splitplane.model.linear import Linear
+from splitplane.model.spectra import spectrogram
 
 LARGEST_IMAGE, LONGEST_SIGNAL = 64, 1024
 """Finer inputs are reconstructed at this size, averaged over what falls together."""
@@ -61,13 +64,30 @@ class Target(Protocol):
         """Train a decoder on what crosses a cut. A step of that takes about ``memory_bytes`` at most."""
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A form in which an input is drawn, ``[n, channels, *places]`` in 0..1, and what is compared with what by."""
+
+    numbers: torch.Tensor
+    compare: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
 class Drawing:
-    """An input of numbers, ``[n, channels, *places]`` in 0..1 once it is as coarse as it is drawn."""
+    """An input of numbers, ``[n, channels, *places]`` in 0..1 once it is as coarse as it is drawn.
+
+    A signal is drawn as its spectrogram as well, and counts as got as well as the better one of the two is.
+    """
 
     def __init__(self, values: torch.Tensor) -> None:
         self._values = values
         self.numbers = self._coarse(values)
-        self.score = "SSIM" if self.numbers.ndim == 4 else "share of variance explained"
+        pictures = self.numbers.ndim == 4
+        self._views = [_View(self.numbers, scores.ssim if pictures else scores.explained)]
+        self.score = "SSIM" if pictures else "share of variance explained"
+        heard = None if pictures else spectrogram(_in_rows(_finite(values.float())))
+        if heard is not None:
+            self._views.append(_View(heard, scores.determined))
+            self.score = "share of variance explained of the wave or its spectrum"
 
     def crosses(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         return any(_is(value, self._values) for value in tensors.values())
@@ -84,16 +104,34 @@ class Drawing:
             if value.shape[1:] == self._values.shape[1:] and value.shape[1:-1] != self.numbers.shape[1:-1]
             if self.numbers.ndim == 3
         }
-        numbers = self.numbers[:samples]
-        drawn = draw(
-            {**tensors, **alike}, numbers, held_out, width=width, seconds=seconds, steps=steps,
-            memory_bytes=memory_bytes,
-        )  # fmt: skip
-        truth = numbers[-held_out:]
-        compare = scores.ssim if truth.ndim == 4 else scores.explained
-        blind = compare(numbers[:-held_out].mean(0).expand_as(truth), truth)
-        psnr = scores.psnr(drawn.guesses, truth)
-        return Got(compare(drawn.guesses, truth), float(blind.mean()), float(psnr.mean()), drawn.steps, drawn.sure)
+        began, steps_done, sure = time.monotonic(), steps, True
+        drawn: list[torch.Tensor] = []
+        for index, view in enumerate(self._views):
+            left = (seconds - (time.monotonic() - began)) / (len(self._views) - index)
+            got = draw(
+                {**tensors, **alike}, view.numbers[:samples], held_out, width=width, seconds=max(0.0, left),
+                steps=steps, memory_bytes=memory_bytes,
+            )  # fmt: skip
+            drawn.append(got.guesses)
+            steps_done, sure = min(steps_done, got.steps), sure and got.sure
+        return self._got(drawn, samples, steps_done, sure=sure)
+
+    def tell(self, tensors: Mapping[str, torch.Tensor], held_out: int, *, memory_bytes: float = math.inf) -> Got:
+        """Let a linear attacker draw it."""
+        samples = len(next(iter(tensors.values())))
+        linear = Linear(tensors, samples - held_out, memory_bytes)
+        # How the numbers are arranged is nothing to it; that it gets nothing says nothing of who reads them rightly.
+        return self._got([linear.draw(view.numbers[:samples]) for view in self._views], samples, 0, sure=False)
+
+    def _got(self, drawn: list[torch.Tensor], samples: int, steps: int, *, sure: bool) -> Got:
+        """Of what was drawn of each view, by the one that was got best; the PSNR is that of the input itself."""
+        found: list[Got] = []
+        for guesses, view in zip(drawn, self._views, strict=True):
+            known, truth = view.numbers[: samples - len(guesses)], view.numbers[samples - len(guesses) : samples]
+            blind = view.compare(known.mean(0).expand_as(truth), truth).mean().clamp_min(0)
+            psnr = scores.psnr(drawn[0], self.numbers[samples - len(guesses) : samples])
+            found.append(Got(view.compare(guesses, truth), float(blind), float(psnr.mean()), steps, sure))
+        return max(found, key=lambda got: float(got.scores.mean().nan_to_num(math.inf)))
 
     def _coarse(self, values: torch.Tensor) -> torch.Tensor:
         values = _finite(values.float())
@@ -104,18 +142,22 @@ class Drawing:
                 rows = _averaged(values.flatten(2).transpose(1, 2), (MOST_CHANNELS,)).transpose(1, 2)
                 values = rows.reshape(len(values), MOST_CHANNELS, *values.shape[2:])
             places = tuple(min(size, LARGEST_IMAGE) for size in values.shape[2:])
-        elif values.ndim == 3 and min(values.shape[1:]) > 1:
-            if values.shape[1] > values.shape[2]:  # in steps of several numbers each, as transformers take them
-                values = values.transpose(1, 2)
+        else:
+            values = _in_rows(values)
             if values.shape[1] > MOST_CHANNELS:
                 values = _averaged(values.transpose(1, 2), (MOST_CHANNELS,)).transpose(1, 2)
-            places = (min(values.shape[2], LONGEST_SIGNAL),)
-        else:
-            values = values.reshape(len(values), 1, -1)
             places = (min(values.shape[2], LONGEST_SIGNAL),)
         values = _averaged(values, places)
         low, high = values.amin(), values.amax()
         return (values - low) / (high - low).clamp_min(1e-12)
+
+
+def _in_rows(values: torch.Tensor) -> torch.Tensor:
+    """``[n, rows, places]`` of what is no image: the longer one of two dimensions is that of places."""
+    if values.ndim != 3 or min(values.shape[1:]) < 2:
+        return values.reshape(len(values), 1, -1)
+    # Maybe in steps of several numbers each, as transformers take them.
+    return values.transpose(1, 2) if values.shape[1] > values.shape[2] else values
 
 
 def _finite(values: torch.Tensor) -> torch.Tensor:
