@@ -1,6 +1,7 @@
 """What is lost where a model crosses a cut with a lossy codec, on inputs of the user's own."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from splitplane.model import calibration as calibration_module
 from splitplane.model.accuracy import TELLING, Judged, compare_codecs
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.leak import measure_leak
-from splitplane.model.metrics import choose
+from splitplane.model.metrics import TopClass, choose
 from splitplane.model.profile import Codec
 from splitplane.runtime.profiling import wire_codecs
 from tests.support import blobs
@@ -178,7 +179,8 @@ def test_as_many_samples_are_run_together_as_memory_holds(
 
 
 OUTPUTS = {
-    "scores": torch.randn(6, 4), "number": torch.randn(6, 1), "tokens": torch.randn(6, 3, 9), "chosen": torch.arange(6),
+    "scores": torch.randn(6, 4), "share": torch.rand(6, 1),
+    "number": torch.randn(6, 1), "tokens": torch.randn(6, 3, 9), "chosen": torch.arange(6),
 }  # fmt: skip
 
 
@@ -209,6 +211,7 @@ def test_the_metric_follows_from_labels_and_outputs_unless_it_is_named(
         ("top5", "scores", torch.arange(6) % 4),  # of four classes all are among the first five
         ("", "scores", torch.arange(6)),  # a class that has no score
         ("", "number", torch.arange(6)),
+        ("", "share", torch.arange(6) % 2),  # from which number on it is a yes, nobody says
         ("top1", "scores", torch.rand(6)),
         ("r2", "scores", torch.rand(6)),
         ("cosine", "number", None),
@@ -232,6 +235,19 @@ def test_numbers_are_judged_by_the_variance_that_they_explain_and_tokens_one_by_
     [metric] = choose("top1", {"x": torch.eye(4)[None, :3].repeat(2, 1, 1)}, labels)
     answers = {"x": torch.eye(4)[None, :3].repeat(2, 1, 1)}  # 0, 1, 2 twice
     assert metric.errors(answers, metric.truth(answers, labels)).tolist() == pytest.approx([0.0, 2 / 3])
+
+
+def test_scores_of_classes_are_judged_before_one_number_beside_them() -> None:
+    [metric] = choose("", {"number": torch.randn(6, 1), "scores": torch.randn(6, 2)}, torch.arange(6) % 2)
+    assert isinstance(metric, TopClass)
+    assert metric.output == "scores"
+
+
+def test_one_logit_is_right_by_its_sign() -> None:
+    answers, labels = {"x": torch.tensor([[-3.0], [2.0], [0.5], [math.nan]])}, torch.tensor([0, 1, 0, 0])
+    [metric] = choose("", answers, labels)
+    assert metric.name == "top1"
+    assert metric.errors(answers, metric.truth(answers, labels)).tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 def relabelled(calibration: Calibration, labels: torch.Tensor) -> Calibration:

@@ -43,13 +43,15 @@ class Metric(Protocol):
 class TopClass:
     """``top1`` and ``top5``: the share of places where the right class is not among the highest scores.
 
-    ``classes`` is the dimension of the scores; without it the output is the class itself.
+    ``classes`` is the dimension of the scores; without it the output is the class itself, or the ``logit`` of the
+    second of two.
     """
 
     name: str
     output: str
     classes: int | None
     by_variance: bool = False
+    logit: bool = False
 
     def truth(self, outputs: Tensors, labels: torch.Tensor | None) -> torch.Tensor:
         answers = outputs[self.output]
@@ -60,7 +62,9 @@ class TopClass:
 
     def errors(self, outputs: Tensors, truth: torch.Tensor) -> torch.Tensor:
         answers = outputs[self.output]
-        if self.classes is None:
+        if self.logit:
+            wrong = ((answers > 0) != truth) | answers.isnan()
+        elif self.classes is None:
             wrong = answers != truth
         else:
             scores = answers.movedim(self.classes, -1)
@@ -146,7 +150,8 @@ def choose(name: str, outputs: Tensors, labels: torch.Tensor | None) -> list[Met
         wanted = name or ("r2" if labels is not None and labels.is_floating_point() else "top1")
         each_of = [_fitting(wanted, output, value, labels) for output, value in outputs.items()]
         found = [metric for metric in each_of if metric is not None]
-        found = found if labels is None else found[:1]
+        if labels is not None:  # one number may be anything, beside an output with a score for each class
+            found = sorted(found, key=lambda metric: isinstance(metric, TopClass) and metric.logit)[:1]
     if not found:
         raise CalibrationError(_misfit(name, outputs, labels))
     return found
@@ -196,6 +201,8 @@ def _fitting(name: str, output: str, value: torch.Tensor, labels: torch.Tensor |
         return None
     if not value.is_floating_point():
         return TopClass(name, output, None) if name == "top1" and same_size else None
+    if name == "top1" and labels is not None and value[0].numel() == 1 and same_size and _are_logits(value, labels):
+        return TopClass(name, output, None, logit=True)
     largest = -1 if labels is None else int(labels.max())
     for dimension in (1,) if value.ndim == _IMAGES else (value.ndim - 1, 1):
         if value.ndim < 2 or value.shape[dimension] <= max(_MOST[name], largest):
@@ -203,6 +210,11 @@ def _fitting(name: str, output: str, value: torch.Tensor, labels: torch.Tensor |
         if labels is None or _places(labels) == _places(value.select(dimension, 0)):
             return TopClass(name, output, dimension)
     return None
+
+
+def _are_logits(values: torch.Tensor, labels: torch.Tensor) -> bool:
+    """Whether one number tells of two classes by its sign. Numbers from 0 to 1 may be probabilities, which do not."""
+    return set(labels.flatten().tolist()) <= {0, 1, IGNORED} and bool(((values < 0) | (values > 1)).any())
 
 
 def _places(value: torch.Tensor) -> list[int]:
@@ -221,7 +233,8 @@ def _misfit(name: str, outputs: Tensors, labels: torch.Tensor | None) -> str:
     asked = f"the metric {name} does not fit" if name else "no metric fits"
     return (
         f"{asked} the outputs {shapes} with {given}: top1 and top5 want a score for each of more classes than that"
-        " and whole numbers as labels, r2 numbers and labels of their shape, cosine more than one number per sample."
+        " and whole numbers as labels, or one logit (no probability) and labels of 0 and 1, r2 numbers and labels of"
+        " their shape, cosine more than one number per sample."
         " Correct spec.model.calibration.metric (--metric) or the file's labels"
     )
 
