@@ -1,5 +1,7 @@
 """The ``splitplane`` command: a small root that every part adds its sub-commands to."""
 
+import signal
+
 import typer
 
 from splitplane.afresh import may_begin_again
@@ -33,4 +35,5 @@ def _root() -> None:
 def main() -> None:
     """What the installed command runs."""
     may_begin_again()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does it removes what a command made
     app()

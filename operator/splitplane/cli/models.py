@@ -51,7 +51,7 @@ def source_of(
         raise typer.BadParameter(f"{error}: pip install 'splitplane[runtime]'") from error
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # how far a download is
     sys.path[:0] = [str(folder.resolve()) for folder in folders or ()]
-    source = ModelSource(factory.partition(":")[0], factory, weights, sha256.lower() if sha256 else None, specs)
+    source = ModelSource(factory, factory, weights, sha256.lower() if sha256 else None, specs)
     if weights is not None and urlsplit(weights).scheme in SCHEMES:
         try:
             WeightsFile.open(source)

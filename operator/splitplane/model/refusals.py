@@ -51,7 +51,7 @@ def describe(error: Exception) -> str:
         guard = _INPUT_SIZE.sub(constraint["name"], constraint["guard"]).strip().rstrip(".")
         return (
             f"its code does not hold for every {constraint['name']} (it needs {guard}), nor for all from about the "
-            "example's size on: a larger example may help"
+            "example's size on: a larger example may help, or one of which no two sizes are equal"
         )
     unknown = _UNKNOWN_OUTPUT.search(str(error))
     if unknown is not None:

@@ -23,6 +23,8 @@ from splitplane.runtime.stage.worker import Worker
 from splitplane.runtime.tensors import nbytes
 
 OVERHEAD_CALLS, OVERHEAD_WARM_UP = 40, 10
+MUCH_SPREAD = 0.25
+"""Where times vary by more, that is said: something else ran, or threads waited for each other."""
 
 
 def profile_model(
@@ -60,6 +62,9 @@ def profile_model(
         f"(variation {measured.time_cv:.1%}), {overhead * 1000:.2f} ms more per stage, "
         f"{base / 1e6:.0f} MB without weights"
     )
+    if measured.time_cv > MUCH_SPREAD:
+        fewer = f", or on fewer threads than {measured.threads}" if measured.threads > 1 else ""
+        say(f"times vary by {measured.time_cv:.0%}, too much to plan by: measure while nothing else runs{fewer}")
     return ProfileResult(
         model=source.name,
         inputs=graph.inputs,
