@@ -681,6 +681,22 @@ class Averaging(Base):
         return self.layer(x).mean(0)
 
 
+class Bags(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bags, self.layer = nn.EmbeddingBag(50, 8), nn.Linear(8, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.bags(ids))
+
+
+def test_a_size_that_is_not_seen_to_be_the_batch_is_told(make: Make) -> None:
+    source = replace(make(Bags), weights_uri=None, inputs=(TensorSpec("ids", "INT64", (6,), ("tokens",)),))
+    told = export(source).verdict
+    assert told is not None
+    assert "but ((batch*tokens+tokens-1)//tokens), which cannot be told to be the batch" in told
+
+
 class TwoSamples(Base):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(x).reshape(2, 64)

@@ -196,10 +196,13 @@ def _read(source: ModelSource, module: torch.nn.Module, program: ExportedProgram
     for node in outputs:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or not value.ndim or not sizes.is_batch(value.shape[0]):
-            raise NotSplittableError(
-                f"output {node.name} of {source.factory} does not have the batch as dimension 0",
-                line_of_operation(node),
-            )
+            told = f"output {node.name} of {source.factory} does not have the batch as dimension 0"
+            if isinstance(value, torch.Tensor) and value.ndim and sizes.knows(value.shape[0]):
+                size = expression(value.shape[0])
+                told += f" but {sizes.name(size) or size}"
+                if sizes.batch in size.free_symbols:
+                    told += ", which cannot be told to be the batch"
+            raise NotSplittableError(told, line_of_operation(node))
     return traced
 
 
