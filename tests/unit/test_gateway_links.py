@@ -278,6 +278,17 @@ def test_a_payload_that_notably_differs_is_asked_for_again_at_once(factor: float
     assert estimator.estimate(now).bandwidth_bytes_per_second == pytest.approx(rate, rel=0.01)
 
 
+def test_payloads_that_a_token_bucket_lets_through_at_once_do_not_pass_for_a_fast_link() -> None:
+    estimator, bucket = probed(2e5), 16_384
+    for now in range(24, 120, 3):
+        while True:
+            size = payload_bytes(estimator.possible(float(now)))
+            estimator.probe(float(now), size, ECHO + max(0, size - bucket) / 2e5)
+            if not estimator.doubtful(float(now)):
+                break
+        assert estimator.estimate(float(now)).bandwidth_bytes_per_second == pytest.approx(2e5, rel=0.5)
+
+
 def test_a_link_that_went_down_is_unknown_again() -> None:
     estimator = LinkEstimator()
     now = feed(estimator, 1e6, 0.01, [1.0] * 5)

@@ -20,7 +20,7 @@ transfers tell that rate.
 
 from collections import deque
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf
 
 TELLING_BYTES = 32_768
 """Smallest transfer that says something about bandwidth in ordinary traffic."""
@@ -40,6 +40,9 @@ JITTER_SECONDS = 0.01
 """How much slower, beyond ``CHANGE_FACTOR``: what busy processes at either end add without a word."""
 CONVINCING_SECONDS = 0.04
 """A payload that took so long on the link, where much smaller messages seemed to, is no accident."""
+MOST_RISE = 6.0
+"""By so much a payload that is to confirm a higher rate is larger, at most: more than the 16 kB that a token bucket may
+let through at once, and no burden where that is what happened."""
 FLOOR_SECONDS = 2e-4
 """Shortest time on the link that a Python process can tell from noise; it bounds the bandwidth that can be measured."""
 
@@ -146,6 +149,10 @@ class LinkEstimator:
         rates = self._recent(now)
         return len(rates) == 1 or (len(rates) > 2 and not _within(CHANGE_FACTOR, rates[-1], _typical(rates)))
 
+    def is_new(self, now: float) -> bool:
+        """Whether the bandwidth has just changed: it rests on the two samples that told so."""
+        return len(self._recent(now)) == 2
+
     @property
     def seems_slower(self) -> bool:
         """Whether messages that are neither small nor large have put the bandwidth in doubt since it was last told."""
@@ -159,7 +166,7 @@ class LinkEstimator:
         typical, last = _typical(rates), rates[-1]
         if self.seems_slower or last * CHANGE_FACTOR < typical:
             return min(typical, last, *self._doubts)
-        return sqrt(typical * last) if last > CHANGE_FACTOR * typical else typical
+        return min(last, MOST_RISE * typical) if last > CHANGE_FACTOR * typical else typical
 
     def estimate(self, now: float) -> LinkEstimate:
         round_trip = self._round_trip(now)
@@ -212,6 +219,9 @@ class LinkEstimator:
         if max(ratios) < 1 / CHANGE_FACTOR or min(ratios) > CHANGE_FACTOR:
             self._rates.clear()
             self._rates.extend((last_but_one, last))
+        elif ratios[0] > CHANGE_FACTOR:
+            # What is too fast, and is so time after time where a token bucket lets each first payload through at once.
+            del self._rates[-2]
         return rate
 
 

@@ -70,6 +70,10 @@ class ProbeBudget:
     def spend(self, seconds: float) -> None:
         self._credit -= seconds
 
+    def forgive(self) -> None:
+        """What was spent while the link changed is not paid back: that was sized, or queued, by what it was before."""
+        self._credit = max(self._credit, 0.0)
+
 
 class Prober:
     """Probes every link of the table in force, each in a task of its own."""
@@ -228,6 +232,8 @@ class _LinkProber:
         seconds = PAYLOAD_TIMEOUT_SECONDS if taken is None else taken
         # The round trip occupies nobody: only the time that the payload itself takes is the link's.
         self._budget.spend(links.probed(self._name, self._router.clock(), size, seconds, echo_seconds))
+        if estimator.is_new(self._router.clock()):
+            self._budget.forgive()
 
     async def _exchange(self, payload: bytes, echoes: int) -> tuple[float | None, float | None]:
         """Seconds that a payload took, and before it the shortest of so many echoes, one after the other."""
