@@ -1,6 +1,6 @@
 """Bodies of REST requests: they count against the budget of all messages as they come, and may take a time for that.
 
-What JSON takes while it is parsed counts, too, and large texts are parsed one at a time.
+What JSON takes while it is parsed or written counts, too, and large texts are parsed and written one at a time.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from aiohttp import web
 
 from splitplane.runtime.budgets import IDLE_SECONDS, MAX_MESSAGE_BYTES, TOTAL_SECONDS, Budget, Held
 from splitplane.runtime.inference import Failure, InferenceError, invalid
-from splitplane.runtime.json_sizes import footprint, too_large
+from splitplane.runtime.json_sizes import footprint, too_large, unwritable
 from splitplane.runtime.oip_grpc import OFF_LOOP_BYTES, off_loop_above
 from splitplane.runtime.unpacking import Unpacker, encoding_of
 
 PARSING = "JSON"
-"""To whom the budget lends what parsing takes."""
+"""To whom the budget lends what parsing and writing take."""
 
 Result = TypeVar("Result")
 
@@ -82,6 +82,23 @@ class Bodies:
                 traceback.clear_frames(error.__traceback__)
                 error.__context__ = None
                 raise
+
+    async def written(
+        self, size: int, footprint: int, work: Callable[[], Result], *, deadline: float | None = None
+    ) -> Result:
+        """What ``work`` makes of outputs of ``size`` bytes, whose JSON takes ``footprint`` bytes while it is written.
+
+        Raises as :meth:`parsed` does.
+        """
+        if size <= OFF_LOOP_BYTES or not footprint:
+            return await off_loop_above(size, work)
+        if footprint > self._budget.capacity:
+            raise unwritable(f"this answer takes {footprint} bytes to write, and there are {self._budget.capacity}")
+        async with contextlib.AsyncExitStack() as stack:
+            async with within(deadline, "its answer was written"):
+                await stack.enter_async_context(self._parsing)
+                await stack.enter_async_context(self._budget.lending(footprint, PARSING))
+            return await _to_its_end(lambda: _uncollected(work))
 
     async def _read(self, request: web.Request, body: Body) -> None:
         encoding, clock = encoding_of(request), asyncio.get_running_loop().time

@@ -4,9 +4,13 @@ That goes by its values, not by its bytes, so these are counted before anything 
 follows a comma, and each list and object has a bracket. Those within texts count as well, which is the safe side.
 """
 
+import math
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
-from splitplane.runtime.inference import Buffer, Failure, InferenceError
+from splitplane.runtime.inference import Buffer, Failure, InferenceError, InferRequest, Tensor, TensorMetadata
+from splitplane.runtime.tensors import BYTES, nbytes
 
 MAX_TEXT_BYTES = 16 << 20
 MAX_VALUES = 2 << 20
@@ -18,6 +22,9 @@ OBJECT_BYTES, ENTRY_BYTES = 192, 160
 """Of an object, and of each name in it."""
 PLAIN_COPIES, WIDE_COPIES = 3, 9
 """Of the text: decoded, cut into texts, encoded again; Python takes four bytes a character if one needs as many."""
+WRITTEN_VALUE_BYTES, WRITTEN_TEXT_COPIES = 90, 20
+"""Of a number or a list that is written, its text included; and of texts, where JSON may have six bytes for one:
+escaped, joined and encoded."""
 _STEP_BYTES = 1 << 16
 
 
@@ -43,6 +50,44 @@ def footprint(text: Buffer) -> int:
         + quotes * QUOTE_BYTES
         + len(text) * (PLAIN_COPIES if is_plain else WIDE_COPIES)
     )
+
+
+def footprint_written(tensors: Iterable[Tensor], *, nested: bool = False) -> int:
+    """Bytes that the tensors take at most while they are written as JSON: flat, or in lists within lists.
+
+    Raises :class:`InferenceError` (``OUT_OF_RANGE``) when they have more values than are given as JSON.
+    """
+    tensors = tuple(tensors)
+    values = sum(_values(tensor.shape, nested=nested) for tensor in tensors)
+    require_writable(values)
+    texts = sum(nbytes(tensor) for tensor in tensors if tensor.datatype == BYTES)
+    return values * WRITTEN_VALUE_BYTES + texts * WRITTEN_TEXT_COPIES
+
+
+def require_known_writable(request: InferRequest, outputs: Iterable[TensorMetadata]) -> None:
+    """As :func:`footprint_written` has it, before anything is computed: for the ``outputs`` of which all sizes but the
+    batch's are known. That is at least what the smallest input has, where inputs differ in it."""
+    batch = min((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
+    shapes = [(batch, *each.shape[1:]) if each.shape[:1] == (-1,) else each.shape for each in outputs]
+    require_writable(sum(math.prod(shape) for shape in shapes if all(size >= 0 for size in shape)))
+
+
+def require_writable(values: int) -> None:
+    """Raises :class:`InferenceError` (``OUT_OF_RANGE``) when an answer has more values than are given as JSON."""
+    if values > MAX_VALUES:
+        raise unwritable(f"the answer has {values} values, and {MAX_VALUES} are given as JSON")
+
+
+def unwritable(what: str) -> InferenceError:
+    return InferenceError(
+        Failure.OUT_OF_RANGE,
+        f"{what}: ask for it in binary over /v2 (the parameter binary_data_output), or send fewer samples at once",
+    )
+
+
+def _values(shape: Sequence[int], *, nested: bool) -> int:
+    lists = sum(math.prod(shape[:axis]) for axis in range(1, len(shape))) if nested else 0
+    return math.prod(shape) + lists
 
 
 def too_large(what: str) -> InferenceError:

@@ -28,7 +28,8 @@ from splitplane.runtime.inference import (
     check,
     invalid,
 )
-from splitplane.runtime.oip_grpc import EXTENSIONS, SERVER_NAME, VERSION, off_loop_above
+from splitplane.runtime.json_sizes import footprint_written, require_known_writable
+from splitplane.runtime.oip_grpc import EXTENSIONS, SERVER_NAME, VERSION
 from splitplane.runtime.tensors import size_of
 from splitplane.runtime.unpacking import ENCODINGS, encoding_of
 from splitplane.runtime.vitals import Condition
@@ -108,9 +109,15 @@ def make_app(
             deadline=deadline,
         )
         await body.held.grow(size_of(inference.inputs))
+        wanted = [each for each in model.metadata().outputs if each.name in (inference.outputs or (each.name,))]
+        require_known_writable(inference, [each for each in wanted if each.name not in binary])
         response = answer(inference, await model.infer(_sent_by(inference, request)))
-        size = size_of(response.outputs)
-        content, header_size = await off_loop_above(size, lambda: oip_json.write_response(response, binary))
+        content, header_size = await bodies.written(
+            size_of(response.outputs),
+            footprint_written(each for each in response.outputs if each.name not in binary),
+            lambda: oip_json.write_response(response, binary),
+            deadline=inference.deadline,
+        )
         if header_size is None:
             return web.Response(body=content, content_type="application/json")
         return web.Response(
@@ -137,9 +144,14 @@ def make_app(
             body, lambda: oip_v1.read_request(body.data, metadata), deadline=deadline
         )
         await body.held.grow(size_of(inference.inputs))
+        require_known_writable(inference, metadata.outputs)
         response = await model.infer(replace(_sent_by(inference, request), deadline=deadline))
-        size = size_of(response.outputs)
-        content = await off_loop_above(size, lambda: oip_v1.write_response(response, by_rows=by_rows))
+        content = await bodies.written(
+            size_of(response.outputs),
+            footprint_written(response.outputs, nested=True),
+            lambda: oip_v1.write_response(response, by_rows=by_rows),
+            deadline=deadline,
+        )
         return web.Response(body=content, content_type="application/json")
 
     async def metrics(_request: web.Request) -> web.Response:
