@@ -480,3 +480,18 @@ async def test_a_restarted_operator_knows_which_plan_was_left_and_on_what(world:
     assert serves.plan != first.plan
     assert [each.plan for each in serves.left] == [first.plan]
     assert serves.left[0].inputs == serves.inputs
+
+
+async def test_a_restarted_operator_knows_how_slow_a_tier_was_found_to_be(world: World) -> None:
+    await serving(world, partitioning=split(2))
+    usual = measured()
+    slow = replace(usual.pipelines[KEY], stage_seconds={("edge", 0, 2): Value(0.08), ("cloud", 2, 6): Value(0.04)})
+    world.metrics = replace(usual, pipelines={KEY: slow})
+    await world.step(300)
+    found = controls.load(world.table).learnt
+    assert sorted(each.tier for each in found) == ["cloud", "edge"]
+    assert min(each.correction.offset(world.clock.now()) for each in found) > 0.02
+    world.restart()
+    world.metrics = usual
+    await world.step(70)
+    assert controls.load(world.table).learnt == found

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from splitplane.controller.control import Control, Pending
-from splitplane.controller.snapshots import learnt
+from splitplane.controller.corrections import learnt
 from splitplane.planner.learning import MOST, MOST_OFFSET, NOISE, UNKNOWN, Correction, learn
 from tests.support.controller_cases import serving
 

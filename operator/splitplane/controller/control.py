@@ -15,6 +15,7 @@ from splitplane.controller.children import StageKey
 from splitplane.controller.objects import annotations_of
 from splitplane.domain.plans import Plan, Prediction
 from splitplane.domain.snapshots import Inputs, Left
+from splitplane.planner.learning import Correction
 
 CONTROL_ANNOTATION = "splitplane.dev/control"
 
@@ -113,6 +114,15 @@ class Aside:
 
 
 @dataclass(frozen=True, slots=True)
+class Learnt:
+    """How a tier differs from its profile; ``subject`` names the model and the device that this was learnt of."""
+
+    tier: str
+    subject: str
+    correction: Correction
+
+
+@dataclass(frozen=True, slots=True)
 class Control:
     """State of one pipeline. ``switching_since`` is when the switch that is not yet acknowledged was decided."""
 
@@ -124,6 +134,7 @@ class Control:
     last_switch_seconds: float = 0.0
     switching_since: float | None = None
     low_demand_since: float | None = None
+    learnt: tuple[Learnt, ...] = ()
 
     @property
     def coming(self) -> tuple[StageSet, ...]:

@@ -12,12 +12,13 @@ from splitplane.controller import statuses
 from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.budgets import Budgets
 from splitplane.controller.control import Serving
+from splitplane.controller.corrections import learnt, recalled, remembered, speeds
 from splitplane.controller.pods import is_downloaded
 from splitplane.controller.pools import Pools
 from splitplane.controller.realising import realise
 from splitplane.controller.rounds import Memory, Round
 from splitplane.controller.settings import Settings
-from splitplane.controller.snapshots import learnt, snapshot, speeds
+from splitplane.controller.snapshots import snapshot
 from splitplane.controller.switching import Note, abandon, begin
 from splitplane.controller.telemetry import Telemetry
 from splitplane.domain.measurements import Missing, known
@@ -90,11 +91,14 @@ class Deciding:
         learnt_of = {
             tier.name: (model[1].fingerprint, model[1].devices.get(tier.device_class)) for tier in pipeline.spec.tiers
         }
-        memory.corrections = {
-            tier: correction
-            for tier, correction in memory.corrections.items()
-            if memory.learnt_of.get(tier) == learnt_of.get(tier)
-        }
+        if memory.learnt_of:
+            memory.corrections = {
+                tier: correction
+                for tier, correction in memory.corrections.items()
+                if memory.learnt_of.get(tier) == learnt_of.get(tier)
+            }
+        else:
+            memory.corrections = recalled(control, learnt_of)
         memory.learnt_of = learnt_of
         observed = speeds(pipeline, model[1], control, self._measured(this))
         memory.corrections = learnt(memory.corrections, observed, control, now)
@@ -139,7 +143,11 @@ class Deciding:
         if decision.gate:
             self._telemetry.holds.labels(decision.gate).inc()
         this.decisions = statuses.with_decision(this.decisions, statuses.decision_entry(decision, control, now))
-        this.control = replace(control, low_demand_since=decision.low_demand_since)
+        this.control = replace(
+            control,
+            low_demand_since=decision.low_demand_since,
+            learnt=remembered(control.learnt, memory.corrections, learnt_of, now),
+        )
         if decision.target is None:
             return
         if sharing is not None:

@@ -22,10 +22,7 @@ from splitplane.controller.pods import requests
 from splitplane.domain.measurements import MOST_SCV, Idle, Measurement, Missing, Value, known
 from splitplane.domain.profiles import Profile
 from splitplane.domain.snapshots import Active, Link, Snapshot, Tier
-from splitplane.planner.learning import UNKNOWN, Correction, learn
-
-# Ranges so short that the clock's and the queue's own noise would pass for the device's speed.
-_LEAST_RANGE_SECONDS = 1e-4
+from splitplane.planner.learning import Correction
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,34 +109,6 @@ def links(tiers: Sequence[str], measured: PipelineMetrics, reported: Sequence[Li
                 delay = Value(estimate.delay_microseconds / 1e6)
             found.append(Link(source, target, bandwidth, delay, measured.recent.get(ends, ())))
     return tuple(found)
-
-
-def speeds(
-    pipeline: InferencePipeline, profile: Profile, control: Control, measured: PipelineMetrics
-) -> dict[str, tuple[float, float]]:
-    """Seconds that the profile says and that were observed of the range that each tier runs now."""
-    if control.active is None:
-        return {}
-    classes = {tier.name: tier.device_class for tier in pipeline.spec.tiers}
-    found = {}
-    for stage in control.active.plan.stages:
-        device = profile.devices.get(classes.get(stage.tier, ""))
-        observed = known(measured.stage_seconds.get((stage.tier, stage.first, stage.last), Missing("")))
-        if device is None or not observed or stage.last > profile.segments:
-            continue
-        profiled = device.range_seconds(stage.first, stage.last)
-        if profiled >= _LEAST_RANGE_SECONDS:
-            found[stage.tier] = profiled, observed
-    return found
-
-
-def learnt(
-    before: Mapping[str, Correction], observed: Mapping[str, tuple[float, float]], control: Control, now: float
-) -> dict[str, Correction]:
-    """Corrections by tier after what was observed; nothing is learnt while a switch is on, whose pods warm up."""
-    if control.pending is not None or control.switching_since is not None or control.draining:
-        return dict(before)
-    return {**before, **{tier: learn(before.get(tier, UNKNOWN), *seconds, now) for tier, seconds in observed.items()}}
 
 
 def snapshot(
