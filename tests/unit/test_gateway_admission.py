@@ -163,3 +163,21 @@ async def test_the_window_widens_while_stages_want_more_and_narrows_when_request
     assert line.window == narrowest
     for task in turns.tasks.values():
         task.cancel()
+
+
+async def test_no_more_are_under_way_than_their_answers_fit_into_memory():
+    line = Line(lambda: 1, room_bytes=30 << 20)
+    turns = Turns(line)
+    line.expect(12 << 20)
+    for name in ("a", "b", "c"):
+        await turns.ask(name)
+    assert turns.order == ["a", "b"]
+    await turns.end("a")
+    assert turns.order == ["a", "b", "c"]
+    line.expect(64 << 20)
+    assert line.window == 1, "an answer larger than all there is goes by itself"
+    for _ in range(100):
+        line.expect(1000)
+    assert line.window == NARROWEST
+    for task in turns.tasks.values():
+        task.cancel()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from splitplane.runtime.inference import Buffer, Failure, InferenceError, InferRequest, Tensor, TensorMetadata
-from splitplane.runtime.tensors import BYTES, nbytes
+from splitplane.runtime.tensors import BYTES, known_shapes, nbytes
 
 MAX_TEXT_BYTES = 16 << 20
 MAX_VALUES = 2 << 20
@@ -66,10 +66,8 @@ def footprint_written(tensors: Iterable[Tensor], *, nested: bool = False) -> int
 
 def require_known_writable(request: InferRequest, outputs: Iterable[TensorMetadata]) -> None:
     """As :func:`footprint_written` has it, before anything is computed: for the ``outputs`` of which all sizes but the
-    batch's are known. That is at least what the smallest input has, where inputs differ in it."""
-    batch = min((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
-    shapes = [(batch, *each.shape[1:]) if each.shape[:1] == (-1,) else each.shape for each in outputs]
-    require_writable(sum(math.prod(shape) for shape in shapes if all(size >= 0 for size in shape)))
+    batch's are known."""
+    require_writable(sum(math.prod(shape) for _, shape in known_shapes(request.inputs, outputs)))
 
 
 def require_writable(values: int) -> None:

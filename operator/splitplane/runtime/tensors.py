@@ -4,6 +4,7 @@ torch is imported only by the functions that return or take its tensors: gateway
 """
 
 import functools
+import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -71,6 +72,23 @@ def elements_in(what: str, shape: Sequence[int]) -> int:
 def size_of(tensors: Iterable[Tensor]) -> int:
     """Bytes that they take together."""
     return sum(map(nbytes, tensors))
+
+
+def known_shapes(
+    inputs: Iterable[Tensor], outputs: Iterable[TensorMetadata]
+) -> list[tuple[TensorMetadata, tuple[int, ...]]]:
+    """Shapes of the answer to these inputs, for the ``outputs`` of which all sizes but the batch's are known.
+
+    The batch is at least that of the smallest input, where inputs differ in it.
+    """
+    batch = min((tensor.shape[0] for tensor in inputs if tensor.shape), default=0)
+    shapes = [(each, (batch, *each.shape[1:]) if each.shape[:1] == (-1,) else each.shape) for each in outputs]
+    return [(each, shape) for each, shape in shapes if all(size >= 0 for size in shape)]
+
+
+def known_bytes(inputs: Iterable[Tensor], outputs: Iterable[TensorMetadata]) -> int:
+    """Bytes of those outputs, but for texts and blobs, of which shapes tell nothing."""
+    return sum(math.prod(shape) * DATATYPE_BYTES.get(each.datatype, 0) for each, shape in known_shapes(inputs, outputs))
 
 
 def check_size(tensor: Tensor, *, kind: str = "input") -> None:

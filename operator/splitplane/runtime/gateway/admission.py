@@ -106,11 +106,15 @@ def overloaded(message: str, retry_seconds: float) -> InferenceError:
 class Line:
     """Turns to be under way. Clients with requests waiting take turns; each client's own go in order.
 
-    ``replicas`` tells how many pods the narrowest stage of the widest route has.
+    ``replicas`` tells how many pods the narrowest stage of the widest route has. No more are under way than answers
+    fit into ``room_bytes``, if each is as large as the largest of late, but for one.
     """
 
-    def __init__(self, replicas: Callable[[], int]) -> None:
+    def __init__(self, replicas: Callable[[], int], *, room_bytes: float = inf) -> None:
         self._replicas = replicas
+        self._room_bytes = room_bytes
+        self._answers: deque[int] = deque([0], maxlen=SAMPLES)
+        """Bytes of late answers, and of those that will come."""
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._under_way = 0
         self._window = float(NARROWEST)
@@ -122,7 +126,12 @@ class Line:
 
     @property
     def window(self) -> int:
-        return int(self._window * max(1, self._replicas()))
+        room = self._room_bytes / max(1, *self._answers)
+        return int(max(1.0, min(self._window * max(1, self._replicas()), room)))
+
+    def expect(self, answer_bytes: int) -> None:
+        """An answer of so many bytes has come, or will."""
+        self._answers.append(answer_bytes)
 
     def ahead(self, client: str) -> int:
         """How many requests are under way, or will be before one more of this client."""

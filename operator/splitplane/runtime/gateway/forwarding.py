@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
+from splitplane.runtime.budgets import budget_bytes
 from splitplane.runtime.gateway.admission import Line, Throughput, overloaded
 from splitplane.runtime.gateway.checking import Checker
 from splitplane.runtime.gateway.choosing import Choice
@@ -31,7 +32,7 @@ from splitplane.runtime.inference import (
     check_outputs,
 )
 from splitplane.runtime.routes import GENERATION, ROUTE, TRACE, Hop, HopTrace, decode_trace, encode_route
-from splitplane.runtime.tensors import check_inputs, size_of
+from splitplane.runtime.tensors import check_inputs, known_bytes, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Forwarder:
         self._hedging = Hedging(router, self._waiting)
         self._turn = asyncio.Lock()
         self._throughput = Throughput()
-        self._line = Line(router.replicas)
+        self._line = Line(router.replicas, room_bytes=budget_bytes())
         self._gate = Gate(self._line.aside)
         self._outliers = Outliers()
         self._encoded: dict[Hashable, str] = {}
@@ -170,6 +171,7 @@ class Forwarder:
         return self._router.table
 
     async def _in_turn(self, journey: _Journey) -> InferResponse:
+        self._line.expect(known_bytes(journey.request.inputs, self._table().model.outputs))
         turn = self._line.turn(journey.request.client)
         if self._line.has_room():
             async with turn:
@@ -331,6 +333,7 @@ class Forwarder:
         self._compare(now)
         self._convict(frozenset(journey.erred).difference(choice.addresses), now)
         journey.unqueued_seconds = max(0.0, now - started - sum(hop.queue for hop in trace))
+        self._line.expect(size_of(answered.response.outputs))
         self._line.feedback(waited=any(hop.queue > hop.compute for hop in trace))
         kept = {name: value for name, value in answered.response.parameters.items() if name != TRACE}
         return replace(

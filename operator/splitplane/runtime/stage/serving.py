@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from splitplane.domain.codecs import raw_bytes
 from splitplane.domain.peers import GATEWAY, STAGE
 from splitplane.domain.profiles import CODECS, Cut
 from splitplane.runtime import codecs, hops, tracing
@@ -34,10 +35,11 @@ from splitplane.runtime.routes import (
     encode_route,
     encode_trace,
 )
-from splitplane.runtime.stage.computing import Computed, Computer, Item, Pace, Runnable
+from splitplane.runtime.stage.computing import Computed, Computer, Item, Pace, RangeWork, Runnable
+from splitplane.runtime.stage.room import Room, spare_bytes
 from splitplane.runtime.stage.shielding import Shield
 from splitplane.runtime.stage.worker import Worker
-from splitplane.runtime.tensors import check_described, check_plain
+from splitplane.runtime.tensors import check_described, check_plain, size_of
 
 
 class StageModel:
@@ -69,12 +71,14 @@ class StageModel:
         self._partition: Runnable | None = None
         self._draining = False
         self._together = False
+        self._room = Room(0)
         self._identity = identity
         metrics.watch_queue(lambda: worker.depth)
 
     def serve(self, partition: Runnable, *, together: bool = False) -> None:
         """Begin to answer, with a partition that is loaded and warm; ``together``: requests may share a batch."""
         self._together = together
+        self._room = Room(spare_bytes())
         self._partition = partition
 
     def drain(self) -> None:
@@ -103,25 +107,17 @@ class StageModel:
         item = (
             Item(request.inputs, own.codec, self._shield.covers(rest[0].tier)) if rest else Item(request.inputs, "fp32")
         )
-        done = await self._worker.join(work, item, work.samples, deadline=request.deadline)
-        computed: Computed = done.result
-        steps = {"queue": done.queue_seconds, "decode": computed.decode, "compute": computed.compute}
-        tracing.tell({**steps, "encode": computed.encode}, **{"splitplane.range": f"{own.first}-{own.last}"})
-        trace = HopTrace(
-            stage=own.stage,
-            tier=own.tier,
-            first=own.first,
-            last=own.last,
-            queue=done.queue_seconds,
-            decode=computed.decode,
-            compute=computed.compute,
-            encode=computed.encode,
-            server=0.0,
-        )
         if not rest:
+            computed, trace = await self._computed(work, item, own, request)
             response = InferResponse(model_name=self._name, outputs=computed.tensors)
             return _traced(response, (replace(trace, server=time.perf_counter() - request.received),))
-        call = await self._hand_on(partition, request, computed.tensors, rest)
+        asked = time.perf_counter()
+        example = sum(raw_bytes(spec, batch=work.samples) for spec in partition.graph.cuts[own.last].tensors)
+        async with self._room.held((own.first, own.last, own.codec), size_of(request.inputs), example) as held:
+            waited = time.perf_counter() - asked
+            computed, trace = await self._computed(work, item, own, request, waited=waited)
+            held.takes(size_of(computed.tensors))
+            call = await self._hand_on(partition, request, computed.tensors, rest)
         later = _trace_of(call.response)
         trace = replace(
             trace,
@@ -131,6 +127,27 @@ class StageModel:
             server=time.perf_counter() - request.received,
         )
         return _traced(replace(call.response, model_name=self._name), (trace, *later))
+
+    async def _computed(
+        self, work: RangeWork, item: Item, own: Hop, request: InferRequest, *, waited: float = 0.0
+    ) -> tuple[Computed, HopTrace]:
+        """What comes of a request, and what it took; ``waited`` seconds it had to before it could queue."""
+        done = await self._worker.join(work, item, work.samples, deadline=request.deadline)
+        computed: Computed = done.result
+        queue = waited + done.queue_seconds
+        steps = {"queue": queue, "decode": computed.decode, "compute": computed.compute}
+        tracing.tell({**steps, "encode": computed.encode}, **{"splitplane.range": f"{own.first}-{own.last}"})
+        return computed, HopTrace(
+            stage=own.stage,
+            tier=own.tier,
+            first=own.first,
+            last=own.last,
+            queue=queue,
+            decode=computed.decode,
+            compute=computed.compute,
+            encode=computed.encode,
+            server=0.0,
+        )
 
     def _loaded(self) -> Runnable:
         if self._partition is None:
