@@ -535,11 +535,11 @@ async def test_a_body_may_come_no_longer_than_its_requests_deadline(path):
 
 
 def serve_small(pipe: Any, budget_bytes: int) -> None:
-    """A process's whole life: the gRPC front of a model that answers nothing for some seconds."""
+    """A process's whole life: the gRPC front of a model that answers nothing while requests wait for memory."""
 
     async def run() -> None:
         model = Slow()
-        asyncio.get_running_loop().call_later(10.0, model.go.set)
+        asyncio.get_running_loop().call_later(14.0, model.go.set)
         async with both(model, Budget(budget_bytes)) as (address, _):
             pipe.send(address)
             await asyncio.to_thread(pipe.recv)
