@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.runtime.gateway import forwarding
+from splitplane.runtime.gateway.choosing import Choice, Chooser
 from splitplane.runtime.gateway.endpoints import SLOW_SECONDS, Endpoints, Pod
 from splitplane.runtime.gateway.outliers import FEWEST_REQUESTS, INTERVAL_SECONDS, Outliers
+from splitplane.runtime.gateway.tables import parse_table
 from splitplane.runtime.inference import InferRequest
+from splitplane.runtime.routes import HopTrace
 from splitplane.runtime.tensors import from_array
 from tests.support.gateway_rig import (
     PIPELINE,
+    SPLIT,
     MemoryCluster,
     StageProcess,
     frames,
@@ -64,6 +68,44 @@ def test_a_replica_that_is_held_up_before_it_reads_a_request_stands_out_as_well(
             for _ in range(FEWEST_REQUESTS):
                 outliers.observe("w", address, 0.05, called, queued)
         assert [each.address for each in outliers.judge(INTERVAL_SECONDS) if each.slow] == found
+
+
+def over_two_stages(endpoints: Endpoints, requests: int, late: dict[str, float]) -> list[str]:
+    """Requests, one after the other; ``late``: by so much a replica reads late what it is sent, and what it asked for.
+
+    Who is found slow.
+    """
+    outliers, chooser, routes = Outliers(), Chooser(endpoints), parse_table(table(1, SPLIT))
+    outliers.judge(0.0)
+    for _ in range(requests):
+        choice = chooser.choose(routes, 0.0)
+        assert isinstance(choice, Choice)
+        first, second = choice.addresses
+        hop = 0.02 + late.get(second, 0.0) + late.get(first, 0.0)
+        trace = (
+            HopTrace(
+                "small-edge", "edge", 0, 1, queue=0.0, decode=0.0, compute=0.01, encode=0.0, server=hop + 0.01, hop=hop
+            ),
+            HopTrace("small-cloud", "cloud", 1, 3, queue=0.0, decode=0.0, compute=0.01, encode=0.0, server=0.01),
+        )
+        with endpoints.in_use(choice.addresses):
+            outliers.answered(choice.addresses, trace, hop + 0.02 + late.get(first, 0.0), ())
+    return [verdict.address for verdict in outliers.judge(INTERVAL_SECONDS) if verdict.slow]
+
+
+STAGES = "small-edge", "small-cloud"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("late", ["e1:1", "c1:1"], ids=["the caller", "the one that is called"])
+def test_a_replica_is_not_blamed_for_being_called_by_one_that_reads_answers_late(count: int, late: str) -> None:
+    """Though there are as many of either stage, which would else take turns in step."""
+    pods = [Pod(f"{stage[6]}{n}", stage, f"{stage[6]}{n}:1", ready=True) for n in range(count) for stage in STAGES]
+    endpoints = Endpoints()
+    endpoints.replace(pods)
+    for endpoint in endpoints.take_due(0.0):
+        endpoints.checked(endpoint, healthy=True, now=0.0)
+    assert over_two_stages(endpoints, 40 * count, {late: 0.3}) == [late]
 
 
 def test_nothing_is_said_of_one_replica_or_from_few_requests() -> None:

@@ -115,7 +115,10 @@ class Chooser:
 
         def hops(place: int) -> tuple[tuple[str, ...], ...]:
             if place not in picked:
-                picked[place] = tuple(self._endpoints.pick(stop.stage, avoid) for stop in routes[place].stops)
+                found: list[tuple[str, ...]] = []
+                for stop in routes[place].stops:
+                    found.append(self._endpoints.pick(stop.stage, avoid, found[-1][0] if found and found[-1] else ""))
+                picked[place] = tuple(found)
             return picked[place]
 
         rates = [route.bears(bandwidth) for route in routes]

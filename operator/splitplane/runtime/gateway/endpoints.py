@@ -58,6 +58,8 @@ class Endpoint:
     outstanding: int = 0
     used: int = 0
     """Turn of its last use: of equally loaded endpoints the one that has rested longest comes first."""
+    caller: str = ""
+    """Address of the endpoint that a request came from then; none for a first stage, which the gateway calls."""
 
     @property
     def address(self) -> str:
@@ -203,21 +205,25 @@ class Endpoints:
         endpoint = self._by_address.get(address)
         return endpoint is not None and endpoint.hanging_seconds < inf
 
-    def pick(self, stage: str, avoid: Collection[str] = ()) -> tuple[str, ...]:
+    def pick(self, stage: str, avoid: Collection[str] = (), caller: str = "") -> tuple[str, ...]:
         """Admitted addresses of a stage, least loaded first, with at most ``MAX_ALTERNATES``; ``avoid`` is left out.
 
-        Each failure in a row counts as a request outstanding: a fast failure must not attract more.
+        Each failure in a row counts as a request outstanding: a fast failure must not attract more. Of equally loaded
+        ones those that were called last by this ``caller``, an endpoint of the stage before, come after the others:
+        stages with as many replicas would else take turns in step, each with the same one for ever.
         """
         free = [e for e in self._by_address.values() if e.admitted and e.pod.stage == stage and e.address not in avoid]
-        free.sort(key=lambda e: (e.outstanding + e.failures, e.used))
+        free.sort(key=lambda e: (e.outstanding + e.failures, bool(caller) and e.caller == caller, e.used))
         return tuple(e.address for e in free[: 1 + MAX_ALTERNATES])
 
     def begin(self, addresses: Iterable[str]) -> None:
-        """A request was sent over these endpoints."""
+        """A request was sent over these endpoints, one after the other."""
+        caller = ""
         for address in addresses:
             if (endpoint := self._by_address.get(address)) is not None:
                 endpoint.outstanding += 1
-                endpoint.used = next(self._turns)
+                endpoint.used, endpoint.caller = next(self._turns), caller
+            caller = address
 
     def end(self, addresses: Iterable[str]) -> None:
         """It came back, or will not. An endpoint that was replaced meanwhile is not brought below zero."""
