@@ -250,6 +250,31 @@ def test_one_logit_is_right_by_its_sign() -> None:
     assert metric.errors(answers, metric.truth(answers, labels)).tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
+class Sign(nn.Module):
+    """A classifier of two classes that answers with a logit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x))
+
+
+def test_a_first_logit_that_might_be_a_probability_refuses_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, path, calibration = Sign(), tmp_path / "weights.safetensors", Calibration({"x": torch.randn(40, 4)}, None)
+    module.first.bias.data.zero_()
+    module.last.bias.data.fill_(0.5)
+    calibration.inputs["x"][[0, int(calibration.order()[0])]] = 0.0
+    save_file(dict(module.state_dict()), path)
+    labels = (module(calibration.inputs["x"])[:, 0] > 0).long()
+    source = ModelSource("m", f"{__name__}:Sign", path.as_uri(), None, (TensorSpec("x", "FP32", (4,)),))
+    labelled, codecs = relabelled(calibration, labels), {"all": codec(torch.clone)}
+    report = compare_codecs(load_partition(source, 0, None), labelled, codecs, [1])
+    assert report.metric == "top1"
+
+
 def relabelled(calibration: Calibration, labels: torch.Tensor) -> Calibration:
     return Calibration(calibration.inputs, labels)
 

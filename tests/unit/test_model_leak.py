@@ -20,6 +20,7 @@ from splitplane.domain.defences import Defence
 from splitplane.domain.leaks import choose_cuts, spread
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import CalibrationError, ModelSource, inversion, leak, linear, load_partition, scores
+from splitplane.model.arrangements import NUMBERS, Reading, coded
 from splitplane.model.calibration import Calibration, read_calibration
 from splitplane.model.defending import defend
 from splitplane.model.inversion import _Standardised, draw
@@ -529,6 +530,30 @@ def test_thousands_of_token_ids_are_told_from_themselves() -> None:
     [target] = targets_of(Calibration({"ids": ids}, None)).values()
     got = target.attack({"ids": ids}, 80, width=8, seconds=UNHURRIED, steps=1)
     assert float(got.scores.mean()) > 0.95
+
+
+def test_ids_of_any_size_are_told_apart() -> None:
+    ids = torch.randint(0, 50, (300, 8), generator=torch.Generator().manual_seed(0))
+    [target] = targets_of(Calibration({"ids": ids}, None)).values()
+    got = target.attack({"hashed": 7919 * ids + (1 << 24) + 1}, 60, width=8, seconds=UNHURRIED, steps=1)
+    assert float(got.scores.mean()) > 0.95
+
+
+def test_ids_without_places_take_no_more_numbers_than_others() -> None:
+    ids = torch.randint(0, 1000, (20, 300), generator=torch.Generator().manual_seed(0))
+    assert coded(ids, [NUMBERS], 8)[1] == []
+    assert len(coded(ids, [Reading((1,))], 300)[1]) == 1
+
+
+def test_of_two_attackers_the_one_that_recovers_more_than_padding_is_kept() -> None:
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(1, 20, (400, 16), generator=generator)
+    ids[torch.rand(ids.shape, generator=generator) < 0.9] = 0
+    noise = 1.5 * torch.randn(400, 16, 24, generator=generator)
+    [target] = targets_of(Calibration({"ids": ids}, None)).values()
+    noisy = torch.randn(20, 24, generator=generator)[ids] + noise
+    got = target.attack({"x": noisy}, 80, width=8, seconds=UNHURRIED, steps=30)
+    assert float(got.scores.mean()) > 0.5  # a decoder that says padding everywhere is right in nine places of ten
 
 
 def test_the_command_names_its_attack_and_its_controls(files: tuple[ModelSource, Path]) -> None:

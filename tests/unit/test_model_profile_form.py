@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,10 +113,20 @@ def test_unknown_codec_and_datatype_are_refused() -> None:
         raw_bytes(TensorSpec("x", "BYTES", (1,)))
 
 
-def test_sizes_that_may_differ_are_told_to_clients_as_any_size() -> None:
+def example() -> InferencePipeline:
     path = Path(__file__).parents[2] / "examples" / "pitch-tracker.yaml"
     documents = yaml.safe_load_all(path.read_text())
     (body,) = (each for each in documents if each and each["kind"] == "InferencePipeline")
-    pipeline = InferencePipeline.parse({part: body[part] for part in ("metadata", "spec")})
-    spec = merged(pipeline, None, from_dict(json.loads(json.dumps(to_dict(result())))))
+    return InferencePipeline.parse({part: body[part] for part in ("metadata", "spec")})
+
+
+def test_tied_weights_that_only_the_newer_of_two_measurements_tells_of_are_kept() -> None:
+    newer, older = result(), replace(result(), profile=replace(result().profile, tied=()))
+    for first, second in ((older, newer), (newer, older)):
+        spec = merged(example(), merged(example(), None, first), second)
+        assert [tied.bytes for tied in spec.tied_weights] == [8]
+
+
+def test_sizes_that_may_differ_are_told_to_clients_as_any_size() -> None:
+    spec = merged(example(), None, from_dict(json.loads(json.dumps(to_dict(result())))))
     assert [tensor.shape for tensor in (*spec.inputs, *spec.outputs)] == [(-1, -1), (-1, 5)]

@@ -285,15 +285,16 @@ def merged(pipeline: InferencePipeline, known: ModelProfileSpec | None, result: 
     Raises ``ValueError`` when the tiers disagree about what the model is: they run different library versions.
     """
     model = pipeline.spec.model
+    fresh = from_profile(
+        result.profile,
+        factory=model.factory,
+        weights_sha256=model.weights.sha256,
+        inputs=tuple(_tensor(spec) for spec in result.inputs),
+        outputs=tuple(_tensor(spec) for spec in result.outputs),
+        segment_names=result.segment_names,
+    )
     if known is None:
-        return from_profile(
-            result.profile,
-            factory=model.factory,
-            weights_sha256=model.weights.sha256,
-            inputs=tuple(_tensor(spec) for spec in result.inputs),
-            outputs=tuple(_tensor(spec) for spec in result.outputs),
-            segment_names=result.segment_names,
-        ).model_copy(update={"defence": pipeline.spec.objectives.defence})
+        return fresh.model_copy(update={"defence": pipeline.spec.objectives.defence})
     if known.fingerprint != result.profile.fingerprint:
         raise ValueError(
             f"the model measured on device class {result.device.device_class} has fingerprint"
@@ -302,7 +303,9 @@ def merged(pipeline: InferencePipeline, known: ModelProfileSpec | None, result: 
         )
     device = from_device(result.device)
     others = [known_device for known_device in known.devices if known_device.device_class != device.device_class]
-    return known.model_copy(update={"devices": tuple(sorted([*others, device], key=lambda d: d.device_class))})
+    devices = tuple(sorted([*others, device], key=lambda d: d.device_class))
+    # The same graph ties the same weights; an older version did not tell.
+    return known.model_copy(update={"devices": devices, "tied_weights": fresh.tied_weights or known.tied_weights})
 
 
 def _tensor(spec: TensorSpec) -> Tensor:

@@ -80,13 +80,14 @@ def compare_codecs(
     memory = available_bytes() // 2 if memory_bytes is None else memory_bytes
     one = {name: value[:1] for name, value in calibration.inputs.items()}
     taken = grown(lambda: run_on(partition, 0, last, one))
-    judged = [Judged(each) for each in choose(metric, run_on(partition, 0, last, one), calibration.labels)]
+    largest = max(cut.wire_bytes["fp32"] for cut in partition.graph.cuts)
+    together = max(1, min(BATCH, memory // (taken + COPIES * largest)))
+    few = {name: value[calibration.order()[:together]] for name, value in calibration.inputs.items()}
+    judged = [Judged(each) for each in choose(metric, run_on(partition, 0, last, few), calibration.labels)]
     if calibration.labels is not None:
         calibration = calibration.at(labelled(judged[0].metric, calibration.labels))
     by_labels = calibration.labels is not None and any(each.metric.name != "cosine" for each in judged)
     samples, order = calibration.samples, calibration.order()
-    largest = max(cut.wire_bytes["fp32"] for cut in partition.graph.cuts)
-    together = max(1, min(BATCH, memory // (taken + COPIES * largest)))
     if by_labels and not judged[0].metric.by_variance:
         began = time.monotonic()
         _check_labels(partition, judged[0].metric, calibration, together, began + TELLING_SHARE * (end - began))

@@ -5,8 +5,9 @@ Images and their features come with channels first or last, transformers' as ``[
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -22,8 +23,8 @@ _SLACK = 0.02
 _FITTED, _JUDGED, _PLACES, _CHANNELS = 32, 16, 256, 64
 """Of the probe: samples to fit, samples to judge by, places and channels (mixed at random) of each."""
 _NUMBERS_TOGETHER = 1 << 21
-_CODED = 32
-"""Numbers that stand for an id."""
+_CODED, _MOST_IDS = 32, 1 << 19
+"""Numbers that stand for an id, and ids that are told apart: of more, none is seen often enough to learn from."""
 MOST_ANYWHERE, _AVERAGED = 8192, 1024
 """Of what belongs to a place, or to none, so many numbers are looked at when tokens are guessed; more are averaged, to
 as many as that each step is short."""
@@ -189,11 +190,26 @@ def at_places(value: torch.Tensor, places: int, most: int) -> tuple[list[Reading
     return longer, len([size for size in sizes.values() if size > 1]) < 2 and value[0].numel() <= most
 
 
-def coded(value: torch.Tensor, *, ids: torch.Tensor, reading: Reading, places: int) -> torch.Tensor:
-    """As :func:`at_each`, of ids: some random numbers for each, as two that are near have nothing in common."""
+def coded(
+    value: torch.Tensor, readings: Sequence[Reading], places: int
+) -> tuple[torch.Tensor, list[Callable[[torch.Tensor], torch.Tensor]]]:
+    """Ids by their ranks, and forms that give random numbers for each, as two that are near have nothing in common.
+
+    As :func:`at_each`, in those readings that need not be averaged. No forms where that says no more than the number.
+    """
+    fitting = [each for each in readings if each(value[:1]).shape[1] * _CODED <= MOST_ANYWHERE]
+    if not fitting or value.is_floating_point():
+        return value, []
+    ids, ranks = value.long().unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    if not 2 < len(ids) <= _MOST_IDS:
+        return value, []
     codes = torch.randn(len(ids), _CODED, generator=torch.Generator().manual_seed(0))
-    found = at_each(torch.searchsorted(ids, value.long()), reading=reading, places=places)
-    return codes[found.long()].permute(0, 1, 3, 2).flatten(1, 2)
+
+    def form(part: torch.Tensor, reading: Reading) -> torch.Tensor:
+        found = at_each(part, reading=reading, places=places)
+        return codes[found.long()].permute(0, 1, 3, 2).flatten(1, 2)
+
+    return ranks, [partial(form, reading=each) for each in fitting]
 
 
 def at_each(value: torch.Tensor, *, reading: Reading, places: int) -> torch.Tensor:

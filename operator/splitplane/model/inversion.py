@@ -24,6 +24,7 @@ from splitplane.model.arrangements import (
     coded,
     readings,
 )
+from splitplane.model.scores import recovered
 from splitplane.model.solved import discriminate, unfold
 
 WIDTHS = {"small": 8, "large": 24}
@@ -135,13 +136,13 @@ def draw(
 
 
 def guess_tokens(
-    tensors: Mapping[str, torch.Tensor], targets: torch.Tensor, held_out: int, *, width: int, seconds: float,
-    steps: int = STEPS, memory_bytes: float = math.inf, seed: int = 0,
+    tensors: Mapping[str, torch.Tensor], targets: torch.Tensor, held_out: int, *, common: int, width: int,
+    seconds: float, steps: int = STEPS, memory_bytes: float = math.inf, seed: int = 0,
 ) -> Drawn:  # fmt: skip
     """As :func:`draw`, for classes ``[n, places]``: the guesses are those of the held-out samples.
 
     What is no quantity, but an id, is looked up. A linear discriminant is solved for beside the decoder that is
-    trained, and the better one kept.
+    trained, and the better one kept, by all classes but the ``common`` one.
     """
     known, classes, places = len(targets) - held_out, int(targets.max()) + 1, targets.shape[1]
     judging = _set_aside(known)
@@ -154,14 +155,13 @@ def guess_tokens(
         flattened = not found and value[0].numel() > places and value[0].numel() % places == 0
         if not found and not (flattened and value[0].numel() > MOST_ANYWHERE):
             found = [NUMBERS]
-        parts += [_Standardised(value, known, partial(at_each, reading=each, places=places)) for each in found]
-        ids = torch.empty(0) if value.is_floating_point() else value.unique()  # type: ignore[no-untyped-call]
-        if len(ids) > 2:
-            form = partial(coded, ids=ids, places=places)
-            parts += [_Standardised(value, known, partial(form, reading=each)) for each in found]
+        forms = [(value, found)]
         if flattened:  # maybe
-            value = value.reshape(len(value), places, -1)
-            parts.append(_Standardised(value, known, partial(at_each, reading=Reading((1,)), places=places)))
+            forms.append((value.reshape(len(value), places, -1), [Reading((1,))]))
+        for each, ways in forms:
+            parts += [_Standardised(each, known, partial(at_each, reading=way, places=places)) for way in ways]
+            ranks, codings = coded(each, ways, places)
+            parts += [_Standardised(ranks, known, coding) for coding in codings]
 
     def given(chosen: torch.Tensor) -> torch.Tensor:
         """``[chosen, places, numbers]``: the place itself, what belongs to it, what belongs to none."""
@@ -178,14 +178,14 @@ def guess_tokens(
     def loss(chosen: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(decoder(given(chosen)).flatten(0, 1), targets[chosen].flatten())
 
-    solved = discriminate(given, targets, judging, held_out, seconds=seconds, memory_bytes=memory_bytes)
+    solved = discriminate(given, targets, judging, held_out, common=common, seconds=seconds, memory_bytes=memory_bytes)
     together = _together(loss, memory_bytes)
     left = max(0.0, seconds - (time.monotonic() - began))
     done = _train(decoder, loss, trained, together, seconds=left, steps=steps, seed=seed)
     with torch.inference_mode():
         asked = torch.split(torch.arange(trained, len(targets)), together)
         guesses = torch.cat([decoder(given(part)).argmax(2) for part in asked])
-    right = float((guesses[: len(judging)] == targets[judging]).float().mean())
+    right = float(recovered(guesses[: len(judging)], targets[judging], common).mean())
     if solved is not None and solved[1] > right:
         return Drawn(solved[0], done, sure)
     return Drawn(guesses[-held_out:], done, sure)

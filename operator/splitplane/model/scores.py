@@ -63,6 +63,16 @@ def determined(guess: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return 1 - (guess - truth).pow(2).sum(1) / spread.clamp_min(1e-12)
 
 
+def recovered(guess: torch.Tensor, truth: torch.Tensor, common: int) -> torch.Tensor:
+    """Of each sample ``[n, places]`` the share of its classes that a guess has right.
+
+    The ``common`` one isn't asked for; samples of nothing else are left out, but where all are such.
+    """
+    asked = truth != common
+    each: torch.Tensor = ((guess == truth) & asked).sum(1) / asked.sum(1).clamp_min(1)
+    return each[asked.any(1)] if bool(asked.any()) else each
+
+
 def skill(score: float, blind: float) -> float:
     """Skill score (Murphy 1988): how much of what a blind guess lacks of 1 a score has made up, 0 where nothing.
 

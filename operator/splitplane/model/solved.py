@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
+from splitplane.model.scores import recovered
+
 _OPERATIONS_A_SECOND, _SHARE_OF_TIME = 5e9, 0.15
 """What one slow core does, and the share of an attack's time that may be spent on each of these."""
 _NUMBERS_TOGETHER = 1 << 21
@@ -97,13 +99,13 @@ def _mixing(numbers: int) -> torch.Tensor | None:
 
 def discriminate(
     given: Callable[[torch.Tensor], torch.Tensor], classes: torch.Tensor, judging: torch.Tensor, held_out: int,
-    *, seconds: float = math.inf, memory_bytes: float = math.inf,
+    *, common: int, seconds: float = math.inf, memory_bytes: float = math.inf,
 ) -> tuple[torch.Tensor, float] | None:  # fmt: skip
     """Fisher's linear discriminant of tokens ``[n, places]`` by the samples before the ``judging`` ones.
 
-    ``given`` makes ``[chosen, places, numbers]`` of chosen samples. Returns the classes of the held-out ones, and the
-    share of the judging ones (the first of them where time is short) that were right; ``None`` where time or memory is
-    not enough.
+    ``given`` makes ``[chosen, places, numbers]`` of chosen samples; the ``common`` class isn't asked for. Returns the
+    classes of the held-out ones, and the share of the judging ones (the first of them where time is short) that was
+    right, by :func:`recovered`; ``None`` where time or memory is not enough.
     """
     count, places = int(classes.max()) + 1, classes.shape[1]
     numbers = given(torch.zeros(1, dtype=torch.long)).shape[2]
@@ -144,7 +146,7 @@ def discriminate(
         # A class that was never seen is never guessed.
         bias = torch.where(counts > 0, -0.5 * (means.T * weights).sum(0), -torch.inf)
         form = weights.float(), bias.float()
-        right = float((guesses(judging, *form) == classes[judging]).float().mean())
+        right = float(recovered(guesses(judging, *form), classes[judging], common).mean())
         if right > best[0]:
             best = right, form
     return guesses(torch.arange(len(classes) - held_out, len(classes)), *best[1]), best[0]

@@ -194,18 +194,13 @@ class Tokens:
     ) -> Got:  # fmt: skip
         classes = self._classes[: len(next(iter(tensors.values())))]
         drawn = guess_tokens(
-            tensors, classes, held_out, width=width, seconds=seconds, steps=steps, memory_bytes=memory_bytes
-        )
+            tensors, classes, held_out, common=self._common, width=width, seconds=seconds, steps=steps,
+            memory_bytes=memory_bytes,
+        )  # fmt: skip
         truth = classes[-held_out:]
-        asked = truth != self._common
-        scored: torch.Tensor | slice = asked.any(1) if bool(asked.any()) else slice(None)
-
-        def right(guesses: torch.Tensor) -> torch.Tensor:
-            each: torch.Tensor = ((guesses == truth) & asked).sum(1) / asked.sum(1).clamp_min(1)
-            return each[scored]
-
         blind = torch.stack([self._commonest(place) for place in classes[:-held_out].T])
-        return Got(right(drawn.guesses), float(right(blind).mean()), None, drawn.steps, drawn.sure)
+        right, by_chance = (scores.recovered(guesses, truth, self._common) for guesses in (drawn.guesses, blind))
+        return Got(right, float(by_chance.mean()), None, drawn.steps, drawn.sure)
 
     def _commonest(self, place: torch.Tensor) -> torch.Tensor:
         """Of a place's tokens the commonest that is asked for."""
