@@ -20,15 +20,24 @@ from splitplane.runtime.unpacking import Unpacker, encoding_of
 
 PARSING = "JSON"
 """To whom the budget lends what parsing and writing take."""
+READING, WRITING = "JSON to be read", "JSON to be written"
+"""And to whom, one at a time each, where that has to be waited for."""
+SMALL_BYTES = 1 << 20
+"""JSON that takes no more while it is written, some 11,000 numbers, waits for nobody and is lent nothing."""
 
 Result = TypeVar("Result")
 
 
 class Body:
-    """What has come, and what the request holds of the budget."""
+    """What has come, what the request holds of the budget for it, and for its answer."""
 
-    def __init__(self, budget: Budget) -> None:
-        self.data, self.held = bytearray(), Held(budget)
+    def __init__(self, budget: Budget, answers: Budget) -> None:
+        self.data, self.held, self.answer = bytearray(), Held(budget), Held(answers)
+
+    def drop(self) -> None:
+        """The request has been computed: its inputs are needed no longer."""
+        self.data = bytearray()
+        self.held.release()
 
 
 class Bodies:
@@ -39,7 +48,10 @@ class Bodies:
     ) -> None:
         self._budget = budget
         self._idle_seconds, self._total_seconds = idle_seconds, total_seconds
+        self._answers = Budget(budget.capacity, on_refusal=budget.on_refusal)
+        """For the tensors of large answers in JSON, which wait for each other: as much again as for messages."""
         self._parsing = asyncio.Lock()
+        self._short = {READING: asyncio.Lock(), WRITING: asyncio.Lock()}
 
     @contextlib.asynccontextmanager
     async def of(self, request: web.Request, deadline: float | None = None) -> AsyncIterator[Body]:
@@ -49,13 +61,14 @@ class Bodies:
         ``HTTPRequestTimeout`` when nothing comes for a while or the whole takes too long,
         ``HTTPRequestEntityTooLarge`` for more than a message's limit.
         """
-        body = Body(self._budget)
+        body = Body(self._budget, self._answers)
         try:
             async with within(deadline, "its body had come"):
                 await self._read(request, body)
             yield body
         finally:
             body.held.release()
+            body.answer.release()
 
     async def parsed(
         self, body: Body, work: Callable[[], Result], *, text_size: int | None = None, deadline: float | None = None
@@ -70,11 +83,10 @@ class Bodies:
             return await off_loop_above(len(body.data), work)
         async with contextlib.AsyncExitStack() as stack:
             async with within(deadline, "its JSON was parsed"):
-                await stack.enter_async_context(self._parsing)
                 size = await _to_its_end(lambda: footprint(text))
                 if size > self._budget.capacity:
                     raise too_large(f"this JSON takes {size} bytes to parse, and there are {self._budget.capacity}")
-                await stack.enter_async_context(self._budget.lending(size, PARSING))
+                await stack.enter_async_context(self._turn(size, READING))
             try:
                 return await _to_its_end(lambda: _uncollected(work))
             except InferenceError as error:
@@ -83,6 +95,18 @@ class Bodies:
                 error.__context__ = None
                 raise
 
+    async def expect(self, body: Body, json_bytes: int, footprint: int) -> None:
+        """There will be, or is, an answer to ``body``: ``json_bytes`` of its tensors will be JSON, which takes
+        ``footprint`` bytes while it is written; at least, as far as that is known.
+
+        Raises :class:`InferenceError` when that can never be written (``OUT_OF_RANGE``), or so much waits to be that
+        there is no room for more (``RESOURCE_EXHAUSTED``).
+        """
+        if footprint > self._budget.capacity:
+            raise unwritable(f"this answer takes {footprint} bytes to write, and there are {self._budget.capacity}")
+        if footprint > SMALL_BYTES:
+            await body.answer.grow(json_bytes)
+
     async def written(
         self, size: int, footprint: int, work: Callable[[], Result], *, deadline: float | None = None
     ) -> Result:
@@ -90,15 +114,27 @@ class Bodies:
 
         Raises as :meth:`parsed` does.
         """
-        if size <= OFF_LOOP_BYTES or not footprint:
+        if footprint <= SMALL_BYTES:
             return await off_loop_above(size, work)
-        if footprint > self._budget.capacity:
-            raise unwritable(f"this answer takes {footprint} bytes to write, and there are {self._budget.capacity}")
         async with contextlib.AsyncExitStack() as stack:
             async with within(deadline, "its answer was written"):
-                await stack.enter_async_context(self._parsing)
-                await stack.enter_async_context(self._budget.lending(footprint, PARSING))
+                await stack.enter_async_context(self._turn(footprint, WRITING))
             return await _to_its_end(lambda: _uncollected(work))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, size: int, what: str) -> AsyncIterator[None]:
+        """Its turn, and so many bytes. Who has to wait for these does so without the turn: others may need fewer.
+
+        What has been computed waits also for what requests hold; these may wait to be read themselves.
+        """
+        async with self._parsing:
+            if self._budget.can_lend(size, PARSING):
+                async with self._budget.lending(size, PARSING):
+                    yield
+                return
+        lending = self._budget.lending(size, what, for_taken=what == WRITING)
+        async with self._short[what], lending, self._parsing:
+            yield
 
     async def _read(self, request: web.Request, body: Body) -> None:
         encoding, clock = encoding_of(request), asyncio.get_running_loop().time

@@ -60,7 +60,8 @@ class Budget:
         lent only. Who has waited for those holds nobody else up. ``on_refusal`` hears of each request that is refused
         because all is taken."""
         self.capacity = self.free = budget_bytes() if capacity_bytes is None else capacity_bytes
-        self._patience_seconds, self._on_refusal = patience_seconds, on_refusal
+        self.on_refusal = on_refusal
+        self._patience_seconds = patience_seconds
         self._most_patient = most_patient
         self._most_lent = self.capacity // lent_share
         self._lent: Counter[str] = Counter()
@@ -99,21 +100,28 @@ class Budget:
         if not fits:
             raise self._spent()
 
+    def can_lend(self, size: int, name: str) -> bool:
+        """Whether so many bytes can be borrowed at once."""
+        return self._may_pass(size, name, lent=True)
+
     @contextlib.asynccontextmanager
-    async def lending(self, size: int, name: str) -> AsyncIterator[None]:
-        """So many bytes while the context is open, as :meth:`borrow` has it."""
-        await self.borrow(size, name)
+    async def lending(self, size: int, name: str, *, for_taken: bool = False) -> AsyncIterator[None]:
+        """So many bytes while the context is open, as :meth:`borrow` has it; ``for_taken``: waits a little also where
+        what is lent would not be enough."""
+        await self._get(size, name, lent=True, for_taken=for_taken)
         try:
             yield
         finally:
             self.settle(size, 0, name)
 
-    async def _get(self, size: int, peer: str, *, lent: bool, time_seconds: float | None = None) -> None:
+    async def _get(
+        self, size: int, peer: str, *, lent: bool, for_taken: bool = False, time_seconds: float | None = None
+    ) -> None:
         if self._may_pass(size, peer, lent=lent):
             self._grant(size, peer, lent=lent)
             return
         is_patient = time_seconds is not None and len(self._waiting.get(peer, ())) < self._most_patient
-        if size > (self.capacity if is_patient else self.free + self._lent.total()):
+        if size > (self.capacity if is_patient or for_taken else self.free + self._lent.total()):
             raise self._spent()
         seconds = TOTAL_SECONDS if is_patient else self._patience_seconds
         if time_seconds is not None:
@@ -191,7 +199,7 @@ class Budget:
                 del self._waiting[peer]
 
     def _spent(self) -> InferenceError:
-        self._on_refusal()
+        self.on_refusal()
         return InferenceError(
             Failure.RESOURCE_EXHAUSTED,
             "the messages of requests under way take all the memory that they may: try again later",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from splitplane.runtime.inference import Buffer, Failure, InferenceError, InferRequest, Tensor, TensorMetadata
+from splitplane.runtime.inference import Buffer, Failure, InferenceError, Tensor, TensorMetadata
 from splitplane.runtime.tensors import BYTES, known_shapes, nbytes
 
 MAX_TEXT_BYTES = 16 << 20
@@ -58,22 +58,21 @@ def footprint_written(tensors: Iterable[Tensor], *, nested: bool = False) -> int
     Raises :class:`InferenceError` (``OUT_OF_RANGE``) when they have more values than are given as JSON.
     """
     tensors = tuple(tensors)
-    values = sum(_values(tensor.shape, nested=nested) for tensor in tensors)
-    require_writable(values)
     texts = sum(nbytes(tensor) for tensor in tensors if tensor.datatype == BYTES)
-    return values * WRITTEN_VALUE_BYTES + texts * WRITTEN_TEXT_COPIES
+    return _written([tensor.shape for tensor in tensors], nested=nested) + texts * WRITTEN_TEXT_COPIES
 
 
-def require_known_writable(request: InferRequest, outputs: Iterable[TensorMetadata]) -> None:
-    """As :func:`footprint_written` has it, before anything is computed: for the ``outputs`` of which all sizes but the
-    batch's are known."""
-    require_writable(sum(math.prod(shape) for _, shape in known_shapes(request.inputs, outputs)))
+def footprint_known(inputs: Iterable[Tensor], outputs: Iterable[TensorMetadata], *, nested: bool = False) -> int:
+    """As :func:`footprint_written` has it, before anything is computed: at least, by those ``outputs`` of which all
+    sizes but the batch's are known."""
+    return _written([shape for _, shape in known_shapes(inputs, outputs)], nested=nested)
 
 
-def require_writable(values: int) -> None:
-    """Raises :class:`InferenceError` (``OUT_OF_RANGE``) when an answer has more values than are given as JSON."""
+def _written(shapes: Iterable[Sequence[int]], *, nested: bool) -> int:
+    values = sum(_values(shape, nested=nested) for shape in shapes)
     if values > MAX_VALUES:
         raise unwritable(f"the answer has {values} values, and {MAX_VALUES} are given as JSON")
+    return values * WRITTEN_VALUE_BYTES
 
 
 def unwritable(what: str) -> InferenceError:

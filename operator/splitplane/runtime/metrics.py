@@ -119,9 +119,9 @@ class StageMetrics:
 class GatewayMetrics:
     """What a gateway exports.
 
-    Every request that is read, or refused for want of memory, is counted, and so is its end. Demand is what was
-    admitted and what was rejected: completions would hide it behind back-pressure, and what asks for nothing that can
-    be computed is none.
+    Every request that is read, or refused for want of memory or for its time's form, is counted, and so is its end.
+    Demand is what was admitted and what was rejected: completions would hide it behind back-pressure, and what asks for
+    nothing that can be computed is none.
     """
 
     def __init__(
@@ -212,6 +212,11 @@ class GatewayMetrics:
         self.read()
         self.arrived()
         self.completed("rejected")
+
+    def unanswerable(self) -> None:
+        """Count a request that is refused before the model hears of it, as nobody could answer it: no demand."""
+        self.read()
+        self.completed("invalid")
 
     def admitted(self) -> None:
         self._admitted.inc()

@@ -1,11 +1,12 @@
 """The REST front of the Open Inference Protocol over one :class:`Model`, with health and metrics beside it."""
 
+import contextlib
 import json
 import logging
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,14 +24,15 @@ from splitplane.runtime.inference import (
     InferRequest,
     Model,
     ModelMetadata,
+    Tensor,
     TensorMetadata,
     answer,
     check,
     invalid,
 )
-from splitplane.runtime.json_sizes import footprint_written, require_known_writable
+from splitplane.runtime.json_sizes import footprint_known, footprint_written
 from splitplane.runtime.oip_grpc import EXTENSIONS, SERVER_NAME, VERSION
-from splitplane.runtime.tensors import size_of
+from splitplane.runtime.tensors import known_bytes, size_of
 from splitplane.runtime.unpacking import ENCODINGS, encoding_of
 from splitplane.runtime.vitals import Condition
 
@@ -57,10 +59,12 @@ def make_app(
     inference: bool = True,
     bodies: Bodies | None = None,
     condition: Condition | None = None,
+    on_invalid: Callable[[], None] = lambda: None,
 ) -> web.Application:
     """The application, not yet bound: OIP REST, KServe's V1 beside it, ``/v2/health/*`` and ``/metrics``.
 
-    Without ``inference`` it takes no requests for the model, and only tells of it.
+    Without ``inference`` it takes no requests for the model, and only tells of it. ``on_invalid`` hears of requests
+    that the model never sees though they can be read: what they ask for can be kept, or given as JSON, by nobody.
     """
     app = web.Application(middlewares=[_errors])
     bodies, condition = bodies or Bodies(Budget()), condition or Condition()
@@ -86,7 +90,9 @@ def make_app(
 
     async def infer(request: web.Request) -> web.Response:
         with tracing.serving("infer", request.headers):
-            declared, deadline = check(model, *_named(request)).inputs, _deadline(request)
+            declared = check(model, *_named(request)).inputs
+            with _telling(on_invalid):
+                deadline = _deadline(request)
             _require_known_encoding(request)
             async with bodies.of(request, deadline) as body:
                 return await _infer(request, body, declared, deadline)
@@ -110,19 +116,33 @@ def make_app(
         )
         await body.held.grow(size_of(inference.inputs))
         wanted = [each for each in model.metadata().outputs if each.name in (inference.outputs or (each.name,))]
-        require_known_writable(inference, [each for each in wanted if each.name not in binary])
+        await expect_known(body, inference.inputs, [each for each in wanted if each.name not in binary])
         response = answer(inference, await model.infer(_sent_by(inference, request)))
+        deadline = inference.deadline
+        del inference
+        body.drop()
+        as_json = [each for each in response.outputs if each.name not in binary]
+        footprint = footprint_written(as_json)
+        await bodies.expect(body, size_of(as_json), footprint)
         content, header_size = await bodies.written(
             size_of(response.outputs),
-            footprint_written(each for each in response.outputs if each.name not in binary),
+            footprint,
             lambda: oip_json.write_response(response, binary),
-            deadline=inference.deadline,
+            deadline=deadline,
         )
         if header_size is None:
             return web.Response(body=content, content_type="application/json")
         return web.Response(
             body=content, content_type="application/octet-stream", headers={HEADER_SIZE: str(header_size)}
         )
+
+    async def expect_known(
+        body: Body, inputs: Sequence[Tensor], outputs: Sequence[TensorMetadata], *, nested: bool = False
+    ) -> None:
+        """Before anything is computed."""
+        with _telling(on_invalid):
+            footprint = footprint_known(inputs, outputs, nested=nested)
+            await bodies.expect(body, known_bytes(inputs, outputs), footprint)
 
     async def alive(_request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
@@ -132,7 +152,9 @@ def make_app(
 
     async def predict(request: web.Request) -> web.Response:
         with tracing.serving("predict", request.headers):
-            metadata, deadline = check(model, *_named(request)), _deadline(request)
+            metadata = check(model, *_named(request))
+            with _telling(on_invalid):
+                deadline = _deadline(request)
             _require_known_encoding(request)
             async with bodies.of(request, deadline) as body:
                 return await _predict(request, body, metadata, deadline)
@@ -144,11 +166,15 @@ def make_app(
             body, lambda: oip_v1.read_request(body.data, metadata), deadline=deadline
         )
         await body.held.grow(size_of(inference.inputs))
-        require_known_writable(inference, metadata.outputs)
+        await expect_known(body, inference.inputs, metadata.outputs, nested=True)
         response = await model.infer(replace(_sent_by(inference, request), deadline=deadline))
+        del inference
+        body.drop()
+        size, footprint = size_of(response.outputs), footprint_written(response.outputs, nested=True)
+        await bodies.expect(body, size, footprint)
         content = await bodies.written(
-            size_of(response.outputs),
-            footprint_written(response.outputs, nested=True),
+            size,
+            footprint,
             lambda: oip_v1.write_response(response, by_rows=by_rows),
             deadline=deadline,
         )
@@ -173,6 +199,17 @@ def make_app(
         app.router.add_post("/v1/models/{name}:predict", predict)
     app.router.add_get("/metrics", metrics)
     return app
+
+
+@contextlib.contextmanager
+def _telling(on_invalid: Callable[[], None]) -> Iterator[None]:
+    """Of what is refused within; the budgets tell themselves of what they have no room for."""
+    try:
+        yield
+    except InferenceError as error:
+        if error.failure is not Failure.RESOURCE_EXHAUSTED:
+            on_invalid()
+        raise
 
 
 def _sent_by(inference: InferRequest, request: web.Request) -> InferRequest:

@@ -55,8 +55,13 @@ class Gateway:
     async def serving(self) -> AsyncIterator[None]:
         """Serve while the context is open. A background task that dies takes the gateway with it: it restarts."""
         self._watcher.restore()
+        metrics = self.router.metrics
         self._fronts = await serve(
-            self.forwarder, self._registry, self.settings, on_refusal=self.router.metrics.turned_away
+            self.forwarder,
+            self._registry,
+            self.settings,
+            on_refusal=metrics.turned_away,
+            on_invalid=metrics.unanswerable,
         )
         try:
             async with asyncio.TaskGroup() as group:

@@ -41,9 +41,15 @@ class Fronts:
 
 
 async def serve(
-    model: Model, registry: CollectorRegistry, settings: Settings, *, on_refusal: Callable[[], None]
+    model: Model,
+    registry: CollectorRegistry,
+    settings: Settings,
+    *,
+    on_refusal: Callable[[], None],
+    on_invalid: Callable[[], None],
 ) -> Fronts:
-    """Bind the ports on the pod's address. ``on_refusal`` hears of requests for whose messages there is no memory.
+    """Bind the ports on the pod's address. ``on_refusal`` hears of requests for whose messages there is no memory,
+    ``on_invalid`` of those that nobody could answer as they ask.
 
     Raises ``OSError`` or ``RuntimeError`` when one is taken, ``SettingsError`` when clients' credentials are of no use.
     """
@@ -53,7 +59,7 @@ async def serve(
     bodies, receiving = Bodies(budget), Receiving(budget, idle_seconds=IDLE_SECONDS)
 
     def app(*, inference: bool) -> web.Application:
-        made = oip_rest.make_app(model, registry, inference=inference, bodies=bodies)
+        made = oip_rest.make_app(model, registry, inference=inference, bodies=bodies, on_invalid=on_invalid)
         if not inference:
             made.middlewares.append(open_paths_only)
         if tokens is not None:
