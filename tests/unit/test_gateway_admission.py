@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from splitplane.runtime.gateway.admission import NARROWEST, STALE_SECONDS, TELLING, Line, Throughput, overloaded
+from splitplane.runtime.gateway.admission import NARROWEST, STALE_SECONDS, TELLING, Line, Load, Throughput, overloaded
 from splitplane.runtime.inference import Failure, InferenceError
 
 
@@ -77,11 +77,11 @@ class Turns:
         self._ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def ask(self, name: str) -> None:
+    async def ask(self, name: str, load: Load | None = None) -> None:
         self._ends[name] = asyncio.Event()
 
         async def go() -> None:
-            async with self.line.turn(name[0]):
+            async with self.line.turn(name[0], load or Load()):
                 self.order.append(name)
                 await self._ends[name].wait()
 
@@ -166,18 +166,62 @@ async def test_the_window_widens_while_stages_want_more_and_narrows_when_request
 
 
 async def test_no_more_are_under_way_than_their_answers_fit_into_memory():
-    line = Line(lambda: 1, room_bytes=30 << 20)
-    turns = Turns(line)
-    line.expect(12 << 20)
+    turns, image = Turns(Line(lambda: 1, room_bytes=30)), Load(inputs=1, known=12)
     for name in ("a", "b", "c"):
-        await turns.ask(name)
+        await turns.ask(name, image)
     assert turns.order == ["a", "b"]
     await turns.end("a")
     assert turns.order == ["a", "b", "c"]
-    line.expect(64 << 20)
-    assert line.window == 1, "an answer larger than all there is goes by itself"
-    for _ in range(100):
-        line.expect(1000)
-    assert line.window == NARROWEST
-    for task in turns.tasks.values():
-        task.cancel()
+    await turns.end("b", "c")
+    await turns.ask("d", Load(known=64))
+    assert turns.order[-1] == "d", "an answer larger than all there is goes by itself"
+    await turns.ask("e")
+    assert turns.order[-1] == "d"
+    await turns.end("d", "e")
+    assert turns.line.under_way == 0
+
+
+async def test_answers_of_unknown_size_are_as_large_as_late_ones_beside_their_inputs_and_at_most():
+    turns = Turns(Line(lambda: 1, room_bytes=30))
+    turns.line.learn(10, 20)
+    for name in ("a", "b", "c"):
+        await turns.ask(name, Load(inputs=6))
+    assert turns.order == ["a", "b"]
+    await turns.end("a", "b", "c")
+    await turns.ask("d", Load(inputs=1000))
+    await turns.ask("e", Load(inputs=1000))
+    assert turns.order[-1] == "d", "two of the largest are more than there is room for"
+    for _ in range(32):
+        turns.line.learn(10, 1)
+    await turns.ask("f", Load(inputs=1000))
+    await asyncio.sleep(0)
+    assert set(turns.order[-2:]) == {"e", "f"}
+    await turns.end("d", "e", "f")
+
+
+async def test_who_has_large_answers_coming_waits_for_these_and_others_go_past_it():
+    turns, large, small = Turns(Line(lambda: 1, room_bytes=100)), Load(known=60), Load(known=10)
+    for name in ("a0", "a1", "b0", "b1"):
+        await turns.ask(name, large if name[0] == "a" else small)
+    assert turns.order == ["a0", "b0", "b1"]
+    for name in ("c0", "d0"):
+        await turns.ask(name, large if name == "c0" else small)
+    assert turns.order == ["a0", "b0", "b1"], "who has nothing under way is not passed"
+    await turns.end("a0")
+    assert turns.order[3:] == ["a1"]
+    await turns.end("a1")
+    assert turns.order[4:] == ["c0", "d0"]
+    await turns.end("b0", "b1", "c0", "d0")
+    assert turns.line.under_way == 0
+
+
+async def test_who_stops_waiting_frees_those_behind_it():
+    turns = Turns(Line(lambda: 1, room_bytes=100))
+    for name, known in (("a", 60), ("b", 60), ("c", 10)):
+        await turns.ask(name, Load(known=known))
+    assert turns.order == ["a"]
+    turns.tasks["b"].cancel()
+    await asyncio.wait((turns.tasks["b"],))
+    await asyncio.sleep(0)
+    assert turns.order == ["a", "c"]
+    await turns.end("a", "c")

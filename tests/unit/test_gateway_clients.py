@@ -32,6 +32,7 @@ from splitplane.controller.authority import Pair, issue, new_authority
 from splitplane.controller.children import gateway_objects
 from splitplane.runtime import oip_pb2
 from splitplane.runtime.environment import SettingsError
+from splitplane.runtime.gateway.admission import Load
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.clients import RefusedError, Tokens
 from tests.support.controller_cases import SETTINGS, pipeline
@@ -337,9 +338,9 @@ def turns(found: Gateway, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     taken: list[str] = []
     turn = found.forwarder._line.turn
 
-    def noted(client: str) -> AbstractAsyncContextManager[None]:
+    def noted(client: str, load: Load) -> AbstractAsyncContextManager[None]:
         taken.append(client)
-        return turn(client)
+        return turn(client, load)
 
     monkeypatch.setattr(found.forwarder._line, "turn", noted)
     return taken

@@ -153,10 +153,10 @@ async def test_connections_that_break_again_and_again_lose_no_request(tmp_path: 
 
 async def test_who_was_lost_waits_for_others_that_were_with_a_part_of_its_time_only() -> None:
     """It needs the rest for its attempt."""
-    gate = Gate(contextlib.nullcontext)
-    async with gate.passing(60.0):
+    gate, aside = Gate(), contextlib.nullcontext()
+    async with gate.passing(60.0, aside):
         began = time.monotonic()
-        async with gate.passing(1.8):
+        async with gate.passing(1.8, aside):
             assert 0.6 <= time.monotonic() - began < 1.5
 
 

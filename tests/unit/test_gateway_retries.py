@@ -10,6 +10,7 @@ from tritonclient.utils import InferenceServerException
 
 from splitplane.adapters.kinds import ROUTE_TABLE
 from splitplane.runtime.gateway.admission import NARROWEST, Line
+from splitplane.runtime.gateway.admission import Load as Weight
 from splitplane.runtime.gateway.pacing import RetryBudget
 from tests.support.gateway_rig import (
     ALONE,
@@ -44,17 +45,17 @@ async def test_who_waits_for_a_retry_lets_others_be_under_way() -> None:
     order: list[str] = []
 
     async def go(name: str, event: asyncio.Event) -> None:
-        async with line.turn(name):
+        async with line.turn(name, Weight()):
             order.append(name)
             await event.wait()
 
     first = [asyncio.create_task(go("a", hold)) for _ in range(NARROWEST - 1)]
     await asyncio.sleep(0)
-    async with line.turn("waits"):
+    async with line.turn("waits", Weight()):
         other = asyncio.create_task(go("other", hold))
         await asyncio.sleep(0)
         assert "other" not in order
-        with line.aside():
+        with line.aside("waits", Weight()):
             await asyncio.sleep(0)
             assert "other" in order
         assert line.under_way == NARROWEST + 1

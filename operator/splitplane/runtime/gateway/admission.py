@@ -11,9 +11,9 @@ in the gateway. Pure but for futures; times come in as arguments.
 
 import asyncio
 import contextlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from splitplane.runtime.inference import Failure, InferenceError
@@ -103,20 +103,43 @@ def overloaded(message: str, retry_seconds: float) -> InferenceError:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Bytes of requests' inputs, and of as much of their answers as is known before."""
+
+    inputs: int = 0
+    known: int = 0
+
+    def __add__(self, other: "Load") -> "Load":
+        return Load(self.inputs + other.inputs, self.known + other.known)
+
+    def __sub__(self, other: "Load") -> "Load":
+        return Load(self.inputs - other.inputs, self.known - other.known)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    load: Load
+    come: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
 class Line:
     """Turns to be under way. Clients with requests waiting take turns; each client's own go in order.
 
-    ``replicas`` tells how many pods the narrowest stage of the widest route has. No more are under way than answers
-    fit into ``room_bytes``, if each is as large as the largest of late, but for one.
+    ``replicas`` tells how many pods the narrowest stage of the widest route has. No more are under way than their
+    answers fit into ``room_bytes``, but for one: by what is known of these, and what late ones took, beside their
+    inputs and at most. Who has answers coming waits for these where there is no room, and others go past it.
     """
 
     def __init__(self, replicas: Callable[[], int], *, room_bytes: float = inf) -> None:
         self._replicas = replicas
         self._room_bytes = room_bytes
-        self._answers: deque[int] = deque([0], maxlen=SAMPLES)
-        """Bytes of late answers, and of those that will come."""
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        self._under_way = 0
+        self._answers: deque[tuple[float, int]] = deque([(0.0, 0)], maxlen=SAMPLES)
+        """Bytes of late answers, for one of inputs and all."""
+        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self._under_way, self._load = 0, Load()
+        self._inside: Counter[str] = Counter()
+        """How many each client has under way."""
         self._window = float(NARROWEST)
         """For each replica."""
 
@@ -126,57 +149,56 @@ class Line:
 
     @property
     def window(self) -> int:
-        room = self._room_bytes / max(1, *self._answers)
-        return int(max(1.0, min(self._window * max(1, self._replicas()), room)))
+        return int(self._window * max(1, self._replicas()))
 
-    def expect(self, answer_bytes: int) -> None:
-        """An answer of so many bytes has come, or will."""
-        self._answers.append(answer_bytes)
+    def learn(self, input_bytes: int, answer_bytes: int) -> None:
+        """An answer has come, of so many bytes to so many."""
+        self._answers.append((answer_bytes / max(1, input_bytes), answer_bytes))
 
     def ahead(self, client: str) -> int:
         """How many requests are under way, or will be before one more of this client."""
         own = len(self._waiting.get(client, ()))
         return self._under_way + sum(min(len(queue), own + (name != client)) for name, queue in self._waiting.items())
 
-    def has_room(self) -> bool:
+    def has_room(self, load: Load) -> bool:
         """Whether a request that comes now is under way at once."""
-        return not self._waiting and self._under_way < self.window
+        return not self._waiting and self._under_way < self.window and self._fits(load)
 
     @contextlib.asynccontextmanager
-    async def turn(self, client: str) -> AsyncIterator[None]:
+    async def turn(self, client: str, load: Load) -> AsyncIterator[None]:
         """While a request is under way. The caller bounds the wait; raises what :meth:`make_room` says."""
-        if self.has_room():
-            self._under_way += 1
+        if self.has_room(load):
+            self._enter(client, load)
         else:
-            await self._wait(client)
+            await self._wait(client, load)
         try:
             yield
         finally:
-            self._under_way -= 1
+            self._leave(client, load)
             self.advance()
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
+    def aside(self, client: str, load: Load) -> Iterator[None]:
         """While a request that is under way only waits, another may be instead. Comes back without a turn."""
-        self._under_way -= 1
+        self._leave(client, load)
         self.advance()
         try:
             yield
         finally:
-            self._under_way += 1
+            self._enter(client, load)
 
     def advance(self) -> None:
         """Let in as many as there is room for."""
-        while self._waiting and self._under_way < self.window:
-            client, queue = next(iter(self._waiting.items()))
-            future = queue.popleft()
+        while (client := self._next()) is not None:
+            queue = self._waiting[client]
+            waiter = queue.popleft()
             if queue:
                 self._waiting.move_to_end(client)
             else:
                 del self._waiting[client]
-            if not future.done():
-                self._under_way += 1
-                future.set_result(None)
+            if not waiter.come.done():
+                self._enter(client, waiter.load)
+                waiter.come.set_result(None)
 
     def make_room(self, client: str, error: InferenceError) -> bool:
         """Turn out the newest request of the client that has most of them waiting, if this one has notably fewer."""
@@ -185,7 +207,7 @@ class Line:
         heaviest, queue = max(self._waiting.items(), key=lambda item: len(item[1]))
         if len(queue) <= len(self._waiting.get(client, ())) + 1:
             return False
-        future = queue.pop()
+        future = queue.pop().come
         if not queue:
             del self._waiting[heaviest]
         if not future.done():
@@ -199,23 +221,55 @@ class Line:
         elif self._waiting:
             self._window = min(self._window + 1 / max(1, self._replicas()), float(WIDEST))
 
-    async def _wait(self, client: str) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(future)
+    def _next(self) -> str | None:
+        """Whose turn it is, if there is room."""
+        if self._under_way >= self.window:
+            return None
+        for client, queue in self._waiting.items():
+            if queue[0].come.done() or self._fits(queue[0].load):
+                return client
+            if not self._inside[client]:
+                return None
+        return None
+
+    def _fits(self, load: Load) -> bool:
+        load += self._load
+        largest = (self._under_way + 1) * max(size for _, size in self._answers)
+        lately = min(largest, load.inputs * max(ratio for ratio, _ in self._answers))
+        return not self._under_way or max(load.known, lately) <= self._room_bytes
+
+    def _enter(self, client: str, load: Load) -> None:
+        self._under_way += 1
+        self._load += load
+        self._inside[client] += 1
+
+    def _leave(self, client: str, load: Load) -> None:
+        self._under_way -= 1
+        self._load -= load
+        self._inside[client] -= 1
+        if not self._inside[client]:
+            del self._inside[client]
+
+    async def _wait(self, client: str, load: Load) -> None:
+        waiter = _Waiter(load)
+        self._waiting.setdefault(client, deque()).append(waiter)
+        self.advance()  # it may go past those that wait
         try:
-            await future
+            await waiter.come
         except asyncio.CancelledError:
+            future = waiter.come
             if future.done() and not future.cancelled() and future.exception() is None:
-                self._under_way -= 1  # its turn had come in the same moment
+                self._leave(client, load)  # its turn had come in the same moment
                 self.advance()
             else:
-                self._forget(client, future)
+                self._forget(client, waiter)
             raise
 
-    def _forget(self, client: str, future: "asyncio.Future[None]") -> None:
+    def _forget(self, client: str, waiter: _Waiter) -> None:
         queue = self._waiting.get(client)
         if queue is not None:
             with contextlib.suppress(ValueError):
-                queue.remove(future)
+                queue.remove(waiter)
             if not queue:
                 del self._waiting[client]
+        self.advance()  # others may have waited behind it

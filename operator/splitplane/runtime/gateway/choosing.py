@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from splitplane.runtime.gateway.endpoints import Endpoints
 from splitplane.runtime.gateway.tables import Route, Table
-from splitplane.runtime.routes import Limits
+from splitplane.runtime.routes import Hop, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,13 @@ class Choice:
     def addresses(self) -> tuple[str, ...]:
         """The endpoint that each stop uses first."""
         return tuple(hop[0] for hop in self.hops)
+
+    def wire(self) -> list[Hop]:
+        """The route as its stages read it."""
+        return [
+            Hop(stop.stage, stop.tier, stop.first, stop.last, addresses, codec, self.batching)
+            for stop, addresses, codec in zip(self.route.stops, self.hops, (*self.route.codecs, ""), strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

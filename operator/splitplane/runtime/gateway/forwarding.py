@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Hashable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 from splitplane.runtime.budgets import budget_bytes
-from splitplane.runtime.gateway.admission import Line, Throughput, overloaded
+from splitplane.runtime.gateway.admission import Line, Load, Throughput, overloaded
 from splitplane.runtime.gateway.checking import Checker
 from splitplane.runtime.gateway.choosing import Choice
 from splitplane.runtime.gateway.clients import client_of
@@ -31,7 +31,7 @@ from splitplane.runtime.inference import (
     Parameter,
     check_outputs,
 )
-from splitplane.runtime.routes import GENERATION, ROUTE, TRACE, Hop, HopTrace, decode_trace, encode_route
+from splitplane.runtime.routes import GENERATION, ROUTE, TRACE, HopTrace, decode_trace, encode_route
 from splitplane.runtime.tensors import check_inputs, known_bytes, size_of
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class _Journey:
     request: InferRequest
     deadline: float
     losses: Losses
+    load: Load
     attempts: int = 0
     avoid: frozenset[str] = frozenset()
     was_overdue: bool = False
@@ -60,13 +61,6 @@ class _Journey:
     last: InferenceError | None = None
     unqueued_seconds: float = 0.0
     """What the attempt that was answered took, less its waits before stages."""
-
-
-def _hops(choice: Choice) -> list[Hop]:
-    return [
-        Hop(stop.stage, stop.tier, stop.first, stop.last, addresses, codec, choice.batching)
-        for stop, addresses, codec in zip(choice.route.stops, choice.hops, (*choice.route.codecs, ""), strict=True)
-    ]
 
 
 class Forwarder:
@@ -83,7 +77,7 @@ class Forwarder:
         self._turn = asyncio.Lock()
         self._throughput = Throughput()
         self._line = Line(router.replicas, room_bytes=budget_bytes())
-        self._gate = Gate(self._line.aside)
+        self._gate = Gate()
         self._outliers = Outliers()
         self._encoded: dict[Hashable, str] = {}
         self.draining = False
@@ -117,7 +111,8 @@ class Forwarder:
         with router.flights.admitted():
             metrics.in_flight.set(router.flights.inside)
             try:
-                journey = _Journey(request, deadline, Losses(router, self._checker))
+                load = Load(size_of(request.inputs), known_bytes(request.inputs, self._table().model.outputs))
+                journey = _Journey(request, deadline, Losses(router, self._checker), load)
                 response = await self._in_turn(journey)
                 outcome = "success"
                 self._throughput.answered(mark, router.clock(), journey.unqueued_seconds)
@@ -171,9 +166,8 @@ class Forwarder:
         return self._router.table
 
     async def _in_turn(self, journey: _Journey) -> InferResponse:
-        self._line.expect(known_bytes(journey.request.inputs, self._table().model.outputs))
-        turn = self._line.turn(journey.request.client)
-        if self._line.has_room():
+        turn = self._line.turn(journey.request.client, journey.load)
+        if self._line.has_room(journey.load):
             async with turn:
                 return await self._travel(journey)
         async with contextlib.AsyncExitStack() as stack:
@@ -189,7 +183,7 @@ class Forwarder:
 
     async def _travel(self, journey: _Journey) -> InferResponse:
         while True:
-            async with self._gate.passing(self._remaining(journey)) if journey.losses else contextlib.nullcontext():
+            async with self._gated(journey) if journey.losses else contextlib.nullcontext():
                 choice = await self._choose(journey)
                 if journey.losses:  # a stage tries no other replica then
                     choice = replace(choice, hops=tuple(hop[:1] for hop in choice.hops))
@@ -205,6 +199,12 @@ class Forwarder:
                 except InferenceError as error:
                     failed = error
             await self._reconsider(choice, failed, journey)
+
+    def _aside(self, journey: _Journey) -> AbstractContextManager[None]:
+        return self._line.aside(journey.request.client, journey.load)
+
+    def _gated(self, journey: _Journey) -> AbstractAsyncContextManager[None]:
+        return self._gate.passing(self._remaining(journey), self._aside(journey))
 
     def _race(self, journey: _Journey) -> Race:
         def failed(choice: Choice, error: InferenceError) -> None:
@@ -230,7 +230,7 @@ class Forwarder:
             raise error
         self._learn(choice, error, journey)
         if len(journey.losses) >= MOST_LOSSES:
-            with self._line.aside():
+            with self._aside(journey):
                 await journey.losses.judge(self._remaining(journey))
         if error.failure not in ONCE:
             await self._paced(journey)
@@ -258,7 +258,7 @@ class Forwarder:
             raise journey.last or self._too_late(journey, "retries are over their budget")
         if seconds > 0:
             try:
-                with self._line.aside():
+                with self._aside(journey):
                     await asyncio.sleep(seconds)
             except asyncio.CancelledError:
                 self._budget.give_back()
@@ -333,7 +333,7 @@ class Forwarder:
         self._compare(now)
         self._convict(frozenset(journey.erred).difference(choice.addresses), now)
         journey.unqueued_seconds = max(0.0, now - started - sum(hop.queue for hop in trace))
-        self._line.expect(size_of(answered.response.outputs))
+        self._line.learn(size, size_of(answered.response.outputs))
         self._line.feedback(waited=any(hop.queue > hop.compute for hop in trace))
         kept = {name: value for name, value in answered.response.parameters.items() if name != TRACE}
         return replace(
@@ -380,7 +380,7 @@ class Forwarder:
         if route is None:
             if len(self._encoded) >= MAX_ENCODED:
                 self._encoded.clear()
-            route = self._encoded[key] = encode_route(_hops(choice))
+            route = self._encoded[key] = encode_route(choice.wire())
         kept = {name: value for name, value in given.items() if not name.startswith(RESERVED)}
         return {**kept, GENERATION: choice.generation, ROUTE: route}
 

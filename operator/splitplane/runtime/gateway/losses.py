@@ -14,7 +14,7 @@ while: which of them ends the next process shows, and the others are in none tha
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -46,16 +46,15 @@ class _Loss:
 class Gate:
     """Has requests that were lost go one at a time, as far as that takes none of them long."""
 
-    def __init__(self, aside: Callable[[], AbstractContextManager[None]]) -> None:
-        """``aside`` is entered while a request waits here."""
+    def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._aside = aside
 
     @contextlib.asynccontextmanager
-    async def passing(self, seconds: float) -> AsyncIterator[None]:
-        """While a request is on its way that was lost before; it has so many ``seconds`` left."""
+    async def passing(self, seconds: float, aside: AbstractContextManager[None]) -> AsyncIterator[None]:
+        """While a request is on its way that was lost before; it has so many ``seconds`` left, and is ``aside`` while
+        it waits here."""
         is_alone = False
-        with contextlib.suppress(TimeoutError), self._aside():
+        with contextlib.suppress(TimeoutError), aside:
             async with asyncio.timeout(min(ALONE_SHARE * seconds, ALONE_SECONDS)):
                 is_alone = await self._lock.acquire()
         try:
