@@ -35,6 +35,7 @@ from splitplane.runtime.inference import (
     ModelMetadata,
     TensorMetadata,
     check_outputs,
+    deadline_of,
 )
 from splitplane.runtime.tensors import check_inputs, from_array, to_array
 from tests.support import fronts
@@ -278,6 +279,14 @@ def test_a_deadline_that_cannot_be_read_is_refused(server, path, timeout):
         assert "Grpc-Timeout is" in json.loads(error.read())["error"]
         assert error.code == 400
     assert not server.model.seen
+
+
+@pytest.mark.parametrize("timeout", ["x", "5", -5, 1.5, True])
+def test_a_timeout_that_is_no_number_of_microseconds_is_refused(timeout):
+    with pytest.raises(InferenceError, match="microseconds") as refused:
+        deadline_of({"timeout": timeout}, 7.0)
+    assert refused.value.failure is Failure.INVALID_ARGUMENT
+    assert deadline_of({"timeout": 0}, 7.0) == deadline_of({}, 7.0) == 7.0
 
 
 def test_of_a_header_and_a_parameter_the_earlier_deadline_holds(server):

@@ -223,9 +223,13 @@ def _require_outputs(model: str, wanted: Iterable[str], known: Collection[str]) 
 
 
 def deadline_of(parameters: Parameters, transport_deadline: float | None = None) -> float | None:
-    """The earlier of the transport's deadline and the request parameter ``timeout`` (microseconds, Triton's form)."""
-    timeout = parameters.get("timeout")
-    if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout <= 0:
+    """The earlier of the transport's deadline and the request parameter ``timeout`` (Triton's form: whole microseconds;
+    0 is none). Raises :class:`InferenceError` for one of another form: the client would wait for longer than it means.
+    """
+    timeout = parameters.get("timeout", 0)
+    if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0:
+        raise invalid(f"parameter 'timeout' is {timeout!r}; it must be a whole number of microseconds")
+    if timeout == 0:
         return transport_deadline
     own = time.monotonic() + timeout / 1e6
     return own if transport_deadline is None else min(own, transport_deadline)
