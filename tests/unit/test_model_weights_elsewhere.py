@@ -381,7 +381,7 @@ def test_a_layer_of_an_oci_artifact_is_resumed_over_a_bad_line(
         if guarded:
             with pytest.raises(WeightsError, match="access denied"):
                 opened(uri, origin)
-            auth = file_servers.docker_config(f"127.0.0.1:{relay.port}")
+            auth = file_servers.docker_config(f"https://127.0.0.1:{relay.port}/v2/")
             credentials(monkeypatch, tmp_path / "keys", __dockerconfigjson=auth)
         relay.breaks = [3_000_000] * 4
         check(opened(uri, origin), origin)
@@ -395,3 +395,30 @@ def test_a_layer_of_an_oci_artifact_is_resumed_over_a_bad_line(
             opened(uri, origin, "1" * 64)
         with pytest.raises(WeightsError, match="no such artifact"):
             opened(uri.replace("1.0", "2.0"), origin, "1" * 64)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "key"}, "AWS_ACCESS_KEY_ID is given without AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ENDPOINT_URL": "minio:9000"}, "AWS_ENDPOINT_URL must be https://host or http://host"),
+    ],
+)  # fmt: skip
+def test_a_secret_that_lacks_something_is_refused_before_a_store_is_asked(
+    keys: dict[str, str], told: str, origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials(monkeypatch, tmp_path / "keys", **keys)
+    with pytest.raises(WeightsError, match=told):
+        opened("s3://bucket/model.safetensors", origin)
+
+
+def test_an_index_of_several_artifacts_is_told_from_a_file(origin: Path) -> None:
+    def respond(to: http.server.BaseHTTPRequestHandler) -> None:
+        text = b'{"manifests": [{"digest": "sha256:abcd"}]}'
+        to.send_response(200)
+        to.send_header("Content-Length", str(len(text)))
+        to.end_headers()
+        to.wfile.write(text)
+
+    with serving(respond) as uri, pytest.raises(WeightsError, match=r"an index of several artifacts \(sha256:abcd\)"):
+        opened(f"{uri.replace('http', 'oci').rpartition('/')[0]}/models/crepe:1.0", origin)

@@ -148,8 +148,9 @@ def _receive(uri: str, sha256: str, part: Path, credentials: Mapping[str, str]) 
             except TransferError as error:
                 failures = 0 if file.tell() > before else failures + 1
                 if failures >= ATTEMPTS:
+                    what = "weights.uri and AWS_ENDPOINT_URL" if uri.startswith("s3://") else "weights.uri"
                     raise WeightsError(
-                        f"weights {without_secrets(uri)} cannot be fetched: {error}: check weights.uri"
+                        f"weights {without_secrets(uri)} cannot be fetched: {error}: check {what}"
                     ) from error
                 pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**failures)
                 log.warning(

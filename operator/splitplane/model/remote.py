@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from splitplane.domain.addresses import hide, without_secrets
 from splitplane.model.errors import WeightsError
+from splitplane.model.logins import DOCKER_HUB_KEY, api_host, is_docker_hub, login_for
 
 SCHEMES = frozenset({"http", "https", "s3", "oci"})
 CHUNK_BYTES = 1 << 16
@@ -23,6 +24,7 @@ CHUNK_BYTES = 1 << 16
 _S3_KEYS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL",
 )  # fmt: skip
+_DOCKER_CONFIG = ".dockerconfigjson"
 _NO_SIZE = "Content-Length Header missing"
 _OUT_OF_RANGE = f" {HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE.value} "
 """In what the library says of answers."""
@@ -129,6 +131,7 @@ def _store(uri: str, credentials: Mapping[str, str]) -> tuple[Any, str]:
     if parts.scheme == "s3":
         config: dict[str, Any] = {key.lower(): credentials[key] for key in _S3_KEYS if key in credentials}
         endpoint = config.get("aws_endpoint_url") or os.environ.get("AWS_ENDPOINT_URL", "")
+        _check_s3_keys(uri, {**os.environ, **credentials}, endpoint)
         options["allow_http"] = endpoint.startswith("http://")
         if not any(name.startswith("AWS_") and name != "AWS_ENDPOINT_URL" for name in (*credentials, *os.environ)):
             config["skip_signature"] = True  # nobody has given a key: it is a public bucket, or the store will say so
@@ -143,6 +146,22 @@ def _store(uri: str, credentials: Mapping[str, str]) -> tuple[Any, str]:
         f"{parts.scheme}://{parts.netloc}{f'?{parts.query}' if parts.query else ''}"  # the path goes before the query
     )
     return HTTPStore.from_url(root, client_options=options, retry_config=retries), path  # type: ignore[arg-type]
+
+
+def _check_s3_keys(uri: str, keys: Mapping[str, str], endpoint: str) -> None:
+    """What the library would find out late, or die of."""
+    pair = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
+    lacking = [key for key in pair if not keys.get(key)]
+    if len(lacking) == 1:
+        other = pair[1 - pair.index(lacking[0])]
+        raise WeightsError(
+            f"weights {without_secrets(uri)}: {other} is given without {lacking[0]}: correct weights.secretRef"
+        )
+    if endpoint and not (endpoint.startswith(("https://", "http://")) and urlsplit(endpoint).hostname):
+        raise WeightsError(
+            f"weights {without_secrets(uri)}: AWS_ENDPOINT_URL must be https://host or http://host, with a :port if it "
+            f"has one, not {hide(endpoint, endpoint)}: correct weights.secretRef"
+        )
 
 
 def _authorization(credentials: Mapping[str, str]) -> str | None:
@@ -162,6 +181,12 @@ def _open_blob(uri: str, sha256: str, offset: int, credentials: Mapping[str, str
     try:
         registry, container = _registry(reference, credentials)
         manifest: dict[str, Any] = registry.get_manifest(container)
+        if "manifests" in manifest:
+            digests = ", ".join(str(each.get("digest")) for each in manifest["manifests"][:5])
+            raise WeightsError(
+                f"weights {without_secrets(uri)}: an index of several artifacts ({digests}): name the one that holds "
+                "the file by its digest, as oci://registry/repository@sha256:..."
+            )
         layers = manifest.get("layers") or []
         size = next((int(layer["size"]) for layer in layers if layer["digest"] == f"sha256:{sha256}"), None)
         if size is None:
@@ -216,22 +241,34 @@ def _registry(reference: str, credentials: Mapping[str, str]) -> tuple[Any, Any]
         do_request = oras.provider.Registry.do_request.__wrapped__
 
     container = oras.container.Container(reference)
-    plain = _is_loopback(container.registry.partition(":")[0])
+    named = container.registry
+    container.registry = api_host(named)
+    plain = _is_loopback(named.partition(":")[0])
     scheme = "http" if plain else "https"
     asked = requests.get(f"{scheme}://{container.registry}/v2/", timeout=(_CONNECT_SECONDS, _READ_SECONDS))
     kind = "basic" if asked.headers.get("Www-Authenticate", "").lower().startswith("basic") else "token"
     client = Client(hostname=container.registry, insecure=plain, auth_backend=kind)
     client.session.request = _with_timeout(client.session.request)  # the client sets none
-    if "username" in credentials:
-        client.auth.set_basic_auth(credentials["username"], credentials.get("password", ""))
-    folder = os.environ.get("SPLITPLANE_WEIGHTS_CREDENTIALS", "")
-    mounted = [f"{folder}/.dockerconfigjson"] if folder and ".dockerconfigjson" in credentials else []
-    client.auth.load_configs(container, configs=mounted)
+    if login := _registry_login(named, credentials):
+        client.auth.set_basic_auth(*login)
+    else:  # of the user who runs this, if it is a user's own machine
+        own = oras.container.Container(reference)
+        own.registry = DOCKER_HUB_KEY if is_docker_hub(named) else named
+        client.auth.load_configs(own)
     if kind == "basic" and not hasattr(client.auth, "_basic_auth"):
         raise WeightsError(
             f"weights oci://{reference}: access denied: the registry wants a user: set weights.secretRef"
         )
     return client, container
+
+
+def _registry_login(registry: str, credentials: Mapping[str, str]) -> tuple[str, str] | None:
+    if "username" in credentials:
+        return credentials["username"], credentials.get("password", "")
+    try:
+        return login_for(registry, credentials[_DOCKER_CONFIG]) if _DOCKER_CONFIG in credentials else None
+    except ValueError as error:
+        raise WeightsError(f"{_DOCKER_CONFIG} in weights.secretRef: {error}") from error
 
 
 def _with_timeout(request: Any) -> Any:
