@@ -1,6 +1,7 @@
 """What an attack gets of the input, and what is made of cuts that were not attacked."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -324,6 +325,16 @@ def test_the_inputs_that_are_looked_at_fit_the_memory_and_the_time(files: tuple[
         measure_leak(partition, given, codecs, [1], budget_seconds=1e-4)
 
 
+def test_after_its_budget_no_other_cut_or_codec_is_attacked(files: tuple[ModelSource, Path]) -> None:
+    partition, given = load_partition(files[0], 0, None), read_calibration(files[1], blobs.INPUTS).first(200)
+    codecs = {name: wire_codecs()[name] for name in ("fp32", "int8")}
+    report = leak._measure(partition, given, codecs, [1, 2], -math.inf, 0.5, 100, math.inf, 16, lambda _: None)
+    assert {(each.cut, each.codec) for each in report.attacks} == {(1, "fp32")}
+    assert report.missed == 3
+    enough = replace(report, input_control=1.0, attacks=tuple(replace(each, steps=100) for each in report.attacks))
+    assert enough.weakness == "the budget ended before 3 of all pairs of cut and codec were attacked"
+
+
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of what decoders are given from now on."""
     seen: list[tuple[int, ...]] = []
@@ -458,13 +469,16 @@ def test_a_voice_whose_phase_is_lost_is_heard_all_the_same() -> None:
     target = Drawing(signals)
     window = torch.hann_window(64)
     loudness = {"x": torch.stft(signals, 64, 16, window=window, return_complex=True).abs()}
-    got, trained = target.tell(loudness, 100), target.attack(loudness, 100, width=8, seconds=UNHURRIED, steps=2)
+    got, trained = (
+        target.tell(Linear(loudness, 400), 500),
+        target.attack(loudness, 100, width=8, seconds=UNHURRIED, steps=2),
+    )
     assert target.score == "share of variance explained of the wave or its spectrum"
     assert float(got.scores.mean()) > 0.5
     assert float(trained.scores.mean()) > 0.3
     assert got.blind < 0.05
     others = {"x": loudness["x"].flip(0)}
-    assert scores.skill(float(target.tell(others, 100).scores.mean()), got.blind) < 0.05
+    assert scores.skill(float(target.tell(Linear(others, 400), 500).scores.mean()), got.blind) < 0.05
     # Of the wave itself next to nothing is told.
     waves = Linear(loudness, 400).draw(target.numbers)
     assert float(scores.explained(waves, target.numbers[400:]).mean()) < 0.1

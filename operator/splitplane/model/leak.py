@@ -19,6 +19,7 @@ from splitplane.model.calibration import Calibration, Runs, run_on
 from splitplane.model.defending import defend
 from splitplane.model.errors import CalibrationError
 from splitplane.model.inversion import STEPS, WIDTHS
+from splitplane.model.linear import Linear
 from splitplane.model.memory import available_bytes, grown
 from splitplane.model.profile import Codec
 from splitplane.model.targets import Drawing, Got, targets_of
@@ -84,7 +85,7 @@ class LeakReport:
     inputs the one that was got worst, and the one that was guessed best. ``shuffled_skill`` should be about 0.
 
     ``correlations`` are bias-corrected distance correlations by cut, before any codec; ``rank_correlation`` is theirs
-    with the scores.
+    with the scores. ``missed`` are the pairs of cut and codec for which no time was left.
     """
 
     score: str
@@ -95,6 +96,7 @@ class LeakReport:
     attacks: tuple[Attack, ...]
     correlations: Mapping[int, float]
     rank_correlation: float | None
+    missed: int = 0
     attack: str = ATTACK
 
     @property
@@ -107,6 +109,8 @@ class LeakReport:
         )
         if fewest < FEWEST_STEPS:
             return f"an attack was trained for {fewest} steps only, not {FEWEST_STEPS}"
+        if self.missed:
+            return f"the budget ended before {self.missed} of all pairs of cut and codec were attacked"
         if self.attacks and not self.worst():
             return UNREAD
         return ""
@@ -236,7 +240,9 @@ def _measure(
     together: int,
     progress: Callable[[str], None],
 ) -> LeakReport:
-    """The samples are in random order, and the last are held out; no attack begins to be trained after ``end``.
+    """The samples are in random order, and the last are held out.
+
+    After ``end`` neither another cut is attacked, but for the first, nor another codec.
 
     ``together`` samples are run at once, and a step of training takes about ``working`` bytes.
     """
@@ -255,11 +261,14 @@ def _measure(
             sure=got.sure,
         )  # fmt: skip
 
-    def tell(tensors: Mapping[str, torch.Tensor], secret: str, cut: int, codec: str) -> list[Attack]:
-        target = targets[secret]
-        if not isinstance(target, Drawing):
+    def tell(tensors: Mapping[str, torch.Tensor], asked: Sequence[str], cut: int, codec: str) -> list[Attack]:
+        drawn = {name: target for name in asked if isinstance(target := targets[name], Drawing)}
+        if not drawn:
             return []
-        return [judged(target.tell(tensors, held_out, memory_bytes=working), secret, cut, codec, LINEAR)]
+        linear = Linear(tensors, calibration.samples - held_out, working)
+        return [
+            judged(target.tell(linear, calibration.samples), name, cut, codec, LINEAR) for name, target in drawn.items()
+        ]
 
     def attack(
         tensors: Mapping[str, torch.Tensor], secret: str, cut: int, codec: str, decoder: str, *, unknown: float = 1.0
@@ -279,25 +288,25 @@ def _measure(
     attacks: list[Attack] = []
     correlations: dict[int, float] = {}
     shuffled: list[Attack] = []
+    attacked: list[tuple[int, str]] = []
 
     def attack_others(raw: Mapping[str, torch.Tensor], cut: int) -> None:
         order = torch.randperm(calibration.samples, generator=torch.Generator().manual_seed(1))
         mixed = {name: value[order] for name, value in raw.items()}
-        for secret in targets:
-            shuffled.extend(tell(mixed, secret, cut, "fp32"))
-            shuffled.append(attack(mixed, secret, cut, "fp32", "large"))
+        shuffled.extend(tell(mixed, list(targets), cut, "fp32"))
+        shuffled.extend(attack(mixed, secret, cut, "fp32", "large") for secret in targets)
 
     def attack_arrived(arrived: Mapping[str, torch.Tensor], cut: int, codec: str) -> None:
         nonlocal left
-        for secret, target in targets.items():
-            if target.crosses(arrived):
-                left -= len(WIDTHS)
-                attacks.append(
-                    Attack(cut, codec, RAW, score=1.0, skill=1.0, psnr=None, above=1.0, steps=0, target=secret)
-                )
-            else:
-                attacks.extend(tell(arrived, secret, cut, codec))
-                attacks.extend(attack(arrived, secret, cut, codec, decoder) for decoder in WIDTHS)
+        raw = [secret for secret, target in targets.items() if target.crosses(arrived)]
+        left -= len(raw) * len(WIDTHS)
+        attacks.extend(
+            Attack(cut, codec, RAW, score=1.0, skill=1.0, psnr=None, above=1.0, steps=0, target=secret)
+            for secret in raw
+        )
+        asked = [secret for secret in targets if secret not in raw]
+        attacks.extend(tell(arrived, asked, cut, codec))
+        attacks.extend(attack(arrived, secret, cut, codec, decoder) for secret in asked for decoder in WIDTHS)
 
     def attack_cut(raw: Mapping[str, torch.Tensor], cut: int) -> None:
         few = min(CORRELATED_SAMPLES, calibration.samples)
@@ -306,10 +315,15 @@ def _measure(
         del flat
         if not shuffled:
             attack_others(raw, cut)
-        for name, codec in codecs.items():
+        for index, (name, codec) in enumerate(codecs.items()):
+            if index and time.monotonic() >= end:
+                return
+            attacked.append((cut, name))
             attack_arrived(_crossed(raw, codec, together), cut, name)
 
     for cut in sorted(cuts):  # nothing keeps what crosses one cut, or arrived, while the next is made
+        if attacked and time.monotonic() >= end:
+            break
         attack_cut(_activations(partition, calibration, cut, together), cut)
     best: dict[int, float] = {}
     for each in attacks:
@@ -323,6 +337,7 @@ def _measure(
         attacks=tuple(attacks),
         correlations=correlations,
         rank_correlation=scores.rank_correlation(list(correlations.values()), [best[cut] for cut in correlations]),
+        missed=len(cuts) * len(codecs) - len(attacked),
     )
 
 

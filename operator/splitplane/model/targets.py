@@ -116,10 +116,8 @@ class Drawing:
             steps_done, sure = min(steps_done, got.steps), sure and got.sure
         return self._got(drawn, samples, steps_done, sure=sure)
 
-    def tell(self, tensors: Mapping[str, torch.Tensor], held_out: int, *, memory_bytes: float = math.inf) -> Got:
-        """Let a linear attacker draw it."""
-        samples = len(next(iter(tensors.values())))
-        linear = Linear(tensors, samples - held_out, memory_bytes)
+    def tell(self, linear: Linear, samples: int) -> Got:
+        """Let a linear attacker, of what crosses for as many samples, draw it."""
         # How the numbers are arranged is nothing to it; that it gets nothing says nothing of who reads them rightly.
         return self._got([linear.draw(view.numbers[:samples]) for view in self._views], samples, 0, sure=False)
 
