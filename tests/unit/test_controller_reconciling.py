@@ -1,5 +1,6 @@
 """A pipeline's way from applied to serving and beyond, against an API in memory: order, restarts, lost races, quiet."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -228,20 +229,70 @@ async def test_what_gateways_report_while_it_is_decided_takes_no_decision_away(w
     assert world.table["status"]["gateways"] == {"tracker-gateway-0": reports[0]}
 
 
-async def test_a_decision_that_the_api_did_not_take_is_made_again_at_once(world: World) -> None:
+async def down(*_: Any, **__: Any) -> Any:
+    raise Unavailable("the Kubernetes API cannot be reached")
+
+
+async def test_a_decision_that_the_api_did_not_take_is_made_again_at_once_and_then_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     await serving(world, partitioning=split(2))
     world.apply(partitioning=split(3))
     apply, before = world.cluster.apply, world.table["spec"]["generation"]
-
-    async def down(body: Any) -> Any:
-        raise Unavailable("the Kubernetes API cannot be reached")
-
     world.cluster.apply = down  # type: ignore[method-assign]
+    with caplog.at_level(logging.INFO, logger="splitplane.controller.deciding"):
+        with pytest.raises(Unavailable):
+            await world.step()
+        assert not caplog.messages
+        world.cluster.apply = apply  # type: ignore[method-assign]
+        await world.step(settle=False)
+    assert world.table["spec"]["generation"] == before + 1
+    assert [message.partition(":")[0] for message in caplog.messages] == ["Switch of shop/tracker"]
+
+
+async def test_a_minute_is_learnt_of_once_however_often_the_api_refuses_what_comes_of_it(world: World) -> None:
+    await serving(world, partitioning=split(2))
+    learnt = world.operator._memories[KEY].corrections
+    slow = replace(measured().pipelines[KEY], stage_seconds={("edge", 0, 2): Value(0.5)})
+    world.metrics = replace(measured(), pipelines={KEY: slow})
+    world.apply(partitioning=split(3))
+    apply = world.cluster.apply
+    world.cluster.apply = down  # type: ignore[method-assign]
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await world.step()
+    assert world.operator._memories[KEY].corrections == learnt
+    world.cluster.apply = apply  # type: ignore[method-assign]
+    await world.step()
+    assert world.operator._memories[KEY].corrections != learnt
+
+
+async def test_a_decision_is_written_whatever_becomes_of_measuring(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await serving(world, partitioning=split(2))
+    world.apply(partitioning=split(3))
+    before = world.table["spec"]["generation"]
+    monkeypatch.setattr(world.operator._calibrations, "ensure", down)
     with pytest.raises(Unavailable):
         await world.step()
-    world.cluster.apply = apply  # type: ignore[method-assign]
-    await world.step(settle=False)
     assert world.table["spec"]["generation"] == before + 1
+
+
+@pytest.mark.parametrize("error", [Conflict, Unavailable])
+async def test_a_decision_is_listed_though_its_first_status_was_not_taken(world: World, error: type[Exception]) -> None:
+    async def refused(*_: Any, **__: Any) -> Any:
+        raise error("not now")
+
+    await serving(world, partitioning=split(2))
+    world.apply(partitioning=split(3))
+    patch = world.cluster.patch_status
+    world.cluster.patch_status = refused  # type: ignore[method-assign]
+    with contextlib.suppress(Unavailable):
+        await world.step()
+    world.cluster.patch_status = patch  # type: ignore[method-assign]
+    await world.step(20)
+    assert [entry["action"] for entry in world.status["decisions"]][-2:] == ["Switch", "Start"]
 
 
 async def test_when_a_tiers_last_node_goes_its_routes_go_at_once(world: World) -> None:

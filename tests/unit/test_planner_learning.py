@@ -5,7 +5,7 @@ import random
 import pytest
 
 from splitplane.controller.control import Control, Pending
-from splitplane.controller.corrections import learnt
+from splitplane.controller.corrections import learnt, recalled, remembered
 from splitplane.planner.learning import MOST, MOST_OFFSET, NOISE, UNKNOWN, Correction, learn
 from tests.support.controller_cases import serving
 
@@ -76,3 +76,11 @@ def test_nothing_is_learnt_while_a_switch_is_on():
     pending = Control(active=serving(), pending=Pending(serving(2), "x", 1, 0.0, 100.0))
     for control in (pending, Control(active=serving(), switching_since=50.0)):
         assert learnt(known, {"edge": (1.0, 0.5), "cloud": (1.0, 0.5)}, control, 120.0) == known
+
+
+def test_what_is_written_is_of_the_model_it_was_learnt_of_also_where_nothing_else_differs():
+    known = {"edge": Correction(1.2, 0.0, 0.01, 1e-6, 0.0, 60.0)}
+    first = remembered((), known, {"edge": ("old weights", None)}, 60.0)
+    assert remembered(first, known, {"edge": ("old weights", None)}, 70.0) is first
+    again = remembered(first, known, {"edge": ("new weights", None)}, 70.0)
+    assert recalled(Control(learnt=again), {"edge": ("new weights", None)}) == known

@@ -61,10 +61,12 @@ def remembered(
     before: tuple[Learnt, ...], corrections: Mapping[str, Correction], subjects: Mapping[str, Subject], now: float
 ) -> tuple[Learnt, ...]:
     """``Control.learnt`` after this round: as before until something differs notably, so that calm causes no writes."""
-    old = {each.tier: each.correction for each in before}
-    if old.keys() == corrections.keys() and all(_alike(old[tier], corrections[tier], now) for tier in old):
+    after = tuple(Learnt(tier, _digest(subjects[tier]), correction) for tier, correction in sorted(corrections.items()))
+    about = ([(each.tier, each.subject) for each in some] for some in (before, after))
+    same = next(about) == next(about)
+    if same and all(_alike(old.correction, new.correction, now) for old, new in zip(before, after, strict=True)):
         return before
-    return tuple(Learnt(tier, _digest(subjects[tier]), correction) for tier, correction in sorted(corrections.items()))
+    return after
 
 
 def _alike(old: Correction, new: Correction, now: float) -> bool:

@@ -138,11 +138,11 @@ class Deciding:
             return
         memory.contradiction = ""
         memory.decision, memory.asked = decision, (seen, policy)
-        _record(this.key, memory, decision, lambda: dump_call(seen, policy, now))
+        this.record = lambda: _record(this.key, memory, decision, lambda: dump_call(seen, policy, now))
         self._telemetry.decisions.labels(str(decision.action), decision.reason).inc()
         if decision.gate:
             self._telemetry.holds.labels(decision.gate).inc()
-        this.decisions = statuses.with_decision(this.decisions, statuses.decision_entry(decision, control, now))
+        this.entries.append(statuses.decision_entry(decision, control, now))
         this.control = replace(
             control,
             low_demand_since=decision.low_demand_since,

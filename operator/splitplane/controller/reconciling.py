@@ -140,22 +140,25 @@ class Reconciler:
         step = advance(this.control, this.observed, now=this.now, drain_seconds=self._settings.drain_deadline)
         this.control, this.publish = step.control, step.publish
         this.notes += step.notes
-        planned = memory.planned_at, memory.planned_for
+        before = memory.planned_at, memory.planned_for, memory.corrections, memory.learnt_of
         if pipeline.spec.suspend:
             self._arbiter.forget(this.key)
         elif model is not None:
-            name = self._profile_name(pipeline)
-            self._deciding.decide(this, memory, name=name, model=model)
-            await self._calibrations.ensure(this, memory, name=name, profile=model[0])
+            self._deciding.decide(this, memory, name=self._profile_name(pipeline), model=model)
         if this.table is None and (model is None or pipeline.spec.suspend):
             return
         try:
             await self._write_routes(this, model)
         except (Conflict, NotFound, Unavailable):
-            memory.planned_at, memory.planned_for = planned  # what is not written is decided again in the next round
+            # What is not written is decided again in the next round, on a minute that is not to be learnt of twice.
+            memory.planned_at, memory.planned_for, memory.corrections, memory.learnt_of = before
             raise
+        if this.record is not None:
+            this.record()
         await self._forget_gateways(this)
         await self._apply_stages(this, memory, model[1].fingerprint if model is not None else "")
+        if model is not None and not pipeline.spec.suspend:
+            await self._calibrations.ensure(this, memory, name=self._profile_name(pipeline), profile=model[0])
 
     def _profile_name(self, pipeline: InferencePipeline) -> str:
         return profile_name(pipeline.spec, self._settings.runtime_image)

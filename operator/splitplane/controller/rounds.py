@@ -1,6 +1,6 @@
 """What one round about one pipeline rests on (``Round``), and what is remembered between rounds (``Memory``)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitplane.adapters.metrics import MetricsSnapshot
@@ -51,6 +51,8 @@ class Memory:
     """How far the load was above what the plan bears, in steps, when that was looked at last."""
     sites: dict[str, float] = field(default_factory=dict)
     """When a node named each site last; minus infinity once it was taken away."""
+    untold: list[Object] = field(default_factory=list)
+    """Entries of ``status.decisions`` that no status was written with yet."""
     contradiction: str = ""
     """Why the planner refused spec and snapshot together, as long as it does."""
 
@@ -71,6 +73,11 @@ class Round:
     gone_gateways: Sequence[str]
     """Whose reports still stand in the RouteTable's status."""
     decisions: list[Object]
+    """What the status lists."""
+    entries: list[Object] = field(default_factory=list)
+    """What it is to list besides, the latest last."""
+    record: Callable[[], None] | None = None
+    """Logs what was decided, once that is written."""
     publish: bool = False
     notes: list[Note] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from splitplane.adapters.cluster import Cluster, Conflict
 from splitplane.adapters.kinds import PIPELINE
+from splitplane.api.statuses import DECISIONS
 from splitplane.controller import statuses
 from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.conditions import Facts
@@ -42,7 +43,12 @@ class Telling:
                     "time": timestamp(this.now), "action": "RollBack", "reason": note.reason,
                     "message": note.message[:4096],
                 }  # fmt: skip
-                this.decisions = statuses.with_decision(this.decisions, entry)
+                this.entries.append(entry)
+        memory.untold = [*memory.untold, *this.entries][-DECISIONS:]
+        decisions = this.decisions
+        for entry in memory.untold:
+            if entry not in decisions:  # it is there already where only the answer to its write was lost
+                decisions = statuses.with_decision(decisions, entry)
         facts = Facts(
             observed=this.observed,
             control=this.control,
@@ -64,7 +70,7 @@ class Telling:
         status = statuses.build(
             pipeline, before, facts, profile_name=name, profile_known=current is not None,
             cut_names=[cut.name for cut in current[1].cuts] if current is not None and served == name else [],
-            decisions=this.decisions, now=this.now,
+            decisions=decisions, now=this.now,
         )  # fmt: skip
         await self.write(this.body, memory, status, this.notes, now=this.now)
 
@@ -76,6 +82,7 @@ class Telling:
         for note in notes:
             await self._cluster.create_event(body, type=note.type, reason=note.reason, message=note.message)
         if not _worth_writing(before, status, elapsed=time.monotonic() - memory.status_at):
+            memory.untold = []
             await self._announce(body, memory, before.get("conditions") or (), now=now)
             return
         namespace, name = key_of(body)
@@ -87,7 +94,7 @@ class Telling:
             self._telemetry.lost_races.inc()
             self._view.forget("InferencePipeline", (namespace, name))
             return
-        memory.status_at = time.monotonic()
+        memory.status_at, memory.untold = time.monotonic(), []
         self._view.remember(written)
         await self._announce(body, memory, status["conditions"], now=now)
 

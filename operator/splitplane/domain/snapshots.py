@@ -152,7 +152,8 @@ class Inputs:
     (source, target, bytes per second, one-way delay in seconds); ``prices`` holds (tier, price of a replica-hour),
     ``seconds`` (tier, what a request alone takes there for the whole model), ``busy`` (tier whose replicas are shared,
     how many requests of others kept busy). ``tiers`` names those that could be used. ``policy`` is what the user
-    allowed then.
+    allowed then. ``rules`` names all else that predictions and limits depend on, none of which wanders; it is empty in
+    what was kept before there was one.
     """
 
     rate_per_second: float
@@ -163,6 +164,7 @@ class Inputs:
     arrival_scv: float = 1.0
     seconds: tuple[tuple[str, float], ...] = ()
     busy: tuple[tuple[str, float], ...] = ()
+    rules: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ that is missing can never pass for a zero.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -18,6 +18,7 @@ from splitplane.domain.snapshots import Active, Inputs, Mode, Policy, Preference
 from splitplane.planner.arrays import Array
 from splitplane.planner.keeping import Kept
 from splitplane.planner.options import CutTable, Options
+from splitplane.planner.replay import digest
 
 IDLE_RATE = 0.01
 """Requests per second that an idle pipeline is planned for: one every 100 s, so that it still serves quickly."""
@@ -178,8 +179,29 @@ class Context:
         return not (needs_price(self.policy) and math.isnan(site.price))
 
     @property
+    def rules(self) -> Hashable:
+        """What predictions and limits depend on and does not wander, besides the profile and the policy."""
+        return (
+            (self.gateway, self.variant, self.lost, self.passing),
+            tuple(
+                (
+                    (tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes, tier.egress_price_per_gib),
+                    (tier.pay_per_use, tier.min_replicas),
+                    None if tier.shared is None else (tier.shared.first, tier.shared.last, tier.shared.batched),
+                )
+                for tier in self.tiers.values()
+            ),
+        )
+
+    @property
     def inputs(self) -> Inputs:
-        """The numbers that a decision of this tick rests on."""
+        """The numbers that a decision of this tick rests on, and a name for all the rest.
+
+        A limit on cost counts as a number where it is a part that wanders, of one that sites share. How many replicas
+        fit is left out: that moves with the pipeline's own pods, and says which plans there are, not which is better.
+        """
+        room = [(tier.max_replicas, tier.ready_nodes, tier.granted) for tier in self.tiers.values()]
+        money = None if self.budgeted else self.policy.max_cost_per_hour
         return Inputs(
             rate_per_second=self.rate,
             links=tuple((*pair, wire.bandwidth, wire.delay) for pair, wire in sorted(self.wires.items())),
@@ -189,6 +211,13 @@ class Context:
             arrival_scv=self.arrival_scv,
             seconds=tuple((name, site.seconds) for name, site in self.sites.items()),
             busy=tuple((name, site.busy) for name, site in self.sites.items() if site.tier.shared is not None),
+            rules=digest(
+                (
+                    replace(self.policy, max_cost_per_hour=money),
+                    room,
+                    [(each.rules, each.kept.digest) for each in self.variants],
+                )
+            ),
         )
 
 

@@ -4,6 +4,7 @@ It holds values that depend on its keys alone, so having it or not changes no de
 """
 
 from collections.abc import Hashable
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from splitplane.domain.profiles import DeviceProfile, Profile
 from splitplane.planner.arrays import Array, Ints
 from splitplane.planner.options import CutTable, Options, crossing_options, cut_table
+from splitplane.planner.replay import digest
 
 _MOST_PLANS = 6_000
 """Plans in all results of one profile: about 2 MB."""
@@ -32,6 +34,11 @@ class Kept:
         self._variants: dict[str, Kept] = {}
         self._plans = 0
         self._changing = Lock()
+
+    @cached_property
+    def digest(self) -> str:
+        """A name of the profile."""
+        return digest(self._profile)
 
     def fits(self, profile: Profile) -> bool:
         return profile is self._profile or profile == self._profile

@@ -9,15 +9,9 @@ def limits(context: Context) -> Hashable:
     """What rules out plans whatever the numbers, besides the profile."""
     policy = context.policy
     return (
-        (context.gateway, policy.raw_input_stays_trusted, policy.max_leak, policy.max_accuracy_loss),
-        (policy.codecs, policy.max_partitions, context.variant, context.lost),
-        tuple(
-            (
-                (tier.name, tier.device_class, tier.trusted, tier.memory_limit_bytes),
-                (tier.pay_per_use, tier.min_replicas, tier.shared),
-            )
-            for tier in context.tiers.values()
-        ),
+        (policy.raw_input_stays_trusted, policy.max_leak, policy.max_accuracy_loss),
+        (policy.codecs, policy.max_partitions, context.rules),
+        tuple(tier.shared for tier in context.tiers.values()),
         tuple((site.name, site.low, site.high) for site in context.sites.values() if context.affordable(site)),
     )
 
@@ -32,9 +26,8 @@ def numbers(context: Context) -> Hashable:
     """All that a search among lines depends on, besides the profile and the rate."""
     return (
         limits(context),
-        (context.arrival_scv, context.policy.max_utilization, context.passing),
+        (context.arrival_scv, context.policy.max_utilization),
         (context.samples, context.policy.max_p95_seconds if context.samples > 1 else None),
-        tuple(tier.egress_price_per_gib for tier in context.tiers.values()),
         tuple(
             (site.correction, site.overhead_seconds, site.price if site.price == site.price else None)
             for site in context.sites.values()

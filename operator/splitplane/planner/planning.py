@@ -1,5 +1,6 @@
 """The decision of one tick: candidates, the best of them, the gates, and the reason."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -193,7 +194,8 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
         return hold("HeldByHeadroom", f"{describe(best)} would break a limit at slightly more load", "headroom", by)
     if policy.mode is Mode.ADVISORY and not forbidden:
         return hold("Advisory", f"mode Advisory; recommended is {describe(best)}", "advisory", by)
-    if by_choice(current) and comes_back(context, active, target.plan):
+    ends_wait = math.isinf(current.predicted.p95_seconds) and math.isfinite(target.predicted.p95_seconds)
+    if by_choice(current) and not ends_wait and comes_back(context, active, target.plan):
         return hold("HeldByReturn", f"{describe(target)} was left before, and nothing has changed since", "return", by)
     smaller = gates.is_scale_down(active.plan, target.plan)
     if not forced:

@@ -1,6 +1,7 @@
 """A decision's arguments as JSON, so that any decision can be kept, replayed and explained later, bit for bit."""
 
 import dataclasses
+import hashlib
 import json
 import types
 from collections.abc import Mapping
@@ -44,6 +45,12 @@ def to_dict(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_dict(item) for item in value]
     return value.value if isinstance(value, StrEnum) else value
+
+
+def digest(value: Any) -> str:
+    """Ten hexadecimal digits that name a value: equal ones have the same, in any process and once read back."""
+    plain = json.loads(json.dumps(to_dict(value)), parse_int=float)  # a price of 0 is read back as 0.0
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def from_dict(kind: type[T], data: Any) -> T:

@@ -6,7 +6,6 @@ wander by themselves, so a rare pair of plans still trades places there, and bac
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from splitplane.domain.plans import Candidate, Plan
 from splitplane.domain.snapshots import Active, Inputs, Left
@@ -27,12 +26,14 @@ _MOST = 16
 def left_since(context: Context, active: Active, current: Candidate) -> tuple[Left, ...]:
     """What ``Active.left`` is to be once another plan serves than ``current``, which is the active one.
 
-    One that had to go, as its nodes or what the user allows had gone, was not left by choice and may come back.
+    One that had to go, as its nodes or what the user allows had gone, was not left by choice and may come back; so may
+    all that were left before, as what they were left for is not to be had.
     """
+    if not by_choice(current):
+        return ()
     now = context.inputs
     still = [each for each in active.left if not _same(each.plan, active.plan) and not _differ(each.inputs, now)]
-    chosen = [Left(active.plan, now)] if by_choice(current) else []
-    return tuple([*still, *chosen][-_MOST:])
+    return tuple([*still, Left(active.plan, now)][-_MOST:])
 
 
 def by_choice(current: Candidate) -> bool:
@@ -74,6 +75,6 @@ def _numbers(inputs: Inputs) -> Iterator[tuple[object, float]]:
         yield (name, "busy"), replicas
     for name in inputs.tiers:
         yield name, 1.0
-    if inputs.policy is not None:
-        cost = inputs.policy.max_cost_per_hour  # a number that wanders, too, where sites share a limit
-        yield (replace(inputs.policy, max_cost_per_hour=None), cost is None), cost or 0.0
+    if inputs.policy is not None and inputs.policy.max_cost_per_hour is not None:
+        yield "cost", inputs.policy.max_cost_per_hour  # part of the rules, too, but where sites share a limit
+    yield inputs.rules, 1.0

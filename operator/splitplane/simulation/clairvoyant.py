@@ -3,7 +3,8 @@
 It pays for switches as everyone does, and chooses as often, but at least each minute, among all plans that may be held
 (``Ground.possible``). Requests that pile up are late only while they do, so it is a little too good. Where there are
 more plans than are weighed, it chooses among those that any strategy held and the best ones for many moments.
-What is told is what none of its schedules costs less than, so that regret is never told too low for want of search.
+What is told is what no schedule of the plans that are weighed costs less than, so that against those regret is never
+told too low for want of search.
 """
 
 from collections.abc import Sequence
