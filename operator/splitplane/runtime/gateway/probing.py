@@ -4,22 +4,26 @@ Where no answer has crossed for a moment, the far end's link target is asked for
 known within two seconds, and one that heals soon after. Under traffic an echo is sent once a round, for the delay, and
 only as long as what crosses leaves that in doubt. If ordinary traffic told no bandwidth in a round, a payload is sent
 that takes about 45 ms at the present estimate. What payloads may take in all is budgeted: 2 % of the time, saved up to
-two seconds for when a link has become much slower. On credit goes one where nothing is known at all, and, once a round
-and after echoes, one as soon as traffic puts the estimate in doubt; and a second one at once where the first is the
-only one or notably differs from the others: it may have been slow for any reason, and would be believed, or a change
-would not be, until the budget allows the next.
+two seconds for when a link has become much slower. On credit goes one where nothing is known at all, and, up to a
+second, what is in doubt: one, after echoes, as soon as traffic puts the estimate in doubt, and a second one at once
+where the first is the only one or notably differs from the others: it may have been slow for any reason, and would be
+believed, or a change would not be, until the budget allows the next. A doubt that a payload refutes is not raised by
+traffic again for a while. So payloads take no more than their share of a link whose rate jitters, either, or that ends
+in a busy process; but for links below 20 kB/s, where nothing would be known for most of the time.
 """
 
 import asyncio
 import logging
 import os
 import time
+from math import inf
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from splitplane.runtime import link_probe_pb2
+from splitplane.runtime.gateway.links import CHANGE_FACTOR, FLOOR_SECONDS
 from splitplane.runtime.gateway.pulses import TICK_SECONDS
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.tables import LinkSpec
@@ -38,6 +42,12 @@ LARGEST_BYTES = 98_304
 PAYLOAD_SECONDS = 0.045
 SHARE = 0.02
 SAVED_SECONDS = 2.0
+OWED_SECONDS = 1.0
+"""How far a doubt may overdraw the budget, and by one payload more."""
+LONGEST_SECONDS = SMALLEST_BYTES / 20_000
+"""What a payload counts as at most: beyond that it has probably waited in a queue, which was no time of the link's."""
+DEAF_SECONDS = 30.0
+"""How long traffic puts nothing in doubt after a payload has refuted it."""
 ECHO_TIMEOUT_SECONDS = 3.0
 RETURN_TIMEOUT_SECONDS = 1.0
 """Of echoes over a link that is down. Each goes over a connection of its own: an old one may wait, once the link is
@@ -61,18 +71,19 @@ class ProbeBudget:
         self._credit = SAVED_SECONDS / 2
         self._at = now
 
-    def allows(self, now: float) -> bool:
+    def allows(self, now: float, *, in_doubt: bool = False) -> bool:
         """Whether a payload may be sent now; a payload that turns out long is paid back by waiting."""
         self._credit = min(SAVED_SECONDS, self._credit + (now - self._at) * SHARE)
         self._at = now
-        return self._credit > 0
+        return self._credit > (-OWED_SECONDS if in_doubt else 0.0)
 
-    def spend(self, seconds: float) -> None:
-        self._credit -= seconds
+    def spend(self, size: int, seconds: float) -> None:
+        """A payload of so many bytes occupied the link for so long.
 
-    def forgive(self) -> None:
-        """What was spent while the link changed is not paid back: that was sized, or queued, by what it was before."""
-        self._credit = max(self._credit, 0.0)
+        It counts as one that fits the rate that it tells: what has just changed was sized by the rate before.
+        """
+        rate = size / max(seconds, FLOOR_SECONDS)
+        self._credit -= min(seconds, payload_bytes(rate) / rate, LONGEST_SECONDS)
 
 
 class Prober:
@@ -118,6 +129,8 @@ class _LinkProber:
         """Seconds of the shortest echo in this round."""
         self._usual = 0.0
         """Seconds of the shortest echo in the last round that had one."""
+        self._deaf_until = -inf
+        """Till then traffic puts nothing in doubt: a payload has refuted the last doubt."""
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -186,23 +199,35 @@ class _LinkProber:
             await self._send_payloads()
 
     async def _pause(self, seconds: float) -> None:
-        """Until then, or until the link falls. What traffic puts in doubt meanwhile is asked for, once."""
-        router, was_asked = self._router, False
-        estimator, until = router.links.estimator(self._name), router.clock() + seconds
+        """Until then, or until the link falls. What traffic puts in doubt meanwhile is asked for."""
+        router = self._router
+        until = router.clock() + seconds
         while (left := until - router.clock()) > 0:
             await asyncio.wait({router.links.fall()}, timeout=min(left, TICK_SECONDS))
             if self._name in router.links.down:
                 return
-            if estimator.seems_slower and not was_asked:
-                was_asked = True
+            if self._seems_slower():
                 await self._send_payloads()
 
-    async def _send_payloads(self) -> None:
-        await self._send_payload()
-        if self._router.links.estimator(self._name).doubtful(self._router.clock()):
-            await self._send_payload()
+    def _seems_slower(self) -> bool:
+        now = self._router.clock()
+        return now >= self._deaf_until and self._router.links.estimator(self._name).seems_slower
 
-    async def _send_payload(self) -> None:
+    async def _send_payloads(self) -> None:
+        links, clock = self._router.links, self._router.clock
+        estimator, before = links.estimator(self._name), links.bandwidth(self._name, clock())
+        was_asked, echoes = self._seems_slower(), ECHOES_IN_DOUBT if estimator.seems_slower else 0
+        if not await self._send_payload(echoes):
+            return
+        if estimator.doubtful(clock()):
+            await self._send_payload(echoes)
+        after = links.bandwidth(self._name, clock())
+        is_slower = before is None or after is None or after * CHANGE_FACTOR < before or estimator.doubtful(clock())
+        if was_asked and not is_slower:
+            self._deaf_until = clock() + DEAF_SECONDS
+
+    async def _send_payload(self, echoes: int) -> bool:
+        """After so many echoes. Says whether one was sent, and has crossed."""
         links, now = self._router.links, self._router.clock()
         estimator = links.estimator(self._name)
         # Where answers are long in coming, what was sent may be on the link all the same.
@@ -210,13 +235,12 @@ class _LinkProber:
             estimator.idle_seconds(now) < self._round_seconds
             or links.backlog_seconds(self._name, now) > PAYLOAD_SECONDS
         ):
-            return
-        bandwidth = estimator.estimate(now).bandwidth_bytes_per_second
-        is_in_doubt = bandwidth is None or estimator.doubtful(now) or estimator.seems_slower
-        if not (self._budget.allows(now) or is_in_doubt):
-            return
+            return False
+        is_known = estimator.estimate(now).bandwidth_bytes_per_second is not None
+        is_in_doubt = estimator.doubtful(now) or self._seems_slower()
+        if not self._budget.allows(now, in_doubt=is_in_doubt) and is_known:
+            return False
         size = payload_bytes(estimator.possible(now))
-        echoes = ECHOES_IN_DOUBT if estimator.seems_slower else 0
         sending = asyncio.create_task(self._exchange(self._payload[:size], echoes))
         try:
             while not sending.done():
@@ -224,16 +248,15 @@ class _LinkProber:
                 await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
                 if self._name in links.down:
                     # It tells nothing, and TCP tries again about as much later as the link has been away.
-                    return
+                    return False
         finally:
             sending.cancel()
         # A payload that does not arrive, over a link that echoes, still says that the rate is no higher than this.
         taken, echo_seconds = sending.result()
         seconds = PAYLOAD_TIMEOUT_SECONDS if taken is None else taken
         # The round trip occupies nobody: only the time that the payload itself takes is the link's.
-        self._budget.spend(links.probed(self._name, self._router.clock(), size, seconds, echo_seconds))
-        if estimator.is_new(self._router.clock()):
-            self._budget.forgive()
+        self._budget.spend(size, links.probed(self._name, self._router.clock(), size, seconds, echo_seconds))
+        return True
 
     async def _exchange(self, payload: bytes, echoes: int) -> tuple[float | None, float | None]:
         """Seconds that a payload took, and before it the shortest of so many echoes, one after the other."""
