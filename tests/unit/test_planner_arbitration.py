@@ -141,6 +141,20 @@ def test_without_any_node_nobody_gets_anything() -> None:
     assert (settled.chosen, settled.nodes) == ((2,), ({"edge": ()},))
 
 
+def test_a_higher_priority_stands_where_that_leaves_more_for_a_lower_one() -> None:
+    rooms = [Room("n", {"cpu": 6.0, "pods": 110.0}), Room("m", {"cpu": 5.0, "pods": 110.0})]
+    high, low = counted("high", 5, priority=1), counted("low", 4)
+    high = replace(high, needs={"edge": replace(high.needs["edge"], nodes=frozenset("nm"))})
+    low = replace(low, needs={"edge": replace(low.needs["edge"], nodes=frozenset("m"))})
+    for claims in ([high, low], [low, high]):
+        settled = arbitrate(claims, rooms, solve)
+        check_nodes(claims, rooms, settled)
+        assert settled.gap == 0.0
+        assert [grants["edge"] for grants in settled.granted] == [5 if claim.priority else 4 for claim in claims]
+    running = replace(low, offers=tuple(replace(offer, held=offer.replicas["edge"] == 2) for offer in low.offers))
+    assert arbitrate([high, running], rooms, None).granted[1]["edge"] >= 2
+
+
 def test_of_two_equal_answers_the_one_that_moves_nothing_is_taken() -> None:
     for holder in (0, 1):
         claims = [counted("a", 3, held=3 if holder == 0 else 1), counted("b", 3, held=3 if holder == 1 else 1)]

@@ -1,15 +1,16 @@
 """Who of many pipelines gets how much of nodes that cannot hold what all would choose (docs/planner.md).
 
-Priorities are settled from the highest down, each over what the ones before left. Within one, a mixed integer
-programme (HiGHS) chooses an offer for each claim; its choice is put on real nodes, what does not fit there is mended
-greedily, and the greedy answer stands in where it is better or time is up. How far the answer can be from the best is
-part of it. But for that time limit, equal arguments give equal answers.
+Priorities are settled from the highest down, each over what the ones before left; these keep what they got, on other
+nodes where that leaves more. Within one, a mixed integer programme (HiGHS) chooses an offer for each claim; its choice
+is put on real nodes, what does not fit there is mended greedily, and the greedy answer stands in where it is better or
+time is up. How far the answer can be from the best is part of it. But for that time limit, equal arguments give equal
+answers.
 """
 
 import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class Class:
 
     ``replicas[o, k]`` counts what offer ``o`` takes of need ``k``. Claim ``c`` has the offers ``[starts[c],
     starts[c + 1])``. ``held`` is what runs, an offer by claim: "nothing" where none of its offers does. ``mends`` tells
-    which offers mend a limit that what runs breaks now.
+    which offers mend a limit that what runs breaks now. ``seated``: the first claim stands for what higher priorities
+    got, has one offer, and without that no choice is worth anything.
     """
 
     starts: Ints
@@ -36,6 +38,7 @@ class Class:
     replicas: Ints
     held: Ints
     mends: Bools
+    seated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ Solver = Callable[[Class, Packing, float], Bound | None]
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Whose answer was taken for the claims of one priority, and the gap of that alone: ``held`` (what runs, and what
-    has room beside it), ``greedy`` or ``solver``.
+    has room beside it), ``greedy``, ``solver``, or ``seating``: the solver's, for which higher priorities stand
+    on other nodes.
 
     Where a solver was ``stopped`` by the time limit, another run with equal arguments may answer otherwise.
     """
@@ -74,7 +78,8 @@ class Settlement:
     ``granted`` is how many replicas each may have by tier: those of its offer, and what has room beside all others' of
     what runs, of its first wish, and of what was granted before: its own gates take or leave these.
     ``gap`` is how much more all might be worth at most, relative to what they are worth now: at most this much is lost,
-    the claims of each priority taking what those of higher ones left, wherever these stand.
+    the claims of each priority taking what those of higher ones left; where time did not suffice to look at other nodes
+    for these, beside where they stand.
     ``answers`` tells of each priority who answered.
     """
 
@@ -92,6 +97,7 @@ def arbitrate(
     deadline = time.monotonic() + seconds
     needs = list(dict.fromkeys(need for claim in claims for need in claim.needs.values()))
     packing = Packing(rooms, needs)
+    whole = packing.free.copy()
     chosen = [len(claim.offers) for claim in claims]
     placed: list[list[Placed]] = [[] for _ in claims]
     bound = value = 0.0
@@ -100,28 +106,14 @@ def arbitrate(
         members = [number for number, claim in enumerate(claims) if claim.priority == priority]
         columns = _columns([claims[number] for number in members], needs)
         most = float(sum(part.max() for part in np.split(columns.worth, columns.starts[1:-1])))
-        before = packing.free.copy()
-        answer_of = {}
-        if bool((columns.held < columns.starts[1:] - 1).any()):
-            # What runs is left only for what is worth more: no answer of a solver within its gap moves anything.
-            answer_of["held"] = _Fill(columns, packing).run(held=True)
-            packing.free[:] = before
-        answer_of["greedy"] = _Fill(columns, packing).run()
-        best = max(answer_of.values(), key=lambda each: each.value)
-        stopped = False
-        if best.value < most - 1e-9 and solver is not None and rooms:
-            packing.free[:] = before
-            found = solver(columns, packing, max(_LEAST_SECONDS, deadline - time.monotonic()))
-            stopped = found is None or found.stopped
-            if found is not None:
-                most = min(most, found.value)
-                answer_of["solver"] = _Fill(columns, packing).run(found)
-        by = max(answer_of, key=lambda name: answer_of[name].value - _SAME * (name != "held"))
-        packing.free[:] = answer_of[by].free
-        best = _Fill(columns, packing).mended(answer_of[by])
-        bound, value = bound + most, value + best.value
-        answers.append(Answer(priority, by, _gap(most, best.value), stopped))
-        for place, number in enumerate(members):
+        seats = [each for where in placed for each in where]
+        columns = _beside(seats, columns)
+        by, best, within, stopped = _settle(columns, packing, whole, seats, most, solver if rooms else None, deadline)
+        bound, value = bound + within, value + best.value
+        answers.append(Answer(priority, by, _gap(within, best.value), stopped))
+        if seats:
+            _seat(placed, best.placed[0])
+        for place, number in enumerate(members, start=bool(seats)):
             chosen[number] = int(best.chosen[place] - columns.starts[place])
             placed[number] = best.placed[place]
     by_need = {need: number for number, need in enumerate(needs)}
@@ -135,6 +127,76 @@ def arbitrate(
         for claim, where in zip(claims, placed, strict=True)
     )
     return Settlement(tuple(chosen), nodes, _gap(bound, value), tuple(answers), granted)
+
+
+def _settle(
+    columns: Class, packing: Packing, whole: Array, seats: Sequence[Placed], most: float, solver: Solver | None,
+    deadline: float,
+) -> tuple[str, "_Filled", float, bool]:  # fmt: skip
+    """Whose answer one class takes, which leaves the packing as it makes it, the value that none exceeds (``most`` is
+    that of everybody's best), and whether a solver was stopped. ``whole`` is what is free where nobody stands."""
+    before = packing.free.copy()
+    answer_of = {}
+    if bool((columns.held < columns.starts[1:] - 1).any()):
+        # What runs is left only for what is worth more: no answer of a solver within its gap moves anything.
+        answer_of["held"] = _Fill(columns, packing, seats).run(held=True)
+        if seats and answer_of["held"].value < columns.worth[columns.held].sum() - _SAME:
+            packing.free[:] = whole
+            again = _Fill(columns, packing).run(held=True)
+            answer_of["held"] = max(answer_of["held"], again, key=lambda each: each.value)
+        packing.free[:] = before
+    answer_of["greedy"] = _Fill(columns, packing, seats).run()
+    # Beside where higher priorities stand, and then wherever these might: that takes longer, and may find nothing.
+    tries = [("solver", _without_first(columns) if seats else columns, before, seats, 1.0)]
+    tries += [("seating", columns, whole, [], 0.5)] if seats else []
+    within, stopped = most, False
+    for name, asked, free, where, share in tries:
+        if solver is None or max(each.value for each in answer_of.values()) >= most - _SAME:
+            break
+        packing.free[:] = free
+        found = solver(asked, packing, max(_LEAST_SECONDS, share * (deadline - time.monotonic())))
+        stopped |= found is None or found.stopped
+        if found is not None:
+            if name == "solver" or not found.stopped:
+                within = min(most, found.value)
+            answer_of[name] = _Fill(columns, packing, where).run(found)
+    by = max(answer_of, key=lambda name: answer_of[name].value - _SAME * (name != "held"))
+    packing.free[:] = answer_of[by].free
+    return by, _Fill(columns, packing).mended(answer_of[by]), within, stopped
+
+
+def _without_first(columns: Class) -> Class:
+    """The columns where the first claim asks for nothing more, as it stands already."""
+    replicas = columns.replicas.copy()
+    replicas[0] = 0
+    return replace(columns, replicas=replicas)
+
+
+def _beside(seats: Sequence[Placed], columns: Class) -> Class:
+    """The columns with what claims of higher priorities got, in sum, as a first claim of one offer: it may stand on
+    other nodes, where that leaves more for these."""
+    if not seats:
+        return columns
+    total = np.zeros((1, columns.replicas.shape[1]), dtype=np.int64)
+    for each in seats:
+        total[0, each.need] += len(each.nodes)
+    return Class(
+        np.concatenate([[0], columns.starts + 1]),
+        np.concatenate([[0.0], columns.worth]),
+        np.concatenate([total, columns.replicas]),
+        np.concatenate([[0], columns.held + 1]),
+        np.concatenate([[False], columns.mends]),
+        seated=True,
+    )
+
+
+def _seat(placed: list[list[Placed]], seats: Sequence[Placed]) -> None:
+    """Tell those that hold something on which of the ``seats`` they stand."""
+    nodes: dict[int, list[int]] = {}
+    for each in seats:
+        nodes.setdefault(each.need, []).extend(each.nodes)
+    for number, where in enumerate(placed):
+        placed[number] = [Placed(each.need, tuple(nodes[each.need].pop() for _ in each.nodes)) for each in where]
 
 
 def _granted(
@@ -194,19 +256,26 @@ class _Filled:
 
 
 class _Fill:
-    """Claims of one class put on nodes one by one, the most worth for the least share of a resource first."""
+    """Claims of one class put on nodes one by one, the most worth for the least share of a resource first.
 
-    def __init__(self, columns: Class, packing: Packing) -> None:
+    ``seats`` are where the first claim, if it is ``seated``, has its offer already.
+    """
+
+    def __init__(self, columns: Class, packing: Packing, seats: Sequence[Placed] = ()) -> None:
         self.columns, self.packing = columns, packing
         self.size = columns.replicas @ packing.shares()
         self.chosen = columns.starts[1:] - 1
         self.placed: list[list[Placed]] = [[] for _ in self.chosen]
+        if seats:
+            self.placed[0] = list(seats)
 
     def run(self, wanted: Bound | None = None, *, held: bool = False) -> _Filled:
         """Fill up from nothing, or from a choice or what is held, as far as that fits."""
         if held:
-            for claim in np.argsort(-self.size[self.columns.held], kind="stable").tolist():
-                self._move(claim, int(self.columns.held[claim]))
+            order = np.argsort(-self.size[self.columns.held], kind="stable").tolist()
+            for claim in sorted(order, key=lambda claim: claim == 0) if self.columns.seated else order:
+                if not self.placed[claim]:
+                    self._move(claim, int(self.columns.held[claim]))
         if wanted is not None:
             self._begin(wanted)
         queue = [step for claim in range(len(self.chosen)) for step in self._steps(claim)]
@@ -233,7 +302,8 @@ class _Fill:
         return self._filled()
 
     def _filled(self) -> _Filled:
-        worth = float(self.columns.worth[self.chosen].sum())
+        lost = self.columns.seated and not self.placed[0]
+        worth = -np.inf if lost else float(self.columns.worth[self.chosen].sum())
         return _Filled(self.chosen, self.placed, self.packing.free.copy(), worth)
 
     def _begin(self, wanted: Bound) -> None:
@@ -243,7 +313,10 @@ class _Fill:
         for need, nodes, count in sorted(wanted.places, key=lambda place: -shares[place[0]]):
             pool.setdefault(need, []).extend(self.packing.take_most(need, count, nodes).nodes)
         left_over = []
-        for claim in np.argsort(self.size[wanted.chosen], kind="stable").tolist():
+        order = np.argsort(self.size[wanted.chosen], kind="stable").tolist()
+        for claim in sorted(order, key=lambda claim: claim != 0) if self.columns.seated else order:
+            if self.placed[claim]:
+                continue
             asked = self.columns.replicas[wanted.chosen[claim]]
             needs = np.flatnonzero(asked).tolist()
             if all(len(pool.get(need, ())) >= asked[need] for need in needs):
