@@ -397,6 +397,30 @@ def test_a_layer_of_an_oci_artifact_is_resumed_over_a_bad_line(
             opened(uri.replace("1.0", "2.0"), origin, "1" * 64)
 
 
+def test_a_public_bucket_with_a_region_is_read_unsigned(
+    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    def respond(to: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(f"{to.path} {to.headers['Authorization']}")
+        to.send_response(200)
+        to.send_header("Content-Length", str(origin.stat().st_size))
+        to.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        to.send_header("ETag", '"1"')
+        to.end_headers()
+        to.wfile.write(origin.read_bytes())
+
+    with serving(respond) as address:
+        credentials(
+            monkeypatch, tmp_path / "keys", AWS_REGION="eu-central-1", AWS_ENDPOINT_URL=address.rpartition("/")[0]
+        )
+        check(opened("s3://bucket/model.safetensors", origin), origin)
+        with pytest.raises(WeightsError, match="it names a bucket, and no file"):
+            opened("s3://bucket", origin, "1" * 64)
+    assert asked == ["/bucket/model.safetensors None"]
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [

@@ -24,6 +24,12 @@ CHUNK_BYTES = 1 << 16
 _S3_KEYS = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL",
 )  # fmt: skip
+_S3_IDENTITIES = (
+    "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)  # fmt: skip
+"""What says who asks: keys, or a pod's own identity. That of its node is not asked for: it takes half a minute to find
+that there is none."""
 _DOCKER_CONFIG = ".dockerconfigjson"
 _NO_SIZE = "Content-Length Header missing"
 _OUT_OF_RANGE = f" {HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE.value} "
@@ -133,8 +139,10 @@ def _store(uri: str, credentials: Mapping[str, str]) -> tuple[Any, str]:
         endpoint = config.get("aws_endpoint_url") or os.environ.get("AWS_ENDPOINT_URL", "")
         _check_s3_keys(uri, {**os.environ, **credentials}, endpoint)
         options["allow_http"] = endpoint.startswith("http://")
-        if not any(name.startswith("AWS_") and name != "AWS_ENDPOINT_URL" for name in (*credentials, *os.environ)):
+        if not any(name in credentials or name in os.environ for name in _S3_IDENTITIES):
             config["skip_signature"] = True  # nobody has given a key: it is a public bucket, or the store will say so
+        if not path:
+            raise WeightsError(f"weights {without_secrets(uri)}: it names a bucket, and no file: s3://bucket/key")
         return S3Store(parts.netloc, config=config, client_options=options, retry_config=retries), path  # type: ignore[arg-type]
     authorization = _authorization(credentials)
     if authorization:
