@@ -44,6 +44,12 @@ def test_a_torch_checkpoint_of_tensors_is_read(zipped: bool, tmp_path: Path) -> 
     assert read["n"].tolist() == [0, 1, 2]
 
 
+def test_a_sparse_tensor_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    torch.save({"weight": torch.eye(3).to_sparse()}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=r"tensor weight of .* is sparse: save it dense"):
+        opened(tmp_path / "model.pt").read(["weight"], {})
+
+
 def test_a_pickle_that_runs_code_is_refused_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     for content in (pickle.dumps(_Evil()), pickle.dumps({"weight": _Evil()}, protocol=2)):

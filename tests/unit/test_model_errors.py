@@ -145,6 +145,24 @@ def test_inputs_that_forward_does_not_take_are_refused(source: ModelSource) -> N
         export(replace(source, inputs=(*FRAMES, TensorSpec("rate", "FP32", (1,)))))
 
 
+class Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, **given: torch.Tensor) -> torch.Tensor:
+        return self.layer(given["right"] - given["left"])
+
+
+def test_inputs_go_to_keywords_by_their_names(tmp_path: Path) -> None:
+    inputs = (TensorSpec("left", "FP32", (8,)), TensorSpec("right", "FP32", (8,)))
+    source = ModelSource("m", f"{__name__}:Keywords", (tmp_path / "w.safetensors").as_uri(), None, inputs)
+    save_own_weights(source, tmp_path / "w.safetensors")
+    given = {"left": torch.randn(3, 8), "right": torch.randn(3, 8)}
+    got = load_partition(source, 0, None).run(0, 1, given)
+    torch.testing.assert_close(got["output_0"], load_whole(source)(**given))
+
+
 @pytest.mark.parametrize(
     ("size", "name", "message"),
     [
@@ -202,6 +220,10 @@ def test_missing_misshapen_and_unreadable_weights_are_named(source: ModelSource,
     save_file({name: tensor for name, tensor in state.items() if name != "conv2.bias"}, path)
     with pytest.raises(WeightsError, match=r"lack conv2\.bias: the factory's parameters must have the names"):
         load_partition(other, 0, None)
+    save_file({f"model.{name}": tensor for name, tensor in state.items()}, path)
+    with pytest.raises(WeightsError, match=r"of which model\.classifier\.bias is nearest to classifier\.bias"):
+        load_partition(other, 0, None)
+    save_file({name: tensor for name, tensor in state.items() if name != "conv2.bias"}, path)
     load_partition(other, 2, None)  # the missing tensor is of another range
     save_file({**state, "conv2.bias": torch.zeros(3)}, path)
     with pytest.raises(WeightsError, match=r"conv2\.bias is torch\.float32 \[3\] in the file; the factory makes it"):

@@ -84,7 +84,12 @@ def find_factory(path: str) -> Callable[[], object]:
         raise FactoryError(f"factory {path}: importing {module_name} failed: {error}") from error
     factory: Callable[[], object] | None = getattr(module, attribute, None)
     if not callable(factory):
-        offered = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
+        package = module_name.partition(".")[0]  # and what that imports from others is no factory of its
+        offered = [
+            name
+            for name, value in vars(module).items()
+            if inspect.isfunction(value) and name[0] != "_" and value.__module__.partition(".")[0] == package
+        ]
         raise FactoryError(
             f"factory {path}: {module_name} ({getattr(module, '__file__', 'built in')}) has no callable {attribute}; "
             f"it offers {', '.join(offered) or 'none'}"
@@ -95,12 +100,16 @@ def find_factory(path: str) -> Callable[[], object]:
 def bind_inputs(source: ModelSource, module: nn.Module, values: Mapping[str, object]) -> dict[str, object]:
     """Keyword arguments of ``forward``: inputs go to parameters of their name, or, where no name fits, in order.
 
+    To ``forward(**inputs)`` they go by name; where it has other parameters as well, a wrong name would go unnoticed.
     Raises :class:`FactoryError` when only some names fit, or the module does not take that many inputs.
     """
     signature = inspect.signature(module.forward)
     names = [spec.name for spec in source.inputs]
     fitting = [name for name in names if name in signature.parameters]
+    kinds = {each.kind for each in signature.parameters.values()}
     try:
+        if kinds == {inspect.Parameter.VAR_KEYWORD}:
+            return dict(values)
         if len(fitting) == len(names):
             return dict(signature.bind(**values).arguments)
         if fitting:
@@ -111,5 +120,6 @@ def bind_inputs(source: ModelSource, module: nn.Module, values: Mapping[str, obj
         return dict(bound.arguments)
     except TypeError as error:
         raise FactoryError(
-            f"forward{signature} of factory {source.factory} does not fit spec.model.inputs: {error}"
+            f"forward{signature} of factory {source.factory} does not fit spec.model.inputs: {error}. They are handed "
+            "over by name: where it wants others, let the factory return a module that takes these and calls it"
         ) from error

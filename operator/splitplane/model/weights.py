@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -76,8 +77,10 @@ class WeightsFile:
         missing = sorted(name for name, alias in found.items() if alias is None)
         if missing:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            nearest = get_close_matches(missing[0], sorted(held.keys() - found.values()), n=1, cutoff=0.0)
             raise WeightsError(
                 f"weights {self.path} lack {shown}: the factory's parameters must have the names of the file's tensors"
+                + "".join(f", of which {name} is nearest to {missing[0]}" for name in nearest)
             )
         yield from self._tensors({name: held[alias] for name, alias in found.items() if alias is not None})
 
@@ -114,7 +117,10 @@ class WeightsFile:
     def _tensors(self, wanted: Mapping[str, "_Entry | torch.Tensor"]) -> Iterator[tuple[str, torch.Tensor]]:
         # Tensors of a checkpoint are mapped; they are copied, so that the mapping goes with the last of them.
         mapped = {name: value for name, value in wanted.items() if isinstance(value, torch.Tensor)}
-        yield from ((name, value.clone()) for name, value in mapped.items())
+        for name, value in mapped.items():
+            if value.layout != torch.strided:
+                raise WeightsError(f"tensor {name} of {self.path} is sparse: save it dense (tensor.to_dense())")
+            yield name, value.clone()
         if mapped:
             self._check_state(self.path)
         entries = {name: value for name, value in wanted.items() if isinstance(value, _Entry)}
