@@ -290,6 +290,17 @@ class Counting(nn.Module):
         return self.last(torch.relu(self.table(step)))
 
 
+def test_columns_of_a_table_count_alike_whatever_their_units() -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(500, 8, generator=generator)
+    shown = Linear({"x": table[:, 1:] @ torch.randn(7, 7, generator=generator)}, 400)
+    table[:, 0] = 1.7e9 + 1e6 * table[:, 0]  # times, of which nothing is shown
+    table[:, 2] = 5.0
+    [target] = targets_of(Calibration({"rows": table}, None)).values()
+    assert isinstance(target, Drawing)
+    assert float(target.tell(shown, 500).scores.mean()) == pytest.approx(6 / 7, abs=0.1)
+
+
 def test_one_number_for_each_sample_is_attacked(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_file(Counting().state_dict(), tmp_path / "weights.safetensors")

@@ -13,7 +13,7 @@ from splitplane.model import scores
 from splitplane.model.calibration import Calibration
 from splitplane.model.inversion import draw, guess_tokens
 from splitplane.model.linear import Linear
-from splitplane.model.spectra import spectrogram
+from splitplane.model.spectra import SHORTEST, spectrogram
 
 LARGEST_IMAGE, LONGEST_SIGNAL = 64, 1024
 """Finer inputs are reconstructed at this size, averaged over what falls together."""
@@ -141,13 +141,25 @@ class Drawing:
                 values = rows.reshape(len(values), MOST_CHANNELS, *values.shape[2:])
             places = tuple(min(size, LARGEST_IMAGE) for size in values.shape[2:])
         else:
-            values = _in_rows(values)
+            values = _in_rows(_by_columns(values))
             if values.shape[1] > MOST_CHANNELS:
                 values = _averaged(values.transpose(1, 2), (MOST_CHANNELS,)).transpose(1, 2)
             places = (min(values.shape[2], LONGEST_SIGNAL),)
         values = _averaged(values, places)
         low, high = values.amin(), values.amax()
         return (values - low) / (high - low).clamp_min(1e-12)
+
+
+def _by_columns(values: torch.Tensor) -> torch.Tensor:
+    """A table ``[n, columns]``, each in its own deviations: a time in seconds beside shares would be all that counts.
+
+    What has as many columns as a signal has places is left as it is.
+    """
+    if values.ndim != 2 or values.shape[1] >= SHORTEST:
+        return values
+    exact = values.double()
+    varied = exact.amax(0) > exact.amin(0)
+    return torch.where(varied, (exact - exact.mean(0)) / exact.std(0, correction=0), 0.0).float()
 
 
 def _in_rows(values: torch.Tensor) -> torch.Tensor:
