@@ -19,6 +19,7 @@ from torch import nn
 import splitplane
 from splitplane.domain.profiles import TensorSpec
 from splitplane.model import FactoryError, ModelSource, WeightsError, export, load_partition
+from splitplane.model.profile import measure
 from splitplane.model.refusals import line_of_operation
 from splitplane.model.whole import load_whole, save_own_weights
 
@@ -143,6 +144,17 @@ def test_weights_that_are_packed_away_are_refused(tmp_path: Path) -> None:
 def test_inputs_that_forward_does_not_take_are_refused(source: ModelSource) -> None:
     with pytest.raises(FactoryError, match=r"forward\(frames.*does not fit spec.model.inputs"):
         export(replace(source, inputs=(*FRAMES, TensorSpec("rate", "FP32", (1,)))))
+
+
+def halved() -> nn.Module:
+    return nn.Sequential(nn.Linear(1024, 8), nn.ReLU(), nn.Linear(8, 3)).bfloat16()
+
+
+def test_a_model_that_fails_on_its_declared_inputs_is_told_with_them(tmp_path: Path) -> None:
+    source = ModelSource("m", f"{__name__}:halved", (tmp_path / "w.safetensors").as_uri(), None, FRAMES)
+    save_own_weights(source, tmp_path / "w.safetensors")
+    with pytest.raises(FactoryError, match=r"fails on inputs as they are declared \(frames FP32 \[-1, 1024\]\)"):
+        measure(load_partition(source, 0, None), codecs={}, progress=lambda _share, _text: None)
 
 
 class Keywords(nn.Module):

@@ -17,6 +17,7 @@ import torch
 
 from splitplane.domain.codecs import raw_bytes
 from splitplane.domain.profiles import ZSTD, CodecTimes, Cut, Timing
+from splitplane.model.errors import FactoryError
 from splitplane.model.memory import available_bytes, grown
 from splitplane.model.partitions import Partition
 from splitplane.model.samples import runnable_ids, sample
@@ -76,7 +77,8 @@ def measure(
     batches: Sequence[int] = BATCHES,
     clock: Clock = time.perf_counter,
 ) -> Measured:
-    """Measure a wholly resident model on made-up inputs. Raises ``ValueError`` when it is only partly resident.
+    """Measure a wholly resident model on made-up inputs. Raises ``ValueError`` when it is only partly resident,
+    and :class:`FactoryError` where it fails on them.
 
     ``slowdown`` is that of an emulated device: its times are the core's times as many; 1 on real devices, whose times
     are the wall's. At least ``ROUNDS[0]`` rounds are run however slow the device is, so a short budget may be overrun.
@@ -85,9 +87,16 @@ def measure(
     if (partition.first, partition.last) != (0, cuts - 1):
         raise ValueError("only a wholly resident model can be measured")
     report, ids = _Reporter(progress, budget_seconds), dict[str, range]()
-    activation = grown(
-        lambda: ids.update(runnable_ids(partition.graph, lambda given: partition.run(0, partition.last, given)))
-    )
+    try:
+        activation = grown(
+            lambda: ids.update(runnable_ids(partition.graph, lambda given: partition.run(0, partition.last, given)))
+        )
+    except (IndexError, RuntimeError) as error:  # what an export on tensors without memory does not find out
+        told = ", ".join(f"{each.name} {each.datatype} {list(each.declared_shape)}" for each in partition.graph.inputs)
+        raise FactoryError(
+            f"the model of {partition.graph.source.factory} fails on inputs as they are declared ({told}): {error}. "
+            "Correct spec.model.inputs, or let the factory return a model that takes these"
+        ) from error
     inputs = sample(partition.graph.inputs, ids=ids)
     if slowdown != 1.0:  # an emulated device shares its core with others: what it waits for them is no time of its own
         clock = time.thread_time
