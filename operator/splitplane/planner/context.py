@@ -18,7 +18,6 @@ from splitplane.domain.snapshots import Active, Inputs, Mode, Policy, Preference
 from splitplane.planner.arrays import Array
 from splitplane.planner.keeping import Kept
 from splitplane.planner.options import CutTable, Options
-from splitplane.planner.replay import digest
 
 IDLE_RATE = 0.01
 """Requests per second that an idle pipeline is planned for: one every 100 s, so that it still serves quickly."""
@@ -200,7 +199,8 @@ class Context:
         A limit on cost counts as a number where it is a part that wanders, of one that sites share. How many replicas
         fit is left out: that moves with the pipeline's own pods, and says which plans there are, not which is better.
         """
-        room = [(tier.max_replicas, tier.ready_nodes, tier.granted) for tier in self.tiers.values()]
+        room = tuple((tier.max_replicas, tier.ready_nodes, tier.granted) for tier in self.tiers.values())
+        models = tuple((each.rules, each.kept.digest) for each in self.variants)
         money = None if self.budgeted else self.policy.max_cost_per_hour
         return Inputs(
             rate_per_second=self.rate,
@@ -211,13 +211,7 @@ class Context:
             arrival_scv=self.arrival_scv,
             seconds=tuple((name, site.seconds) for name, site in self.sites.items()),
             busy=tuple((name, site.busy) for name, site in self.sites.items() if site.tier.shared is not None),
-            rules=digest(
-                (
-                    replace(self.policy, max_cost_per_hour=money),
-                    room,
-                    [(each.rules, each.kept.digest) for each in self.variants],
-                )
-            ),
+            rules=self.kept.named((replace(self.policy, max_cost_per_hour=money), room, models)),
         )
 
 

@@ -40,6 +40,14 @@ class Kept:
         """A name of the profile."""
         return digest(self._profile)
 
+    def named(self, value: Hashable) -> str:
+        """A name of any value (``digest``), which takes as long as half a decision the first time."""
+        name: str | None = self.result(("name", value))
+        if name is None:
+            name = digest(value)
+            self.keep(("name", value), name, plans=1)
+        return name
+
     def fits(self, profile: Profile) -> bool:
         return profile is self._profile or profile == self._profile
 
