@@ -400,6 +400,20 @@ async def test_a_plan_that_never_gets_ready_is_rolled_back_with_the_reason(world
     assert world.status["setAside"][0]["reason"] == "NotReadyInTime"
 
 
+async def test_a_switch_that_is_given_up_is_told(world: World) -> None:
+    await serving(world)
+    world.gateway_admits = False
+    world.metrics = measured(rate=20.0)
+    await world.step(2, seconds=60)
+    assert world.condition("Progressing") == ("True", "Preparing")
+    world.apply(replanning={"minGainPercent": 90, "intervalSeconds": 61})
+    world.metrics = measured()
+    await world.step(2)
+    told = [message for _, reason, message in world.cluster.events if reason == "SwitchAbandoned"]
+    assert len(told) == 1
+    assert "is prepared no longer: keep " in told[0]
+
+
 async def test_stages_that_download_their_weights_are_given_the_time_that_a_thin_line_takes(world: World) -> None:
     model = pipeline_body()["spec"]["model"]
     model["weights"]["uri"] = "https://models.example/full.safetensors"

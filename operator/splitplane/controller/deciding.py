@@ -85,7 +85,8 @@ class Deciding:
             return
         if control.pending is not None and not changed:
             return
-        if control.pending is not None and memory.planned_for is not None:
+        given_up = control.pending if memory.planned_for is not None else None
+        if given_up is not None:
             control = abandon(control)
         # What was learnt of an estimate is no news of the measurement that has replaced it.
         learnt_of = {
@@ -158,6 +159,9 @@ class Deciding:
         )  # fmt: skip
         slowest = _SLOWEST_DOWNLOAD if is_downloaded(pipeline.spec.model) else _SLOWEST_VOLUME
         self._head_for(this, target, decision, load_seconds=model[1].held_bytes(0, model[1].segments) / slowest)
+        if given_up is not None and this.control.pending is None:
+            text = f"plan {given_up.serving.plan} is prepared no longer: {decision.message}"
+            this.notes.append(Note("Normal", "SwitchAbandoned", text))
 
     def _head_for(self, this: Round, target: Serving, decision: Decision, *, load_seconds: float) -> None:
         """Begin a switch to ``target``, unless it is what serves, or is being prepared, already."""

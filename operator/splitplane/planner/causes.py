@@ -84,10 +84,12 @@ def _priced_as(context: Context, inputs: Inputs) -> dict[str, Site]:
 
 def _standing(before: Context, active: Active, target: Candidate) -> tuple[int, float]:
     """How badly the active plan would stand: by the limits it breaks, then by what the target would still gain."""
-    current = assess(before, active.plan)
+    current, other = assess(before, active.plan), assess(before, target.plan)
     if before.policy.mode is Mode.FIXED:
         return severity(current), 0.0  # a split that is dictated stays, whatever another would gain
-    by = gain(before, current, assess(before, target.plan))
+    if FORBIDDEN & set(other.violations):
+        return severity(current), -math.inf  # there would have been nothing to go to
+    by = gain(before, current, other)
     return severity(current), by if math.isfinite(by) else math.inf
 
 

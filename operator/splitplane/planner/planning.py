@@ -190,7 +190,9 @@ def _revise(context: Context, active: Active, best: Candidate | None, now: float
     by = gain(context, current, target)
     if target.plan == active.plan:
         if gates.shrinks(active.plan, best.plan):
-            return hold("HeldByScaleDown", _why_not_smaller(policy, best, low_since, now), "scale-down", by)
+            breaks = severity(edges.far(best.plan)) > severity(best)
+            why = _why_not_smaller(policy, best, low_since, now, breaks=breaks)
+            return hold("HeldByScaleDown", why, "scale-down", by)
         return hold("HeldByHeadroom", f"{describe(best)} would break a limit at slightly more load", "headroom", by)
     if policy.mode is Mode.ADVISORY and not forbidden:
         return hold("Advisory", f"mode Advisory; recommended is {describe(best)}", "advisory", by)
@@ -260,8 +262,9 @@ def _keeping_replicas(context: Context, current: Candidate, target: Candidate, *
     return target if forced else current
 
 
-def _why_not_smaller(policy: Policy, best: Candidate, low_since: float | None, now: float) -> str:
+def _why_not_smaller(policy: Policy, best: Candidate, low_since: float | None, now: float, *, breaks: bool) -> str:
     if low_since is None:
-        return f"{describe(best)} would break a limit at {gates.DEAD_BAND:.0%} more load"
+        why = "would break a limit" if breaks else "would no longer be preferred"
+        return f"{describe(best)} {why} at {gates.DEAD_BAND:.0%} more load"
     window = policy.scale_down_window_seconds
     return f"demand low for {now - low_since:.0f} s of {window:.0f} s; then {describe(best)}"
