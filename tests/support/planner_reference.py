@@ -4,7 +4,7 @@ Slow and obvious on purpose. Tests hold the planner against it; the benchmark ta
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise, product
 
@@ -62,8 +62,12 @@ def enumerate_rows(snapshot: Snapshot, policy: Policy) -> Iterator[Row]:
     home = next(tier for tier in snapshot.tiers if tier.name == policy.gateway_tier)
     order = [home, *(tier for tier in snapshot.tiers if tier is not home)]
     linked = {frozenset((link.source, link.target)) for link in snapshot.links}
+    usable = [tier for tier in order if tier.ready_nodes and tier.slots]
     for count in range(1, policy.max_partitions + 1):
-        for tiers in combinations([tier for tier in order if tier.ready_nodes and tier.slots], count):
+        lines = list(combinations(usable, count))
+        if count == 3 and policy.allow_return:
+            lines += [(first, other, first) for first, other in combinations(usable, 2)]
+        for tiers in lines:
             hops = [{a, b} for a, b in pairwise((home.name, *(tier.name for tier in tiers))) if a != b]
             if not all(frozenset(hop) in linked for hop in hops):
                 continue
@@ -74,7 +78,7 @@ def enumerate_rows(snapshot: Snapshot, policy: Policy) -> Iterator[Row]:
                     continue
                 offered = [[c for c in policy.codecs if c in snapshot.profile.cuts[cut].wire_bytes] for cut in cuts]
                 for codecs, uses in product(product(*offered), _uses(tiers)):
-                    for counts in product(*(_counts(tier, k in uses) for k, tier in enumerate(tiers))):
+                    for counts in _counts(tiers, uses):
                         stages = tuple(
                             (tier.name, first, last, replicas)
                             for tier, first, last, replicas in zip(tiers, bounds, bounds[1:], counts, strict=False)
@@ -113,14 +117,22 @@ def _near(rows: list[Row], name: str, tolerance: float) -> list[Row]:
 
 def _uses(tiers: tuple[Tier, ...]) -> list[tuple[int, ...]]:
     """Sets of stages with pay-per-use: none, the first, the last, or both, where tiers offer it."""
+    if len({tier.name for tier in tiers}) < len(tiers):
+        return [()]
     ends = sorted({0, len(tiers) - 1})
     able = [k for k in ends if tiers[k].pay_per_use is not None]
     return [chosen for count in range(len(able) + 1) for chosen in combinations(able, count)]
 
 
-def _counts(tier: Tier, use: bool) -> range:
-    high = min(tier.max_replicas, tier.slots)
-    return range(min(high, max(0 if use else 1, tier.min_replicas)), high + 1)
+def _counts(tiers: tuple[Tier, ...], uses: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Replicas of the stages: each tier has no fewer than its minimum, and no more than it may and can hold."""
+    high = {tier.name: min(tier.max_replicas, tier.slots) for tier in tiers}
+    for counts in product(*(range(0 if k in uses else 1, high[tier.name] + 1) for k, tier in enumerate(tiers))):
+        held = {tier.name: 0 for tier in tiers}
+        for tier, count in zip(tiers, counts, strict=True):
+            held[tier.name] += count
+        if all(min(tier.min_replicas, high[tier.name]) <= held[tier.name] <= high[tier.name] for tier in tiers):
+            yield counts
 
 
 def _may_hold(snapshot: Snapshot, policy: Policy, tier: Tier, first: int, last: int) -> bool:
@@ -141,6 +153,7 @@ def _row(
     stations: list[Station] = []
     alone: list[tuple[float, float]] = []
     path: list[tuple[str, str, float]] = []
+    crossed: dict[tuple[str, str], list[int]] = {}
     answer = profile.cuts[-1].wire_bytes["fp32"]
     at = policy.gateway_tier
     for k, (name, first, last, count) in enumerate(stages):
@@ -150,6 +163,7 @@ def _row(
         if at != name:
             size = profile.cuts[first].wire_bytes[codec]
             bandwidth, delay = _link(snapshot, at, name)
+            crossed.setdefault((at, name), []).append(len(stations))
             stations.append((size / bandwidth, 0.0, 1, come, size / bandwidth, 0.0))
             fixed += delay
             cost += size * come * rate * 3600 / 2**30 * tiers[at].egress_price_per_gib
@@ -196,12 +210,19 @@ def _row(
         at = name
     for source, target, come in reversed(path):
         bandwidth, delay = _link(snapshot, source, target)
+        crossed.setdefault((source, target), []).append(len(stations))
         stations.append((answer / bandwidth, 0.0, 1, come, answer / bandwidth, 0.0))
         fixed += delay
         cost += answer * come * rate * 3600 / 2**30 * tiers[source].egress_price_per_gib
+    twice = [places for places in crossed.values() if len(places) == 2]
+    for one, other in twice:
+        # Two crossings in the same direction: every request queues among both kinds.
+        a, b = stations[one][0], stations[other][0]
+        for place in (one, other):
+            stations[place] = (stations[place][0], 0.0, 1, 2.0, (a + b) / 2, abs(a - b) / (a + b))
     if policy.max_accuracy_loss is not None and loss * 0.001 > policy.max_accuracy_loss * (1 + 1e-9):
         return None
-    p95, utilization = respond(stations, alone, fixed, rate, snapshot.arrival_scv)
+    p95, utilization = respond(stations, alone, fixed, rate, snapshot.arrival_scv, twice)
     return Row(stages, codecs, p95, cost, utilization, leak, loss, uses)
 
 
@@ -239,14 +260,18 @@ def _link(snapshot: Snapshot, source: str, target: str) -> tuple[float, float]:
 
 
 def respond(
-    stations: list[Station], alone: list[tuple[float, float]], fixed: float, rate: float, scv: float
-) -> tuple[float, float]:
+    stations: list[Station], alone: list[tuple[float, float]], fixed: float, rate: float, scv: float,
+    twice: Sequence[Sequence[int]] = (),
+) -> tuple[float, float]:  # fmt: skip
     """95th percentile and highest utilisation of a line of stations, and of (service, coefficient of variation) where
-    nobody queues."""
+    nobody queues. Places in the line of stations that are the same one are told by ``twice``."""
     busiest = max((rate * share * seen / servers for _, _, servers, share, seen, _ in stations), default=0.0)
     if busiest >= 1:
         return math.inf, busiest
     waits = [_wait(seen, cv, servers, rate * share, scv) for _, _, servers, share, seen, cv in stations]
+    for one, other in twice:
+        mean, variance, third = waits[one]
+        waits[one], waits[other] = (2 * mean, 2 * variance, 2 * third), (0.0, 0.0, 0.0)
     waits = waits or [(0.0, 0.0, 0.0)]
     services = [*((service, cv) for service, cv, *_ in stations), *alone]
     spreads = [(cv * service) ** 2 for service, cv in services]

@@ -549,6 +549,31 @@ def test_three_partitions_are_weighed_where_they_are_asked_for(profile: str, tmp
     assert longest == [2, 3]
 
 
+def test_plans_that_come_back_to_a_tier_are_weighed_where_that_is_allowed(profile: str, tmp_path: Path):
+    """The cloud is fast at the heavy second segment alone, and dear."""
+    made = yaml.safe_load(Path(profile).read_text())
+    times = {"edge": [0, 10, 900, 910, 920, 930, 1030], "cloud": [0, 10, 30, 130, 230, 330, 430]}
+    for device in made["spec"]["devices"]:
+        device["prefixNanoseconds"] = [1_000_000 * each for each in times[device["deviceClass"]]]
+    path = tmp_path / "heavy.yaml"
+    path.write_text(yaml.safe_dump(made))
+    asked = ("-f", PIPELINE, "--profile", str(path), "--bandwidth", "edge:cloud=200Mbit,2ms", "--rate", "5")
+    assert "there-and-back" not in run("explain", *asked)
+    back = r"chosen +edge:0-\d\|cloud:\d-\d\|edge:\d-6 "
+    assert not re.search(back, run("plan", *asked, "--max-partitions", "3"))
+    assert re.search(back, run("plan", *asked, "--allow-return"))
+    far = run("explain", *asked[:4], "--bandwidth", "200Mbit,190ms", "--rate", "1", "--allow-return")
+    assert not re.search(back, far)
+    assert line(far, "there-and-back").count("edge:") == 2
+    for more, told in (
+        (("--max-partitions", "2"), "a plan that comes back has 3 partitions"),
+        (("--exit", "3=0.4"), "not weighed for models with early exits"),
+    ):
+        result = CliRunner().invoke(app, ["plan", *asked, "--allow-return", *more])
+        assert result.exit_code == 2
+        assert told in " ".join(result.output.replace("│", " ").split())
+
+
 @pytest.fixture
 def tiny(profile: str, tmp_path: Path) -> str:
     """The same model at a fifth of the time."""

@@ -55,6 +55,41 @@ def test_the_frontier_of_a_thousand_random_pipelines_is_that_of_a_full_enumerati
     assert np.mean(np.array(sizes) > 1) > 0.4, "too few of the cases have a choice"
 
 
+def coming_back(seed: int) -> tuple[Snapshot, Policy]:
+    """A random pipeline whose plans may come back to a tier. Edges are good at the first and the last segment, other
+    tiers at those between."""
+    snapshot, policy = random_case(seed)
+    rng, profile = random.Random(seed), snapshot.profile
+
+    def specialised(device: DeviceProfile) -> DeviceProfile:
+        ends = {0, profile.segments - 1}
+        better = [(place in ends) == (device.device_class == "edge") for place in range(profile.segments)]
+        times = np.diff(device.prefix_seconds) * np.where(better, 0.2, 1.5)
+        return replace(device, prefix_seconds=(0.0, *np.cumsum(times).tolist()))
+
+    devices = {name: specialised(device) for name, device in profile.devices.items()}
+    tiers = tuple(replace(tier, ready_nodes=1, min_replicas=rng.randint(0, 3)) for tier in snapshot.tiers)
+    faster = tuple(replace(link, bandwidth_bytes_per_second=Value(10 ** rng.uniform(6, 8))) for link in snapshot.links)
+    snapshot = replace(snapshot, tiers=tiers, links=faster, profile=replace(profile, devices=devices))
+    return snapshot, replace(policy, max_partitions=3, allow_return=True)
+
+
+@pytest.mark.parametrize(("batch", "few"), [(0, 0), (1, 0), (2, searching._FEW)])
+def test_the_frontier_of_plans_that_may_come_back_is_that_of_a_full_enumeration(
+    batch: int, few: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(searching, "_FEW", few)
+    sizes, back = [], 0
+    for seed in range(40_000 + 50 * batch, 40_000 + 50 * (batch + 1)):
+        case = coming_back(seed)
+        sizes.append(assert_exact(*case, f"seed {seed}"))
+        context = build_context(*case)
+        found = frontier_of_lines(context, context.rate)
+        back += any(len(table.layout.tiers) > len(set(table.layout.tiers)) for table in found.tables)
+    assert np.mean(np.array(sizes) > 1) > 0.4
+    assert back > 10, f"too few of the cases come back: {back}"
+
+
 def with_use(seed: int) -> tuple[Snapshot, Policy]:
     """A random pipeline, some of whose tiers offer capacity that is paid by the use."""
     snapshot, policy = random_case(seed)

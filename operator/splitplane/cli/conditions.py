@@ -12,6 +12,7 @@ import yaml
 from splitplane.cli.stated import Stated, stated
 from splitplane.domain.measurements import MOST_SCV
 from splitplane.domain.snapshots import Policy, Snapshot
+from splitplane.planner.lines import LONGEST
 
 P = ParamSpec("P")
 
@@ -39,6 +40,14 @@ Partitions = Annotated[
         help="For the pipeline's maxPartitions. Three are only weighed: the operator makes two at most.",
         min=1,
         max=3,
+    ),
+]
+Return = Annotated[
+    bool,
+    typer.Option(
+        "--allow-return",
+        help="Also weigh plans that come back to a tier, as edge to cloud to edge: three partitions, of which the last"
+        " is on the tier of the first. Only weighed: the operator makes none.",
     ),
 ]
 Bandwidth = Annotated[
@@ -88,6 +97,7 @@ class Conditions:
     per_use: PerUse = None
     early: Exit = None
     partitions: Partitions = None
+    allow_return: Return = False
     without: Without = None
     variants: Variants = None
 
@@ -115,9 +125,11 @@ class Conditions:
             raise typer.BadParameter(str(error)) from error
         for remark in found.remarks:
             typer.echo(remark, err=True)
-        if self.partitions is None:
-            return found
-        return replace(found, policy=replace(found.policy, max_partitions=self.partitions))
+        partitions = self.partitions or (LONGEST if self.allow_return else found.policy.max_partitions)
+        if self.allow_return and partitions < LONGEST:
+            raise typer.BadParameter("a plan that comes back has 3 partitions: --allow-return needs --max-partitions 3")
+        policy = replace(found.policy, max_partitions=partitions, allow_return=self.allow_return)
+        return replace(found, policy=policy)
 
 
 _FILES = ("file", "profile")

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -88,6 +89,11 @@ class Plan:
             for stage, codec in zip(self.stages, (*self.codecs, ""), strict=True)
         )
 
+    @property
+    def revisits(self) -> str | None:
+        """The tier that requests come back to from another."""
+        return revisited([stage.tier for stage in self.stages])
+
     def replicas(self, tier: str) -> int:
         return sum(stage.replicas for stage in self.stages if stage.tier == tier)
 
@@ -101,6 +107,11 @@ class Plan:
         paid = [str(place) for place, stage in enumerate(self.stages) if stage.pay_per_use]
         variant = [f"variant {self.variant}"] if self.variant else []
         return hashlib.sha256(" ".join((repr(self), *paid, *variant)).encode()).hexdigest()[:10]
+
+
+def revisited(tiers: Sequence[str]) -> str | None:
+    """The tier that a request which visits these in turn comes back to from another; ``None`` where there is none."""
+    return tiers[0] if len(tiers) == 3 and tiers[0] == tiers[2] != tiers[1] else None
 
 
 @dataclass(frozen=True, slots=True)

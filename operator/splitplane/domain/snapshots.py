@@ -135,6 +135,8 @@ class Policy:
     fixed: FixedPlan | None = None
     codecs: tuple[str, ...] = ("fp32",)
     max_partitions: int = 2
+    allow_return: bool = False
+    """Whether the third partition may be on the tier of the first: requests come back to a tier from another."""
     max_utilization: float = 0.8
     min_gain: float = 0.15
     cooldown_seconds: float = 60.0
@@ -236,8 +238,9 @@ class Decision:
     ``best`` is what the planner would pick without gates: equal to ``target`` unless a gate or the mode held it.
     ``gate`` names the gate that held, empty otherwise. ``gain`` is relative, in the preferred objective.
     ``alternatives`` are other kinds of plan by name: ``edge-only``, ``cloud-only``, and where a plan is started or
-    switched to the best ``other-split``, all of its variant, and the best plan of each other one (``variant NAME``,
-    ``reference``). ``binding`` names the limits without which another plan would be better, as far as that was asked.
+    switched to the best ``other-split``, and ``there-and-back`` where plans may come back to a tier, all of its
+    variant, and the best plan of each other one (``variant NAME``, ``reference``). ``binding`` names the limits without
+    which another plan would be better, as far as that was asked.
     """
 
     action: Action

@@ -7,7 +7,12 @@ from splitplane.planner.bars import Aim
 from splitplane.planner.choice import pick
 from splitplane.planner.context import Context
 from splitplane.planner.evaluation import assess, violations
-from splitplane.planner.frontier import contenders_of_other_splits, frontier_of_layouts
+from splitplane.planner.frontier import (
+    Frontier,
+    contenders_of_other_splits,
+    contenders_that_come_back,
+    frontier_of_layouts,
+)
 from splitplane.planner.layouts import one_stage
 from splitplane.planner.selecting import best_plan
 
@@ -55,5 +60,15 @@ def other_variants(context: Context, target: Candidate) -> dict[str, Candidate]:
 
 def other_split(context: Context, target: Candidate) -> Candidate | None:
     """The best split that is on other tiers or cut elsewhere; ``None`` if there is none that carries the load."""
-    frontier = contenders_of_other_splits(context, target.plan, Aim.of(context.policy))
+    return _best_of(context, contenders_of_other_splits(context, target.plan, Aim.of(context.policy)))
+
+
+def there_and_back(context: Context, target: Candidate) -> Candidate | None:
+    """The best plan that comes back to a tier; ``None`` where the target does, or none may or carries the load."""
+    if target.plan.revisits:
+        return None
+    return _best_of(context, contenders_that_come_back(context, Aim.of(context.policy)))
+
+
+def _best_of(context: Context, frontier: Frontier) -> Candidate | None:
     return frontier.candidate(context, pick(context.policy, frontier)) if len(frontier) else None

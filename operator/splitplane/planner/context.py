@@ -255,6 +255,8 @@ def _build(snapshot: Snapshot, policy: Policy, kept: Kept) -> Context:
     if not 0.0 < policy.max_utilization < 1.0:
         raise ContradictionError(f"the utilisation ceiling must lie between 0 and 1, not be {policy.max_utilization}")
     reach = snapshot.reach
+    if reach and policy.allow_return:
+        raise ContradictionError("plans that come back to a tier are not weighed for models with early exits")
     if reach and (len(reach) != len(snapshot.profile.cuts) or reach[0] != 1.0 or not _falls(reach)):
         raise ContradictionError(
             f"reach must hold a share for each of {len(snapshot.profile.cuts)} cuts: 1, then never rising, above 0"

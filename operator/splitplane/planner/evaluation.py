@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from splitplane.domain.plans import Candidate, Plan, Prediction, Stage
+from splitplane.domain.plans import Candidate, Plan, Prediction, Stage, revisited
 from splitplane.domain.snapshots import Mode
 from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Direction, Site, Wire, crossings
 from splitplane.planner.exits import seen, share_at
 from splitplane.planner.keys import numbers
-from splitplane.planner.layouts import Every, Layout, layout_of
+from splitplane.planner.layouts import Every, Layout, layout_of, shared_out
 from splitplane.planner.options import LOSS_STEP, loss_steps
-from splitplane.planner.queueing import Response, Station, overflow_share, respond
+from splitplane.planner.queueing import Response, Station, in_one_queue, overflow_share, respond
 from splitplane.planner.residency import fits, trusted
 from splitplane.planner.stations import egress_cost, round_cost, stage_seconds, together, use_cost
 
@@ -194,7 +194,11 @@ def assess(context: Context, plan: Plan) -> Candidate:
 def held_by_nodes(context: Context, layout: Layout) -> Layout:
     """The layout with no more replicas than the tiers can hold now."""
     context, held = context.of(layout.variant), zip(layout.tiers, layout.replicas, strict=True)
-    return replace(layout, replicas=tuple(np.minimum(count, context.sites[tier].high) for tier, count in held))
+    counts = tuple(np.minimum(count, context.sites[tier].high) for tier, count in held)
+    twice = revisited(layout.tiers)
+    if twice is not None:
+        counts = shared_out(context.sites[twice], *counts)
+    return replace(layout, replicas=counts)
 
 
 def violations(context: Context, plan: Plan) -> tuple[str, ...]:
@@ -207,18 +211,21 @@ def violations(context: Context, plan: Plan) -> tuple[str, ...]:
     tiers = {stage.tier for stage in plan.stages}
     codecs = set(policy.fixed.codecs) if policy.mode is Mode.FIXED and policy.fixed else set(policy.codecs)
     broken = []
-    if any(tier in context.tiers and tier not in context.sites and not _refused(context, tier) for tier in tiers):
+    twice = plan.revisits
+    lost = any(tier in context.tiers and tier not in context.sites and not _refused(context, tier) for tier in tiers)
+    if lost or (twice is not None and twice in context.sites and context.tiers[twice].slots < 2):
         broken.append("node-loss")
     if (
         not tiers <= context.tiers.keys()
         or plan.stages[0].first != 0
         or plan.stages[-1].last != end
         or len(plan.stages) > policy.max_partitions
+        or (twice is not None and not policy.allow_return and policy.mode is not Mode.FIXED)
         or not set(plan.codecs) <= codecs
         or any(stage.pay_per_use and context.tiers[stage.tier].pay_per_use is None for stage in plan.stages)
     ):
         return (*broken, "spec")
-    if any(not _fewest(context, stage) <= stage.replicas <= _most(context, stage) for stage in plan.stages):
+    if not all(_replicas_allowed(context, plan, stage) for stage in plan.stages):
         broken.append("replicas")
     if any(_ungranted(context, plan, tier) for tier in tiers):
         broken.append("grant")
@@ -289,14 +296,13 @@ def _unshared(context: Context, stage: Stage) -> bool:
     return shared is not None and (stage.resident_first, stage.resident_last) != (shared.first, shared.last)
 
 
-def _fewest(context: Context, stage: Stage) -> int:
-    """The tier's minimum, or what its nodes can hold if that is less."""
+def _replicas_allowed(context: Context, plan: Plan, stage: Stage) -> bool:
+    """Whether a tier has at least its minimum of replicas, or what its nodes can hold if that is less, and at most its
+    maximum. Those of a tier that requests come back to count together."""
     site = context.sites.get(stage.tier)
-    return 1 if site is None else site.fewest(pay_per_use=stage.pay_per_use)
-
-
-def _most(context: Context, stage: Stage) -> int:
-    return context.tiers[stage.tier].max_replicas
+    fewest = 1 if site is None else site.fewest(pay_per_use=stage.pay_per_use)
+    count = plan.replicas(stage.tier) if stage.tier == plan.revisits else stage.replicas
+    return fewest <= count <= context.tiers[stage.tier].max_replicas
 
 
 def broken(context: Context, table: Table) -> tuple[Bools, Bools, Bools]:
@@ -324,16 +330,23 @@ def _stations(
     context: Context, hops: Sequence["_Hop | None"], stages: Sequence[Station], bandwidths: Mapping[Direction, Array]
 ) -> list[Station]:
     """All that a request passes in turn: to each stage over its link, if there is one, and back over these."""
-    found = []
+    found: list[Station] = []
+    crossed: dict[Direction, list[int]] = {}
     for hop, stage in zip(hops, stages, strict=True):
         if hop is not None:
+            crossed.setdefault((hop.source, hop.target), []).append(len(found))
             found.append(_link(bandwidths.get((hop.source, hop.target), hop.wire.bandwidth), hop.sent, hop.share))
         found.append(stage)
     for hop in reversed(hops):
         if hop is not None:
             back = context.wires[hop.target, hop.source]
             answer = np.full(len(hop.sent), context.answer_bytes)
+            crossed.setdefault((hop.target, hop.source), []).append(len(found))
             found.append(_link(bandwidths.get((hop.target, hop.source), back.bandwidth), answer, hop.share))
+    for places in crossed.values():
+        if len(places) > 1:
+            for place, station in zip(places, in_one_queue([found[place] for place in places]), strict=True):
+                found[place] = station
     return found
 
 

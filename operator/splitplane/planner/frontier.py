@@ -106,7 +106,7 @@ def _most_plans(context: Context) -> float:
     """As many plans as there may be at most; infinite where some have a stage between two others."""
     usable = [site for site in context.sites.values() if context.affordable(site)]
     parts = min(len(usable), context.policy.max_partitions)
-    if parts > 2:
+    if parts > 2 or (parts == 2 and context.policy.allow_return and context.policy.max_partitions > 2):
         return math.inf
     ways = [site.high if site.tier.pay_per_use is None else 2 * site.high + 1 for site in usable]
     splits = sum(one * other for one, other in combinations(ways, 2)) if parts == 2 else 0
@@ -133,6 +133,12 @@ def contenders_of_other_splits(context: Context, plan: Plan, aim: Aim) -> Fronti
     lines = [line for line in build_lines(context, context.rate) if len(line.tiers) > 1]
     others = [line.other_than(plan.cuts) if line.tiers == tiers else line for line in lines]
     return _frontier(context, [line for line in others if len(line.first)], context.rate, (), aim)
+
+
+def contenders_that_come_back(context: Context, aim: Aim) -> Frontier:
+    """What is in the running for an aim of the plans that come back to a tier."""
+    lines = [line for line in build_lines(context, context.rate) if line.both is not None]
+    return _frontier(context, lines, context.rate, (), aim)
 
 
 def _frontier(

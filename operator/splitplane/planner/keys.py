@@ -10,7 +10,7 @@ def limits(context: Context) -> Hashable:
     policy = context.policy
     return (
         (policy.raw_input_stays_trusted, policy.max_leak, policy.max_accuracy_loss),
-        (policy.codecs, policy.max_partitions, context.rules),
+        (policy.codecs, policy.max_partitions, policy.allow_return, context.rules),
         tuple(tier.shared for tier in context.tiers.values()),
         tuple((site.name, site.low, site.high) for site in context.sites.values() if context.affordable(site)),
     )

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from splitplane.domain.plans import Plan, Stage
+from splitplane.domain.plans import Plan, Stage, revisited
 from splitplane.planner.arrays import Bools, Ints
 from splitplane.planner.context import Context, Site
 from splitplane.planner.residency import resident_range
@@ -41,11 +41,13 @@ class Layout:
 
     def plan(self, context: Context, row: int) -> Plan:
         """The plan of one row, with the residency that its stages get."""
-        context = context.of(self.variant)
+        context, twice = context.of(self.variant), revisited(self.tiers)
         stages = []
         for k, tier in enumerate(self.tiers):
             first, last = int(self.bounds[k][row]), int(self.bounds[k + 1][row])
-            resident, replicas = resident_range(context, tier, first, last), int(self.replicas[k][row])
+            # What is resident tells the pods of two stages on one tier apart.
+            resident = (first, last) if tier == twice else resident_range(context, tier, first, last)
+            replicas = int(self.replicas[k][row])
             stages.append(Stage(tier, first, last, *resident, replicas, pay_per_use=k in self.pay_per_use))
         codecs = tuple(context.table.codecs[int(codec[row])] for codec in self.codecs)
         return Plan(tuple(stages), codecs, self.variant)
@@ -101,17 +103,37 @@ def layout_of(context: Context, plan: Plan) -> Layout:
     )
 
 
+def held_together(site: Site, count: Ints) -> Bools:
+    """Whether so many replicas of two stages together are what their tier may and can hold."""
+    able: Bools = (count >= site.low) & (count <= site.high)
+    return able
+
+
+def shared_out(site: Site, head: Ints, middle: Ints, tail: Ints) -> tuple[Ints, ...]:
+    """The counts with no more replicas of the first and the last stage than their tier can hold now, if that is two;
+    of these stages the one with more of them loses one first."""
+    for _ in range(2 * site.high):
+        over = head + tail > max(2, site.high)
+        fewer = over & (head > tail)
+        head, tail = head - fewer, tail - (over & ~fewer)
+    return head, middle, tail
+
+
 def with_replicas(context: Context, plan: Plan) -> Layout | None:
     """The plan's routing with every number of replicas; ``None`` where one of its tiers cannot hold any."""
     sites = [context.of(plan.variant).sites.get(stage.tier) for stage in plan.stages]
     ranges = [
-        np.arange(site.fewest(pay_per_use=stage.pay_per_use), site.high + 1)
+        np.arange(1 if stage.tier == plan.revisits else site.fewest(pay_per_use=stage.pay_per_use), site.high + 1)
         for site, stage in zip(sites, plan.stages, strict=True)
         if site is not None
     ]
     if len(ranges) < len(sites):
         return None
     grids = [grid.ravel() for grid in np.meshgrid(*ranges, indexing="ij")]
+    if (twice := plan.revisits) is not None:
+        site = context.of(plan.variant).sites[twice]
+        able = held_together(site, grids[0] + grids[2])
+        grids = [grid[able] for grid in grids]
     zeros = np.zeros_like(grids[0])
     single = layout_of(context, plan)
     return Layout(

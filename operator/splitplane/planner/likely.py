@@ -101,7 +101,9 @@ def _pasts(context: Context) -> Iterator[Context]:
 
 def _ranges(plan: Plan, other: Plan) -> tuple[Range | None, ...] | None:
     """What ``other`` runs on the tiers of the plan's stages; ``None`` where it needs pods on a further tier."""
-    theirs = {stage.tier: (stage.first, stage.last) for stage in other.stages}
-    if not theirs.keys() <= {stage.tier for stage in plan.stages}:
-        return None
-    return tuple(theirs.get(stage.tier) for stage in plan.stages)
+    left = list(other.stages)
+    found = []
+    for stage in plan.stages:  # both visit tiers in the same order
+        runs = left.pop(0) if left and left[0].tier == stage.tier else None
+        found.append(None if runs is None else (runs.first, runs.last))
+    return None if left else tuple(found)

@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
+from splitplane.domain.plans import revisited
 from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Site
 from splitplane.planner.exits import Seen, seen
@@ -51,6 +52,8 @@ class Line:
     second: Ints
     pay_per_use: frozenset[int] = frozenset()
     """Stages whose overflow is paid by the use: the first or the last."""
+    both: Site | None = None
+    """The tier of head and tail where requests come back to it: it holds the replicas of both."""
     variant: str = ""
 
     def other_than(self, cuts: tuple[int, ...]) -> "Line":
@@ -101,6 +104,20 @@ def build_lines(context: Context, rate: float) -> Iterator[Line]:
                     line = _build(context, rate, tiers, pay_per_use)
                     if line is not None and len(line.first):
                         yield replace(line, variant=context.variant) if context.variant else line
+    if context.policy.allow_return and context.policy.max_partitions >= LONGEST:
+        yield from _returning(context, rate, usable)
+
+
+def _returning(context: Context, rate: float, usable: Sequence[str]) -> Iterator[Line]:
+    """Lines out to a tier and back to the first; nothing is paid by the use there."""
+    for tiers in combinations(usable, 2):
+        back = (*tiers, tiers[0])
+        hops = [hop for hop in pairwise((context.gateway, *back)) if hop[0] != hop[1]]
+        if all(hop in context.wires and not context.wires[hop].remembered for hop in hops):
+            able = context.sites[tiers[0]].high > 1 and not any(context.tiers[tier].shared for tier in tiers)
+            line = _build(context, rate, back, frozenset()) if able else None
+            if line is not None and len(line.first):
+                yield replace(line, variant=context.variant) if context.variant else line
 
 
 def _ways_to_pay(context: Context, tiers: Sequence[str]) -> Iterator[frozenset[int]]:
@@ -122,6 +139,11 @@ def _build(context: Context, rate: float, tiers: Sequence[str], pay_per_use: fro
         return None
     if len(sites) == 1:
         return _whole(context, rate, sites[0], shared, pay_per_use)
+    both = None
+    if revisited(tiers) is not None:
+        both = sites[0]
+        # Each stage leaves the other a replica; the tier's minimum is for both.
+        sites[0] = sites[2] = replace(both, low=1, high=both.high - 1)
     options = context.options
     uses = 0 in pay_per_use, len(sites) - 1 in pay_per_use
     near, seen_near, out, able_near = _leaving(context, rate, sites[0], sites[1], options, pay_per_use=uses[0])
@@ -142,23 +164,35 @@ def _build(context: Context, rate: float, tiers: Sequence[str], pay_per_use: fro
         rows = np.arange(np.count_nonzero(able))
         able_options = options.where(able)
         return Line(tuple(tiers), head, None, tail, able_options, able_options, rows, rows, pay_per_use)
+    queued = [out, into] if both is None else _by_direction(out, into)
+    if both is not None:
+        able_near, able_far = (
+            able_near & queued[0].bears(rate, ceiling(context)),
+            able_far & queued[1].bears(rate, ceiling(context)),
+        )
     before, after = options.where(able_near), options.where(able_far)
     near, seen_near, out = near[able_near], seen_near.where(able_near), out.where(able_near)
     far, seen_far, into = far[able_far], seen_far.where(able_far), into.where(able_far)
     there, back = out.links
     head = side(
-        context, rate, sites[0], near, seen_near, out,
+        context, rate, sites[0], near, seen_near, queued[0].where(able_near),
         square=seen_near.coupling_square(near, there) + back**2, pay_per_use=uses[0],
     )  # fmt: skip
     there, back = into.links
     between = middle(context, sites[1], before, after, there)
     first_link = there**2 if between.seen is None else 0.0
     tail = side(
-        context, rate, sites[2], far, seen_far, into.beside(shared),
+        context, rate, sites[2], far, seen_far, queued[1].where(able_far).beside(shared),
         square=seen_far.coupling_square(far, back) + first_link + shared.square, pay_per_use=uses[1],
     )  # fmt: skip
     first, second = _pairs(context, tiers[1], before, after)
-    return Line(tuple(tiers), head, between, tail, before, after, first, second, pay_per_use)
+    return Line(tuple(tiers), head, between, tail, before, after, first, second, pay_per_use, both)
+
+
+def _by_direction(out: Passage, into: Passage) -> list[Passage]:
+    """The links out to a tier and back, each with the answers that go the same way; by all options."""
+    (there, answer_back), (back, answer_there) = out.links, into.links
+    return [replace(out, links=(there, answer_there), twice=True), replace(into, links=(back, answer_back), twice=True)]
 
 
 def _whole(context: Context, rate: float, site: Site, shared: Passage, pay_per_use: frozenset[int]) -> Line | None:

@@ -44,4 +44,9 @@ def _rates(context: Context, line: Line) -> Array:
     if line.middle is not None:
         busy = line.middle.busy(line.first, line.second)
         rates = np.minimum(rates, line.middle.most * ceiling(context) / busy)
+    if line.both is not None:  # whatever the two stages share out among them
+        heads = np.arange(1.0, line.both.high)[:, None]
+        near, far = line.head.busy[line.first], line.tail.busy[line.second]
+        shared = np.minimum(heads / near, (line.both.high - heads) / far).max(axis=0)
+        rates = np.minimum(rates, shared * ceiling(context))
     return rates

@@ -9,7 +9,7 @@ from splitplane.domain.plans import Candidate, Plan, Stage
 from splitplane.domain.snapshots import Action, Active, Decision, Left, Mode, Policy, Snapshot
 from splitplane.planner import gates
 from splitplane.planner.bands import Edges, endangers, relieves
-from splitplane.planner.baselines import baselines, other_split, other_variants
+from splitplane.planner.baselines import baselines, other_split, other_variants, there_and_back
 from splitplane.planner.binding import binding_limits
 from splitplane.planner.bottlenecks import bottleneck, told_overload
 from splitplane.planner.causes import FORBIDDEN, reason_of_change
@@ -101,8 +101,9 @@ def _decide(context: Context, now: float, *, thorough: bool) -> Decision:
     alternatives = baselines(chosen)
     binding: tuple[str, ...] = ()
     if best is not None and (thorough or verdict.action is not Action.HOLD):
-        split = other_split(chosen, told or best)
-        alternatives |= {"other-split": split} if split else {}
+        for name, kind in (("other-split", other_split), ("there-and-back", there_and_back)):
+            found = kind(chosen, told or best)
+            alternatives |= {name: found} if found else {}
         alternatives |= other_variants(context, told or best)
         binding = binding_limits(context, best)
     ways = admissible(context, verdict.target.plan) if verdict.target else Admissible((), None)
@@ -253,6 +254,8 @@ def _keeping_replicas(context: Context, current: Candidate, target: Candidate, *
 
     def kept_on(stage: Stage) -> int:
         now = min(current.plan.replicas(stage.tier), context.tiers[stage.tier].max_replicas)
+        if stage.tier == target.plan.revisits:  # the first of two stages there gets what the other has not
+            now -= target.plan.replicas(stage.tier) - stage.replicas if stage.first == 0 else now
         return max(stage.replicas, now)
 
     plan = replace(target.plan, stages=tuple(replace(stage, replicas=kept_on(stage)) for stage in target.plan.stages))

@@ -7,7 +7,7 @@ depends on that station alone, and no percentile falls when a station's wait, it
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -61,6 +61,8 @@ class Station:
     seen_scv: Array | float | None = None
     together: Together | None = None
     others: float = 0.0
+    waits: float = 1.0
+    """How often a request waits in its queue. Of several visits to one station the first counts all, as one wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,19 @@ class Response:
     def p99s(self) -> Array:
         found = self.mean + self.deviation * np.interp(self.skewness, _SKEWNESS, _P99)
         return np.asarray(np.maximum(found, self.p95))
+
+
+def in_one_queue(visits: Sequence[Station]) -> list[Station]:
+    """Visits of each request to one station, all in the queue that they make together. Waits of stations in a line add
+    up in part only, as what passed one queue comes to the next in good order; those of one station do in full."""
+    come: Array | float = sum(visit.share for visit in visits)
+    mean: Array = np.add.reduce([visit.share * visit.service for visit in visits]) / come
+    variance: Array = np.add.reduce([visit.share * (visit.service - mean) ** 2 for visit in visits]) / come
+    waits, scv = (float(len(visits)), *([0.0] * (len(visits) - 1))), variance / mean**2
+    return [
+        replace(visit, share=come, seen=mean, seen_scv=scv, waits=each)
+        for visit, each in zip(visits, waits, strict=True)
+    ]
 
 
 def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array, arrival_scv: float) -> Response:
@@ -160,6 +175,8 @@ def respond(stations: Sequence[Station], *, constant: Array, rate: float | Array
     if lossy:
         felt[:, lossy] = 0.0
     damp(felt[3], felt[4])
+    if any(station.waits != 1.0 for station in stations):
+        felt *= np.array([station.waits for station in stations]).reshape(-1, *(1 for _ in shape))
     plain, variance, third, steady, skewed = blend(
         np.add.reduce(felt, axis=1), np.maximum.reduce(felt, axis=1), coupling
     )

@@ -8,6 +8,10 @@ a bound of the family that it lies in: replicas add to the cost, no wait grows w
 percentile grows when a wait falls, so the corner ``n + 1_S`` has the least cost of the family, and ``n`` with all
 replicas there are in ``S`` is at least as fast as any member. The families of the fewest replicas, and after them those
 of each corner within its own ``S``, hold every plan of the row once.
+
+Where head and tail are on one tier, which holds so many of both together: a corner with more of them goes with all its
+family, as no member has fewer; one with fewer than the tier's minimum is no plan, but its family is looked at. Bounds
+hold for all the more plans than there are.
 """
 
 import math
@@ -21,8 +25,7 @@ from splitplane.planner.columns import joined, sliced, taken
 from splitplane.planner.cover import Cover
 from splitplane.planner.exits import Seen
 from splitplane.planner.lines import Line
-from splitplane.planner.queueing import NORMAL_95, blend, coupling_of, damp, delay, percentile_95, service_third
-from splitplane.planner.sides import Side
+from splitplane.planner.queueing import blend, coupling_of, damp, delay, percentile_95, service_third
 from splitplane.planner.stations import round_cost
 
 HEAD, MIDDLE, TAIL = 1, 2, 4
@@ -115,7 +118,7 @@ class _Search:
         self.ends = {HEAD: line.head, TAIL: line.tail}
         self.leaks = {stage: cover.rank(side.leak) for stage, side in self.ends.items()}
         self.means = {stage: side.moments[0] for stage, side in self.ends.items()}
-        self.longer = {stage: _longer(side) for stage, side in self.ends.items()}
+        self.longer = {stage: side.longer for stage, side in self.ends.items()}
         self.longer_at_most = {
             stage: self.longer[stage][side.most - 1 :: side.most] for stage, side in self.ends.items()
         }
@@ -125,6 +128,7 @@ class _Search:
         self.sets = np.array(sets, dtype=np.uint8)
         self.with_middle = sum(not s & MIDDLE for s in sets)
         self.members = {stage: (self.sets & stage) > 0 for stage in self.most}
+        self.at_ends = self.members[HEAD].astype(np.int64) + self.members[TAIL]
         self.step: Array = np.add.reduce([self.members[stage] * self.prices[stage] for stage in self.most])
 
     def run(self) -> Iterator[Found]:
@@ -176,6 +180,8 @@ class _Search:
             np.maximum(least, middle.least, out=least)
             cost += least * middle.price
         able = least <= self.most[MIDDLE]
+        if self.line.both is not None:
+            able &= head.least.take(first) + tail.least.take(second) <= self.line.both.high
         if promising:
             able &= ~self.cover.rules_out(floor, cost, self.quickest(first, second, seconds))
         if not able.all():
@@ -243,7 +249,10 @@ class _Search:
         row, head, middle, tail = (grid.ravel() for grid in np.meshgrid(*counts, indexing="ij"))
         fewest = self.line.head.least[rows.first], rows.least, self.line.tail.least[rows.second]
         extra = [count - least[row] for count, least in zip((head, middle, tail), fewest, strict=True)]
-        able = np.flatnonzero(np.minimum.reduce(extra) >= 0)
+        enough = np.minimum.reduce(extra) >= 0
+        if self.line.both is not None:
+            enough &= head + tail <= self.line.both.high
+        able = np.flatnonzero(enough)
         row, *extra = (column[able] for column in (row, *extra))
         cost = rows.cost[row]
         for stage, option, more in zip(self.prices, (rows.first[row], row, rows.second[row]), extra, strict=True):
@@ -272,6 +281,8 @@ class _Search:
         able = (room & self.sets[:, None]) == self.sets[:, None]
         lowest = self.cover.lowest(rows.floor.take(nodes.row), cost)
         able &= lowest > nodes.bound
+        if self.line.both is not None:
+            able &= nodes.head + nodes.tail + self.at_ends[:, None] <= self.line.both.high
         number, places = np.nonzero(able)
         lowest, cost = lowest[able], cost[able]
         row = nodes.row.take(places)
@@ -359,7 +370,10 @@ class _Search:
         return percentile_95(*sums)
 
     def existing(self, rows: _Rows, nodes: _Nodes) -> _Nodes:
-        """The nodes with an infinite p95 for plans that are left out: nobody finds them, but their families count."""
+        """The nodes with an infinite p95 for plans that are left out, or have too few replicas on a tier that requests
+        come back to: nobody finds them, but their families count."""
+        if self.line.both is not None:
+            nodes.p95[nodes.head + nodes.tail < self.line.both.low] = np.inf
         if not self.without:
             return nodes
         options = rows.first.take(nodes.row), rows.second.take(nodes.row)
@@ -375,7 +389,7 @@ class _Search:
         self.cover.add(self.cover.ceiling(leak, loss), nodes.cost, nodes.p95)
 
     def found(self, rows: _Rows, nodes: _Nodes) -> Found:
-        if self.without:
+        if self.without or self.line.both is not None:
             nodes = taken(nodes, np.flatnonzero(np.isfinite(nodes.p95)))
         row = nodes.row
         return Found(
@@ -383,10 +397,3 @@ class _Search:
             head=nodes.head, middle=nodes.middle, tail=nodes.tail,
             cost=round_cost(nodes.cost), p95=nodes.p95, leak=rows.leak.take(row), loss=rows.loss.take(row),
         )  # fmt: skip
-
-
-def _longer(side: Side) -> Array:
-    """By option and replicas, how far the 95th percentile of a side alone lies above its mean service at least: that of
-    a normal distribution, as nothing here is skewed to the left."""
-    longer: Array = side.largest[0] + NORMAL_95 * np.sqrt(np.repeat(side.moments[1], side.most) + side.largest[1])
-    return longer

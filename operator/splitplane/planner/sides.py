@@ -1,6 +1,6 @@
 """What the stages of a line, and the links beside them, add to a plan: tables by option and number of replicas."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from splitplane.planner.arrays import Array, Bools, Ints
 from splitplane.planner.context import Context, Direction, Site
 from splitplane.planner.exits import Seen, seen, share_at
 from splitplane.planner.options import Options
-from splitplane.planner.queueing import damp, delay, felt_extra, overflow_share, service_third, wait
+from splitplane.planner.queueing import NORMAL_95, damp, delay, felt_extra, overflow_share, service_third, wait
 from splitplane.planner.stations import batches, codec_seconds, egress_cost, use_cost
 
 _SLACK = 1e-9
@@ -23,7 +23,8 @@ class Side:
     ``total`` and ``largest`` are cumulants of waits, 3 x flat over (option, replicas from 1 to ``most``). All else is
     by option; ``moments`` are the cumulants of services and delays (3 x options), ``square`` is the sum of the squares
     of the services (``queueing.coupling_of``), ``cost`` is that of the ``least`` replicas that carry the load,
-    ``capacity`` the highest rate that ``most`` replicas and the links bear at the utilisation ceiling.
+    ``capacity`` the highest rate that ``most`` replicas and the links bear at the utilisation ceiling, ``busy`` the
+    seconds that each request keeps a replica busy at least.
     """
 
     total: Array
@@ -35,10 +36,18 @@ class Side:
     least: Ints
     most: int
     capacity: Array
+    busy: Array
     leak: Array
     loss: Ints
     use: "Use | None" = None
     """Where what finds all replicas busy is paid by the use. Counts of replicas are places in its tables then."""
+
+    @property
+    def longer(self) -> Array:
+        """By option and replicas, how far the 95th percentile of this alone lies above its mean service at least: that
+        of a normal distribution, as nothing here is skewed to the left."""
+        longer: Array = self.largest[0] + NORMAL_95 * np.sqrt(np.repeat(self.moments[1], self.most) + self.largest[1])
+        return longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,19 @@ class Passage:
     spend: Array
     leak: Array
     loss: Ints
+    twice: bool = False
+    """Whether the first two links are the same direction of one wire, and all requests cross both."""
+
+    @property
+    def queues(self) -> Iterator[tuple[Array | float, Array, Array | float]]:
+        """What queues at each link: how many come there for each request of the pipeline, their mean service, and its
+        squared coefficient of variation."""
+        if self.twice:
+            one, other = self.links[:2]
+            for _ in range(2):
+                yield 2.0, 0.5 * (one + other), ((one - other) / (one + other)) ** 2
+        for link, share in list(zip(self.links, self.shares, strict=True))[2 * self.twice :]:
+            yield share, link, 0.0
 
     @property
     def square(self) -> Array:
@@ -111,14 +133,14 @@ class Passage:
     def bears(self, rate: float, ceiling: float) -> Bools:
         """By option, whether no link is busier than the ceiling."""
         able = np.ones(self.spend.shape, dtype=np.bool_)
-        for link, share in zip(self.links, self.shares, strict=True):
+        for share, link, _ in self.queues:
             able &= rate * share * link <= ceiling
         return able
 
     def where(self, mask: Bools) -> "Passage":
         links = tuple(link[mask] for link in self.links)
         shares = tuple(share[mask] if isinstance(share, np.ndarray) else share for share in self.shares)
-        return Passage(links, shares, self.delay, self.spend[mask], self.leak[mask], self.loss[mask])
+        return Passage(links, shares, self.delay, self.spend[mask], self.leak[mask], self.loss[mask], self.twice)
 
     def beside(self, common: "Passage") -> "Passage":
         return Passage(
@@ -128,6 +150,7 @@ class Passage:
             self.spend + common.spend,
             np.maximum(self.leak, common.leak),
             self.loss,
+            self.twice,
         )
 
 
@@ -177,7 +200,7 @@ def side(
     the links beside it; ``square`` as of ``Side``."""
     if pay_per_use and site.tier.pay_per_use is not None:
         return _side_with_use(context, rate, site, site.tier.pay_per_use, service, here, passage, square)
-    scv, price = site.device.time_cv**2, context.weight(site)
+    scv, price, busy = site.device.time_cv**2, context.weight(site), here.share * here.least
     least = np.maximum(site.low, replicas(context, rate, site, here))
     servers = np.maximum(np.arange(1.0, site.high + 1.0), least[:, None].astype(np.float64))
     each = np.repeat(here.service[:, None], site.high, axis=1)
@@ -204,9 +227,10 @@ def side(
         least=least,
         most=site.high,
         capacity=np.minimum(
-            max(0.0, site.high * ceiling(context) - site.busy) / (here.share * here.least),
+            max(0.0, site.high * ceiling(context) - site.busy) / busy,
             _borne(context, passage, service),
         ),
+        busy=busy,
         leak=np.broadcast_to(passage.leak, service.shape),
         loss=np.broadcast_to(passage.loss, service.shape),
     )
@@ -243,6 +267,7 @@ def _side_with_use(
         least=np.ones(len(service), dtype=np.int64),
         most=most,
         capacity=_borne(context, passage, service),
+        busy=here.share * here.service,
         leak=np.broadcast_to(passage.leak, service.shape),
         loss=np.broadcast_to(passage.loss, service.shape),
         use=Use(counts[places[:, :most]].ravel(), cost[:, :most].ravel(), felt[:, :most].ravel()),
@@ -256,7 +281,7 @@ def _column(values: Array | float) -> Array | float:
 def _borne(context: Context, passage: Passage, service: Array) -> Array:
     """By option, the highest rate that the links bear at the utilisation ceiling; ``service`` tells their number."""
     borne = np.full_like(service, np.inf)
-    for link, share in zip(passage.links, passage.shares, strict=True):
+    for share, link, _ in passage.queues:
         np.minimum(borne, ceiling(context) / (share * link), out=borne)
     return borne
 
@@ -269,12 +294,17 @@ def _link_waits(context: Context, rate: float, passage: Passage, service: Array)
         return np.empty((0, 3, len(service)))
     # All links at once: numpy takes as long for four rows as for one.
     seconds, come = np.empty((count, len(service))), np.empty((count, len(service)))
-    for row, (link, share) in enumerate(zip(passage.links, passage.shares, strict=True)):
+    scv: Array | float = np.zeros_like(seconds) if passage.twice else 0.0
+    for row, (share, link, spread) in enumerate(passage.queues):
         seconds[row], come[row] = link, rate * share
+        if isinstance(scv, np.ndarray):
+            scv[row] = spread
     waits = np.empty((count, 3, len(service)))
-    mean, *others = wait(seconds, 0.0, np.ones_like(seconds), come, context.arrival_scv)
+    mean, *others = wait(seconds, scv, np.ones_like(seconds), come, context.arrival_scv)
     for row, cumulant in enumerate((mean, *damp(*others))):
         waits[:, row] = cumulant
+    if passage.twice:  # as ``queueing.in_one_queue``
+        waits[:2] *= np.array([2.0, 0.0])[:, None, None]
     return waits
 
 
@@ -324,5 +354,5 @@ _ZERO, _ZEROS = np.zeros(1), np.zeros((3, 1))
 NOTHING = Side(
     total=_ZEROS, largest=_ZEROS, moments=_ZEROS, square=_ZERO,
     cost=_ZERO, price=0.0, least=np.ones(1, dtype=np.int64), most=1,
-    capacity=np.full(1, np.inf), leak=_ZERO, loss=np.zeros(1, dtype=np.int64),
+    capacity=np.full(1, np.inf), busy=_ZERO, leak=_ZERO, loss=np.zeros(1, dtype=np.int64),
 )  # fmt: skip

@@ -46,12 +46,14 @@ class Responses:
 def by_request(metrics: Metrics, *, seed: int = 1) -> Responses:
     """Replay the plans that a strategy held.
 
-    Raises ``ValueError`` where requests are paid by the use, or leave early.
+    Raises ``ValueError`` where requests are paid by the use, leave early, or come back to a tier.
     """
     ground = metrics.ground
     context, limit = ground.context, ground.scenario.policy.max_p95_seconds
     if context.reach is not None or any(stage.pay_per_use for plan in metrics.plans for stage in plan.stages):
         raise ValueError("--events goes without --exit and --pay-per-use: requests pass all stages, on replicas")
+    if any(plan.revisits for plan in metrics.plans):
+        raise ValueError("--events goes without --allow-return: requests pass each tier once")
     rng = np.random.default_rng(seed)
     came = _arrivals(ground.rates, ground.width, context.arrival_scv, rng)
     ways = {plan: _needs(context, plan) for plan in metrics.plans}

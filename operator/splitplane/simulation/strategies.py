@@ -126,7 +126,10 @@ def _replicated(context: Context, cut: Plan) -> tuple[Choice | None, bool]:
 
 def gate(snapshot: Snapshot, policy: Policy, now: float, kept: Kept) -> Choice | None:
     """The fastest plan, changed when that gains 15 % of latency and 30 seconds have passed; no price counts."""
-    fast = replace(free(policy), prefer=Preference.LATENCY, max_cost_per_hour=None, cooldown_seconds=_GATE_SECONDS)
+    fast = replace(
+        free(policy), prefer=Preference.LATENCY, max_cost_per_hour=None, cooldown_seconds=_GATE_SECONDS,
+        allow_return=False,
+    )  # fmt: skip
     choice = _choice(choose(replace(snapshot, active=None), fast, now, kept=kept))
     if snapshot.active is None or choice is None:
         return choice
