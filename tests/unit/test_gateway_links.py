@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from splitplane.runtime.gateway.linkbook import DOWN_TOLD_SECONDS, LinkBook
 from splitplane.runtime.gateway.linkqueues import LinkQueue
 from splitplane.runtime.gateway.links import (
+    CONVINCING_SECONDS,
     DOUBTS,
     FLOOR_SECONDS,
     JITTER_SECONDS,
@@ -226,7 +227,7 @@ def send(estimator: LinkEstimator, now: float, rate: float, *, times: int = DOUB
 
 
 @given(rate=st.floats(min_value=1e6, max_value=50e6), slower=st.floats(min_value=20e3, max_value=300e3), queued=DELAYS)
-def test_middling_messages_and_two_payloads_are_enough_to_follow_a_link_that_has_become_slow(
+def test_middling_messages_and_one_or_two_payloads_are_enough_to_follow_a_link_that_has_become_slow(
     rate: float, slower: float, queued: float
 ) -> None:
     estimator = probed(rate)
@@ -236,11 +237,12 @@ def test_middling_messages_and_two_payloads_are_enough_to_follow_a_link_that_has
     size = payload_bytes(estimator.possible(now))
     assert size / slower < max(0.06, 1.1 * SMALLEST_BYTES / slower), "it is not sized by what the link once was"
     estimator.probe(now, size, queued + ECHO + size / slower, queued + ECHO)
-    assert estimator.doubtful(now), "whatever held up the messages may have held up one payload"
-    assert estimator.estimate(now).bandwidth_bytes_per_second == known
-    size = payload_bytes(estimator.possible(now))
-    assert size / slower < max(0.06, 1.1 * SMALLEST_BYTES / slower), "it is not sized by what the link once was"
-    estimator.probe(now, size, queued + ECHO + size / slower, queued + ECHO)
+    if SMALLEST_BYTES / slower < CONVINCING_SECONDS:
+        assert estimator.doubtful(now), "whatever held up the messages may have held up one payload"
+        assert estimator.estimate(now).bandwidth_bytes_per_second == known
+        size = payload_bytes(estimator.possible(now))
+        assert size / slower < max(0.06, 1.1 * SMALLEST_BYTES / slower), "it is not sized by what the link once was"
+        estimator.probe(now, size, queued + ECHO + size / slower, queued + ECHO)
     assert estimator.estimate(now).bandwidth_bytes_per_second == pytest.approx(slower, rel=0.01)
     assert not estimator.seems_slower
 

@@ -168,3 +168,20 @@ def test_small_messages_are_enough_to_know_in_seconds_that_a_link_is_fifty_times
     assert max(healed) <= 4.0
     assert sorted(slower)[2] <= 2.0
     print(f"slower known after {slower}, healed after {healed}")
+
+
+def test_a_link_is_known_to_have_become_slow_in_seconds_where_three_times_more_is_sent_than_it_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Everything waits for longer and longer, what is to tell of it as well."""
+    slow = 62.5e3
+
+    async def case() -> None:
+        site = Site(Link(alternating(3e6, slow, 20.0)), 20.0, (4_000, 16_000), monkeypatch)
+        async with running(site):
+            await asyncio.sleep(20.001)
+            changed = site.clock()
+            await until(lambda: (site.router.links.bandwidth(EDGE_CLOUD, site.clock()) or 0.0) < 2 * slow)
+            assert site.clock() - changed <= 6.0
+
+    simulated(case)

@@ -11,7 +11,8 @@ the second. A change of rate shows when the last two samples lie on the same sid
 What is neither small nor large tells no rate, but where it takes notably longer than the rate allows for, time after
 time, that puts it in doubt: the link may be slower, its round trip longer, or an end too busy to say how busy it is. A
 payload that is sent then tells which, against echoes from right before it: what these took as well made it no slower.
-If it took long all the same, another one has to confirm that, as whatever held up the messages may hold up a payload.
+If it took long all the same, another one has to confirm that, as what held up the messages may hold up a payload, too;
+but one that took longer than that would counts as two, as where more is sent than the link passes each waits longer.
 
 Where all messages are large, the round trip has to be asked for, but not for ever: a change of it is in their times as
 well, and looks like one of the rate. So once it was measured ``ROUND_TRIPS`` times at one rate, it holds for as long as
@@ -38,6 +39,8 @@ DOUBTS = 2
 """So many messages in a row that are neither small nor large, each slower than the rate allows for, put it in doubt."""
 JITTER_SECONDS = 0.01
 """How much slower, beyond ``CHANGE_FACTOR``: what busy processes at either end add without a word."""
+CONVINCING_SECONDS = 0.25
+"""A payload that took so long on the link, where much smaller messages seemed to, was held up by no busy process."""
 MOST_RISE = 6.0
 """By so much a payload that is to confirm a higher rate is larger, at most: more than the 16 kB that a token bucket may
 let through at once, and no burden where that is what happened."""
@@ -118,6 +121,8 @@ class LinkEstimator:
         rate = size / self._on_link(now, seconds)
         if (known := self._rate(now)) is not None and echo_seconds is not None:
             rate = max(rate, min(known, size / max(seconds - echo_seconds, FLOOR_SECONDS)))
+        if self.seems_slower and size / rate >= CONVINCING_SECONDS:
+            self._add(now, rate)
         self._doubts.clear()
         return self._add(now, rate)
 

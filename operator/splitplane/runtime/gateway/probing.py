@@ -23,7 +23,7 @@ import grpc
 import grpc.aio
 
 from splitplane.runtime import link_probe_pb2
-from splitplane.runtime.gateway.links import CHANGE_FACTOR, FLOOR_SECONDS
+from splitplane.runtime.gateway.links import CHANGE_FACTOR, CONVINCING_SECONDS, FLOOR_SECONDS
 from splitplane.runtime.gateway.pulses import TICK_SECONDS
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.tables import LinkSpec
@@ -53,6 +53,8 @@ RETURN_TIMEOUT_SECONDS = 1.0
 """Of echoes over a link that is down. Each goes over a connection of its own: an old one may wait, once the link is
 back, for about as long as it was away."""
 PAYLOAD_TIMEOUT_SECONDS = 10.0
+DOUBT_TIMEOUT_SECONDS = 0.7
+"""Of a payload that is to remove a doubt, beyond what an echo took right before it."""
 MOST_ADDRESSES_PER_ROUND = 3
 ECHOES_IN_DOUBT = 2
 
@@ -252,21 +254,26 @@ class _LinkProber:
         finally:
             sending.cancel()
         # A payload that does not arrive, over a link that echoes, still says that the rate is no higher than this.
-        taken, echo_seconds = sending.result()
-        seconds = PAYLOAD_TIMEOUT_SECONDS if taken is None else taken
+        seconds, echo_seconds = sending.result()
         # The round trip occupies nobody: only the time that the payload itself takes is the link's.
         self._budget.spend(size, links.probed(self._name, self._router.clock(), size, seconds, echo_seconds))
         return True
 
-    async def _exchange(self, payload: bytes, echoes: int) -> tuple[float | None, float | None]:
-        """Seconds that a payload took, and before it the shortest of so many echoes, one after the other."""
+    async def _exchange(self, payload: bytes, echoes: int) -> tuple[float, float | None]:
+        """Seconds that a payload took, or was given, and before it the shortest of so many echoes, one after the other.
+
+        In doubt it gets little more than an echo: where more is sent than the link passes, each waits for longer.
+        """
         shortest: float | None = None
         for _ in range(echoes):
             seconds = await self._send(b"", ECHO_TIMEOUT_SECONDS)
             if seconds is None:
                 break
             shortest = min(seconds, shortest or seconds)
-        return await self._send(payload, PAYLOAD_TIMEOUT_SECONDS), shortest
+            if seconds > CONVINCING_SECONDS:
+                break
+        timeout = (shortest or 0.0) + DOUBT_TIMEOUT_SECONDS if echoes else PAYLOAD_TIMEOUT_SECONDS
+        return await self._send(payload, timeout) or timeout, shortest
 
     async def _send(self, payload: bytes, timeout: float) -> float | None:
         """Seconds that the round trip took, the link target's own taken off; ``None`` when it failed."""
