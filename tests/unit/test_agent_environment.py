@@ -157,11 +157,13 @@ def test_the_base_leaves_the_users_environment_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     env = environment.base_variables(
         bin_dir=tmp_path / "bin", home=tmp_path, temporary=tmp_path, hostname="p", speed_factor=2.5,
+        memory_bytes=environment.memory_limit({"resources": {"limits": {"memory": "1Gi"}}}),
         proxy="http://127.9.0.1:3128", no_proxy=("127.9.0.0/16",),
     )  # fmt: skip
     assert not {"KUBECONFIG", "XDG_CACHE_HOME", "VIRTUAL_ENV"} & env.keys()
     assert env["PATH"].startswith(f"{tmp_path}/bin:")
     assert env["SPLITPLANE_SPEED_FACTOR"] == "2.5"
+    assert env["SPLITPLANE_MEMORY_BYTES"] == str(1 << 30)
     assert env["OMP_NUM_THREADS"] == "1"
     assert env["grpc_proxy"] == env["http_proxy"] == "http://127.9.0.1:3128"
     assert env["no_grpc_proxy"].endswith(",127.9.0.0/16")

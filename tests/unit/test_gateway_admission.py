@@ -7,6 +7,7 @@ import pytest
 
 from splitplane.runtime.gateway.admission import NARROWEST, STALE_SECONDS, TELLING, Line, Load, Throughput, overloaded
 from splitplane.runtime.inference import Failure, InferenceError
+from splitplane.runtime.unsent import Answer, Unsent
 
 
 def steady(*, servers: int, seconds: float, requests: int) -> Throughput:
@@ -225,3 +226,31 @@ async def test_who_stops_waiting_frees_those_behind_it():
     await asyncio.sleep(0)
     assert turns.order == ["a", "c"]
     await turns.end("a", "c")
+
+
+async def test_answers_that_clients_have_not_taken_keep_large_ones_back_and_small_ones_not():
+    unsent = Unsent()
+    turns = Turns(Line(lambda: 1, room_bytes=100 << 20, unsent=unsent))
+    first, second = Answer(unsent, 60 << 20), Answer(unsent, 30 << 20)
+    second.sending(39 << 20)
+    large, small = Load(known=64 << 20), Load(known=1 << 20)
+    for name in ("a", "b", "c"):
+        await turns.ask(name, small if name == "c" else large)
+    assert turns.order == [], "who has nothing under way is not passed"
+    first.gone()
+    await asyncio.sleep(0)
+    assert turns.order == []
+    second.sending(36 << 20)
+    await asyncio.sleep(0)
+    assert turns.order == ["a"]
+    await turns.end("a")
+    second.gone()
+    await asyncio.sleep(0)
+    assert turns.order == ["a", "b", "c"]
+    await turns.end("b", "c")
+    last = Answer(unsent, 1000 << 20)
+    await turns.ask("d", small)
+    assert turns.order[-1] == "d"
+    await turns.end("d")
+    last.gone()
+    assert unsent.bytes == 0

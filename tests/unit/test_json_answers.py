@@ -101,7 +101,7 @@ def test_an_answer_of_more_values_than_are_written_is_refused_and_lists_count_ov
 
 def read(size: int, budget: Budget) -> Body:
     """A body of so many bytes of JSON that has come."""
-    body = Body(budget, budget)
+    body = Body(budget)
     body.data += b"[" + b"1," * (size // 2) + b"1]"
     return body
 
@@ -239,17 +239,4 @@ async def test_what_cannot_be_written_is_not_computed_and_is_counted_as_what_nob
         model.knows = False
         assert await ask(14, version) == 413
         assert (len(model.seen), len(invalid)) == (2, 3)
-    assert budget.free == bodies._answers.free == budget.capacity
-
-
-async def test_more_answers_than_there_is_memory_for_are_refused_before_they_are_computed():
-    refused: list[int] = []
-    budget = Budget(12_000_000, on_refusal=lambda: refused.append(1))
-    model = Painter()
-    async with painting(budget, model, []) as (bodies, ask):
-        await bodies._answers.take(11_800_000)
-        assert await ask(6, 2) == 503
-        assert (model.seen, len(refused)) == ([], 1)
-        bodies._answers.give(11_800_000)
-        assert await ask(6, 2) == 200
-    assert bodies._answers.free == budget.capacity
+    assert budget.free == budget.capacity

@@ -105,7 +105,7 @@ def test_more_json_than_is_taken_is_refused_with_what_to_do(text, words):
 
 def read(size: int, budget: Budget) -> Body:
     """A body of so many bytes of JSON that has come."""
-    body = Body(budget, budget)
+    body = Body(budget)
     body.data += b"[" + b"1," * (size // 2) + b"1]"
     return body
 
@@ -134,7 +134,7 @@ async def test_large_json_is_parsed_one_at_a_time_within_the_budget_which_has_it
 
 async def test_many_lists_are_parsed_without_a_look_for_garbage_and_gone_at_once_where_they_are_refused():
     budget = Budget(256 << 20)
-    body, looks = Body(budget, budget), []
+    body, looks = Body(budget), []
     body.data += b'{"inputs":[' + b"[]," * (MAX_VALUES // 2 - 10) + b"1]}"
 
     def looked(phase: str, _told: dict[str, int]) -> None:

@@ -102,12 +102,14 @@ async def test_a_body_that_trickles_is_given_up_in_the_end():
         ({"memory/memory.limit_in_bytes": "1073741824\n"}, 256 << 20),
         ({"memory.max": "max\n"}, MOST_BYTES),
         ({}, MOST_BYTES),
+        ({memory.VARIABLE: "1073741824"}, 256 << 20),
     ],
 )
 def test_the_budget_is_a_quarter_of_the_containers_memory_within_bounds(tmp_path, monkeypatch, files, budget):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
+        monkeypatch.setenv(name, text)  # one of them is a variable
     monkeypatch.setattr(memory, "_GROUPS", tmp_path)
     monkeypatch.setattr(memory, "_machine_bytes", lambda: 64 << 30)
     assert budget_bytes() == budget

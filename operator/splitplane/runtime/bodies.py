@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from splitplane import freed_memory
 from splitplane.runtime.budgets import IDLE_SECONDS, MAX_MESSAGE_BYTES, TOTAL_SECONDS, Budget, Held
 from splitplane.runtime.inference import Failure, InferenceError, invalid
 from splitplane.runtime.json_sizes import footprint, too_large, unwritable
@@ -22,6 +23,8 @@ PARSING = "JSON"
 """To whom the budget lends what parsing and writing take."""
 READING, WRITING = "JSON to be read", "JSON to be written"
 """And to whom, one at a time each, where that has to be waited for."""
+LARGE_BYTES = 16 << 20
+"""JSON that takes as much gives the memory back to the kernel, which costs it little beside the rest."""
 SMALL_BYTES = 1 << 20
 """JSON that takes no more while it is written, some 11,000 numbers, waits for nobody and is lent nothing."""
 
@@ -29,10 +32,10 @@ Result = TypeVar("Result")
 
 
 class Body:
-    """What has come, what the request holds of the budget for it, and for its answer."""
+    """What has come, and what the request holds of the budget for it."""
 
-    def __init__(self, budget: Budget, answers: Budget) -> None:
-        self.data, self.held, self.answer = bytearray(), Held(budget), Held(answers)
+    def __init__(self, budget: Budget) -> None:
+        self.data, self.held = bytearray(), Held(budget)
 
     def drop(self) -> None:
         """The request has been computed: its inputs are needed no longer."""
@@ -48,8 +51,6 @@ class Bodies:
     ) -> None:
         self._budget = budget
         self._idle_seconds, self._total_seconds = idle_seconds, total_seconds
-        self._answers = Budget(budget.capacity, on_refusal=budget.on_refusal)
-        """For the tensors of large answers in JSON, which wait for each other: as much again as for messages."""
         self._parsing = asyncio.Lock()
         self._short = {READING: asyncio.Lock(), WRITING: asyncio.Lock()}
 
@@ -61,14 +62,13 @@ class Bodies:
         ``HTTPRequestTimeout`` when nothing comes for a while or the whole takes too long,
         ``HTTPRequestEntityTooLarge`` for more than a message's limit.
         """
-        body = Body(self._budget, self._answers)
+        body = Body(self._budget)
         try:
             async with within(deadline, "its body had come"):
                 await self._read(request, body)
             yield body
         finally:
             body.held.release()
-            body.answer.release()
 
     async def parsed(
         self, body: Body, work: Callable[[], Result], *, text_size: int | None = None, deadline: float | None = None
@@ -88,24 +88,18 @@ class Bodies:
                     raise too_large(f"this JSON takes {size} bytes to parse, and there are {self._budget.capacity}")
                 await stack.enter_async_context(self._turn(size, READING))
             try:
-                return await _to_its_end(lambda: _uncollected(work))
+                return await _to_its_end(lambda: _uncollected(work, size))
             except InferenceError as error:
                 # What was parsed would live on in the frames of what failed, which refer to each other.
                 traceback.clear_frames(error.__traceback__)
                 error.__context__ = None
                 raise
 
-    async def expect(self, body: Body, json_bytes: int, footprint: int) -> None:
-        """There will be, or is, an answer to ``body``: ``json_bytes`` of its tensors will be JSON, which takes
-        ``footprint`` bytes while it is written; at least, as far as that is known.
-
-        Raises :class:`InferenceError` when that can never be written (``OUT_OF_RANGE``), or so much waits to be that
-        there is no room for more (``RESOURCE_EXHAUSTED``).
-        """
+    def require_writable(self, footprint: int) -> None:
+        """Raises :class:`InferenceError` (``OUT_OF_RANGE``) for an answer whose JSON takes more bytes while it is
+        written than there are."""
         if footprint > self._budget.capacity:
             raise unwritable(f"this answer takes {footprint} bytes to write, and there are {self._budget.capacity}")
-        if footprint > SMALL_BYTES:
-            await body.answer.grow(json_bytes)
 
     async def written(
         self, size: int, footprint: int, work: Callable[[], Result], *, deadline: float | None = None
@@ -114,12 +108,13 @@ class Bodies:
 
         Raises as :meth:`parsed` does.
         """
+        self.require_writable(footprint)
         if footprint <= SMALL_BYTES:
             return await off_loop_above(size, work)
         async with contextlib.AsyncExitStack() as stack:
             async with within(deadline, "its answer was written"):
                 await stack.enter_async_context(self._turn(footprint, WRITING))
-            return await _to_its_end(lambda: _uncollected(work))
+            return await _to_its_end(lambda: _uncollected(work, footprint))
 
     @contextlib.asynccontextmanager
     async def _turn(self, size: int, what: str) -> AsyncIterator[None]:
@@ -176,13 +171,18 @@ async def within(deadline: float | None, what: str) -> AsyncIterator[None]:
         raise InferenceError(Failure.DEADLINE_EXCEEDED, f"the request's time was up before {what}") from None
 
 
-def _uncollected(work: Callable[[], Result]) -> Result:
-    """Python looks for garbage each time so many lists have been made, which takes most of the time of a million."""
+def _uncollected(work: Callable[[], Result], size: int) -> Result:
+    """Python looks for garbage each time so many lists have been made, which takes most of the time of a million.
+
+    The next of the threads that do this has a heap of its own: what large work of ``size`` bytes has freed goes back.
+    """
     gc.disable()
     try:
         return work()
     finally:
         gc.enable()
+        if size >= LARGE_BYTES:
+            freed_memory.give_back()
 
 
 async def _to_its_end(work: Callable[[], Result]) -> Result:

@@ -60,8 +60,7 @@ class Budget:
         lent only. Who has waited for those holds nobody else up. ``on_refusal`` hears of each request that is refused
         because all is taken."""
         self.capacity = self.free = budget_bytes() if capacity_bytes is None else capacity_bytes
-        self.on_refusal = on_refusal
-        self._patience_seconds = patience_seconds
+        self._patience_seconds, self._on_refusal = patience_seconds, on_refusal
         self._most_patient = most_patient
         self._most_lent = self.capacity // lent_share
         self._lent: Counter[str] = Counter()
@@ -199,7 +198,7 @@ class Budget:
                 del self._waiting[peer]
 
     def _spent(self) -> InferenceError:
-        self.on_refusal()
+        self._on_refusal()
         return InferenceError(
             Failure.RESOURCE_EXHAUSTED,
             "the messages of requests under way take all the memory that they may: try again later",

@@ -4,6 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
+VARIABLE = "SPLITPLANE_MEMORY_BYTES"
+"""Set by the embedded node agent only, whose containers have limits and no control groups."""
 _GROUPS = Path("/sys/fs/cgroup")
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 """Of control groups of version 2 and 1."""
@@ -11,7 +13,7 @@ _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
 def limit_bytes() -> int:
     """What this process may take at most: its container's limit, or all of the machine's memory, if that is less."""
-    limit = _machine_bytes()
+    limit = min(_machine_bytes(), int(os.environ.get(VARIABLE) or _machine_bytes()))
     for name in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # there is no such group, or no limit ("max")
             limit = min(limit, int((_GROUPS / name).read_text()))

@@ -21,6 +21,7 @@ from splitplane.runtime.grpc_refusing import refuse
 from splitplane.runtime.inference import Failure, InferenceError, Model, answer, check, invalid
 from splitplane.runtime.mtls import Identity
 from splitplane.runtime.tensors import size_of
+from splitplane.runtime.unsent import LEAST_BYTES, Answer, Unsent
 from splitplane.runtime.vitals import Condition
 
 SERVICE = "inference.GRPCInferenceService"
@@ -71,13 +72,15 @@ class Server:
         max_bytes: int = MAX_POD_MESSAGE_BYTES,
         receiving: Receiving | None = None,
         condition: Condition | None = None,
+        unsent: Unsent | None = None,
     ) -> None:
-        """``max_bytes`` is how much it takes in one message, ``receiving`` takes in those of requests."""
+        """``max_bytes`` is how much it takes in one message, ``receiving`` takes in those of requests, and ``unsent``
+        counts large answers until their calls have ended."""
         options = {**dict(SERVER_OPTIONS), "grpc.max_receive_message_length": max_bytes}
         self._server = grpc.aio.server(options=tuple(options.items()), interceptors=interceptors)
         self._stopping = asyncio.Event()
         health = grpc_standard.health(model, self._stopping, SERVICE)
-        served = _service(model, receiving or Receiving(Budget()), condition or Condition())
+        served = _service(model, receiving or Receiving(Budget()), condition or Condition(), unsent or Unsent())
         self._server.add_generic_rpc_handlers((served, health))
         grpc_standard.reflect(self._server, self._stopping, SERVICE)
 
@@ -105,7 +108,7 @@ def bind(server: grpc.aio.Server, host: str, port: int, *, identity: Identity | 
     return server.add_secure_port(address, identity.server_credentials())
 
 
-def _service(model: Model, receiving: Receiving, condition: Condition) -> grpc.GenericRpcHandler:
+def _service(model: Model, receiving: Receiving, condition: Condition, unsent: Unsent) -> grpc.GenericRpcHandler:
     async def infer(message: Received, context: Context) -> bytes:
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
@@ -119,7 +122,13 @@ def _service(model: Model, receiving: Receiving, condition: Condition) -> grpc.G
         request = replace(request, dns_names=_dns_names(context)) if names else request
         check(model, request.model_name, request.model_version)
         await message.held.grow(size_of(request.inputs))
-        return fitting(oip_wire.write_response(answer(request, await model.infer(request))), "the answer")
+        response = answer(request, await model.infer(request))
+        data = fitting(oip_wire.write_response(response), "the answer")
+        if len(data) > LEAST_BYTES:
+            sent = Answer(unsent, 0)
+            sent.sending(len(data))
+            _when_done(context, sent.gone)
+        return data
 
     async def received_infer(context: Context) -> bytes:
         async with receiving.message(context) as message:
@@ -165,6 +174,13 @@ def _service(model: Model, receiving: Receiving, condition: Condition) -> grpc.G
         "ModelInfer": grpc.stream_unary_rpc_method_handler(_answering(traced_infer)),
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _when_done(context: Context, told: Callable[[], None]) -> None:
+    def done(_context: Any) -> None:
+        told()
+
+    context.add_done_callback(done)  # type: ignore[arg-type]  # the stubs have a class where any callable will do
 
 
 def _dns_names(context: Context) -> tuple[str, ...]:

@@ -22,9 +22,9 @@ from splitplane.runtime.inference import (
     Failure,
     InferenceError,
     InferRequest,
+    InferResponse,
     Model,
     ModelMetadata,
-    Tensor,
     TensorMetadata,
     answer,
     check,
@@ -32,8 +32,10 @@ from splitplane.runtime.inference import (
 )
 from splitplane.runtime.json_sizes import footprint_known, footprint_written
 from splitplane.runtime.oip_grpc import EXTENSIONS, SERVER_NAME, VERSION
-from splitplane.runtime.tensors import known_bytes, size_of
+from splitplane.runtime.rest_serving import AFTER
+from splitplane.runtime.tensors import size_of
 from splitplane.runtime.unpacking import ENCODINGS, encoding_of
+from splitplane.runtime.unsent import Answer, Unsent
 from splitplane.runtime.vitals import Condition
 
 FAULTS = Faults(logging.getLogger(__name__))
@@ -60,14 +62,16 @@ def make_app(
     bodies: Bodies | None = None,
     condition: Condition | None = None,
     on_invalid: Callable[[], None] = lambda: None,
+    unsent: Unsent | None = None,
 ) -> web.Application:
     """The application, not yet bound: OIP REST, KServe's V1 beside it, ``/v2/health/*`` and ``/metrics``.
 
     Without ``inference`` it takes no requests for the model, and only tells of it. ``on_invalid`` hears of requests
     that the model never sees though they can be read: what they ask for can be kept, or given as JSON, by nobody.
+    ``unsent`` counts answers until they are written.
     """
     app = web.Application(middlewares=[_errors])
-    bodies, condition = bodies or Bodies(Budget()), condition or Condition()
+    bodies, condition, unsent = bodies or Bodies(Budget()), condition or Condition(), unsent or Unsent()
 
     async def live(_request: web.Request) -> web.Response:
         is_live = condition.live()
@@ -116,33 +120,37 @@ def make_app(
         )
         await body.held.grow(size_of(inference.inputs))
         wanted = [each for each in model.metadata().outputs if each.name in (inference.outputs or (each.name,))]
-        await expect_known(body, inference.inputs, [each for each in wanted if each.name not in binary])
+        require_known_writable(inference, [each for each in wanted if each.name not in binary])
         response = answer(inference, await model.infer(_sent_by(inference, request)))
         deadline = inference.deadline
         del inference
         body.drop()
-        as_json = [each for each in response.outputs if each.name not in binary]
-        footprint = footprint_written(as_json)
-        await bodies.expect(body, size_of(as_json), footprint)
+        sent = held(request, response)
         content, header_size = await bodies.written(
             size_of(response.outputs),
-            footprint,
+            footprint_written(each for each in response.outputs if each.name not in binary),
             lambda: oip_json.write_response(response, binary),
             deadline=deadline,
         )
+        sent.sending(len(content))
         if header_size is None:
             return web.Response(body=content, content_type="application/json")
         return web.Response(
             body=content, content_type="application/octet-stream", headers={HEADER_SIZE: str(header_size)}
         )
 
-    async def expect_known(
-        body: Body, inputs: Sequence[Tensor], outputs: Sequence[TensorMetadata], *, nested: bool = False
+    def require_known_writable(
+        inference: InferRequest, outputs: Sequence[TensorMetadata], *, nested: bool = False
     ) -> None:
         """Before anything is computed."""
         with _telling(on_invalid):
-            footprint = footprint_known(inputs, outputs, nested=nested)
-            await bodies.expect(body, known_bytes(inputs, outputs), footprint)
+            bodies.require_writable(footprint_known(inference.inputs, outputs, nested=nested))
+
+    def held(request: web.Request, response: InferResponse) -> Answer:
+        """The response, which counts until it has been written to the client."""
+        sent = Answer(unsent, size_of(response.outputs))
+        request[AFTER] = sent.gone
+        return sent
 
     async def alive(_request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
@@ -166,18 +174,18 @@ def make_app(
             body, lambda: oip_v1.read_request(body.data, metadata), deadline=deadline
         )
         await body.held.grow(size_of(inference.inputs))
-        await expect_known(body, inference.inputs, metadata.outputs, nested=True)
+        require_known_writable(inference, metadata.outputs, nested=True)
         response = await model.infer(replace(_sent_by(inference, request), deadline=deadline))
         del inference
         body.drop()
-        size, footprint = size_of(response.outputs), footprint_written(response.outputs, nested=True)
-        await bodies.expect(body, size, footprint)
+        sent = held(request, response)
         content = await bodies.written(
-            size,
-            footprint,
+            size_of(response.outputs),
+            footprint_written(response.outputs, nested=True),
             lambda: oip_v1.write_response(response, by_rows=by_rows),
             deadline=deadline,
         )
+        sent.sending(len(content))
         return web.Response(body=content, content_type="application/json")
 
     async def metrics(_request: web.Request) -> web.Response:
@@ -203,12 +211,11 @@ def make_app(
 
 @contextlib.contextmanager
 def _telling(on_invalid: Callable[[], None]) -> Iterator[None]:
-    """Of what is refused within; the budgets tell themselves of what they have no room for."""
+    """Of what is refused within."""
     try:
         yield
-    except InferenceError as error:
-        if error.failure is not Failure.RESOURCE_EXHAUSTED:
-            on_invalid()
+    except InferenceError:
+        on_invalid()
         raise
 
 

@@ -25,6 +25,9 @@ TURNS = 4
 CUT_SECONDS = 0.5
 """How long requests whose time is up are waited for, and once more after they were cancelled."""
 
+AFTER: web.RequestKey[Callable[[], None]] = web.RequestKey("after")
+"""Under it a handler may leave in its request what is to be called once the answer is written, or given up."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -106,6 +109,8 @@ class Server:
             return response
         finally:
             self._busy.discard(request.protocol)
+            if AFTER in request:
+                request[AFTER]()
 
 
 class _Site(web.TCPSite):

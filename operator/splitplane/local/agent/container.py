@@ -60,6 +60,7 @@ def prepare(
         temporary=temporary,
         hostname=pod["spec"].get("hostname") or pod["metadata"]["name"],
         speed_factor=config.speed_factor,
+        memory_bytes=environment.memory_limit(container),
         proxy=config.proxy,
         no_proxy=config.no_proxy,
     )

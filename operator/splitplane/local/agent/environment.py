@@ -111,6 +111,12 @@ def resource_value(pod: Mapping[str, Any], reference: Mapping[str, Any], *, cont
     return str(math.ceil(parse_quantity(amounts.get(resource, fallback)) / divisor))
 
 
+def memory_limit(container: Mapping[str, Any]) -> int | None:
+    """A container's memory limit in bytes."""
+    limits = (container.get("resources") or {}).get("limits") or {}
+    return int(parse_quantity(limits["memory"])) if "memory" in limits else None
+
+
 def build(
     pod: Mapping[str, Any],
     container: Mapping[str, Any],
@@ -183,6 +189,7 @@ def base_variables(
     temporary: Path,
     hostname: str,
     speed_factor: float,
+    memory_bytes: int | None,
     proxy: str | None,
     no_proxy: tuple[str, ...],
 ) -> dict[str, str]:
@@ -197,6 +204,8 @@ def base_variables(
         "OMP_NUM_THREADS": "1",
         "SPLITPLANE_SPEED_FACTOR": f"{speed_factor:g}",
     }
+    if memory_bytes is not None:
+        variables["SPLITPLANE_MEMORY_BYTES"] = str(memory_bytes)
     if (bin_dir.parent / "pyvenv.cfg").is_file():
         variables["VIRTUAL_ENV"] = str(bin_dir.parent)
     if proxy:

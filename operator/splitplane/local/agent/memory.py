@@ -1,20 +1,12 @@
 """Memory limits without cgroups: looks at what containers hold, and ends one that holds more than its limit."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
 
-from splitplane.domain.quantities import parse_quantity
+from splitplane.local.agent.environment import memory_limit
 from splitplane.local.agent.manager import PodManager
 from splitplane.local.agent.process import sessions, unreclaimable
 
 _LOOK_SECONDS = 1.0
-
-
-def limit(container: Mapping[str, Any]) -> int | None:
-    """A container's memory limit in bytes."""
-    limits = (container.get("resources") or {}).get("limits") or {}
-    return int(parse_quantity(limits["memory"])) if "memory" in limits else None
 
 
 async def enforce(manager: PodManager) -> None:
@@ -25,7 +17,7 @@ async def enforce(manager: PodManager) -> None:
             (runner, most)
             for worker in manager.workers.values()
             for runner in worker.runners.values()
-            if (most := limit(runner.container)) is not None
+            if (most := memory_limit(runner.container)) is not None
         ]
         if not limited:
             continue

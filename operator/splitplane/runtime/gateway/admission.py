@@ -16,7 +16,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 
+from splitplane.runtime.budgets import SMALL_SHARE
 from splitplane.runtime.inference import Failure, InferenceError
+from splitplane.runtime.unsent import Unsent
 
 SAMPLES = 32
 STALE_SECONDS = 10.0
@@ -127,13 +129,15 @@ class Line:
     """Turns to be under way. Clients with requests waiting take turns; each client's own go in order.
 
     ``replicas`` tells how many pods the narrowest stage of the widest route has. No more are under way than their
-    answers fit into ``room_bytes``, but for one: by what is known of these, and what late ones took, beside their
-    inputs and at most. Who has answers coming waits for these where there is no room, and others go past it.
+    answers fit into ``room_bytes`` beside what is ``unsent``, but for one: by what is known of these, and what late
+    ones took, beside their inputs and at most. Who has answers coming waits for these where there is no room, and
+    others go past it. What is small does not wait for clients that are slow to take what is unsent.
     """
 
-    def __init__(self, replicas: Callable[[], int], *, room_bytes: float = inf) -> None:
+    def __init__(self, replicas: Callable[[], int], *, room_bytes: float = inf, unsent: Unsent | None = None) -> None:
         self._replicas = replicas
-        self._room_bytes = room_bytes
+        self._room_bytes, self._unsent = room_bytes, unsent or Unsent()
+        self._unsent.on_less = self.advance
         self._answers: deque[tuple[float, int]] = deque([(0.0, 0)], maxlen=SAMPLES)
         """Bytes of late answers, for one of inputs and all."""
         self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()
@@ -233,10 +237,15 @@ class Line:
         return None
 
     def _fits(self, load: Load) -> bool:
-        load += self._load
-        largest = (self._under_way + 1) * max(size for _, size in self._answers)
-        lately = min(largest, load.inputs * max(ratio for ratio, _ in self._answers))
-        return not self._under_way or max(load.known, lately) <= self._room_bytes
+        unsent = self._unsent.bytes if self._expected(load, 1) > self._room_bytes / SMALL_SHARE else 0
+        if not self._under_way and not unsent:
+            return True
+        return self._expected(load + self._load, self._under_way + 1) + unsent <= self._room_bytes
+
+    def _expected(self, load: Load, count: int) -> float:
+        """Bytes of the answers of so many requests."""
+        largest = count * max(size for _, size in self._answers)
+        return max(load.known, min(largest, load.inputs * max(ratio for ratio, _ in self._answers)))
 
     def _enter(self, client: str, load: Load) -> None:
         self._under_way += 1

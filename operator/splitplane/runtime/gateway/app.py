@@ -62,6 +62,7 @@ class Gateway:
             self.settings,
             on_refusal=metrics.turned_away,
             on_invalid=metrics.unanswerable,
+            unsent=self.forwarder.unsent,
         )
         try:
             async with asyncio.TaskGroup() as group:

@@ -33,11 +33,14 @@ from splitplane.runtime.inference import (
 )
 from splitplane.runtime.routes import GENERATION, ROUTE, TRACE, HopTrace, decode_trace, encode_route
 from splitplane.runtime.tensors import check_inputs, known_bytes, size_of
+from splitplane.runtime.unsent import Unsent
 
 logger = logging.getLogger(__name__)
 
 PLAN = "splitplane_plan"
 """Response parameter: the name of the route that served the request."""
+ANSWERS_SHARE = 2
+"""Answers may take one of so many parts of what messages may: three times, as that often they lie in memory."""
 MAX_ENCODED = 256
 """Routes with their endpoints in an order, whose wire form is kept."""
 
@@ -76,7 +79,8 @@ class Forwarder:
         self._hedging = Hedging(router, self._waiting)
         self._turn = asyncio.Lock()
         self._throughput = Throughput()
-        self._line = Line(router.replicas, room_bytes=budget_bytes())
+        self.unsent = Unsent()
+        self._line = Line(router.replicas, room_bytes=budget_bytes() // ANSWERS_SHARE, unsent=self.unsent)
         self._gate = Gate()
         self._outliers = Outliers()
         self._encoded: dict[Hashable, str] = {}

@@ -15,6 +15,7 @@ from splitplane.runtime.gateway.settings import Settings
 from splitplane.runtime.grpc_receiving import Receiving
 from splitplane.runtime.inference import Failure, InferenceError, Model
 from splitplane.runtime.mtls import Identity
+from splitplane.runtime.unsent import Unsent
 
 TOO_MANY_REQUESTS = 429
 LENT_SHARE = 4
@@ -47,9 +48,10 @@ async def serve(
     *,
     on_refusal: Callable[[], None],
     on_invalid: Callable[[], None],
+    unsent: Unsent,
 ) -> Fronts:
     """Bind the ports on the pod's address. ``on_refusal`` hears of requests for whose messages there is no memory,
-    ``on_invalid`` of those that nobody could answer as they ask.
+    ``on_invalid`` of those that nobody could answer as they ask; ``unsent`` counts answers until clients have them.
 
     Raises ``OSError`` or ``RuntimeError`` when one is taken, ``SettingsError`` when clients' credentials are of no use.
     """
@@ -59,7 +61,9 @@ async def serve(
     bodies, receiving = Bodies(budget), Receiving(budget, idle_seconds=IDLE_SECONDS)
 
     def app(*, inference: bool) -> web.Application:
-        made = oip_rest.make_app(model, registry, inference=inference, bodies=bodies, on_invalid=on_invalid)
+        made = oip_rest.make_app(
+            model, registry, inference=inference, bodies=bodies, on_invalid=on_invalid, unsent=unsent
+        )
         if not inference:
             made.middlewares.append(open_paths_only)
         if tokens is not None:
@@ -69,7 +73,7 @@ async def serve(
 
     rest: list[rest_serving.Server] = []
     guards = () if tokens is None else (GrpcGuard(tokens),)
-    server = oip_grpc.Server(model, guards, max_bytes=MAX_MESSAGE_BYTES, receiving=receiving)
+    server = oip_grpc.Server(model, guards, max_bytes=MAX_MESSAGE_BYTES, receiving=receiving, unsent=unsent)
     try:
         rest.append(await rest_serving.serve(app(inference=identity is None), settings.pod_ip, settings.http_port))
         if identity is not None:
