@@ -138,6 +138,20 @@ async def test_an_answer_that_is_binary_but_for_a_little_waits_for_no_json():
     assert await large
 
 
+async def test_an_answer_that_waits_for_much_holds_no_requests_up() -> None:
+    budget = Budget(128 << 20, patience_seconds=60.0)
+    await budget.take(45 << 20)
+    written = asyncio.create_task(Bodies(budget).written(1, 90 << 20, lambda: "written"))
+    await until(lambda: bool(budget._waiting))
+    async with asyncio.timeout(10):
+        await budget.take(4 << 20)
+        async with budget.lending(4 << 20, "peer"):
+            pass
+    assert not written.done()
+    budget.give(49 << 20)
+    assert await written == "written"
+
+
 async def test_an_answer_waits_for_memory_and_json_that_needs_less_does_not_wait_for_it():
     budget = Budget(256_000_000, patience_seconds=60.0)
     bodies, order = Bodies(budget), []

@@ -106,7 +106,7 @@ class Budget:
     @contextlib.asynccontextmanager
     async def lending(self, size: int, name: str, *, for_taken: bool = False) -> AsyncIterator[None]:
         """So many bytes while the context is open, as :meth:`borrow` has it; ``for_taken``: waits a little also where
-        what is lent would not be enough."""
+        what is lent would not be enough, and gives way to all others meanwhile."""
         await self._get(size, name, lent=True, for_taken=for_taken)
         try:
             yield
@@ -126,7 +126,7 @@ class Budget:
         if time_seconds is not None:
             seconds = min(seconds, time_seconds - min(LEFT_SECONDS, time_seconds / 10))
         loop = asyncio.get_running_loop()
-        turn = _Turn(size, lent, loop.create_future())
+        turn = _Turn(size, lent, loop.create_future(), gives_way=for_taken)
         turns = self._waiting.setdefault(peer, deque())
         turns.append(turn)
         self._wake()  # those who wait may do so for their own sake
