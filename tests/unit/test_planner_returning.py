@@ -38,6 +38,9 @@ def test_a_plan_that_was_left_does_not_come_back_on_the_same_numbers():
     decision = choose(left(CHEAP), COST, 0.0)
     assert (decision.action, decision.gate, decision.reason) == (Action.HOLD, "return", "HeldByReturn")
     assert "edge:0-6 x3" in decision.message
+    for nodes in (2, 5):
+        more = with_tiers(left(CHEAP), edge={"ready_nodes": nodes}, cloud={"ready_nodes": nodes})
+        assert choose(more, COST, 0.0).gate == "return"
     assert "nothing has changed since" in decision.message
 
 
@@ -81,7 +84,6 @@ CHANGES: dict[str, Case] = {
     "a tier's most replicas": (with_tiers(left(CHEAP), cloud={"max_replicas": 1}), COST),
     "memory": (with_tiers(left(CHEAP), edge={"memory_limit_bytes": 4 << 30}), COST),
     "trust": (with_tiers(left(CHEAP), cloud={"trusted": True}), COST),
-    "a node": (with_tiers(left(CHEAP), edge={"ready_nodes": 3}), COST),
     "a grant": (with_tiers(left(CHEAP), cloud={"granted": 1}), COST),
     "the profile": (replace(left(CHEAP), profile=replace(SNAPSHOT.profile, devices=OTHERWISE)), COST),
     "a variant": (replace(left(CHEAP), variants=(Variant("worse", crepe(edge=80.0, cloud=80.0), 0.5),)), COST),

@@ -197,9 +197,10 @@ class Context:
         """The numbers that a decision of this tick rests on, and a name for all the rest.
 
         A limit on cost counts as a number where it is a part that wanders, of one that sites share. How many replicas
-        fit is left out: that moves with the pipeline's own pods, and says which plans there are, not which is better.
+        fit, and on how many nodes, is left out: that moves with the pipeline's own pods (a cluster's autoscaler adds
+        nodes for them), and says which plans there are, not which is better.
         """
-        room = tuple((tier.max_replicas, tier.ready_nodes, tier.granted) for tier in self.tiers.values())
+        room = tuple((tier.max_replicas, tier.granted) for tier in self.tiers.values())
         models = tuple((each.rules, each.kept.digest) for each in self.variants)
         money = None if self.budgeted else self.policy.max_cost_per_hour
         return Inputs(
