@@ -265,6 +265,7 @@ def test_a_first_logit_that_might_be_a_probability_refuses_nothing(tmp_path: Pat
     torch.manual_seed(0)
     module, path, calibration = Sign(), tmp_path / "weights.safetensors", Calibration({"x": torch.randn(40, 4)}, None)
     module.first.bias.data.zero_()
+    module.last.weight.data.mul_(10.0)
     module.last.bias.data.fill_(0.5)
     calibration.inputs["x"][[0, int(calibration.order()[0])]] = 0.0
     save_file(dict(module.state_dict()), path)
@@ -273,6 +274,13 @@ def test_a_first_logit_that_might_be_a_probability_refuses_nothing(tmp_path: Pat
     labelled, codecs = relabelled(calibration, labels), {"all": codec(torch.clone)}
     report = compare_codecs(load_partition(source, 0, None), labelled, codecs, [1])
     assert report.metric == "top1"
+
+
+def test_a_regression_to_0_and_1_is_no_logit_for_one_answer_just_below_0() -> None:
+    answers = {"y": torch.tensor([[0.1], [0.9], [-0.02], [1.1]])}
+    with pytest.raises(CalibrationError, match="no metric fits"):
+        choose("", answers, torch.tensor([0, 1, 0, 1]))
+    assert choose("", {"y": 10 * answers["y"]}, torch.tensor([0, 1, 0, 1]))[0].name == "top1"
 
 
 def relabelled(calibration: Calibration, labels: torch.Tensor) -> Calibration:

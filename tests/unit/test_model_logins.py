@@ -25,16 +25,36 @@ def config(**auths: object) -> str:
         ("https://index.docker.io/v1/", "docker.io"),
         ("docker.io", "docker.io"),
         ("registry-1.docker.io", "index.docker.io"),
+        ("*.azurecr.io", "shop.azurecr.io"),
     ],
 )
 def test_keys_are_read_as_kubelets_read_them(key: str, registry: str) -> None:
-    assert login_for(registry, config(**{key: ENTRY})) == ("user", "pass:word")
-    assert login_for("other.example.com", config(**{key: ENTRY})) is None
+    assert login_for(registry, "team/model", config(**{key: ENTRY})) == ("user", "pass:word")
+    assert login_for("other.example.com", "team/model", config(**{key: ENTRY})) is None
+
+
+def test_the_longest_path_that_the_repository_begins_with_is_taken() -> None:
+    def entry(user: str) -> dict[str, str]:
+        return {"username": user, "password": "p"}
+
+    keys = {
+        "ghcr.io/other": entry("a"),
+        "ghcr.io": entry("b"),
+        "https://ghcr.io/team": entry("c"),
+        "ghcr.io/tea": entry("d"),
+    }
+    found = {
+        each: login_for("ghcr.io", each, config(**keys)) for each in ("team/model", "team", "mine/model", "other/x")
+    }
+    assert {each: login and login[0] for each, login in found.items()} == {
+        "team/model": "c", "team": "c", "mine/model": "b", "other/x": "a",
+    }  # fmt: skip
+    assert login_for("a.b.azurecr.io", "x", config(**{"*.azurecr.io": entry("a")})) is None
 
 
 def test_an_entry_may_name_user_and_password() -> None:
-    assert login_for("ghcr.io", config(**{"ghcr.io": {"username": "u", "password": "p"}})) == ("u", "p")
-    assert login_for("ghcr.io", config(**{"ghcr.io": {}})) is None
+    assert login_for("ghcr.io", "team/model", config(**{"ghcr.io": {"username": "u", "password": "p"}})) == ("u", "p")
+    assert login_for("ghcr.io", "team/model", config(**{"ghcr.io": {}})) is None
 
 
 @pytest.mark.parametrize(
@@ -42,7 +62,7 @@ def test_an_entry_may_name_user_and_password() -> None:
 )
 def test_what_is_no_docker_config_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not .*auths"):
-        login_for("a", text)
+        login_for("a", "b", text)
 
 
 def test_docker_hub_answers_elsewhere_than_its_name_says() -> None:

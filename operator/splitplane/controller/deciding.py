@@ -11,7 +11,7 @@ from splitplane.api.profiles import ModelProfileSpec
 from splitplane.controller import statuses
 from splitplane.controller.arbitrating import Arbiter
 from splitplane.controller.budgets import Budgets
-from splitplane.controller.control import Serving
+from splitplane.controller.control import Pending, Serving
 from splitplane.controller.corrections import learnt, recalled, remembered, speeds
 from splitplane.controller.pods import is_downloaded
 from splitplane.controller.pools import Pools
@@ -150,6 +150,8 @@ class Deciding:
             learnt=remembered(control.learnt, memory.corrections, learnt_of, now),
         )
         if decision.target is None:
+            if given_up is not None:
+                self._tell_given_up(this, given_up, decision)
             return
         if sharing is not None:
             self._pools.chosen(sharing, pipeline.metadata.name, policy, decision.target.plan)
@@ -160,8 +162,12 @@ class Deciding:
         slowest = _SLOWEST_DOWNLOAD if is_downloaded(pipeline.spec.model) else _SLOWEST_VOLUME
         self._head_for(this, target, decision, load_seconds=model[1].held_bytes(0, model[1].segments) / slowest)
         if given_up is not None and this.control.pending is None:
-            text = f"plan {given_up.serving.plan} is prepared no longer: {decision.message}"
-            this.notes.append(Note("Normal", "SwitchAbandoned", text))
+            self._tell_given_up(this, given_up, decision)
+
+    @staticmethod
+    def _tell_given_up(this: Round, given_up: Pending, decision: Decision) -> None:
+        text = f"plan {given_up.serving.plan} is prepared no longer: {decision.message}"
+        this.notes.append(Note("Normal", "SwitchAbandoned", text))
 
     def _head_for(self, this: Round, target: Serving, decision: Decision, *, load_seconds: float) -> None:
         """Begin a switch to ``target``, unless it is what serves, or is being prepared, already."""

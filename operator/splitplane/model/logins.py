@@ -4,6 +4,7 @@
 import base64
 import binascii
 import json
+from fnmatch import fnmatchcase
 from typing import Any
 
 DOCKER_HUB = "docker.io"
@@ -21,20 +22,37 @@ def is_docker_hub(registry: str) -> bool:
     return registry in (DOCKER_HUB, "index.docker.io", _DOCKER_HUB_API)
 
 
-def login_for(registry: str, config: str) -> tuple[str, str] | None:
-    """User and password for a registry (``host[:port]``); ``None`` where the config has none for it.
+def login_for(registry: str, repository: str, config: str) -> tuple[str, str] | None:
+    """User and password for a repository (``team/model``) of a registry (``host[:port]``), if the config has any.
+
+    Of keys with a path the longest that the repository begins with is taken.
 
     Raises ``ValueError`` where the text is no Docker config.
     """
     try:
         auths = json.loads(config)["auths"]
-        for key, entry in auths.items():
-            host = key.partition("://")[2].partition("/")[0] if "://" in key else key.partition("/")[0]
-            if (host == registry or (is_docker_hub(host) and is_docker_hub(registry))) and (login := _login(entry)):
+        for key, entry in sorted(auths.items(), key=lambda item: len(_path(item[0])), reverse=True):
+            if _names(key, registry, repository) and (login := _login(entry)):
                 return login
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise ValueError(f'not {{"auths": {{"<registry>": {{"auth": ...}}}}}} ({type(error).__name__})') from error
     return None
+
+
+def _names(key: str, registry: str, repository: str) -> bool:
+    """Whether a key is of this registry, by globs for the parts of its name, and of this repository."""
+    host, path = key.rpartition("://")[2].partition("/")[0], _path(key)
+    patterns, parts = host.split("."), registry.split(".")
+    same = len(patterns) == len(parts) and all(map(fnmatchcase, parts, patterns))
+    if not same and not (is_docker_hub(host) and is_docker_hub(registry)):
+        return False
+    return not path or f"{repository}/".startswith(f"{path}/")
+
+
+def _path(key: str) -> str:
+    """Of a key; that of the interface (``/v1/``, ``/v2/``) is none."""
+    path = key.rpartition("://")[2].partition("/")[2].strip("/")
+    return "" if path in ("v1", "v2") else path.removeprefix("v1/").removeprefix("v2/")
 
 
 def _login(entry: dict[str, Any]) -> tuple[str, str] | None:

@@ -13,6 +13,8 @@ Tensors = Mapping[str, torch.Tensor]
 
 IGNORED = -100
 """Label of a place that does not count, as ``torch.nn.CrossEntropyLoss`` has it."""
+_BESIDE = 0.5
+"""How far beside 0 to 1 a regression to these may lie."""
 _MOST = {"top1": 1, "top5": 5}
 _IMAGES = 4
 """Dimensions of a batch of images, whose classes are the second one."""
@@ -213,8 +215,10 @@ def _fitting(name: str, output: str, value: torch.Tensor, labels: torch.Tensor |
 
 
 def _are_logits(values: torch.Tensor, labels: torch.Tensor) -> bool:
-    """Whether one number tells of two classes by its sign. Numbers from 0 to 1 may be probabilities, which do not."""
-    return set(labels.flatten().tolist()) <= {0, 1, IGNORED} and bool(((values < 0) | (values > 1)).any())
+    """Whether one number tells of two classes by its sign. Numbers from 0 to 1 may be probabilities, which do not; and
+    those that lie just beside that are of a regression to 0 and 1."""
+    far = (values < -_BESIDE) | (values > 1 + _BESIDE)
+    return set(labels.flatten().tolist()) <= {0, 1, IGNORED} and bool(far.any())
 
 
 def _places(value: torch.Tensor) -> list[int]:

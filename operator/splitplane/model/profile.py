@@ -92,6 +92,8 @@ def measure(
             lambda: ids.update(runnable_ids(partition.graph, lambda given: partition.run(0, partition.last, given)))
         )
     except (IndexError, RuntimeError) as error:  # what an export on tensors without memory does not find out
+        if "allocate memory" in str(error):
+            raise
         told = ", ".join(f"{each.name} {each.datatype} {list(each.declared_shape)}" for each in partition.graph.inputs)
         raise FactoryError(
             f"the model of {partition.graph.source.factory} fails on inputs as they are declared ({told}): {error}. "

@@ -100,6 +100,8 @@ def _open_object(uri: str, offset: int, credentials: Mapping[str, str]) -> Strea
             found, start = obstore.get(store, path), 0
     except (PermissionDeniedError, UnauthenticatedError) as error:
         advice = "check weights.secretRef"
+        if urlsplit(uri).scheme == "s3":
+            advice = "check weights.secretRef; the role of a pod's node is not asked for"
         if urlsplit(uri).query:
             advice = "if the address was signed, that may have run out: sign weights.uri anew"
         raise WeightsError(f"weights {without_secrets(uri)}: access denied: {advice} ({_told(error, uri)})") from error
@@ -257,7 +259,7 @@ def _registry(reference: str, credentials: Mapping[str, str]) -> tuple[Any, Any]
     kind = "basic" if asked.headers.get("Www-Authenticate", "").lower().startswith("basic") else "token"
     client = Client(hostname=container.registry, insecure=plain, auth_backend=kind)
     client.session.request = _with_timeout(client.session.request)  # the client sets none
-    if login := _registry_login(named, credentials):
+    if login := _registry_login(named, container.api_prefix, credentials):
         client.auth.set_basic_auth(*login)
     else:  # of the user who runs this, if it is a user's own machine
         own = oras.container.Container(reference)
@@ -270,11 +272,11 @@ def _registry(reference: str, credentials: Mapping[str, str]) -> tuple[Any, Any]
     return client, container
 
 
-def _registry_login(registry: str, credentials: Mapping[str, str]) -> tuple[str, str] | None:
+def _registry_login(registry: str, repository: str, credentials: Mapping[str, str]) -> tuple[str, str] | None:
     if "username" in credentials:
         return credentials["username"], credentials.get("password", "")
     try:
-        return login_for(registry, credentials[_DOCKER_CONFIG]) if _DOCKER_CONFIG in credentials else None
+        return login_for(registry, repository, credentials[_DOCKER_CONFIG]) if _DOCKER_CONFIG in credentials else None
     except ValueError as error:
         raise WeightsError(f"{_DOCKER_CONFIG} in weights.secretRef: {error}") from error
 

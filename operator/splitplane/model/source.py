@@ -88,7 +88,7 @@ def find_factory(path: str) -> Callable[[], object]:
         offered = [
             name
             for name, value in vars(module).items()
-            if inspect.isfunction(value) and name[0] != "_" and value.__module__.partition(".")[0] == package
+            if inspect.isfunction(value) and name[0] != "_" and (value.__module__ or "").partition(".")[0] == package
         ]
         raise FactoryError(
             f"factory {path}: {module_name} ({getattr(module, '__file__', 'built in')}) has no callable {attribute}; "
