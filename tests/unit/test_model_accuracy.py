@@ -283,6 +283,18 @@ def test_a_regression_to_0_and_1_is_no_logit_for_one_answer_just_below_0() -> No
     assert choose("", {"y": 10 * answers["y"]}, torch.tensor([0, 1, 0, 1]))[0].name == "top1"
 
 
+def test_numbers_that_a_model_tells_nothing_of_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, path, inputs = Sign(), tmp_path / "weights.safetensors", {"x": torch.randn(TELLING, 4)}
+    save_file(dict(module.state_dict()), path)
+    source = ModelSource("m", f"{__name__}:Sign", path.as_uri(), None, (TensorSpec("x", "FP32", (4,)),))
+    partition, codecs = load_partition(source, 0, None), {"all": codec(torch.clone)}
+    told = module(inputs["x"])[:, 0].detach()
+    assert compare_codecs(partition, Calibration(inputs, told + 0.1 * torch.randn(TELLING)), codecs, [1]).metric == "r2"
+    with pytest.raises(CalibrationError, match="no better than one number for all of them"):
+        compare_codecs(partition, Calibration(inputs, 100.0 + torch.randn(TELLING)), codecs, [1])
+
+
 def relabelled(calibration: Calibration, labels: torch.Tensor) -> Calibration:
     return Calibration(calibration.inputs, labels)
 

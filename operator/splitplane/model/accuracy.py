@@ -115,6 +115,11 @@ def compare_codecs(
                 sums[cut, name].add(outputs, expected, judged)
         done += size
         progress(f"accuracy: {done} of {samples} samples")
+    if by_labels and judged[0].metric.by_variance and done >= TELLING and not judged[0].whole() > 0.0:
+        raise CalibrationError(
+            f"the unsplit model tells {done} labels no better than one number for all of them would, so that no loss"
+            " could show: correct the weights, or the file's inputs or labels, and the unit of these"
+        )
     return AccuracyReport(
         metric=" and ".join(sorted({each.metric.name for each in judged}, reverse=True)),
         labels=by_labels,
