@@ -5,9 +5,12 @@ import logging
 import socket
 from collections.abc import Iterator
 
+import aiohttp
 import pytest
+from aiohttp import web
 from aiohttp.http_exceptions import BadStatusLine, InvalidHeader
 
+from splitplane.runtime import rest_serving
 from splitplane.runtime.rest_errors import LOG_SECONDS, Malformed
 from tests.support.fronts import Echo, Fronts, serving
 
@@ -86,3 +89,20 @@ def test_of_malformed_requests_a_kind_is_told_once_a_minute_with_how_many_there_
         "a request from 10.0.0.8 is no HTTP that can be read (InvalidHeader)",
         "a request from nobody known is no HTTP that can be read (BadStatusLine); 4 more like it before",
     ]
+
+
+async def test_an_open_connection_keeps_no_answer_in_memory() -> None:
+    given = list[web.Response]()
+
+    async def large(_request: web.Request) -> web.Response:
+        given.append(web.Response(body=bytes(1 << 20)))
+        return given[-1]
+
+    app = web.Application()
+    app.router.add_get("/", large)
+    server = await rest_serving.serve(app, "127.0.0.1", 0)
+    host, port = server.address
+    async with aiohttp.ClientSession() as session, session.get(f"http://{host}:{port}/") as response:
+        assert len(await response.read()) == 1 << 20
+    assert given[0].body is None
+    await server.stop(0)

@@ -106,6 +106,8 @@ class Server:
             with contextlib.suppress(ConnectionError):
                 await response.prepare(request)
                 await response.write_eof()
+            if isinstance(response, web.Response):
+                response.body = None  # an idle connection keeps its last answer
             return response
         finally:
             self._busy.discard(request.protocol)

@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 
 PLAN = "splitplane_plan"
 """Response parameter: the name of the route that served the request."""
-ANSWERS_SHARE = 2
-"""Answers may take one of so many parts of what messages may: three times, as that often they lie in memory."""
+ANSWERS_SHARE = 4
+"""Answers may take one of so many parts of what messages may, as they lie in memory up to three times, and more."""
 MAX_ENCODED = 256
 """Routes with their endpoints in an order, whose wire form is kept."""
 
