@@ -91,12 +91,13 @@ class ConstantRate:
     async def _one(self) -> None:
         sent = time.time()
         self._count += 1
-        request = {"number": self._count, "sent": sent, "over": self._sender.name}
+        number = self._count
+        request = {"number": number, "sent": sent, "over": self._sender.name}
         self._write(request)
         record: dict[str, Any] = {**request, "again": 0, "ok": False}
         while (left := sent + DEADLINE_SECONDS - time.time()) > 0:
             try:
-                record |= {"plan": await self._sender.send(left), "ok": True}
+                record |= {"plan": await self._sender.send(number, left), "ok": True}
                 break
             except FailedError as error:
                 record["error"] = str(error)[:300]
@@ -125,8 +126,12 @@ async def main(options: argparse.Namespace) -> None:
         following = asyncio.create_task(known.follow())
         await known.known.wait()
         gateways: Gateways = known
-        given = (gateways, options.pipeline, data["features"], data["expected"])
-        paces = [ConstantRate(sender, log) for sender in (OverGrpc(*given), OverRest(*given))]
+        over_grpc, over_rest = zip(*(np.split(data[name], 2) for name in ("features", "expected")), strict=True)
+        senders: list[Sender] = [
+            OverGrpc(gateways, options.pipeline, *over_grpc),
+            OverRest(gateways, options.pipeline, *over_rest),
+        ]
+        paces = [ConstantRate(sender, log) for sender in senders]
         sending = [asyncio.create_task(pace.run(options.rate, stopped)) for pace in paces]
         await reader.read()
         stopped.set()

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tests.chaos import records
 from tests.chaos.client import DEADLINE_SECONDS
 from tests.support import operator_cases as cases
-from tests.support.operator_requests import FEATURES, expected
+from tests.support.operator_requests import FEATURES
 
 PIPELINE = "steady"
 SEGMENTS = 4
@@ -25,6 +26,8 @@ SPLIT = "edge:0-1|cloud:1-4 fp32"
 """The plan that serves before and after each fault."""
 RATE = 20.0
 """Requests per second over gRPC, and as many over REST."""
+INPUTS = 128
+"""Different ones that requests have in turn: one half over gRPC, the other over REST."""
 WINDOWS = ("prometheus.windowSeconds=20", "prometheus.demandWindowSeconds=20")
 """Settings of the chart: faults are short."""
 
@@ -34,6 +37,13 @@ def split(cut: int) -> cases.Json:
 
 
 WHOLE = cases.fixed(("edge", 0, SEGMENTS))
+
+
+def inputs() -> tuple[Any, Any]:
+    """Inputs of as many requests, [INPUTS, 3, 64], and the unsplit model's answers to them, [INPUTS, 3, 8]."""
+    features = np.random.default_rng(14).standard_normal((INPUTS, *FEATURES.shape)).astype(np.float32)
+    with torch.no_grad():
+        return features, cases.module()(torch.from_numpy(features)).numpy()
 
 
 class Site:
@@ -167,7 +177,8 @@ class Site:
     @contextmanager
     def client(self) -> Iterator[None]:
         data = self.folder / "data.npz"
-        np.savez(data, features=FEATURES, expected=expected())
+        features, expected = inputs()
+        np.savez(data, features=features, expected=expected)
         command = [sys.executable, "-m", "tests.chaos.client", f"--namespace={self.ns.name}", f"--pipeline={PIPELINE}",
                    f"--data={data}", f"--log={self.log}", f"--rate={RATE}", *self.way_in()]  # fmt: skip
         environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "OMP_NUM_THREADS": "1"}

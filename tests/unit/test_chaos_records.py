@@ -2,12 +2,16 @@
 
 import asyncio
 import io
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.chaos.client import ConstantRate
 from tests.chaos.records import Record, longest_disturbance, measure, read
+from tests.chaos.senders import FailedError, check
+from tests.chaos.site import inputs
 
 
 def record(sent: float, seconds: float = 0.01, *, ok: bool = True, again: int = 0, over: str = "gRPC") -> Record:
@@ -60,7 +64,7 @@ class Odd:
         self._asked = 0
         self.has_asked = asyncio.Event()
 
-    async def send(self, seconds: float) -> str:
+    async def send(self, number: int, seconds: float) -> str:
         self._asked += 1
         if self._asked > 1:
             self.has_asked.set()
@@ -80,3 +84,13 @@ async def test_whatever_becomes_of_a_request_it_is_in_the_log_from_the_moment_it
     assert (odd.ended, odd.ok, odd.error) == (True, False, "IndexError: list index out of range")
     assert (hanging.ended, hanging.ok, hanging.disturbed) == (False, False, True)
     assert measure("x", records).failed == len(records)
+
+
+def test_neither_the_answer_to_another_request_nor_one_that_is_no_number_is_right() -> None:
+    _, answers = inputs()
+    check(answers[0], answers[0])
+    for wrong in (answers[1], np.full_like(answers[0], np.nan)):
+        with pytest.raises(FailedError):
+            check(wrong, answers[0])
+    apart = [np.abs(one - other).max() for one, other in combinations(answers, 2)]
+    assert min(apart) > 0.01
