@@ -254,3 +254,25 @@ async def test_answers_that_clients_have_not_taken_keep_large_ones_back_and_smal
     await turns.end("d")
     last.gone()
     assert unsent.bytes == 0
+
+
+async def test_a_turn_that_ends_lets_nobody_in_before_its_answer_counts():
+    unsent, computed = Unsent(), asyncio.Event()
+    line, entered, answers = Line(lambda: 1, room_bytes=100 << 20, unsent=unsent), list[str](), list[Answer]()
+    load = Load(known=64 << 20)
+
+    async def request(name: str) -> None:
+        async with line.turn("client", load):
+            entered.append(name)
+            await computed.wait()
+        answers.append(Answer(unsent, load.known))
+
+    requests = [asyncio.create_task(request(name)) for name in ("first", "second")]
+    await asyncio.sleep(0)
+    computed.set()
+    await requests[0]
+    await asyncio.sleep(0.01)
+    assert entered == ["first"]
+    answers.pop().gone()
+    await requests[1]
+    assert entered == ["first", "second"]

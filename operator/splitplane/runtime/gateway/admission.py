@@ -179,7 +179,8 @@ class Line:
             yield
         finally:
             self._leave(client, load)
-            self.advance()
+            # Not before the caller has counted the answer as unsent: else one more than fits would come in.
+            asyncio.get_running_loop().call_soon(self.advance)
 
     @contextlib.contextmanager
     def aside(self, client: str, load: Load) -> Iterator[None]:
