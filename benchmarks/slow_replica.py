@@ -15,7 +15,7 @@ from unittest import mock
 
 from benchmarks._report import Row, row, write
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
-from splitplane.runtime.gateway import forwarding
+from splitplane.runtime.gateway import attempts
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.outliers import INTERVAL_SECONDS, Outliers
 from splitplane.runtime.inference import InferenceError, InferRequest
@@ -59,7 +59,7 @@ async def measure(*, leaving_out: bool) -> dict[float, list[float]]:
     for replica in replicas:
         cluster.put(POD, replica.pod)
     with (
-        mock.patch.object(forwarding, "Outliers", return_value=Outliers(interval)),
+        mock.patch.object(attempts, "Outliers", return_value=Outliers(interval)),
         rig.stages(*replicas),
         tempfile.TemporaryDirectory() as state,
     ):

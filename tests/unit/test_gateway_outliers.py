@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
-from splitplane.runtime.gateway import forwarding
+from splitplane.runtime.gateway import attempts
 from splitplane.runtime.gateway.choosing import Choice, Chooser
 from splitplane.runtime.gateway.endpoints import SLOW_SECONDS, Endpoints, Pod
 from splitplane.runtime.gateway.outliers import FEWEST_REQUESTS, INTERVAL_SECONDS, Outliers
@@ -172,7 +172,7 @@ def test_the_slow_one_of_two_comes_back_at_once_when_the_other_is_lost() -> None
 async def test_a_gateway_leaves_out_the_slow_one_of_several_replicas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: tuple[float, ...]
 ) -> None:
-    monkeypatch.setattr(forwarding, "Outliers", lambda: Outliers(interval_seconds=1.0))
+    monkeypatch.setattr(attempts, "Outliers", lambda: Outliers(interval_seconds=1.0))
     replicas = [StageProcess("small-edge", "edge", (0, 3), seconds=seconds) for seconds in times]
     cluster = MemoryCluster()
     with stages(*replicas):

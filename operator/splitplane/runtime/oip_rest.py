@@ -124,8 +124,7 @@ def make_app(
         response = answer(inference, await model.infer(_sent_by(inference, request)))
         deadline = inference.deadline
         del inference
-        body.drop()
-        sent = held(request, response)
+        sent = exchanged(request, body, response)
         content, header_size = await bodies.written(
             size_of(response.outputs),
             footprint_written(each for each in response.outputs if each.name not in binary),
@@ -146,8 +145,9 @@ def make_app(
         with _telling(on_invalid):
             bodies.require_writable(footprint_known(inference.inputs, outputs, nested=nested))
 
-    def held(request: web.Request, response: InferResponse) -> Answer:
-        """The response, which counts until it has been written to the client."""
+    def exchanged(request: web.Request, body: Body, response: InferResponse) -> Answer:
+        """Gives up what the client sent for the response, which counts until it has been written to the client."""
+        body.drop()
         sent = Answer(unsent, size_of(response.outputs))
         request[AFTER] = sent.gone
         return sent
@@ -177,8 +177,7 @@ def make_app(
         require_known_writable(inference, metadata.outputs, nested=True)
         response = await model.infer(replace(_sent_by(inference, request), deadline=deadline))
         del inference
-        body.drop()
-        sent = held(request, response)
+        sent = exchanged(request, body, response)
         content = await bodies.written(
             size_of(response.outputs),
             footprint_written(response.outputs, nested=True),

@@ -3,46 +3,38 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Hashable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 from splitplane.runtime.budgets import budget_bytes
 from splitplane.runtime.gateway.admission import Line, Load, Throughput, overloaded
+from splitplane.runtime.gateway.attempts import Attempts
 from splitplane.runtime.gateway.checking import Checker
 from splitplane.runtime.gateway.choosing import Choice
 from splitplane.runtime.gateway.clients import client_of
 from splitplane.runtime.gateway.hedging import Hedging, Race
 from splitplane.runtime.gateway.losses import MOST_LOSSES, Gate, Losses
-from splitplane.runtime.gateway.outliers import Outliers
 from splitplane.runtime.gateway.pacing import ONCE, RETRYABLE, RetryBudget, pause_seconds
 from splitplane.runtime.gateway.proxies import Proxies
 from splitplane.runtime.gateway.router import Router
 from splitplane.runtime.gateway.tables import Table
 from splitplane.runtime.gateway.waiting import CutOffError, OverdueError, Waiting
-from splitplane.runtime.hops import Call, Channels, call
+from splitplane.runtime.hops import Channels
 from splitplane.runtime.inference import (
-    RESERVED,
     Failure,
     InferenceError,
     InferRequest,
     InferResponse,
     ModelMetadata,
-    Parameter,
     check_outputs,
 )
-from splitplane.runtime.routes import GENERATION, ROUTE, TRACE, HopTrace, decode_trace, encode_route
 from splitplane.runtime.tensors import check_inputs, known_bytes, size_of
 from splitplane.runtime.unsent import Unsent
 
 logger = logging.getLogger(__name__)
 
-PLAN = "splitplane_plan"
-"""Response parameter: the name of the route that served the request."""
 ANSWERS_SHARE = 4
 """Answers may take one of so many parts of what messages may, as they lie in memory up to three times, and more."""
-MAX_ENCODED = 256
-"""Routes with their endpoints in an order, whose wire form is kept."""
 
 
 @dataclass(slots=True)
@@ -71,19 +63,17 @@ class Forwarder:
 
     def __init__(self, router: Router, channels: Channels, checker: Checker, proxies: Proxies) -> None:
         self._router = router
-        self._channels = channels
         self._checker = checker
         self._proxies = proxies
         self._budget = RetryBudget()
         self._waiting = Waiting(router, checker)
+        self._attempts = Attempts(router, channels, self._waiting)
         self._hedging = Hedging(router, self._waiting)
         self._turn = asyncio.Lock()
         self._throughput = Throughput()
         self.unsent = Unsent()
         self._line = Line(router.replicas, room_bytes=budget_bytes() // ANSWERS_SHARE, unsent=self.unsent)
         self._gate = Gate()
-        self._outliers = Outliers()
-        self._encoded: dict[Hashable, str] = {}
         self.draining = False
 
     def metadata(self) -> ModelMetadata:
@@ -307,86 +297,21 @@ class Forwarder:
             raise self._too_late(journey, why) from None
 
     async def _attempt(self, choice: Choice, journey: _Journey) -> InferResponse:
-        router = self._router
-        request = replace(
-            journey.request,
-            parameters=self._parameters(journey.request.parameters, choice),
-            outputs=(),
-            deadline=journey.deadline,
-        )
-        size = size_of(request.inputs)
-        started = router.clock()
-        sending = asyncio.ensure_future(call(self._channels, choice.addresses[:1], request))
-        try:
-            with router.flights.under_way(choice.generation), self._carrying(choice, started, size):
-                answered = await self._waiting.answer(
-                    sending, choice, size=size, deadline=journey.deadline, was_overdue=journey.was_overdue
-                )
-        finally:
-            if not sending.done():
-                sending.cancel()
-                with contextlib.suppress(asyncio.CancelledError, InferenceError):
-                    await sending
-        now = router.clock()
-        self._waiting.answered(choice, now - started, size)
-        for address in choice.addresses:
-            router.endpoints.succeeded(address)
-        trace = self._trace(answered)
-        router.links.observe(answered, trace, now)
-        self._outliers.answered(choice.addresses, trace, answered.seconds, journey.request.inputs)
-        self._compare(now)
-        self._convict(frozenset(journey.erred).difference(choice.addresses), now)
-        journey.unqueued_seconds = max(0.0, now - started - sum(hop.queue for hop in trace))
-        self._line.learn(size, size_of(answered.response.outputs))
-        self._line.feedback(waited=any(hop.queue > hop.compute for hop in trace))
-        kept = {name: value for name, value in answered.response.parameters.items() if name != TRACE}
-        return replace(
-            answered.response,
-            model_name=journey.request.model_name,
-            parameters={**kept, GENERATION: choice.generation, PLAN: choice.route.name},
-        )
+        request = journey.request
+        answered = await self._attempts.make(choice, request, journey.deadline, was_overdue=journey.was_overdue)
+        self._convict(frozenset(journey.erred).difference(choice.addresses))
+        journey.unqueued_seconds = answered.unqueued_seconds
+        self._line.learn(size_of(request.inputs), size_of(answered.response.outputs))
+        self._line.feedback(waited=answered.waited)
+        return answered.response
 
-    def _carrying(self, choice: Choice, now: float, size: int) -> AbstractContextManager[None]:
-        """Counts what the request, sent now with inputs of so many bytes, has on the links of its way."""
-        tier = self._router.tier
-        crosses_itself = choice.route.stops[0].tier != tier
-        return self._router.links.carrying(choice.route.crossings(tier), now, size if crosses_itself else None)
-
-    def _compare(self, now: float) -> None:
-        """Leave out a replica that takes far longer than the others of its stage for requests of the same shapes."""
-        endpoints = self._router.endpoints
-        for verdict in self._outliers.judge(now):
-            if seconds := endpoints.judged(verdict.address, now, slow=verdict.slow):
-                logger.warning(
-                    "%s takes %.3f s where other replicas take %.3f s: left out for %.0f s",
-                    verdict.address, verdict.seconds, verdict.usual, seconds,
-                )  # fmt: skip
-
-    def _convict(self, addresses: frozenset[str], now: float) -> None:
+    def _convict(self, addresses: frozenset[str]) -> None:
         """The request has its answer, so it was not its own error that it got at these."""
         for address in addresses:
-            if seconds := self._router.endpoints.erred(address, now):
+            if seconds := self._router.endpoints.erred(address, self._router.clock()):
                 logger.warning(
                     "%s answers with errors where other replicas do not: left out for %.0f s", address, seconds
                 )
-
-    @staticmethod
-    def _trace(answered: Call) -> tuple[HopTrace, ...]:
-        try:
-            return decode_trace(str(answered.response.parameters.get(TRACE, "[]")))
-        except ValueError as error:
-            logger.warning("a stage sent a trace that cannot be read: %s", error)
-            return ()
-
-    def _parameters(self, given: Mapping[str, Parameter], choice: Choice) -> dict[str, Parameter]:
-        key = (choice.generation, choice.route.name, choice.hops, choice.batching)
-        route = self._encoded.get(key)
-        if route is None:
-            if len(self._encoded) >= MAX_ENCODED:
-                self._encoded.clear()
-            route = self._encoded[key] = encode_route(choice.wire())
-        kept = {name: value for name, value in given.items() if not name.startswith(RESERVED)}
-        return {**kept, GENERATION: choice.generation, ROUTE: route}
 
     def _remaining(self, journey: _Journey) -> float:
         return max(0.0, journey.deadline - self._router.clock())
