@@ -3,10 +3,12 @@
 import asyncio
 import json
 from contextlib import suppress
+from typing import Any
 
+import grpc
 from prometheus_client import CollectorRegistry
 
-from splitplane.runtime import oip_rest, rest_serving
+from splitplane.runtime import oip_grpc, oip_pb2, oip_rest, rest_serving
 from splitplane.runtime.unsent import Answer, Unsent
 from tests.support.fronts import Echo
 from tests.support.gateway_rig import until
@@ -32,6 +34,25 @@ async def test_an_answer_over_rest_counts_until_the_client_has_it():
     writer.close()
     with suppress(OSError):
         await writer.wait_closed()
+    await server.stop(0)
+
+
+async def test_an_answer_over_grpc_counts_until_its_call_ends_as_when_the_client_goes():
+    unsent = Unsent()
+    server = oip_grpc.Server(Echo(), unsent=unsent)
+    port = server.bind("127.0.0.1", 0)
+    await server.start()
+    message: Any = oip_pb2.ModelInferRequest(model_name="echo", raw_input_contents=[bytes(SIZE)])
+    message.inputs.add(name="fp32", datatype="FP32", shape=[1, SIZE // 4])
+    options = [("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+        infer: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        leaving = asyncio.ensure_future(infer(message.SerializeToString()))
+        await until(lambda: unsent.bytes > SIZE)
+        leaving.cancel()
+        await until(lambda: unsent.bytes == 0)
+        assert len(await infer(message.SerializeToString())) > SIZE
+        await until(lambda: unsent.bytes == 0)
     await server.stop(0)
 
 
