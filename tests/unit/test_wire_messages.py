@@ -329,9 +329,21 @@ def test_an_array_is_sent_without_a_copy():
         (b"\x2a\x00" * 4_000_000, "more than 4096 tensors, contents and parameters"),
         (
             oip_pb2.ModelInferRequest(
-                inputs=[{"name": "x", "datatype": "FP32", "shape": [1] * 1_000_000}]
+                inputs=[{"name": "x", "datatype": "FP32", "shape": [1] * 100_000}]
             ).SerializeToString(),
-            "input 'x' has 1000000 dimensions; at most 1024 are taken",
+            "input 'x' has 100000 dimensions; at most 1024 are taken",
+        ),
+        (
+            oip_pb2.ModelInferRequest(
+                inputs=[{"name": name, "datatype": "FP32", "shape": [1] * 300_000} for name in "xy"]
+            ).SerializeToString(),
+            "names, shapes and parameters take more than 524288 bytes",
+        ),
+        (
+            oip_pb2.ModelInferRequest(
+                outputs=[{"name": "y", "parameters": {str(n): {"bool_param": True} for n in range(50_000)}}]
+            ).SerializeToString(),
+            "names, shapes and parameters take more than 524288 bytes",
         ),
         (
             oip_pb2.ModelInferRequest(
@@ -350,7 +362,7 @@ def test_an_array_is_sent_without_a_copy():
             r"input 'x': more than 3 elements, but shape \[3\] takes 3",
         ),
     ],
-    ids=["fields", "dimensions", "parameters", "elements"],
+    ids=["fields", "dimensions", "shapes", "parameters of an output", "parameters", "elements"],
 )
 def test_a_message_that_would_cost_far_more_than_its_bytes_is_refused_for_little(message, says):
     def refused() -> None:

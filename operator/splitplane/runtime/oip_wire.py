@@ -41,6 +41,9 @@ MAX_FIELDS = 4096
 """Of a message: tensors, contents, padding, parameters. Each costs far more to read than the two bytes it may take."""
 MAX_TENSOR_FIELDS = 16 * MAX_FIELDS
 """Of all its tensors: names, shapes, parameters."""
+MAX_HEADER_BYTES = 512 << 10
+"""Of a message without contents, and of its tensors without theirs: what protobuf reads takes up to 18 times as much
+memory. It is twice what routes and traces may have between pods."""
 
 
 class Parts(NamedTuple):
@@ -59,7 +62,7 @@ class Parts(NamedTuple):
 def split_request(data: bytes) -> Parts:
     """A ``ModelInferRequest`` as it came off the wire, in about a millisecond at most whatever its size.
 
-    Raises :class:`InferenceError` when it has no such form, or too many fields.
+    Raises :class:`InferenceError` when it has no such form, too many fields, or too much beside contents.
     """
     header, _, found = _split(data, (_INPUTS, _RAW_INPUTS))
     return Parts(header, found[_INPUTS], found[_RAW_INPUTS])
@@ -133,7 +136,9 @@ def write_response(response: InferResponse) -> bytes:
     return _join(message, message.outputs, response.outputs, _RAW_OUTPUTS)
 
 
-def _split(data: Data, taken: Sequence[int], most: int = MAX_FIELDS) -> tuple[bytes, int, dict[int, list[memoryview]]]:
+def _split(
+    data: Data, taken: Sequence[int], most: int = MAX_FIELDS, most_bytes: int = MAX_HEADER_BYTES
+) -> tuple[bytes, int, dict[int, list[memoryview]]]:
     """The message without its fields of these numbers and padding, how many fields it had, and what those contain."""
     view, start, count = memoryview(data), 0, 0
     header: list[memoryview] = []
@@ -151,6 +156,8 @@ def _split(data: Data, taken: Sequence[int], most: int = MAX_FIELDS) -> tuple[by
     except FormError:
         raise _malformed() from None
     header.append(view[start:])
+    if sum(map(len, header)) > most_bytes:
+        raise invalid(f"names, shapes and parameters take more than {MAX_HEADER_BYTES} bytes")
     return b"".join(header), count, found
 
 
@@ -221,10 +228,10 @@ def _write_parameters(target: Any, parameters: Parameters) -> None:
 def _read_tensors(
     form: Any, tensors: Sequence[memoryview], contents: Sequence[memoryview], kind: str
 ) -> tuple[Tensor, ...]:
-    entries, typed, fields_left = [], [], MAX_TENSOR_FIELDS
+    entries, typed, fields_left, bytes_left = [], [], MAX_TENSOR_FIELDS, MAX_HEADER_BYTES
     for tensor in tensors:
-        header, count, found = _split(tensor, (_CONTENTS,), fields_left)
-        fields_left -= count
+        header, count, found = _split(tensor, (_CONTENTS,), fields_left, bytes_left)
+        fields_left, bytes_left = fields_left - count, bytes_left - len(header)
         entry = parse(form, header)
         if kind == "input" and entry.parameters:
             require_served(_read_parameters(entry.parameters), f"input '{entry.name}'")
