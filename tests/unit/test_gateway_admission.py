@@ -233,21 +233,23 @@ async def test_answers_that_clients_have_not_taken_keep_large_ones_back_and_smal
     turns = Turns(Line(lambda: 1, room_bytes=100 << 20, unsent=unsent))
     first, second = Answer(unsent, 60 << 20), Answer(unsent, 30 << 20)
     second.sending(39 << 20)
-    large, small = Load(known=64 << 20), Load(known=1 << 20)
-    for name in ("a", "b", "c"):
-        await turns.ask(name, small if name == "c" else large)
-    assert turns.order == [], "who has nothing under way is not passed"
+    large, medium, small = Load(known=64 << 20), Load(known=20 << 20), Load(known=1 << 20)
+    for name, load in (("a0", large), ("b0", large), ("c0", medium), ("d0", small), ("a1", small)):
+        await turns.ask(name, load)
+    assert turns.order == ["d0", "a1"], "small ones alone pass who has nothing under way"
+    await turns.end("d0", "a1")
     first.gone()
     await asyncio.sleep(0)
-    assert turns.order == []
+    assert turns.order[2:] == []
     second.sending(36 << 20)
     await asyncio.sleep(0)
-    assert turns.order == ["a"]
-    await turns.end("a")
+    assert turns.order[2:] == ["a0"]
     second.gone()
-    await asyncio.sleep(0)
-    assert turns.order == ["a", "b", "c"]
-    await turns.end("b", "c")
+    await turns.ask("e0", small)
+    assert turns.order[2:] == ["a0"], "b waits for what is under way, which is not for long"
+    await turns.end("a0")
+    assert turns.order[3:] == ["b0", "c0", "e0"]
+    await turns.end("b0", "c0", "e0")
     last = Answer(unsent, 1000 << 20)
     await turns.ask("d", small)
     assert turns.order[-1] == "d"

@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
 from splitplane.runtime.budgets import SMALL_SHARE
 from splitplane.runtime.inference import Failure, InferenceError
@@ -125,13 +126,21 @@ class _Waiter:
     come: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
+class _Lane(NamedTuple):
+    """Where a client's requests wait: those with small answers do not wait behind its others."""
+
+    client: str
+    is_small: bool
+
+
 class Line:
-    """Turns to be under way. Clients with requests waiting take turns; each client's own go in order.
+    """Turns to be under way. Clients with requests waiting take turns; each client's own go in order, small and large.
 
     ``replicas`` tells how many pods the narrowest stage of the widest route has. No more are under way than their
     answers fit into ``room_bytes`` beside what is ``unsent``, but for one: by what is known of these, and what late
     ones took, beside their inputs and at most. Who has answers coming waits for these where there is no room, and
-    others go past it. What is small does not wait for clients that are slow to take what is unsent.
+    others go past it. What is small waits neither for clients that are slow to take what is unsent nor behind others
+    that do.
     """
 
     def __init__(self, replicas: Callable[[], int], *, room_bytes: float = inf, unsent: Unsent | None = None) -> None:
@@ -140,7 +149,7 @@ class Line:
         self._unsent.on_less = self.advance
         self._answers: deque[tuple[float, int]] = deque([(0.0, 0)], maxlen=SAMPLES)
         """Bytes of late answers, for one of inputs and all."""
-        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self._waiting: OrderedDict[_Lane, deque[_Waiter]] = OrderedDict()
         self._under_way, self._load = 0, Load()
         self._inside: Counter[str] = Counter()
         """How many each client has under way."""
@@ -161,8 +170,9 @@ class Line:
 
     def ahead(self, client: str) -> int:
         """How many requests are under way, or will be before one more of this client."""
-        own = len(self._waiting.get(client, ()))
-        return self._under_way + sum(min(len(queue), own + (name != client)) for name, queue in self._waiting.items())
+        own = self._own(client)
+        others = (min(len(queue), own + (lane.client != client)) for lane, queue in self._waiting.items())
+        return self._under_way + sum(others)
 
     def has_room(self, load: Load) -> bool:
         """Whether a request that comes now is under way at once."""
@@ -194,15 +204,15 @@ class Line:
 
     def advance(self) -> None:
         """Let in as many as there is room for."""
-        while (client := self._next()) is not None:
-            queue = self._waiting[client]
+        while (lane := self._next()) is not None:
+            queue = self._waiting[lane]
             waiter = queue.popleft()
             if queue:
-                self._waiting.move_to_end(client)
+                self._waiting.move_to_end(lane)
             else:
-                del self._waiting[client]
+                del self._waiting[lane]
             if not waiter.come.done():
-                self._enter(client, waiter.load)
+                self._enter(lane.client, waiter.load)
                 waiter.come.set_result(None)
 
     def make_room(self, client: str, error: InferenceError) -> bool:
@@ -210,7 +220,7 @@ class Line:
         if not self._waiting:
             return False
         heaviest, queue = max(self._waiting.items(), key=lambda item: len(item[1]))
-        if len(queue) <= len(self._waiting.get(client, ())) + 1:
+        if len(queue) <= self._own(client) + 1:
             return False
         future = queue.pop().come
         if not queue:
@@ -226,19 +236,29 @@ class Line:
         elif self._waiting:
             self._window = min(self._window + 1 / max(1, self._replicas()), float(WIDEST))
 
-    def _next(self) -> str | None:
-        """Whose turn it is, if there is room."""
+    def _own(self, client: str) -> int:
+        return sum(len(queue) for lane, queue in self._waiting.items() if lane.client == client)
+
+    def _next(self) -> _Lane | None:
+        """Whose turn it is, if there is room. Who has nothing under way is passed by small ones alone, and by these
+        only while it waits for clients to take what is unsent, which may be long."""
         if self._under_way >= self.window:
             return None
-        for client, queue in self._waiting.items():
-            if queue[0].come.done() or self._fits(queue[0].load):
-                return client
-            if not self._inside[client]:
-                return None
+        only_small = False
+        for lane, queue in self._waiting.items():
+            if queue[0].come.done() or (self._fits(queue[0].load) and (lane.is_small or not only_small)):
+                return lane
+            if not self._inside[lane.client]:
+                if lane.is_small or not self._unsent.bytes:
+                    return None
+                only_small = True
         return None
 
+    def _is_small(self, load: Load) -> bool:
+        return self._expected(load, 1) <= self._room_bytes / SMALL_SHARE
+
     def _fits(self, load: Load) -> bool:
-        unsent = self._unsent.bytes if self._expected(load, 1) > self._room_bytes / SMALL_SHARE else 0
+        unsent = 0 if self._is_small(load) else self._unsent.bytes
         if not self._under_way and not unsent:
             return True
         return self._expected(load + self._load, self._under_way + 1) + unsent <= self._room_bytes
@@ -261,8 +281,8 @@ class Line:
             del self._inside[client]
 
     async def _wait(self, client: str, load: Load) -> None:
-        waiter = _Waiter(load)
-        self._waiting.setdefault(client, deque()).append(waiter)
+        lane, waiter = _Lane(client, self._is_small(load)), _Waiter(load)
+        self._waiting.setdefault(lane, deque()).append(waiter)
         self.advance()  # it may go past those that wait
         try:
             await waiter.come
@@ -272,14 +292,14 @@ class Line:
                 self._leave(client, load)  # its turn had come in the same moment
                 self.advance()
             else:
-                self._forget(client, waiter)
+                self._forget(lane, waiter)
             raise
 
-    def _forget(self, client: str, waiter: _Waiter) -> None:
-        queue = self._waiting.get(client)
+    def _forget(self, lane: _Lane, waiter: _Waiter) -> None:
+        queue = self._waiting.get(lane)
         if queue is not None:
             with contextlib.suppress(ValueError):
                 queue.remove(waiter)
             if not queue:
-                del self._waiting[client]
+                del self._waiting[lane]
         self.advance()  # others may have waited behind it
