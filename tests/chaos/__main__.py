@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from splitplane.local.errors import LocalError
 from tests.chaos import embedded
-from tests.chaos.faults import FAULTS, ON_KIND, Fault, Lasting
+from tests.chaos.faults import FAULTS, ON_KIND, Fault, Told
 from tests.chaos.records import Measured, measure
 from tests.chaos.site import RATE, Site
 
@@ -27,18 +27,20 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faults.md"
 IN_FLIGHT = 10
 """Most requests of a client that may be on their way through a gateway when it dies: half a second's."""
+Rows = dict[str, Measured | None]
 
 
 def play(fault: Fault, where: Site, scale: float) -> Measured:
-    """Raises ``AssertionError`` when the cluster does not become as it was before."""
+    """Raises ``AssertionError`` when the fault says so, or the cluster does not become as it was before."""
     where.wait_calm()
     before = where.running()
     start = time.time()
-    told = fault.run(where, scale)
+    done = fault.run(where, scale)
+    told = done if isinstance(done, Told) else Told(done, ())
     where.wait_calm()
     where.wait_gone(before)
-    note, ended = (told.note, told.ended) if isinstance(told, Lasting) else (told, None)
-    return measure(fault.key, where.ended(start, time.time()), note=note, ended=ended)
+    ended = told.spans[-1][1] if told.flaps else None
+    return measure(fault.key, where.ended(start, time.time()), note=told.note, ended=ended, spans=told.spans)
 
 
 def kept_promise(fault: Fault, measured: Measured) -> bool:
@@ -52,7 +54,7 @@ class Cluster:
 
     faults: tuple[Fault, ...]
     kept: Path
-    """What was measured, by fault."""
+    """What was measured, by fault; ``null`` of one that failed, so that no earlier row passes for this one."""
     begin: str
     """The line of docs/faults.md before its table."""
 
@@ -60,16 +62,16 @@ class Cluster:
     def end(self) -> str:
         return self.begin.replace("measured", "end")
 
-    def rows(self) -> dict[str, Measured]:
+    def rows(self) -> Rows:
         return (
-            {key: Measured(**row) for key, row in json.loads(self.kept.read_text()).items()}
+            {key: row and Measured(**row) for key, row in json.loads(self.kept.read_text()).items()}
             if self.kept.exists()
             else {}
         )
 
-    def keep(self, rows: dict[str, Measured]) -> None:
+    def keep(self, rows: Rows) -> None:
         self.kept.parent.mkdir(parents=True, exist_ok=True)
-        self.kept.write_text(json.dumps({key: asdict(row) for key, row in rows.items()}, indent=2) + "\n")
+        self.kept.write_text(json.dumps({key: row and asdict(row) for key, row in rows.items()}, indent=2) + "\n")
 
     def site(self, say: Callable[[str], None]) -> AbstractContextManager[Site]:
         if self.faults is FAULTS:
@@ -86,15 +88,19 @@ CLUSTERS = {
 }
 
 
-def table(rows: dict[str, Measured], faults: tuple[Fault, ...], before: str = "") -> str:
-    """The rows measured here; of other faults, those of the table before."""
-    told = {line.split("|")[1].strip(): line for line in before.splitlines()}
-    told |= {
-        fault.name: f"| {fault.name} | {row.requests} | {row.failed} | {row.resent_grpc} | {row.resent_rest} "
+def line(name: str, row: Measured | None) -> str:
+    if row is None:
+        return f"| {name} | FAILED | | | | | | |"
+    return (
+        f"| {name} | {row.requests} | {row.failed} | {row.resent_grpc} | {row.resent_rest} "
         f"| {row.recovered_seconds:.1f} s | {row.p99_milliseconds:.0f} ms | {row.note} |"
-        for fault in faults
-        if (row := rows.get(fault.key)) is not None
-    }
+    )
+
+
+def table(rows: Rows, faults: tuple[Fault, ...], before: str = "") -> str:
+    """The rows measured here; of other faults, those of the table before."""
+    told = {old.split("|")[1].strip(): old for old in before.splitlines()}
+    told |= {fault.name: line(fault.name, rows[fault.key]) for fault in faults if fault.key in rows}
     lines = [
         "| fault | requests | failed | sent again over gRPC | over REST | time to recover | p99 during | |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
@@ -103,7 +109,7 @@ def table(rows: dict[str, Measured], faults: tuple[Fault, ...], before: str = ""
     return "\n".join(lines) + "\n"
 
 
-def write_page(rows: dict[str, Measured], cluster: Cluster) -> None:
+def write_page(rows: Rows, cluster: Cluster) -> None:
     before, rest = PAGE.read_text().split(cluster.begin)
     old, after = rest.split(cluster.end)
     PAGE.write_text(before + cluster.begin + table(rows, cluster.faults, old) + cluster.end + after)
@@ -142,6 +148,9 @@ def main() -> int:
                 except AssertionError as error:
                     out.print(f"{fault.name}: {error}")
                     broken.append(fault.name)
+                    kept[fault.key] = None
+                    if options.scale == 1.0:
+                        cluster.keep(kept)
                     if not options.keep_going:
                         break
                     continue

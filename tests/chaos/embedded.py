@@ -1,10 +1,12 @@
 """Faults on an embedded cluster: processes that are killed, links of the uplink proxies that are cut."""
 
+import json
 import os
 import signal
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,7 +14,11 @@ from splitplane.local import binaries, install
 from splitplane.local.cluster import Cluster
 from splitplane.local.config import ClusterConfig
 from splitplane.local.processes import Process, descendants
-from tests.chaos.site import WINDOWS, Site
+from tests.chaos.records import Span
+from tests.chaos.site import HELD_SECONDS, WINDOWS, Site, is_serving
+from tests.support import operator_cases as cases
+
+OPERATOR = "app.kubernetes.io/component=operator"
 
 CONFIG = ClusterConfig.model_validate({
     "nodes": [
@@ -58,29 +64,55 @@ class Embedded(Site):
     def processes(self) -> list[Process]:
         return descendants(self.cluster.status()["supervisor"]["pid"])
 
-    def kill(self, module: str, pod: str) -> None:
-        name = f"SPLITPLANE_POD_NAME={pod}".encode()
+    def running_in(self, variable: str) -> dict[str, list[Process]]:
+        """Processes with ``NAME=VALUE`` in their environment, by the module of Splitplane that they run."""
+        found: dict[str, list[Process]] = {}
         for process in self.processes():
             with suppress(OSError):
-                command = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-                environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-                if f"splitplane.{module}".encode() in command and name in environment:
-                    process.signal(signal.SIGKILL)
-                    return
-        raise AssertionError(f"no process runs splitplane.{module} in {pod}")
+                command = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
+                if variable.encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                    module = next((word for word in command if word.startswith("splitplane.")), "")
+                    found.setdefault(module, []).append(process)
+        return found
+
+    def process(self, module: str, pod: str) -> Process:
+        found = self.running_in(f"SPLITPLANE_POD_NAME={pod}").get(f"splitplane.{module}", ())
+        assert len(found) == 1, f"{len(found)} processes run splitplane.{module} in {pod}"
+        return found[0]
+
+    def kill(self, module: str, pod: str) -> Span:
+        process = self.process(module, pod)
+        with _held([process]) as began:
+            died = time.time()
+            process.signal(signal.SIGKILL)
+        return began, died
+
+    def operator_killer(self) -> Callable[[], None]:
+        (name,) = self._operators()
+        process = self.process("controller", name)
+        return lambda: process.signal(signal.SIGKILL)
 
     def replace_operator(self) -> None:
-        self._kubectl("--namespace", install.NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/component=operator",
-                      "--grace-period=0", "--force")  # fmt: skip
+        # Its container would start again by itself, but later each time.
+        self._kubectl("--namespace", install.NAMESPACE, "delete", "pod", "-l", OPERATOR, "--grace-period=0", "--force")
+        cases.wait(lambda: len(self._operators()) == 1, seconds=60, what="the operator")
+
+    def _operators(self) -> list[str]:
+        found = json.loads(self._kubectl("--namespace", install.NAMESPACE, "get", "pod", "-l", OPERATOR, "-o", "json"))
+        return [pod["metadata"]["name"] for pod in found["items"] if is_serving(pod)]
 
     def link(self, *, down: bool) -> None:
         self.cluster.set_link(("edge", "cloud"), down=down)
 
     @contextmanager
-    def off(self, node: str) -> Iterator[None]:
-        self.cluster.stop_node(node)
+    def off(self, node: str) -> Iterator[Span]:
+        running = self.running_in(f"SPLITPLANE_NODE_NAME={node}")
+        pods = [each for module in ("gateway", "stage") for each in running.get(f"splitplane.runtime.{module}", ())]
+        with _held(pods) as began:
+            died = time.time()
+            self.cluster.stop_node(node)
         try:
-            yield
+            yield began, died
         finally:
             self.cluster.start_node(node)
 
@@ -95,6 +127,20 @@ class Embedded(Site):
             yield
         finally:
             supervisor.signal(signal.SIGCONT)
+
+
+@contextmanager
+def _held(processes: Sequence[Process]) -> Iterator[float]:
+    """Processes that have stood still for ``HELD_SECONDS`` when the block begins: since when (Unix time)."""
+    for process in processes:
+        process.signal(signal.SIGSTOP)
+    began = time.time()
+    time.sleep(HELD_SECONDS)
+    try:
+        yield began
+    finally:
+        for process in processes:
+            process.signal(signal.SIGCONT)  # if anything survived
 
 
 @contextmanager

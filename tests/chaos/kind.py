@@ -1,6 +1,7 @@
 """Faults on kind: containers that are killed and paused, packets between nodes that are dropped."""
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +12,24 @@ from kindcluster import lifecycle
 from kindcluster.cluster import Cluster
 from kindcluster.outside import expose
 from kindcluster.product_images import Images
-from tests.chaos.site import PIPELINE, WINDOWS, Site
+from tests.chaos.records import Span
+from tests.chaos.site import HELD_SECONDS, PIPELINE, WINDOWS, Site
 from tests.support.kind_images import images_in_use, tag_on_nodes
 
 # A process of a node's pods, by the name of its pod and its module: the init that has it as a child, and itself.
+# They are held for a while before; says since when they were, and when they died.
 KILL = """
+exec 2>/dev/null
 for process in /proc/[0-9]*; do
   if grep -qzx "SPLITPLANE_POD_NAME=$1" "$process/environ" && grep -qzx "splitplane.$2" "$process/cmdline"; then
-    kill -9 "${process#/proc/}" && echo killed
+    found="$found ${process#/proc/}"
   fi
-done 2>/dev/null
+done
+test -z "$found" && exit
+kill -STOP $found && date +%s.%N
+sleep "$3"
+date +%s.%N
+kill -KILL $found || true
 """
 
 
@@ -53,10 +62,12 @@ class OnKind(Site):
     def _clear(self) -> None:
         self._kubectl("delete", "namespace", self.ns.name, "--ignore-not-found", timeout=120)
 
-    def kill(self, module: str, pod: str) -> None:
+    def kill(self, module: str, pod: str) -> Span:
         node = self.ns.get("pod", pod)["spec"]["nodeName"]
-        said = self.cluster.engine.run("exec", node, "bash", "-c", KILL, "kill", pod, module)
-        assert "killed" in said, f"no process runs splitplane.{module} in {pod}"
+        said = self.cluster.engine.run("exec", node, "bash", "-c", KILL, "kill", pod, module, str(HELD_SECONDS))
+        assert said, f"no process runs splitplane.{module} in {pod}"
+        began, died = map(float, said.split())
+        return began, died
 
     def link(self, *, down: bool) -> None:
         # Of pods only: the node itself goes on talking with the control plane.
@@ -65,10 +76,14 @@ class OnKind(Site):
                                     way, "eth0", "--jump", "DROP")  # fmt: skip
 
     @contextmanager
-    def off(self, node: str) -> Iterator[None]:
+    def off(self, node: str) -> Iterator[Span]:
+        self.cluster.pause(node)
+        began = time.time()
+        time.sleep(HELD_SECONDS)
+        died = time.time()
         self.cluster.kill(node)
         try:
-            yield
+            yield began, died
         finally:
             self.cluster.start(node)
 

@@ -13,6 +13,8 @@ SLOW_SECONDS = 0.5
 QUIET_SECONDS = 1.0
 """So long without a disturbed request ends a disturbance."""
 
+Span = tuple[float, float]
+"""From when to when, in Unix time."""
 
 NOT_ENDED = {"seconds": math.inf, "ok": False, "again": 0}
 
@@ -57,6 +59,7 @@ class Measured:
     recovered_seconds: float
     """Of the longest disturbance: from its first request to the answer to its last; of one that lasts, from its end."""
     p99_milliseconds: float
+    """Of the requests :func:`during` the fault; of changes, which follow one another, of all."""
     note: str = ""
 
 
@@ -70,9 +73,11 @@ def read(path: Path) -> list[Record]:
     return sorted({(each.over, each.number): each for each in told}.values(), key=lambda record: record.sent)
 
 
-def measure(fault: str, records: Sequence[Record], *, note: str = "", ended: float | None = None) -> Measured:
-    """``ended`` is when (Unix time) a fault did that lasted; ``None`` for one of an instant."""
-    seconds = [record.seconds for record in records if record.ok]
+def measure(
+    fault: str, records: Sequence[Record], *, note: str = "", ended: float | None = None, spans: Sequence[Span] = ()
+) -> Measured:
+    """``spans`` are when the fault was done; ``ended`` when one did that disturbs again and again."""
+    seconds = [record.seconds for record in (during(records, spans) if spans else records) if record.ok]
     return Measured(
         fault=fault,
         requests=len(records),
@@ -83,6 +88,20 @@ def measure(fault: str, records: Sequence[Record], *, note: str = "", ended: flo
         p99_milliseconds=round(float(np.percentile(seconds, 99)) * 1e3) if seconds else float("nan"),
         note=note,
     )
+
+
+def during(records: Sequence[Record], spans: Sequence[Span]) -> list[Record]:
+    """What was sent from a fault's begin to its end, or until what it disturbed was answered, if that was later."""
+    longer = [_until_calm(records, span) for span in spans]
+    return [record for record in records if any(began <= record.sent <= until for began, until in longer)]
+
+
+def _until_calm(records: Sequence[Record], span: Span) -> Span:
+    began, until = span
+    for record in records:
+        if record.disturbed and began <= record.sent <= until + QUIET_SECONDS:
+            until = max(until, record.sent + record.seconds)
+    return began, until
 
 
 def longest_disturbance(records: Sequence[Record]) -> float:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from splitplane.controller import control
 from tests.chaos import records
 from tests.chaos.client import DEADLINE_SECONDS
+from tests.chaos.records import Span
 from tests.support import operator_cases as cases
 from tests.support.operator_requests import FEATURES
 
@@ -30,6 +32,10 @@ INPUTS = 128
 """Different ones that requests have in turn: one half over gRPC, the other over REST."""
 WINDOWS = ("prometheus.windowSeconds=20", "prometheus.demandWindowSeconds=20")
 """Settings of the chart: faults are short."""
+HELD_SECONDS = 0.5
+"""What is to die stands still for so long before, so that requests are inside. Shorter than what passes for a hang."""
+USUAL_SECONDS = 0.1
+"""A request that has been under way for so long is with what stands still: others take some ten milliseconds."""
 
 
 def split(cut: int) -> cases.Json:
@@ -86,10 +92,11 @@ class Site:
         self.apply(partitioning=split(1))
         self.settled(SPLIT, edge=2, cloud=2, seconds=240)
 
-    def apply(self, *, edge: int = 2, cloud: int = 2, **spec: Any) -> None:
+    def apply(self, *, edge: int = 2, cloud: int = 2, least: int | None = None, **spec: Any) -> None:
+        """``least``: so few replicas of each tier do, if the load allows it; else they are as many as is said."""
         model = cases.model(sha256(cases.weights()).hexdigest())
         tiers = [
-            cases.tier(name, replicas={"min": count, "max": count})
+            cases.tier(name, replicas={"min": count if least is None else least, "max": count})
             for name, count in (("edge", edge), ("cloud", cloud))
         ]
         body = cases.pipeline(PIPELINE, model, *tiers, **spec)
@@ -113,6 +120,12 @@ class Site:
 
         cases.wait(done, seconds=seconds, every=every, what=lambda: f"{summary} with {counts}; status {self.status()}")
 
+    def is_switching(self) -> bool:
+        """Whether the operator has a switch under way, by what it has written last: pods that are prepared, routes that
+        not all gateways follow yet, or pods that drain."""
+        state = control.load(self.ns.get("routetable", PIPELINE))
+        return state.pending is not None or state.switching_since is not None or bool(state.draining)
+
     def pods(self, component: str, **labels: str) -> list[cases.Json]:
         selector = ",".join([f"app.kubernetes.io/component={component}", *(f"{k}={v}" for k, v in labels.items())])
         found = self.ns.items("pods", f"--selector={selector}")
@@ -124,7 +137,7 @@ class Site:
 
     def gateways(self) -> list[str]:
         """Names of the gateway's pods that are ready."""
-        return [pod["metadata"]["name"] for pod in self.pods("gateway") if _ready(pod)]
+        return [pod["metadata"]["name"] for pod in self.pods("gateway") if is_serving(pod)]
 
     def running(self) -> Counter[str]:
         """What runs for the pipeline, leaving pods included, by kind: the same before and after a fault."""
@@ -140,12 +153,16 @@ class Site:
 
     # Hands: what a cluster does not have is not done to it.
 
-    def kill(self, module: str, pod: str) -> None:
-        """SIGKILL to a pod's process, which runs ``splitplane.MODULE``."""
+    def kill(self, module: str, pod: str) -> Span:
+        """SIGKILL to a pod's process, which runs ``splitplane.MODULE``: since when it was held before, and when."""
+        raise NotImplementedError
+
+    def operator_killer(self) -> Callable[[], None]:
+        """SIGKILL to the operator's process, for when it is called: looked up before, it takes no time then."""
         raise NotImplementedError
 
     def replace_operator(self) -> None:
-        """End the operator at once, without a word, and let its Deployment start another."""
+        """Let the operator's Deployment start another in place of one that was killed, and wait until it is ready."""
         raise NotImplementedError
 
     def upgrade(self, release: str) -> None:
@@ -156,8 +173,8 @@ class Site:
         """What pods of the two tiers send to each other is lost, or arrives again."""
         raise NotImplementedError
 
-    def off(self, node: str) -> AbstractContextManager[None]:
-        """The power of a node is cut for the length of a block."""
+    def off(self, node: str) -> AbstractContextManager[Span]:
+        """The power of a node is cut for the length of a block: since when it was held before, and when."""
         raise NotImplementedError
 
     def silent(self, node: str) -> AbstractContextManager[None]:
@@ -212,6 +229,13 @@ class Site:
         )
         return self.between(start, end)
 
+    def inside(self, held: Span) -> list[records.Record]:
+        """The requests that were inside what was held, and died then. Fails where there were none."""
+        began, died = held
+        found = [record for record in self.ended(began, died - USUAL_SECONDS) if record.sent + record.seconds > died]
+        assert found, "no request was inside what died"
+        return found
+
     def wait_calm(self, *, seconds: float = 120) -> None:
         """Wait until three seconds' requests have been answered undisturbed, and over the cloud.
 
@@ -235,6 +259,9 @@ class Site:
         cases.wait(calm, seconds=seconds, what=seen)
 
 
-def _ready(pod: cases.Json) -> bool:
+def is_serving(pod: cases.Json) -> bool:
+    """Whether a pod is ready, and to stay."""
     conditions = pod.get("status", {}).get("conditions", ())
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+    return "deletionTimestamp" not in pod["metadata"] and any(
+        condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions
+    )

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.chaos.__main__ import table
 from tests.chaos.client import ConstantRate
-from tests.chaos.records import Record, longest_disturbance, measure, read
+from tests.chaos.faults import Fault
+from tests.chaos.records import Record, during, longest_disturbance, measure, read
 from tests.chaos.senders import FailedError, check
 from tests.chaos.site import inputs
 
@@ -34,6 +36,27 @@ def test_from_a_fault_that_lasts_everything_recovers_once_it_is_over_however_its
         assert measure("x", flapping, ended=second + 1.5).recovered_seconds == pytest.approx(0.3)
     assert measure("x", [record(1.0, 0.9)], ended=5.0).recovered_seconds == 0
     assert measure("x", [record(1.0)], ended=0.5).recovered_seconds == 0
+
+
+def test_p99_is_that_of_the_requests_of_the_fault_and_of_what_it_still_disturbed_after_its_end() -> None:
+    calm = [record(at) for at in range(100)]
+    fault = [record(50.1, 0.4), record(50.2, 0.7), record(50.8, 0.3)]
+    records = sorted(calm + fault, key=lambda r: r.sent)
+    assert during(records, [(50.0, 50.3)]) == [record(50), *fault]
+    assert measure("x", records, spans=[(50.0, 50.3)]).p99_milliseconds > 600
+    assert measure("x", records).p99_milliseconds < 500
+
+
+def test_a_fault_that_fails_leaves_no_earlier_row_in_the_table() -> None:
+    good = measure("cut", [record(0.0)])
+    faults = tuple(Fault(key, f"link {key}", lambda *_: "") for key in ("cut", "flapping", "slow"))
+    before = table({fault.key: good for fault in faults}, faults)
+    after = table({"cut": None, "slow": good}, faults, before).splitlines()[2:]
+    assert [("FAILED" in row, row.split("|")[1].strip()) for row in after] == [
+        (True, "link cut"),
+        (False, "link flapping"),
+        (False, "link slow"),
+    ]
 
 
 def test_a_request_that_never_got_an_answer_is_disturbed_and_failed() -> None:
