@@ -93,22 +93,35 @@ def _update(site: Site, scale: float) -> str:
 
 def _operator_killed(site: Site, scale: float) -> str:
     count = max(2, round(20 * scale))
+    # In turn two switches that move pods and two that do not.
+    other = (split(2), "edge:0-2|cloud:2-4 fp32")
+    switches = ((WHOLE, EDGE_ONLY), (split(1), SPLIT), other, (split(1), SPLIT))
+    usual = [_seconds_of(site, *switch) for switch in switches]
     moments = random.Random(14)
-    for number in range(count):
-        # In turn a switch that moves a pod and one that does not.
-        target, summary = (
-            (split(1), SPLIT),
-            (WHOLE, EDGE_ONLY),
-            (split(1), SPLIT),
-            (split(2), "edge:0-2|cloud:2-4 fp32"),
-        )[number % 4]
+    inside, tries = [0] * len(switches), 0
+    while sum(inside) < count:
+        assert tries < 4 * count, f"of {tries} kills only {sum(inside)} fell inside a switch"
+        which = tries % len(switches)
+        tries += 1
+        target, summary = switches[which]
+        kill = site.operator_killer()
         site.apply(partitioning=target)
-        time.sleep(moments.uniform(0.0, 6.0 if number % 4 in (1, 2) else 1.0))
+        time.sleep(moments.uniform(0.0, usual[which]))
+        kill()
+        inside[which] += site.is_switching()
         site.replace_operator()
         site.settled(summary, seconds=120)
     site.apply(partitioning=split(1))
     site.settled(SPLIT)
-    return f"{count} times, at random moments of a switch"
+    moving = inside[0] + inside[1]
+    return f"{count} times inside a switch, {moving} of which moved pods, by {tries} kills at random moments"
+
+
+def _seconds_of(site: Site, target: cases.Json, summary: str) -> float:
+    site.apply(partitioning=target)
+    began = time.monotonic()
+    site.settled(summary, every=0.05)
+    return time.monotonic() - began
 
 
 def _gateway_restarted(site: Site, scale: float) -> str:
