@@ -25,8 +25,9 @@ from tests.chaos.site import RATE, Site
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faults.md"
-IN_FLIGHT = 10
-"""Most requests of a client that may be on their way through a gateway when it dies: half a second's."""
+IN_FLIGHT = round(RATE)
+"""Most requests of a client that may be inside a gateway when it dies: a second's, for it has stood still for half of
+one, a node takes a moment to end, and REST clients may all have their connections to the same gateway."""
 Rows = dict[str, Measured | None]
 
 
