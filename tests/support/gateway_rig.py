@@ -93,6 +93,10 @@ class StageProcess:
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def leave(self) -> None:
+        """As a pod that is deleted."""
+        self._signal(signal.SIGTERM)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.join()

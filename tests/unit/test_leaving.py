@@ -16,11 +16,16 @@ from tritonclient.utils import InferenceServerException
 from splitplane.adapters.kinds import POD, ROUTE_TABLE
 from splitplane.api.routes import QueueSpec
 from splitplane.controller.children import StageKey, gateway_objects, stage_deployment
+from splitplane.domain.leaving import DRAIN_SECONDS, PAUSE_SECONDS, Ages, pause_and_drain
 from splitplane.runtime import rest_serving
 from splitplane.runtime.gateway.app import Gateway
 from splitplane.runtime.gateway.settings import Settings as GatewaySettings
+from splitplane.runtime.hops import Channels, call
+from splitplane.runtime.inference import InferRequest
 from splitplane.runtime.oip_grpc import SERVICE
+from splitplane.runtime.routes import AGE, ROUTE, Hop, encode_route
 from splitplane.runtime.stage.settings import Settings as StageSettings
+from splitplane.runtime.tensors import from_array, to_array
 from tests.support.controller_cases import SETTINGS, pipeline
 from tests.support.gateway_rig import (
     PIPELINE,
@@ -185,3 +190,52 @@ def test_a_request_that_a_pod_accepted_last_is_allowed_its_time() -> None:
         pause, drain = given["drain_pause_seconds"], given["drain_seconds"]
         assert drain > request
         assert before + pause + drain < pod["terminationGracePeriodSeconds"]
+
+
+def test_a_stage_pauses_for_as_long_as_requests_are_on_their_way_to_it_within_the_same_time_in_all() -> None:
+    whole = PAUSE_SECONDS + DRAIN_SECONDS
+    assert pause_and_drain(1.0, PAUSE_SECONDS, DRAIN_SECONDS) == (PAUSE_SECONDS, DRAIN_SECONDS)
+    assert pause_and_drain(8.0, PAUSE_SECONDS, DRAIN_SECONDS) == (10.0, whole - 10.0)
+    assert pause_and_drain(1e9, PAUSE_SECONDS, DRAIN_SECONDS) == (DRAIN_SECONDS, PAUSE_SECONDS)
+
+
+def test_the_oldest_request_is_known_for_a_while_and_then_forgotten() -> None:
+    ages, now = Ages(), 100.0
+    assert ages.longest == 0.0
+    ages.note(7.0, now)
+    for _ in range(1000):  # many in a moment
+        ages.note(0.1, now + 1)
+    assert ages.longest == 7.0
+    ages.note(0.1, now + 3600)
+    assert ages.longest == 7.0
+    for seconds in range(100):
+        ages.note(0.2, now + 3601 + seconds)
+    assert ages.longest == 0.2
+
+
+def test_a_few_requests_are_remembered_however_long_ago_they_came() -> None:
+    ages = Ages()
+    for hours, seconds in enumerate((7.0, 0.1, 0.1)):
+        ages.note(seconds, 3600.0 * hours)
+    assert ages.longest == 7.0
+
+
+async def test_a_stage_that_leaves_waits_for_what_is_still_in_the_stage_before() -> None:
+    edge = StageProcess("small-edge", "edge", (0, 3), seconds=0.8)  # longer than the pause of the rig's stages
+    cloud = StageProcess("small-cloud", "cloud", (1, 3))
+    first = Hop("small-edge", "edge", 0, 1, (edge.address,), codec="fp32")
+    last = Hop("small-cloud", "cloud", 1, 3, (cloud.address,))
+    channels = Channels()
+
+    async def ask(name: str, *hops: Hop, **parameters: float) -> list[Any]:
+        given: dict[str, Any] = {ROUTE: encode_route(hops), **parameters}
+        answer = await call(
+            channels, hops[0].addresses, InferRequest(PIPELINE, (from_array(name, frames()),), parameters=given)
+        )
+        return to_array(answer.response.outputs[0]).tolist()
+
+    with stages(edge, cloud):
+        await ask("doubled", last, **{AGE: 8.0})
+        cloud.leave()
+        assert await ask("frames", first, last) == expected().tolist()
+        await channels.close()

@@ -234,6 +234,14 @@ async def test_a_deadline_travels_to_the_last_stage():
         assert cloud.partition.ran == [(1, 3), (0, 3)]
 
 
+async def test_a_stage_is_told_how_long_a_request_was_at_the_stages_before():
+    async with running("edge") as edge, running("fog") as fog, running("cloud") as cloud:
+        edge.partition.seconds, fog.partition.seconds = 0.2, 0.1
+        await send(edge.address, request(hop(edge, 0, 1, "fp32"), hop(fog, 1, 2, "fp32"), hop(cloud, 2, 3)))
+        assert edge.model.ages.longest == 0.0
+        assert 0.2 <= fog.model.ages.longest < cloud.model.ages.longest - 0.1
+
+
 async def test_overload_is_answered_by_a_clear_error():
     async with running(capacity=1) as stage:
         stage.partition.seconds = 0.3

@@ -16,3 +16,40 @@ _END_SECONDS = 3
 """For a process to end after its last request, or to cut short those whose time is up."""
 GRACE_SECONDS = round(UNLISTED_SECONDS + PAUSE_SECONDS + DRAIN_SECONDS + _END_SECONDS)
 """A pod's ``terminationGracePeriodSeconds``."""
+AGE_MARGIN = 1.25
+"""A stage that leaves waits by so much longer than requests have taken to come to it."""
+_KEPT_SECONDS, _KEPT_REQUESTS = 60.0, 32
+
+
+class Ages:
+    """How long requests of the last while had been on their way, at earlier stages, when they came to a stage.
+
+    The last 32 of them are looked at, and all of the last minute; of others none that came before twice as many.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._latest = 0.0
+        self._count, self._since = 0, 0.0
+
+    def note(self, seconds: float, now: float) -> None:
+        """A request came at ``now``, on any clock that only goes on."""
+        if self._count >= _KEPT_REQUESTS and now - self._since >= _KEPT_SECONDS:
+            self._before, self._latest, self._count = self._latest, 0.0, 0
+        if self._count == 0:
+            self._since = now
+        self._count += 1
+        self._latest = max(self._latest, seconds)
+
+    @property
+    def longest(self) -> float:
+        return max(self._before, self._latest)
+
+
+def pause_and_drain(oldest: float, pause: float, drain: float) -> tuple[float, float]:
+    """What a stage has of ``pause`` and ``drain`` seconds when requests are ``oldest`` seconds old as they come.
+
+    Those that were sent on their way before the news that it goes come so much later, and find nobody unless it pauses
+    for that long. The sum stays, and with it the grace: who comes late has spent as much of its own time already.
+    """
+    paused = max(pause, min(AGE_MARGIN * oldest, drain))
+    return paused, pause + drain - paused

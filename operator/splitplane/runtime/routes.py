@@ -19,6 +19,8 @@ GENERATION = "splitplane_generation"
 TRACE = "splitplane_trace"
 SCHEMA = "splitplane_schema"
 """Set by a stage on what it hands on: the schema hash of the cut that its tensors cross."""
+AGE = "splitplane_age"
+"""Set by a stage on what it hands on: seconds that the request has spent at stages until then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from prometheus_client import CollectorRegistry
 
+from splitplane.domain.leaving import pause_and_drain
 from splitplane.domain.profiles import BASE_CODECS
 from splitplane.runtime import codecs, oip_grpc, oip_rest, rest_serving
 from splitplane.runtime.bodies import Bodies
@@ -70,15 +71,17 @@ async def run(settings: Settings, load: Load, pace: Pace, registry: CollectorReg
         settings.pod_ip,
         settings.http_port,
     )
+    drain = settings.drain_seconds
     try:
         if await _load(settings, load, worker, model, stopping):
             await stopping.wait()
             model.drain()
             http.leave()
-            LOG.info("draining: %d requests wait or run", worker.depth)
-            await asyncio.sleep(settings.drain_pause_seconds)
+            pause, drain = pause_and_drain(model.ages.longest, settings.drain_pause_seconds, drain)
+            LOG.info("draining: %d requests wait or run, more are taken for %.0f s", worker.depth, pause)
+            await asyncio.sleep(pause)
     finally:
-        await asyncio.gather(server.stop(settings.drain_seconds), http.stop(settings.drain_seconds))
+        await asyncio.gather(server.stop(drain), http.stop(drain))
         await channels.close()
         await worker.close(END_SECONDS)
 

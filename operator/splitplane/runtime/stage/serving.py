@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from splitplane.domain.codecs import raw_bytes
+from splitplane.domain.leaving import Ages
 from splitplane.domain.peers import GATEWAY, STAGE
 from splitplane.domain.profiles import CODECS, Cut
 from splitplane.runtime import codecs, hops, tracing
@@ -23,6 +24,7 @@ from splitplane.runtime.inference import (
 from splitplane.runtime.metrics import StageMetrics
 from splitplane.runtime.mtls import Identity
 from splitplane.runtime.routes import (
+    AGE,
     GENERATION,
     ROUTE,
     SCHEMA,
@@ -73,6 +75,7 @@ class StageModel:
         self._together = False
         self._room = Room(0)
         self._identity = identity
+        self.ages = Ages()
         metrics.watch_queue(lambda: worker.depth)
 
     def serve(self, partition: Runnable, *, together: bool = False) -> None:
@@ -100,6 +103,8 @@ class StageModel:
             check_outputs(request.outputs, self.metadata())
         route = self._route(request)
         self._authorise(request, route[0])
+        if AGE in request.parameters:
+            self.ages.note(_age_of(request), request.received)
         self._check(partition, route[0], request)
         own, rest = route[0], route[1:]
         limits = own.batch if self._together and own.batch is not None else Limits()
@@ -211,6 +216,7 @@ class StageModel:
         parameters: dict[str, Parameter] = {
             ROUTE: encode_route(rest),
             SCHEMA: partition.graph.cuts[rest[0].first].schema_hash,
+            AGE: _age_of(request) + time.perf_counter() - request.received,
         }
         if GENERATION in request.parameters:
             parameters[GENERATION] = request.parameters[GENERATION]
@@ -252,6 +258,12 @@ class Routeless:
 def declared(cut: Cut) -> tuple[TensorMetadata, ...]:
     """The tensors of a cut as a model's inputs or outputs: the batch comes first and is dynamic."""
     return tuple(TensorMetadata(spec.name, spec.datatype, spec.declared_shape) for spec in cut.tensors)
+
+
+def _age_of(request: InferRequest) -> float:
+    """Seconds that it had spent at earlier stages when it was handed on to this one."""
+    age = request.parameters.get(AGE, 0.0)
+    return 0.0 if isinstance(age, str) else age
 
 
 def _trace_of(response: InferResponse) -> tuple[HopTrace, ...]:
