@@ -20,13 +20,14 @@ from tests.support import operator_cases as cases
 
 OPERATOR = "app.kubernetes.io/component=operator"
 
+# Nodes cost something, or no plan would gain by fewer replicas.
 CONFIG = ClusterConfig.model_validate({
     "nodes": [
         {"name": "system-1"},
-        {"name": "edge-1", "tier": "edge"},
-        {"name": "edge-2", "tier": "edge"},
-        {"name": "cloud-1", "tier": "cloud"},
-        {"name": "cloud-2", "tier": "cloud"},
+        {"name": "edge-1", "tier": "edge", "pricePerHour": 0.05},
+        {"name": "edge-2", "tier": "edge", "pricePerHour": 0.05},
+        {"name": "cloud-1", "tier": "cloud", "pricePerHour": 0.30},
+        {"name": "cloud-2", "tier": "cloud", "pricePerHour": 0.30},
     ],
     "links": [{"between": ["edge", "cloud"], "rate": "100Mbit", "delay": "2ms"}],
 })  # fmt: skip

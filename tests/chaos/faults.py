@@ -223,13 +223,24 @@ def _link_flapping(site: Site, scale: float) -> Told:
     return Told(f"down and up by the second for {seconds} s", ((began, ended),), flaps=True)
 
 
-def _prometheus_gone(site: Site, scale: float) -> str:
-    seconds = max(20, round(300 * scale))
-    before = site.status()["plan"]["generation"]
+def _prometheus_gone(site: Site, scale: float) -> Told:
+    seconds = max(30, round(300 * scale))
+    began = time.time()
     with site.without("prometheus"):
-        time.sleep(seconds)
-    assert site.status()["plan"]["generation"] == before, "the plan changed without metrics"
-    return f"{seconds} s; the plan is held"
+        site.ns.wait_condition(PIPELINE, "MetricsAvailable", "False")
+        # From now on fewer replicas would do, and the operator may take them away as soon as it knows the load.
+        site.apply(least=1, partitioning=split(1))
+        time.sleep(max(0.0, began + seconds - time.time()))
+        status = site.status()
+        assert status["replicas"] == "edge 2/2, cloud 2/2", f"without metrics, replicas are {status['replicas']}"
+        assert status["decisions"][0]["reason"] == "MetricsMissing", f"the plan is held for {status['decisions'][0]}"
+    ended = time.time()
+    site.settled(SPLIT, edge=1, cloud=1, seconds=180)
+    later = time.time() - ended
+    site.apply(partitioning=split(1))
+    site.settled(SPLIT)
+    note = f"{seconds} s; fewer replicas were due, and the plan was held until {later:.0f} s after it was back"
+    return Told(note, ((began, ended),))
 
 
 def _api_gone(site: Site, scale: float) -> Told:
