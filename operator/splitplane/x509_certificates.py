@@ -8,6 +8,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -79,6 +80,42 @@ def leaf(
         # Critical where the subject is empty (RFC 5280, 4.2.1.6).
         builder = builder.add_extension(alternatives, critical=not list(subject))
     return builder.sign(signer, hashes.SHA256())
+
+
+def flaw(chain: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate], now: dt.datetime) -> str:
+    """Why peers that trust these authorities refuse who shows the chain, its own certificate first; empty: they do not.
+
+    Without authorities it is not known whom they trust, and only the certificate's own time counts.
+    """
+    own, *others = chain
+    if not _holds(own, now):
+        return f"the certificate is valid from {own.not_valid_before_utc} to {own.not_valid_after_utc}"
+    if authorities and not _signed(own, [each for each in (*others, *authorities) if _holds(each, now)], authorities):
+        return "no valid authority in ca.crt has signed the certificate, nor one that comes with it"
+    return ""
+
+
+def _signed(
+    certificate: x509.Certificate, issuers: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]
+) -> bool:
+    """Whether a path over issuers, each used once, leads to an authority."""
+    signers = [each for each in issuers if _has_signed(each, certificate)]
+    return any(
+        signer in authorities or _signed(signer, [each for each in issuers if each != signer], authorities)
+        for signer in signers
+    )
+
+
+def _holds(certificate: x509.Certificate, now: dt.datetime) -> bool:
+    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+
+
+def _has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _builder(

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -208,15 +209,17 @@ def test_what_is_half_written_or_does_not_fit_leaves_the_old_certificate_in_use(
     now = 0.0
     folder = secret(tmp_path / "tls", authority, GATEWAY)
     one = Identity(folder, pipeline=PIPELINE, namespace="default", clock=lambda: now)
+    caplog.set_level("WARNING")
     before = one.current()
     key = folder / "..data" / "tls.key"
     other = issue(authority, "x", now=NOW, lifetime=dt.timedelta(hours=1))
     whole = key.read_bytes()
     for wrong in (b"", whole[:40], other.key):
         key.write_bytes(wrong)
-        now += 2
-        assert one.current() is before
-    assert "the old one still is" in caplog.text
+        for _ in range(3):
+            now += 2
+            assert one.current() is before
+    assert caplog.text.count("the old one still is") == 3  # once for each change
     assert b"PRIVATE KEY" not in caplog.text.encode()
     assert "PRIVATE" not in repr(before)
     secret(folder, authority, GATEWAY)
@@ -228,3 +231,65 @@ def test_what_is_half_written_or_does_not_fit_leaves_the_old_certificate_in_use(
 def test_a_pod_without_a_usable_certificate_does_not_start(tmp_path):
     with pytest.raises(SettingsError, match="SPLITPLANE_TLS_DIR"):
         identity(tmp_path)
+
+
+def put(folder: Path, pair: Pair, authorities: bytes) -> None:
+    renew(folder, {"tls.crt": pair.certificate, "tls.key": pair.key, "ca.crt": authorities})
+
+
+def signed(signer: Pair, *, hours: int) -> Pair:
+    """A certificate from two hours ago that is valid until so many hours from now."""
+    since = NOW - dt.timedelta(hours=2)
+    return issue(signer, peer_name(STAGE, PIPELINE, "default"), now=since, lifetime=dt.timedelta(hours=2 + hours))
+
+
+def test_what_peers_would_refuse_does_not_replace_a_certificate_that_they_take(authority, tmp_path, caplog):
+    times = itertools.count(step=2)
+    put(tmp_path, signed(authority, hours=1), authority.certificate)
+    one = Identity(tmp_path, pipeline=PIPELINE, namespace="default", clock=lambda: next(times))
+    before, stranger = one.current(), new_authority("other", now=NOW)
+    for wrong in (signed(stranger, hours=1), signed(authority, hours=-1)):
+        put(tmp_path, wrong, authority.certificate)
+        assert one.current() is one.current() is before
+    assert caplog.text.count("the old one still is") == 2
+    # The authority is exchanged: both are trusted, then the other signs, then it alone is trusted.
+    both = authority.certificate + stranger.certificate
+    for pair, trusted in (
+        (signed(authority, hours=1), both),
+        (signed(stranger, hours=1), both),
+        (signed(stranger, hours=1), stranger.certificate),
+    ):
+        put(tmp_path, pair, trusted)
+        assert (one.current().certificate, one.current().authorities) == (pair.certificate, trusted)
+
+
+def test_of_two_certificates_that_peers_refuse_the_newer_is_used(authority, tmp_path, caplog):
+    times = itertools.count(step=2)
+    put(tmp_path, signed(authority, hours=-1), authority.certificate)
+    one = Identity(tmp_path, pipeline=PIPELINE, namespace="default", clock=lambda: next(times))
+    assert "refuses it" in caplog.text
+    newer = signed(new_authority("other", now=NOW), hours=1)
+    put(tmp_path, newer, authority.certificate)
+    assert one.current().certificate == newer.certificate
+
+
+def test_a_gateways_certificate_for_clients_need_not_be_of_their_authority(authority, tmp_path):
+    times = itertools.count(step=2)
+    put(tmp_path, signed(authority, hours=1), authority.certificate)
+    one = Identity(tmp_path, pipeline=PIPELINE, namespace="default", signed_by_peers=False, clock=lambda: next(times))
+    clients = new_authority("clients", now=NOW).certificate
+    put(tmp_path, signed(authority, hours=1), clients)
+    assert one.current().authorities == clients
+
+
+def test_authorities_between_come_with_the_certificate(authority):
+    root = x509.load_pem_x509_certificate(authority.certificate)
+    key, subject = x509_certificates.new_key(), x509_certificates.name("between")
+    between = x509_certificates.leaf(
+        subject, key, issuer=root.subject, signer=x509_certificates.load_key(authority.key), now=NOW,
+        lifetime=dt.timedelta(hours=1),
+    )  # fmt: skip
+    pair = signed(Pair(between.public_bytes(Encoding.PEM), x509_certificates.key_pem(key)), hours=1)
+    own = x509.load_pem_x509_certificate(pair.certificate)
+    assert x509_certificates.flaw([own, between], [root], NOW) == ""
+    assert "no valid authority in ca.crt" in x509_certificates.flaw([own], [root], NOW)

@@ -24,7 +24,7 @@ _KEPT_SECONDS, _KEPT_REQUESTS = 60.0, 32
 class Ages:
     """How long requests of the last while had been on their way, at earlier stages, when they came to a stage.
 
-    The last 32 of them are looked at, and all of the last minute; of others none that came before twice as many.
+    The last 32 of them count, and all of the last minute; none from before twice such a time.
     """
 
     def __init__(self) -> None:

@@ -92,7 +92,7 @@ def _shown_to_clients(settings: Settings) -> Identity | None:
         return None
     return Identity(
         settings.client_tls_dir, pipeline=settings.pipeline, namespace=settings.namespace,
-        variable="SPLITPLANE_CLIENT_TLS_DIR",
+        variable="SPLITPLANE_CLIENT_TLS_DIR", signed_by_peers=False,  # clients have authorities of their own
     )  # fmt: skip
 
 
