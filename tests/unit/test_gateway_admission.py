@@ -231,8 +231,8 @@ async def test_who_stops_waiting_frees_those_behind_it():
 async def test_answers_that_clients_have_not_taken_keep_large_ones_back_and_small_ones_not():
     unsent = Unsent()
     turns = Turns(Line(lambda: 1, room_bytes=100 << 20, unsent=unsent))
-    first, second = Answer(unsent, 60 << 20), Answer(unsent, 30 << 20)
-    second.sending(39 << 20)
+    first, second = Answer(unsent, 160 << 20, "x"), Answer(unsent, 30 << 20, "x")
+    second.sending(139 << 20)
     large, medium, small = Load(known=64 << 20), Load(known=20 << 20), Load(known=1 << 20)
     for name, load in (("a0", large), ("b0", large), ("c0", medium), ("d0", small), ("a1", small)):
         await turns.ask(name, load)
@@ -241,7 +241,7 @@ async def test_answers_that_clients_have_not_taken_keep_large_ones_back_and_smal
     first.gone()
     await asyncio.sleep(0)
     assert turns.order[2:] == []
-    second.sending(36 << 20)
+    second.sending(136 << 20)
     await asyncio.sleep(0)
     assert turns.order[2:] == ["a0"]
     second.gone()
@@ -258,6 +258,22 @@ async def test_answers_that_clients_have_not_taken_keep_large_ones_back_and_smal
     assert unsent.bytes == 0
 
 
+async def test_a_client_that_reads_slowly_keeps_back_its_own_large_answers_and_not_the_first_of_another():
+    unsent = Unsent()
+    turns = Turns(Line(lambda: 1, room_bytes=100 << 20, unsent=unsent))
+    slow, large = Answer(unsent, 80 << 20, "a"), Load(known=64 << 20)
+    for name in ("a0", "b0", "b1"):
+        await turns.ask(name, large)
+    assert turns.order == ["b0"]
+    await turns.end("b0")
+    assert turns.order == ["b0", "b1"], "who takes its answers at once goes on"
+    await turns.end("b1")
+    slow.gone()
+    await asyncio.sleep(0)
+    assert turns.order == ["b0", "b1", "a0"]
+    await turns.end("a0")
+
+
 async def test_a_turn_that_ends_lets_nobody_in_before_its_answer_counts():
     unsent, computed = Unsent(), asyncio.Event()
     line, entered, answers = Line(lambda: 1, room_bytes=100 << 20, unsent=unsent), list[str](), list[Answer]()
@@ -267,7 +283,7 @@ async def test_a_turn_that_ends_lets_nobody_in_before_its_answer_counts():
         async with line.turn("client", load):
             entered.append(name)
             await computed.wait()
-        answers.append(Answer(unsent, load.known))
+        answers.append(Answer(unsent, load.known, "client"))
 
     requests = [asyncio.create_task(request(name)) for name in ("first", "second")]
     await asyncio.sleep(0)

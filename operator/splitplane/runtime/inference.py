@@ -155,6 +155,8 @@ class InferResponse:
     model_version: str = "1"
     id: str = ""
     parameters: Parameters = field(default_factory=dict)
+    client: str = ""
+    """As whose request it was served, if that was told."""
 
 
 class Model(Protocol):
@@ -243,4 +245,5 @@ def answer(request: InferRequest, response: InferResponse) -> InferResponse:
         id=request.id,
         parameters=response.parameters,
         outputs=select(response, request.outputs),
+        client=response.client,
     )

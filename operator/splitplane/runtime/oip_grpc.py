@@ -125,7 +125,7 @@ def _service(model: Model, receiving: Receiving, condition: Condition, unsent: U
         response = answer(request, await model.infer(request))
         data = fitting(oip_wire.write_response(response), "the answer")
         if len(data) > LEAST_BYTES:
-            sent = Answer(unsent, 0)
+            sent = Answer(unsent, 0, response.client)
             sent.sending(len(data))
             _when_done(context, sent.gone)
         return data

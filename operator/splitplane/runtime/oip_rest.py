@@ -148,7 +148,7 @@ def make_app(
     def exchanged(request: web.Request, body: Body, response: InferResponse) -> Answer:
         """Gives up what the client sent for the response, which counts until it has been written to the client."""
         body.drop()
-        sent = Answer(unsent, size_of(response.outputs))
+        sent = Answer(unsent, size_of(response.outputs), response.client)
         request[AFTER] = sent.gone
         return sent
 

@@ -1,6 +1,7 @@
 """What has been computed and not been taken yet: answers that wait to be written, or for clients that read slowly."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 LEAST_BYTES = 1 << 16
@@ -15,10 +16,18 @@ class Unsent:
 
     def __init__(self, *, sending_seconds: float = SENDING_SECONDS) -> None:
         self.bytes, self.sending_seconds = 0, sending_seconds
+        self._of: Counter[str] = Counter()
         self.on_less: Callable[[], None] = lambda: None
 
-    def change(self, size: int) -> None:
+    def of(self, client: str) -> int:
+        """Bytes of one client's."""
+        return self._of[client]
+
+    def change(self, size: int, client: str = "") -> None:
         self.bytes += size
+        self._of[client] += size
+        if not self._of[client]:
+            del self._of[client]
         if size < 0:
             self.on_less()
 
@@ -26,8 +35,8 @@ class Unsent:
 class Answer:
     """One of them, of so many bytes, until it is ``gone``."""
 
-    def __init__(self, unsent: Unsent, size: int) -> None:
-        self._unsent, self._size = unsent, 0
+    def __init__(self, unsent: Unsent, size: int, client: str = "") -> None:
+        self._unsent, self._size, self._client = unsent, 0, client
         self._timer: asyncio.TimerHandle | None = None
         self._becomes(size)
 
@@ -45,4 +54,4 @@ class Answer:
     def _becomes(self, size: int) -> None:
         counted = size if size > LEAST_BYTES else 0
         change, self._size = counted - self._size, counted
-        self._unsent.change(change)
+        self._unsent.change(change, self._client)

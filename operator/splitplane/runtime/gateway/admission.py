@@ -139,8 +139,8 @@ class Line:
     ``replicas`` tells how many pods the narrowest stage of the widest route has. No more are under way than their
     answers fit into ``room_bytes`` beside what is ``unsent``, but for one: by what is known of these, and what late
     ones took, beside their inputs and at most. Who has answers coming waits for these where there is no room, and
-    others go past it. What is small waits neither for clients that are slow to take what is unsent nor behind others
-    that do.
+    others go past it. Neither what is small nor the first answer of a client waits for others that are slow to take
+    theirs: there is as much room again for such first ones.
     """
 
     def __init__(self, replicas: Callable[[], int], *, room_bytes: float = inf, unsent: Unsent | None = None) -> None:
@@ -174,14 +174,14 @@ class Line:
         others = (min(len(queue), own + (lane.client != client)) for lane, queue in self._waiting.items())
         return self._under_way + sum(others)
 
-    def has_room(self, load: Load) -> bool:
+    def has_room(self, client: str, load: Load) -> bool:
         """Whether a request that comes now is under way at once."""
-        return not self._waiting and self._under_way < self.window and self._fits(load)
+        return not self._waiting and self._under_way < self.window and self._fits(client, load)
 
     @contextlib.asynccontextmanager
     async def turn(self, client: str, load: Load) -> AsyncIterator[None]:
         """While a request is under way. The caller bounds the wait; raises what :meth:`make_room` says."""
-        if self.has_room(load):
+        if self.has_room(client, load):
             self._enter(client, load)
         else:
             await self._wait(client, load)
@@ -240,27 +240,33 @@ class Line:
         return sum(len(queue) for lane, queue in self._waiting.items() if lane.client == client)
 
     def _next(self) -> _Lane | None:
-        """Whose turn it is, if there is room. Who has nothing under way is passed by small ones alone, and by these
-        only while it waits for clients to take what is unsent, which may be long."""
+        """Whose turn it is, if there is room. Who has nothing under way or unsent is passed by small ones alone, and
+        by these only while it waits for clients to take what is unsent, which may be long."""
         if self._under_way >= self.window:
             return None
         only_small = False
         for lane, queue in self._waiting.items():
-            if queue[0].come.done() or (self._fits(queue[0].load) and (lane.is_small or not only_small)):
+            if queue[0].come.done() or (self._fits(lane.client, queue[0].load) and (lane.is_small or not only_small)):
                 return lane
-            if not self._inside[lane.client]:
+            if not self._has_some(lane.client):
                 if lane.is_small or not self._unsent.bytes:
                     return None
                 only_small = True
         return None
 
+    def _has_some(self, client: str) -> bool:
+        """Whether something of it is under way or unsent."""
+        return client in self._inside or self._unsent.of(client) > 0
+
     def _is_small(self, load: Load) -> bool:
         return self._expected(load, 1) <= self._room_bytes / SMALL_SHARE
 
-    def _fits(self, load: Load) -> bool:
-        unsent = 0 if self._is_small(load) else self._unsent.bytes
+    def _fits(self, client: str, load: Load) -> bool:
+        unsent: float = 0 if self._is_small(load) else self._unsent.bytes
         if not self._under_way and not unsent:
             return True
+        if not self._has_some(client):  # others fill one room at most, however slowly they read
+            unsent = max(0, unsent - self._room_bytes)
         return self._expected(load + self._load, self._under_way + 1) + unsent <= self._room_bytes
 
     def _expected(self, load: Load, count: int) -> float:

@@ -79,6 +79,7 @@ class Attempts:
         response = replace(
             answered.response,
             model_name=request.model_name,
+            client=request.client,
             parameters={**kept, GENERATION: choice.generation, PLAN: choice.route.name},
         )
         unqueued_seconds = max(0.0, now - started - sum(hop.queue for hop in trace))

@@ -161,7 +161,7 @@ class Forwarder:
 
     async def _in_turn(self, journey: _Journey) -> InferResponse:
         turn = self._line.turn(journey.request.client, journey.load)
-        if self._line.has_room(journey.load):
+        if self._line.has_room(journey.request.client, journey.load):
             async with turn:
                 return await self._travel(journey)
         async with contextlib.AsyncExitStack() as stack:
