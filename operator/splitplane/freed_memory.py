@@ -6,6 +6,7 @@ a planner's search. How much it keeps depends on the largest block that the proc
 it is set, by programs as they start.
 """
 
+import asyncio
 import contextlib
 import ctypes
 
@@ -13,14 +14,20 @@ MESSAGES_BYTES = 32 << 20
 """For processes that pass messages on: the most that glibc comes to on its own, once it has seen such a block freed."""
 SEARCH_BYTES = 8 << 20
 """For processes that plan: the arrays of a layer of the search are far smaller, and several are freed at once."""
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of ``malloc.h``."""
+LARGE_BYTES, FREED_BYTES = 8 << 20, 32 << 20
+"""After so much of messages as large as that, each of which lay in memory up to four times, free memory goes back to
+the kernel. What comes next pays for it with page faults, so not after smaller ones."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+"""``M_TRIM_THRESHOLD``, ``M_MMAP_THRESHOLD`` and ``M_ARENA_MAX`` of ``malloc.h``."""
 
 
 def keep_freed(block_bytes: int) -> bool:
-    """Set this process's allocator so that it takes blocks up to this size from a heap, at whose end it keeps twice as
-    much free memory; larger blocks are mapped by themselves. The variables ``MALLOC_*_THRESHOLD_`` would do it too, set
-    before its start.
+    """Set this process's allocator so that it takes blocks up to this size from one heap, at whose end it keeps twice
+    as much free memory; larger blocks are mapped by themselves. The variables ``MALLOC_*`` would do it too, set before
+    its start.
+
+    One heap for all threads, as each would keep as much at the end of its own, from where even :func:`give_back` takes
+    nothing: of gRPC's seven threads that were 250 MB. Call it before there are threads.
 
     False where the C library has no such settings (musl, macOS): then all stays as it is.
     """
@@ -28,14 +35,29 @@ def keep_freed(block_bytes: int) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return False
-    return bool(mallopt(_TRIM_THRESHOLD, 2 * block_bytes) and mallopt(_MMAP_THRESHOLD, block_bytes))
+    settings = ((_ARENA_MAX, 1), (_TRIM_THRESHOLD, 2 * block_bytes), (_MMAP_THRESHOLD, block_bytes))
+    return all(mallopt(name, value) for name, value in settings)
 
 
 def give_back() -> None:
-    """Give the kernel all that has been freed, wherever in the heaps it lies; they are locked in turn meanwhile.
+    """Give the kernel all that has been freed, wherever in the heap it lies, which is locked meanwhile.
 
-    For after large messages, of which gRPC's threads leave pieces in heaps of their own: unlike the free end of a heap,
-    what lies below something in use is never given back by itself.
+    For after large messages: unlike the free end of the heap, what lies below something in use is never given back by
+    itself.
     """
     with contextlib.suppress(AttributeError):  # musl, macOS
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class LargeMessages:
+    """Gives free memory back, on a thread, after so many of one kind. For one event loop."""
+
+    def __init__(self) -> None:
+        self._freed = 0
+
+    def freed(self, size: int) -> None:
+        """A message of so many bytes is needed no longer."""
+        self._freed += size if size >= LARGE_BYTES else 0
+        if self._freed >= FREED_BYTES:
+            self._freed = 0
+            asyncio.get_running_loop().run_in_executor(None, give_back)

@@ -330,8 +330,8 @@ def refuse_all(pipe: Any, capacity: int) -> None:
 async def test_large_messages_for_which_there_is_no_room_are_given_back_to_the_kernel_too(monkeypatch):
     given: list[int] = []
     monkeypatch.setattr(freed_memory, "give_back", lambda: given.append(1))
-    monkeypatch.setattr(grpc_receiving, "LARGE_BYTES", 100_000)
-    monkeypatch.setattr(grpc_receiving, "FREED_BYTES", 100_000)
+    monkeypatch.setattr(freed_memory, "LARGE_BYTES", 100_000)
+    monkeypatch.setattr(freed_memory, "FREED_BYTES", 100_000)
     async with both(Echo(), Budget(100_000)) as (grpc_address, _), grpc.aio.insecure_channel(grpc_address) as channel:
         assert (await refusal(method(channel)(message(110_000))))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
         await until(lambda: bool(given))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import grpc.aio
 
-from splitplane import freed_memory
+from splitplane.freed_memory import LargeMessages
 from splitplane.runtime.budgets import TOTAL_SECONDS, Budget, Held
 from splitplane.runtime.connections import Silences, peer_of
 from splitplane.runtime.inference import Failure, InferenceError, invalid
@@ -24,9 +24,6 @@ FADING = 0.9
 """Of what is expected, as much stays when a smaller message has come."""
 KNOWN_ADDRESSES = 4096
 """Of so many is known what to expect; the one that was silent longest is forgotten."""
-LARGE_BYTES, FREED_BYTES = 8 << 20, 128 << 20
-"""After so much of messages as large as that, free memory goes back to the kernel. What comes next pays for it with
-page faults, so not after smaller ones."""
 
 
 class Received(NamedTuple):
@@ -49,8 +46,7 @@ class Receiving:
         self._silences = Silences()
         self._expected: dict[str, int] = {}
         """By address, the one that sent last at the end."""
-        self._freed = 0
-        """Of large messages, since free memory was given back."""
+        self._large = LargeMessages()
 
     def _expect(self, address: str, size: int) -> None:
         """Messages of that size come from there, whether they are requests or not: both take memory."""
@@ -58,13 +54,6 @@ class Receiving:
         self._expected[address] = max(size, round(FADING * before), LEAST_BYTES)
         if len(self._expected) > KNOWN_ADDRESSES:
             del self._expected[next(iter(self._expected))]
-
-    def _free(self, size: int) -> None:
-        """A message is needed no longer."""
-        self._freed += size if size >= LARGE_BYTES else 0
-        if self._freed >= FREED_BYTES:
-            self._freed = 0
-            asyncio.get_running_loop().run_in_executor(None, freed_memory.give_back)
 
     @contextlib.asynccontextmanager
     async def message(self, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Received]:
@@ -80,7 +69,7 @@ class Receiving:
             yield received
         finally:
             received.held.release()
-            self._free(size)
+            self._large.freed(size)
 
     async def _read(self, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         peer = context.peer()
@@ -99,7 +88,7 @@ class Receiving:
         try:
             self._budget.settle(lent, size, address)
         except InferenceError:
-            self._free(size)
+            self._large.freed(size)
             raise
 
     async def _whole(self, context: grpc.aio.ServicerContext[Any, Any], peer: str) -> bytes:

@@ -4,6 +4,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
+from splitplane.freed_memory import LargeMessages
+
 LEAST_BYTES = 1 << 16
 """Smaller ones do not count."""
 SENDING_SECONDS = 60.0
@@ -17,6 +19,7 @@ class Unsent:
     def __init__(self, *, sending_seconds: float = SENDING_SECONDS) -> None:
         self.bytes, self.sending_seconds = 0, sending_seconds
         self._of: Counter[str] = Counter()
+        self._large = LargeMessages()
         self.on_less: Callable[[], None] = lambda: None
 
     def of(self, client: str) -> int:
@@ -29,6 +32,7 @@ class Unsent:
         if not self._of[client]:
             del self._of[client]
         if size < 0:
+            self._large.freed(-size)
             self.on_less()
 
 
