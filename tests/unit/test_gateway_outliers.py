@@ -149,12 +149,21 @@ def test_a_slow_replica_is_away_for_longer_each_time_until_it_has_been_well_agai
         assert endpoints.judged("1", now, slow=True) == pause
         assert endpoints.judged("2", now, slow=True) == 0.0, "one of three is away already"
         assert "1" not in endpoints.pick("stage")
+        assert endpoints.healthy("stage") == 3, "a switch that needs three does not wait for it"
         assert endpoints.take_due(now + pause - 1) == []
         now += pause
         (back,) = endpoints.take_due(now)
         endpoints.checked(back, healthy=True, now=now)
     assert endpoints.judged("1", now, slow=False) == 0.0
     assert endpoints.judged("1", now, slow=True) == 2 * SLOW_SECONDS
+
+
+def test_a_slow_replica_that_does_not_answer_is_no_longer_counted() -> None:
+    endpoints = admitted(2)
+    assert endpoints.judged("1", 0.0, slow=True) == SLOW_SECONDS
+    (back,) = endpoints.take_due(SLOW_SECONDS)
+    endpoints.checked(back, healthy=False, now=SLOW_SECONDS)
+    assert endpoints.healthy("stage") == 1
 
 
 def test_the_slow_one_of_two_comes_back_at_once_when_the_other_is_lost() -> None:

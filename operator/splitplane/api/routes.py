@@ -168,7 +168,8 @@ class RouteTableSpec(Model):
 
 
 class StageEndpoints(Model):
-    """Endpoints of a stage that the gateway has admitted: ready, not terminating, and answering a health check."""
+    """Endpoints of a stage that the gateway has admitted: ready, not terminating, and answering a health check. Those
+    count, too, that it leaves out for a while for being slow or erring."""
 
     name: Name
     ready: Annotated[int, between(0, 100_000)]

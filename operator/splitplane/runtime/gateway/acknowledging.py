@@ -39,7 +39,7 @@ def build_status(router: Router) -> dict[str, Any]:
             links.append(entry)
     return {
         "acknowledgedGeneration": table.generation if table else -1,
-        "stages": [{"name": name, "ready": router.endpoints.ready(name)} for name in (table.stages if table else ())],
+        "stages": [{"name": name, "ready": router.endpoints.healthy(name)} for name in (table.stages if table else ())],
         "inFlight": [
             {"generation": generation, "requests": requests}
             for generation, requests in sorted(router.flights.by_generation.items())[-MOST_GENERATIONS:]

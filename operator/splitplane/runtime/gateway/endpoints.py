@@ -130,6 +130,7 @@ class Endpoints:
             endpoint.admitted, endpoint.out_until, endpoint.hanging_seconds = True, -inf, inf
             self._on_change()
         elif not healthy:
+            endpoint.out_until = -inf
             self._eject(endpoint, now + CHECK_RETRY_SECONDS)
 
     def succeeded(self, address: str) -> None:
@@ -243,6 +244,10 @@ class Endpoints:
     def ready(self, stage: str) -> int:
         """Number of admitted endpoints of a stage."""
         return sum(1 for e in self._by_address.values() if e.admitted and e.pod.stage == stage)
+
+    def healthy(self, stage: str) -> int:
+        """Number of those and of the ones that are left out for being slow, or for erring, though they answer."""
+        return sum(1 for e in self._by_address.values() if e.pod.stage == stage and (e.admitted or e.out_until > -inf))
 
     def get(self, address: str) -> Endpoint | None:
         return self._by_address.get(address)
