@@ -65,7 +65,7 @@ def test_messages_find_the_pages_of_those_before() -> None:
 
 
 def test_large_messages_of_many_threads_can_be_given_back() -> None:
-    assert printed(LARGE.format(no_settings=NO_SETTINGS)) < 20_000, "kB; six threads had 24 MB each"
+    assert printed(LARGE.format(no_settings=NO_SETTINGS)) < 68_000, "kB; six threads had 24 MB each"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
